@@ -1,0 +1,57 @@
+# `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test format wheel-check clean
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The first Python on the path that is new enough; another one: make setup PYTHON=/path/to/python3
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
+NEW_ENOUGH := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+STAMP := .venv/.complete
+TEST_PROCESSES ?= 2
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv with everything in it, as tested (constraints.txt)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.10 or newer with the module venv is needed, and \
+	none of $(CANDIDATES) is one. Install it (Debian, Ubuntu: apt install python3 python3-venv), or \
+	name one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
+	rm -f $(STAMP)
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: setup ## train and test an adapter on the built-in demo (minutes on a CPU)
+	.venv/bin/python -m msea_lightning.train
+
+check: setup ## what has to be clean: format, lint, types, tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	@$(MAKE) --no-print-directory test
+
+test: setup ## run the tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES)
+
+format: setup ## format the code, and mend what can be mended by itself
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+wheel-check: setup ## build the wheel, install it in an empty environment, run the demo from there
+	rm -rf dist build/wheel-check
+	.venv/bin/python -m build --wheel --outdir dist
+	.venv/bin/python -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt dist/*.whl
+	folder=$$(mktemp -d) && cd $$folder && "$(CURDIR)/build/wheel-check/bin/python" -P \
+	  -m msea_lightning.train && echo "The wheel works; the run is in $$folder/runs"
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

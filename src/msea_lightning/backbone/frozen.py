@@ -1,0 +1,338 @@
+"""A causal language model that never changes, reduced to what an adapter needs of it.
+
+Shape legend: B utterances, S tokens, M nodes of the answer tree, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from msea_lightning.config import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOGITS_AT_ONCE = 1 << 24
+"""Logits held at one time when scoring answers (64 MiB in float32)."""
+
+_FINGERPRINT_ROWS = 16
+"""Rows of each weight matrix that enter a fingerprint."""
+
+
+class BackboneError(UserError):
+    """A language model that cannot be loaded or cannot serve as a backbone."""
+
+
+class FrozenBackbone:
+    """A frozen language model with its tokenizer.
+
+    Deliberately not an ``nn.Module``: held by a LightningModule it is not one of its modules, so
+    none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. No method of the
+    language model is patched and none of its parameters requires a gradient; gradients flow
+    through it to its inputs only.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        pad_token: Token that fills up sequences; the tokenizer's own, else its unknown or end
+            token, where not given.
+
+    Attributes:
+        model: The language model, in evaluation mode.
+        tokenizer: The tokenizer.
+        pad_id: Id of the padding token.
+
+    Raises:
+        BackboneError: if the model's parts do not add up to its own logits, or its attention does
+            not take a mask between every two positions; both are tried once with a few tokens.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pad_token: str | None = None,
+    ) -> None:
+        self.model = model
+        self.model.train(mode=False)
+        self.model.requires_grad_(False)
+        keep_4bit_layout(self.model)
+        self.tokenizer = tokenizer
+        self.pad_id = _pad_id(tokenizer, pad_token)
+        self._check_vocabulary()
+        self._body: nn.Module = getattr(model, model.base_model_prefix)
+        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        self._check()
+
+    @property
+    def width(self) -> int:
+        """Width d of the embeddings."""
+        return int(self._embedding.weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token embeddings V."""
+        return int(self._embedding.weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype."""
+        return self._embedding.weight.dtype
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model was made for; None where it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, quantised ones counted as what they stand for."""
+        return int(self.model.num_parameters())
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear layers are stored in int8 or nf4."""
+        return getattr(self.model, "quantization_method", None) is not None
+
+    def to(self, device: torch.device) -> FrozenBackbone:
+        """Moves the model in place.
+
+        Raises:
+            BackboneError: for a quantised model, which stays where it was loaded.
+        """
+        if self.device.type == device.type and device.index in (None, self.device.index):
+            return self
+        if self.quantized:
+            raise BackboneError(
+                f"The quantised backbone was loaded on {self.device} and cannot be moved to "
+                f"{device}: load it there."
+            )
+        nn.Module.to(self.model, device)
+        return self
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings.
+
+        Args:
+            ids: (B, S) token ids.
+
+        Returns:
+            (B, S, d) in the backbone's dtype.
+        """
+        embedded: Tensor = self._embedding(ids)
+        return embedded
+
+    def hidden(self, inputs_embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Final hidden states, from which :meth:`logits` are made.
+
+        Args:
+            inputs_embeds: (B, S, d) in the backbone's dtype.
+            mask: (B, S) bool, False at padding; or (B, S, S) bool, whether position i attends to
+                position j, where that is not all of the positions before it.
+            positions: (B, S) positions.
+
+        Returns:
+            (B, S, d).
+        """
+        attention = mask.long() if mask.dim() == 2 else _additive(mask, inputs_embeds.dtype)
+        extra = {"position_ids": positions} if self._takes_positions else {}
+        output = self._body(
+            inputs_embeds=inputs_embeds, attention_mask=attention, use_cache=False, **extra
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits.
+
+        Args:
+            hidden: (..., d) final hidden states.
+
+        Returns:
+            (..., V) float32.
+        """
+        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        config = self.model.config.get_text_config()
+        if (scale := getattr(config, "logit_scale", None)) is not None:
+            scores = scores * scale
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            scores = scores / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            scores = torch.tanh(scores / cap) * cap
+        return scores.float()
+
+    def token_logp(self, hidden: Tensor, predictors: Tensor, token_ids: Tensor) -> Tensor:
+        """Log probability of given tokens at given places, without keeping all logits.
+
+        Args:
+            hidden: (B, P, d) hidden states at the P places that predict something.
+            predictors: (A, L) place that predicts each token of each answer; -1 for none.
+            token_ids: (A, L) the tokens; -1 for none.
+
+        Returns:
+            (B, A, L) float32 log probabilities among the whole vocabulary; 0 where there is none.
+        """
+        batch, places, _ = hidden.shape
+        predictors, token_ids = predictors.to(hidden.device), token_ids.to(hidden.device)
+        out = hidden.new_zeros(batch, *predictors.shape, dtype=torch.float32)
+        rows = max(1, _LOGITS_AT_ONCE // (batch * self.vocabulary))
+        for start in range(0, places, rows):
+            logp = self.logits(hidden[:, start : start + rows]).log_softmax(-1)
+            here = (predictors >= start) & (predictors < start + rows)
+            answer, step = here.nonzero(as_tuple=True)
+            out[:, answer, step] = logp[
+                :, predictors[answer, step] - start, token_ids[answer, step]
+            ]
+        return out
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this language model from any other, by part.
+
+        ``model`` covers the architecture, ``embeddings`` some rows of the embedding matrix and all
+        vectors (norms, biases), ``linear`` some rows of every weight matrix, ``tokenizer`` the
+        vocabulary. Numbers are rounded to bfloat16 first, so that a checkpoint has the same
+        fingerprint in every compute dtype. Quantised matrices are fingerprinted under a key of
+        their own, because they are not comparable to the dense ones.
+        """
+        config = self.model.config.get_text_config()
+        shape = [config.model_type, self.width, self.vocabulary, config.num_hidden_layers]
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        method = getattr(self.model, "quantization_method", None)
+        linear = f"linear-{method.value}" if method is not None else "linear"
+        return {
+            "model": _digest([repr(shape).encode()]),
+            "tokenizer": _digest([repr(vocabulary).encode()]),
+            "embeddings": _digest(_samples(self._tensors(matrices=False))),
+            linear: _digest(_samples(self._tensors(matrices=True))),
+        }
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return cast("nn.Embedding", self.model.get_input_embeddings())
+
+    def _tensors(self, *, matrices: bool) -> Iterator[Tensor]:
+        embedding = self._embedding.weight
+        if not matrices:
+            yield embedding
+        for _, parameter in sorted(self.model.named_parameters()):
+            if parameter is not embedding and (parameter.dim() > 1) == matrices:
+                yield parameter
+
+    def _check_vocabulary(self) -> None:
+        if self.tokenizer.vocab_size > self.vocabulary:
+            raise BackboneError(
+                f"The tokenizer has {self.tokenizer.vocab_size} tokens, but the language model "
+                f"only {self.vocabulary} embeddings: they are not of one model. Set "
+                "backbone.tokenizer to the tokenizer of backbone.path."
+            )
+        if self.pad_id >= self.vocabulary:
+            raise BackboneError(
+                f"The padding token has the id {self.pad_id}, but the language model only "
+                f"{self.vocabulary} embeddings: set backbone.pad_token to a token that it was "
+                "trained with, such as the unknown or end token. Padding is masked, so any will do."
+            )
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        count = min(5, self.vocabulary)
+        ids = torch.arange(count, device=self.device)[None]
+        positions = torch.arange(count, device=self.device)[None]
+        embedded = self.embed(ids)
+        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None]
+        expected = self.model(input_ids=ids, use_cache=False).logits.float()
+        # Reduced precision orders sums differently for different masks; wrong parts are far off.
+        tolerance = 1e-3 if self.dtype is torch.float32 and not self.quantized else 0.25
+        scale = expected.std().clamp(min=1e-6)
+        for what, mask in (
+            ("its own logits", torch.ones_like(ids, dtype=torch.bool)),
+            ("the same logits under an explicit mask between positions", causal),
+        ):
+            try:
+                found = self.logits(self.hidden(embedded, mask, positions))
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise BackboneError(
+                    f"{type(self.model).__name__} cannot be a backbone: reading embeddings failed "
+                    f"with {type(error).__name__}: {error}"
+                ) from error
+            difference = ((found - expected).abs().max() / scale).item()
+            if not difference < tolerance:
+                raise BackboneError(
+                    f"{type(self.model).__name__} cannot be a backbone: its embeddings, layers and "
+                    f"output head do not give {what} (they differ by {difference:.3g} standard "
+                    f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
+                    "with ordinary attention."
+                )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:
+    if pad_token is not None:
+        token_id = tokenizer.convert_tokens_to_ids(pad_token)
+        if token_id is None or (
+            token_id == tokenizer.unk_token_id and pad_token != tokenizer.unk_token
+        ):
+            raise BackboneError(
+                f"backbone.pad_token={pad_token!r} is not a token of the tokenizer; set it to one "
+                "that is, or to null for the tokenizer's own."
+            )
+        assert isinstance(token_id, int)
+        return token_id
+    for own in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
+        if own is not None:
+            return int(own)
+    raise BackboneError(
+        "The tokenizer names no padding, unknown or end token: set backbone.pad_token to one of "
+        "its tokens. Padding is masked, so any will do."
+    )
+
+
+def keep_4bit_layout(model: nn.Module) -> None:
+    """Keeps 4-bit weights on a CPU as they are.
+
+    Outside of training and without a gradient, bitsandbytes repacks them in place for AVX-512,
+    which changes frozen tensors, needs widths that 64 divides, and computes in bfloat16. A linear
+    layer does nothing else in training mode.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, S, S) bool to the (B, 1, S, S) mask that every attention adds to its scores."""
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(dtype).min)[:, None]
+
+
+def _samples(tensors: Iterator[Tensor]) -> Iterator[bytes]:
+    for tensor in tensors:
+        rows = tensor.detach().reshape(tensor.shape[0], -1)
+        step = max(1, rows.shape[0] // _FINGERPRINT_ROWS)
+        sample = rows[::step].contiguous().cpu()
+        if sample.is_floating_point():
+            # The bit pattern of bfloat16 is the upper half of float32's.
+            sample = sample.to(torch.bfloat16).view(torch.int16)
+        yield repr(tuple(tensor.shape)).encode() + sample.numpy().tobytes()
+
+
+def _digest(parts: Iterator[bytes] | list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def same_model(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two fingerprints are of one language model, as far as both tell."""
+    return all(one[part] == other[part] for part in one.keys() & other.keys())

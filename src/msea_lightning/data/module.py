@@ -1,0 +1,437 @@
+"""From the store to batches: one LightningDataModule per data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from msea_lightning.config import (
+    DatasetConfig,
+    LabelConfig,
+    MetricKind,
+    Reader,
+    TrainingConfig,
+    UserError,
+)
+from msea_lightning.data.prepare import prepare_store
+from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
+from msea_lightning.data.sampler import EvaluationSampler, TrainingBatchSampler, reading_costs
+from msea_lightning.data.store import Store, StoreSplit
+from msea_lightning.data.utterance import Batch, Utterance
+from msea_lightning.data.validation import hold_out
+
+_log = logging.getLogger(__name__)
+
+
+class DataError(UserError):
+    """A data set that cannot be trained or evaluated on."""
+
+
+class UtteranceDataModule(LightningDataModule):
+    """Batches of one data set; prepares it on first use.
+
+    Its loaders bring their own samplers, which share the work among devices themselves: the trainer
+    is built with ``use_distributed_sampler=False``.
+
+    Args:
+        dataset: The data set's options.
+        batch_size: Utterances per training batch, all devices together.
+        eval_batch_size: Utterances per evaluation batch and device.
+        seed: Seed of the training order and of a held-out validation part.
+        store: The prepared data set, where it is at hand; else it is prepared on first use.
+    """
+
+    readers: ClassVar[frozenset[Reader]] = frozenset(Reader)
+    """Layouts in which the data set is published."""
+
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        store: Store | None = None,
+    ) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._eval_batch_size = eval_batch_size
+        self._seed = seed
+        self._store = store
+        self._splits: dict[str, StoreSplit] | None = None
+        self._labels: LabelConfig | None = None
+        self._statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+
+    def prepare_data(self) -> None:
+        """Prepares the data set unless it has been prepared before; one process a machine."""
+        if self._store is None:
+            self._store = prepare_store(self._dataset, seed=self._seed)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data set, settles its label space, and holds out a validation part if needed.
+
+        Args:
+            stage: Lightning's stage; all stages use the same splits.
+
+        Raises:
+            UserError: where the data set has no training or test split, no validation part can be
+                held out, or a label lies outside the label space.
+        """
+        if self._splits is not None:
+            return
+        self.prepare_data()
+        assert self._store is not None
+        splits = dict(self._store.splits)
+        self._require(splits, "train", "to train on")
+        self._require(splits, "test", "to test on once training has ended")
+        self._labels = resolve_labels(self._dataset.labels, splits)
+        _say(
+            "labels: %s, %s",
+            describe_labels(self._labels),
+            "as configured" if self._labels == self._dataset.labels else "inferred from the labels",
+        )
+        for modality, dim in (("audio", self._store.audio_dim), ("vision", self._store.vision_dim)):
+            if dim is None:
+                _say("no %s in %s: no branch is trained for it", modality, self._dataset.name)
+        if "valid" not in splits:
+            splits |= self._hold_out(splits["train"])
+        self._splits = {split: splits[split] for split in ("train", "valid", "test")}
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Lets go of the memory-mapped files; reading opens them again."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def labels(self) -> LabelConfig:
+        """The label space, with nothing left to infer."""
+        self._require_setup()
+        assert self._labels is not None
+        return self._labels
+
+    @property
+    def metrics(self) -> MetricKind:
+        """The metric definitions, with nothing left to infer."""
+        return resolve_metrics(self._dataset.metrics, self.labels)
+
+    @property
+    def splits(self) -> dict[str, StoreSplit]:
+        """The splits ``train``, ``valid`` and ``test``."""
+        return self._require_setup()
+
+    @property
+    def audio_dim(self) -> int | None:
+        """Audio features per frame; None where the data set has no audio."""
+        return self.splits["train"].audio_dim
+
+    @property
+    def vision_dim(self) -> int | None:
+        """Vision features per frame; None where the data set has no vision."""
+        return self.splits["train"].vision_dim
+
+    def feature_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Mean and standard deviation of each feature over all frames of the training part.
+
+        Returns:
+            For each modality that the data set has, mean (d,) and standard deviation (d,), summed
+            up in float64. The deviation of a feature that does not vary is 1.
+        """
+        if self._statistics is None:
+            train = self.splits["train"]
+            dims = {"audio": train.audio_dim, "vision": train.vision_dim}
+            self._statistics = {
+                modality: _frame_statistics(train, modality, dim)
+                for modality, dim in dims.items()
+                if dim is not None
+            }
+        return self._statistics
+
+    def train_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
+        """Shuffled, length-bucketed batches of the training part; see TrainingBatchSampler."""
+        train = self.splits["train"]
+        sampler = TrainingBatchSampler(
+            reading_costs(train.texts, train.audio_lengths, train.vision_lengths),
+            self._batch_size,
+            seed=self._seed,
+            rank=self._rank,
+            world=self._world,
+        )
+        return DataLoader(
+            _Numbered(train),
+            batch_sampler=sampler,
+            collate_fn=partial(collate, audio_dim=train.audio_dim, vision_dim=train.vision_dim),
+            num_workers=self._dataset.workers,
+            persistent_workers=self._dataset.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator, so that loading draws nothing from the one that dropout draws from.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[tuple[int, Utterance]]:
+        """Batches of a split in its order; see EvaluationSampler.
+
+        Args:
+            split: ``train``, ``valid`` or ``test``.
+        """
+        utterances = self.splits[split]
+        return DataLoader(
+            _Numbered(utterances),
+            batch_size=self._eval_batch_size,
+            sampler=EvaluationSampler(len(utterances), rank=self._rank, world=self._world),
+            collate_fn=partial(
+                collate, audio_dim=utterances.audio_dim, vision_dim=utterances.vision_dim
+            ),
+            num_workers=self._dataset.workers,
+            persistent_workers=self._dataset.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+    def val_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
+        """Batches of the validation part, in order."""
+        return self.evaluation_dataloader("valid")
+
+    def test_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
+        """Batches of the test split, in order."""
+        return self.evaluation_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
+        """Batches of the test split, in order."""
+        return self.evaluation_dataloader("test")
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _require(self, splits: Mapping[str, StoreSplit], split: str, purpose: str) -> None:
+        if split not in splits:
+            raise DataError(
+                f"the data set '{self._dataset.name}' has no {split} split {purpose}; it has "
+                f"{', '.join(splits)}. Mark some utterances as {split}. Only a missing valid split "
+                "is drawn from the training utterances: results on a test split made up here could "
+                "not be compared with anybody's."
+            )
+
+    def _require_setup(self) -> dict[str, StoreSplit]:
+        if self._splits is None:
+            raise RuntimeError("the data module has not been set up: call setup() first")
+        return self._splits
+
+    def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
+        """Takes the validation part out of the training split, and says so."""
+        held = hold_out(
+            train.labels,
+            train.groups,
+            fraction=self._dataset.valid_fraction,
+            seed=self._seed,
+        )
+        kept = np.setdiff1d(np.arange(len(train)), held)
+        groups = {group for group in train.groups if group is not None}
+        held_groups = {train.groups[index] for index in held} - {None}
+        by_group = f", {len(held_groups):,} of {len(groups):,} groups," if groups else ""
+        _say(
+            "no valid split: %s of %s training utterances%s held out for validation, seed %d",
+            f"{len(held):,}",
+            f"{len(train):,}",
+            by_group,
+            self._seed,
+            level=logging.WARNING,
+        )
+        return {"train": train.select(kept), "valid": train.select(held)}
+
+
+class Mosei(UtteranceDataModule):
+    """CMU-MOSEI: English monologues, intensities from -3 to 3 (paper, Table 6)."""
+
+    readers = frozenset({Reader.mmsa})
+
+
+class SimsV2(UtteranceDataModule):
+    """CH-SIMS v2.0, its supervised part: Chinese, intensities from -1 to 1 (paper, Table 6)."""
+
+    readers = frozenset({Reader.mmsa})
+
+
+class Mosi(UtteranceDataModule):
+    """CMU-MOSI: English monologues, intensities from -3 to 3."""
+
+    readers = frozenset({Reader.mmsa})
+
+
+class Sims(UtteranceDataModule):
+    """CH-SIMS: Chinese, intensities from -1 to 1."""
+
+    readers = frozenset({Reader.mmsa})
+
+
+class Meld(UtteranceDataModule):
+    """MELD: English television dialogues, seven emotions (paper, Table 6)."""
+
+    readers = frozenset({Reader.dialogue})
+
+
+class Cherma(UtteranceDataModule):
+    """CHERMA: Chinese film and television, seven emotions (paper, Table 6)."""
+
+    readers = frozenset({Reader.dialogue, Reader.cherma})
+
+
+class Iemocap(UtteranceDataModule):
+    """IEMOCAP: English acted dialogues, emotions."""
+
+    readers = frozenset({Reader.dialogue})
+
+
+class Table(UtteranceDataModule):
+    """Your own data: a table of utterances beside their features."""
+
+    readers = frozenset({Reader.table})
+
+
+class Demo(UtteranceDataModule):
+    """The built-in, generated corpus."""
+
+    readers = frozenset({Reader.demo})
+
+
+DATAMODULES: dict[str, type[UtteranceDataModule]] = {
+    "mosei": Mosei,
+    "simsv2": SimsV2,
+    "mosi": Mosi,
+    "sims": Sims,
+    "meld": Meld,
+    "cherma": Cherma,
+    "iemocap": Iemocap,
+    "table": Table,
+    "demo": Demo,
+}
+"""The data modules by the name of their data set (``dataset.name``)."""
+
+
+def build_datamodule(
+    dataset: DatasetConfig, training: TrainingConfig, seed: int, *, store: Store | None = None
+) -> UtteranceDataModule:
+    """The data module of a data set.
+
+    Chosen by ``dataset.name``; a data set of another name, or in another layout than the one it is
+    published in, gets the one of its layout.
+
+    Args:
+        dataset: The data set's options.
+        training: Batch sizes.
+        seed: Seed of the training order and of a held-out validation part.
+        store: The prepared data set, where it is at hand.
+    """
+    chosen = DATAMODULES.get(dataset.name)
+    if chosen is None or dataset.reader not in chosen.readers:
+        chosen = DATAMODULES.get(dataset.reader.value, UtteranceDataModule)
+    return chosen(
+        dataset,
+        batch_size=training.batch_size,
+        eval_batch_size=training.eval_batch_size,
+        seed=seed,
+        store=store,
+    )
+
+
+def collate(
+    items: Sequence[tuple[int, Utterance]], *, audio_dim: int | None, vision_dim: int | None
+) -> Batch:
+    """A batch of utterances, their features padded with zeros to the longest.
+
+    Args:
+        items: B pairs of a position in the split and the utterance there.
+        audio_dim: Audio features per frame; None where the data set has no audio.
+        vision_dim: Vision features per frame; None where the data set has no vision.
+
+    Returns:
+        The batch. A modality that the data set has, but no utterance of the batch, is one frame of
+        zeros, with lengths of 0.
+    """
+    utterances = [utterance for _, utterance in items]
+    audio, audio_lengths = _pad([utterance.audio for utterance in utterances], audio_dim)
+    vision, vision_lengths = _pad([utterance.vision for utterance in utterances], vision_dim)
+    labels = [utterance.label for utterance in utterances]
+    return Batch(
+        index=torch.tensor([index for index, _ in items], dtype=torch.int64),
+        ids=[utterance.id for utterance in utterances],
+        texts=[utterance.text for utterance in utterances],
+        labels=cast("list[float] | list[str]", labels),  # the store holds one type of label
+        audio=audio,
+        audio_lengths=audio_lengths,
+        vision=vision,
+        vision_lengths=vision_lengths,
+    )
+
+
+def _pad(
+    sequences: Sequence[NDArray[np.float32] | None], dim: int | None
+) -> tuple[Tensor | None, Tensor]:
+    """(B, L, d) padded frames, None without a width, and (B,) lengths."""
+    lengths = torch.tensor([0 if frames is None else len(frames) for frames in sequences])
+    if dim is None:
+        return None, lengths
+    padded = torch.zeros(len(sequences), max(1, int(lengths.max())), dim)
+    for row, frames in zip(padded, sequences, strict=True):
+        if frames is not None:
+            row[: len(frames)] = torch.from_numpy(frames)
+    return padded, lengths
+
+
+class _Numbered(Dataset[tuple[int, Utterance]]):
+    """The utterances of a split with their positions."""
+
+    def __init__(self, split: StoreSplit) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> tuple[int, Utterance]:
+        return index, self._split[index]
+
+
+def _frame_statistics(
+    split: StoreSplit, modality: str, dim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (d,) and standard deviation (d,) over all frames, one utterance in memory at a time.
+
+    Means and squared deviations of utterances are merged (Chan, Golub and LeVeque 1983), which
+    loses nothing where a feature's mean is large beside its deviation.
+    """
+    count, mean, squares = 0, np.zeros(dim), np.zeros(dim)
+    for index in range(len(split)):
+        frames = split.features(modality, index)
+        if frames is None:
+            continue
+        part = frames.astype(np.float64)
+        difference = part.mean(axis=0) - mean
+        total = count + len(part)
+        squares += ((part - part.mean(axis=0)) ** 2).sum(axis=0)
+        squares += difference**2 * (count * len(part) / total)
+        mean += difference * (len(part) / total)
+        count = total
+    deviation = np.sqrt(squares / max(1, count))
+    constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
+    return mean, np.where(constant, 1.0, deviation)
+
+
+@rank_zero_only
+def _say(message: str, *values: object, level: int = logging.INFO) -> None:
+    """Tells the user once, whatever the number of devices."""
+    _log.log(level, message, *values)

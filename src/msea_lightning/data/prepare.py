@@ -1,0 +1,305 @@
+"""Preparation: published files become a store, once.
+
+A store lies in ``<cache>/stores/<name>-<fingerprint>``. The fingerprint covers the source files and
+every option that changes what is stored, so that changed files or options make a new store, and
+unchanged ones find the store that is there. Nothing is ever written beside the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from msea_lightning.config import DatasetConfig, Reader, UserError
+from msea_lightning.data.readers import MissingFileError, Reading, find_files, read_files
+from msea_lightning.data.store import FORMAT_VERSION, Store, store_lock, write_store
+from msea_lightning.data.utterance import Utterance
+
+CONVERSION = 1
+"""Raised whenever a reader makes other utterances of the same files: older stores are set aside."""
+
+_PROBE = 1 << 16
+"""Bytes at either end of a file that enter the fingerprint, beside its size and time of change."""
+
+_log = logging.getLogger(__name__)
+
+
+class PrepareError(UserError):
+    """A data set that cannot be prepared: its files are missing, or the cache cannot be written."""
+
+
+def prepare_store(dataset: DatasetConfig, *, seed: int = 1111) -> Store:
+    """Opens the store of a data set; makes it first where there is none yet.
+
+    Safe to interrupt and to run again, and in several processes at once: one converts, the others
+    wait for it.
+
+    Args:
+        dataset: The data set's options.
+        seed: Seed of the run. What is stored does not depend on it, so that runs of all seeds share
+            one store; a valid part that the files lack is drawn by the data module.
+
+    Returns:
+        The store. Its ``info`` has the keys ``name``, ``reader``, ``source`` (the path that was
+        read), ``files`` (their number) and ``found`` (for each split the counts of repaired values
+        and absent modalities, see :class:`~msea_lightning.data.readers.Counts`).
+
+    Raises:
+        UserError: where files are missing, damaged, or not as their layout says, or the cache
+            cannot be written; with the file, the utterance and the remedy.
+    """
+    if dataset.reader is Reader.demo:
+        fingerprint = _demo_fingerprint(dataset)
+        return _stored(dataset, fingerprint, partial(_convert_demo, dataset))
+    path = _locate(dataset)
+    fingerprint = _fingerprint(dataset, path)
+    return _stored(dataset, fingerprint, partial(_convert_files, dataset, path))
+
+
+def cache_folder(dataset: DatasetConfig) -> Path:
+    """Where downloads and stores lie: ``dataset.cache``, $MSEA_CACHE or ~/.cache/msea_lightning."""
+    chosen = dataset.cache or os.environ.get("MSEA_CACHE") or "~/.cache/msea_lightning"
+    return Path(chosen).expanduser().absolute()
+
+
+def download_folder(dataset: DatasetConfig) -> Path:
+    """Where the files of a data set are fetched to, and looked for without ``dataset.path``."""
+    return cache_folder(dataset) / "downloads" / _file_name(dataset.name)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".") or "dataset"
+
+
+def _locate(dataset: DatasetConfig) -> Path:
+    """The file or folder to read; fetched first where it is missing and that is asked for.
+
+    Raises:
+        PrepareError: saying what is missing, where it is published, where to put it, and the
+            command that fetches it.
+    """
+    given = None if dataset.path is None else Path(dataset.path).expanduser().absolute()
+    downloads = download_folder(dataset)
+    try:
+        path = given or downloads
+        find_files(path, dataset)
+    except MissingFileError as error:
+        if not dataset.download:
+            raise PrepareError(_missing(dataset, str(error), downloads)) from error
+    else:
+        return path
+    try:
+        find_files(downloads, dataset)
+    except MissingFileError:
+        _log.info("fetching %s from the Hugging Face Hub into %s", dataset.hub_id, downloads)
+        # Imported here, because the Hub's client takes a second to load and is rarely needed.
+        from msea_lightning.data.download import download
+
+        download(dataset, downloads)
+    try:
+        find_files(downloads, dataset)
+    except MissingFileError as error:
+        raise PrepareError(
+            f"{error}, although {dataset.hub_id} was fetched from the Hugging Face Hub: it is not "
+            f"published in the layout of dataset.reader={dataset.reader.value}. Check "
+            "dataset.hub_id and dataset.reader."
+        ) from error
+    return downloads
+
+
+def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
+    if dataset.reader is Reader.table:
+        found = "dataset.path is not set" if dataset.path is None else what
+        return (
+            f"{found}. Give the folder with your utterances.csv (columns id, split, text, label) "
+            "and features.npz: dataset=table dataset.path=FOLDER."
+        )
+    hub = f"https://huggingface.co/datasets/{dataset.hub_id}" if dataset.hub_id else ""
+    source = dataset.source or hub or "a place that dataset.source does not name"
+    fetch = (
+        f"Fetch them with `python -m msea_lightning.prepare dataset={dataset.name} "
+        "dataset.download=true`, or get them there and"
+        if hub
+        else "Get them there and"
+    )
+    place = f"put them into {downloads}, or give" if dataset.path is None else "give"
+    return (
+        f"the files of the data set {dataset.name} are missing: {what}. They are published at "
+        f"{source}. {fetch} {place} their file or folder with dataset.path=PATH."
+    )
+
+
+def _stored(
+    dataset: DatasetConfig,
+    fingerprint: Mapping[str, Any],
+    convert: Callable[[Path], Store],
+) -> Store:
+    """Opens the store with a fingerprint, or makes it while no other process does."""
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
+    if Store.exists(folder):
+        return Store.open(folder)
+    try:
+        with store_lock(folder):
+            if Store.exists(folder):
+                return Store.open(folder)
+            _log.info("preparing %s in %s", dataset.name, folder)
+            return convert(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full; what was written has been removed"
+        else:
+            reason = str(error)
+        raise PrepareError(
+            f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
+            "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
+        ) from error
+
+
+def _options(dataset: DatasetConfig) -> dict[str, Any]:
+    """The options that change what is stored, or whether it may be."""
+    labels = dataset.labels
+    return {
+        "conversion": CONVERSION,
+        "format": FORMAT_VERSION,
+        "reader": dataset.reader.value,
+        "repair": dataset.repair.value,
+        "audio_dim": dataset.audio_dim,
+        "vision_dim": dataset.vision_dim,
+        "labels": [labels.kind.value, labels.low, labels.high, labels.names],
+    }
+
+
+def _fingerprint(dataset: DatasetConfig, path: Path) -> dict[str, Any]:
+    root = path.parent if path.is_file() else path
+    files = []
+    for file in find_files(path, dataset):
+        status = file.stat()
+        # Folders of arrays have tens of thousands of files: those are not opened.
+        probe = "" if file.suffix == ".npy" else _probe(file, status.st_size)
+        name = Path(os.path.relpath(file, root)).as_posix()
+        files.append([name, status.st_size, status.st_mtime_ns, probe])
+    return _options(dataset) | {"files": files}
+
+
+def _probe(file: Path, size: int) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(_PROBE))
+        stream.seek(max(size - _PROBE, 0))
+        digest.update(stream.read(_PROBE))
+    return digest.hexdigest()
+
+
+def _demo_fingerprint(dataset: DatasetConfig) -> dict[str, Any]:
+    from msea_lightning.data import demo
+
+    return {
+        "conversion": CONVERSION,
+        "format": FORMAT_VERSION,
+        "demo": [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed],
+        # The corpus is its generator: where that changes, so does the corpus.
+        "generator": hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest(),
+    }
+
+
+def _convert_demo(dataset: DatasetConfig, folder: Path) -> Store:
+    from msea_lightning.data.demo import demo_utterances
+
+    splits = demo_utterances(
+        dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
+    )
+    return write_store(folder, splits, info=_info(dataset, "generated", 0, {}))
+
+
+def _convert_files(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
+    """Reads the files and writes the store, with progress bars where somebody is watching."""
+    files = find_files(path, dataset)
+    pickles = [file for file in files if file.suffix in (".pkl", ".pickle")]
+    found: dict[str, Any] = {}
+    with _progress() as bars:
+        advance = None
+        if pickles:
+            size = sum(file.stat().st_size for file in pickles)
+            task = bars.add_task(f"reading {pickles[0].name}", total=size)
+            advance = partial(bars.advance, task)
+        reading = read_files(path, dataset, advance=advance)
+        splits = {split: _followed(reading, split, bars, found) for split in reading}
+        # The counts in info are complete when it is written, after the last utterance.
+        info = _info(dataset, str(path), len(files), found)
+        store = write_store(folder, splits, info=info, files=reading.files)
+    _compare_counts(dataset, store)
+    return store
+
+
+def _info(dataset: DatasetConfig, source: str, files: int, found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "reader": dataset.reader.value,
+        "source": source,
+        "files": files,
+        "found": found,
+    }
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def _followed(
+    reading: Reading, split: str, bars: Progress, found: dict[str, Any]
+) -> Iterator[Utterance]:
+    """A split's utterances, counted on a bar; notes at its end what was found in it."""
+    task = bars.add_task(f"converting {split}", total=reading.sizes[split])
+    for utterance in reading[split]:
+        yield utterance
+        bars.advance(task)
+    found[split] = dataclasses.asdict(reading.counts[split])
+
+
+def expected_counts(dataset: DatasetConfig) -> dict[str, int | None]:
+    """Utterances of each split as published, None where that is not configured."""
+    return {
+        "train": dataset.expected_train,
+        "valid": dataset.expected_valid,
+        "test": dataset.expected_test,
+    }
+
+
+def _compare_counts(dataset: DatasetConfig, store: Store) -> None:
+    for split, expected in expected_counts(dataset).items():
+        count = len(store.splits[split]) if split in store.splits else 0
+        if expected is not None and count != expected:
+            _log.warning(
+                "%s has %d utterances in %s, published are %d",
+                dataset.name,
+                count,
+                split,
+                expected,
+            )

@@ -1,0 +1,226 @@
+"""What ``infer`` stands for: the label space and the metrics that a data set's labels call for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msea_lightning.config import LabelConfig, LabelKind, MetricKind, UserError
+
+_GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
+_RANGE_TOLERANCE = 1e-6
+
+
+class LabelError(UserError):
+    """A label outside the label space, or labels that make none."""
+
+
+class Labelled(Protocol):
+    """Utterances with labels, such as a split of a store."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """N ids."""
+
+    @property
+    def labels(self) -> Sequence[float] | Sequence[str]:
+        """N labels."""
+
+
+def resolve_labels(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+    """The label space of a data set, with nothing left to infer; all labels lie in it.
+
+    What is not configured is inferred from the labels of the training split alone (all of it, also
+    what is held out for validation later): what may be predicted must not depend on the test part.
+    Labels that are all numbers make a scale, any others a set of emotions, sorted by name.
+
+    The bounds of a scale are the labels' extremes, rounded outwards to the leading digit of their
+    spread (2.6 to 3; 1.33 and 4.8 to 1 and 5), up to the next power of ten where the spread is at
+    most 1 (0.8 to 1); they lie symmetrically around zero where both signs occur. The step is the
+    largest of 1, 2, 5 times a power of ten on which all labels and both bounds lie (whole numbers:
+    1; SIMS: 0.2), because an answer that no label ever is can only be wrong; but it is not finer
+    than the power of ten that divides the range into 20 to 200 parts, which is what labels off any
+    grid get (CMU-MOSI's thirds from -3 to 3: 0.1).
+
+    Args:
+        config: The label space as configured.
+        splits: The splits by name, ``train`` among them.
+
+    Raises:
+        LabelError: naming the split, the utterance and the label that is outside, and the legal
+            ones.
+    """
+    labels = splits["train"].labels
+    numeric = not isinstance(labels[0], str)
+    if config.kind is LabelKind.scale or (
+        config.kind is LabelKind.infer and numeric and not config.names
+    ):
+        return _resolve_scale(config, splits)
+    return _resolve_emotions(config, splits)
+
+
+def resolve_metrics(metrics: MetricKind, labels: LabelConfig) -> MetricKind:
+    """The metric definitions for a label space, unless configured.
+
+    Emotions get ``emotion``, a scale from -3 to 3 ``mosei``, any other with both signs within -1
+    and 1 ``simsv2``, and other scales ``scale``.
+
+    Args:
+        metrics: The metrics as configured.
+        labels: The resolved label space.
+
+    Raises:
+        LabelError: where the metrics are for intensities and the labels are emotions, or the other
+            way round.
+    """
+    emotions = labels.kind is LabelKind.emotions
+    if metrics is not MetricKind.infer:
+        if emotions != (metrics is MetricKind.emotion):
+            raise LabelError(
+                f"dataset.metrics={metrics.value} does not fit the labels, which are "
+                f"{describe_labels(labels)}. Use dataset.metrics=infer."
+            )
+        return metrics
+    if emotions:
+        return MetricKind.emotion
+    low, high = bounds(labels)
+    if (low, high) == (-3, 3):
+        return MetricKind.mosei
+    if -1 <= low < 0 < high <= 1:
+        return MetricKind.simsv2
+    return MetricKind.scale
+
+
+def bounds(labels: LabelConfig) -> tuple[float, float]:
+    """Lowest and highest intensity of a resolved scale."""
+    assert labels.low is not None
+    assert labels.high is not None
+    return labels.low, labels.high
+
+
+def describe_labels(labels: LabelConfig) -> str:
+    """A resolved label space in words: ``intensities from -3 to 3 in steps of 0.1``."""
+    if labels.kind is LabelKind.emotions:
+        return f"{len(labels.names)} emotions ({', '.join(labels.names)})"
+    low, high = bounds(labels)
+    return f"intensities from {low:g} to {high:g} in steps of {labels.step:g}"
+
+
+def _resolve_emotions(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+    _need_type(str, config, splits)
+    names = config.names or sorted({str(label) for label in splits["train"].labels})
+    if len(names) < 2:
+        raise LabelError(
+            f"all training utterances have the label '{names[0]}', which leaves nothing to learn. "
+            "Label them with at least two emotions."
+        )
+    for split, utterances in splits.items():
+        for identity, label in zip(utterances.ids, utterances.labels, strict=True):
+            if label not in names:
+                origin = (
+                    "is not in dataset.labels.names"
+                    if config.names
+                    else "does not occur in the training split, which the emotions are taken from"
+                )
+                raise LabelError(
+                    f"utterance '{identity}' ({split}) has the label '{label}', which {origin}: "
+                    f"{', '.join(names)}. Mend the label, remove the utterance, or list all "
+                    "emotions in dataset.labels.names."
+                )
+    return LabelConfig(kind=LabelKind.emotions, names=list(names))
+
+
+def _resolve_scale(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+    if config.names:
+        raise LabelError(
+            f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
+            f"dataset.labels.names lists {', '.join(config.names)}. Give one of the two."
+        )
+    _need_type(float, config, splits)
+    found = np.unique(np.asarray(splits["train"].labels, dtype=np.float64))
+    if len(found) < 2:
+        raise LabelError(
+            f"all training utterances have the label {found[0]:g}, which leaves nothing to learn. "
+            "Label them with at least two intensities."
+        )
+    low, high = _outer_bounds(float(found[0]), float(found[-1]))
+    low = low if config.low is None else config.low
+    high = high if config.high is None else config.high
+    if not low < high:
+        raise LabelError(
+            f"the lowest intensity {low:g} is not below the highest {high:g}; the training labels "
+            f"lie between {found[0]:g} and {found[-1]:g}. Set dataset.labels.low and "
+            "dataset.labels.high."
+        )
+    for split, utterances in splits.items():
+        for identity, label in zip(utterances.ids, map(float, utterances.labels), strict=True):
+            if not low - _RANGE_TOLERANCE <= label <= high + _RANGE_TOLERANCE:
+                origin = (
+                    "inferred from the training split"
+                    if config.low is None and config.high is None
+                    else "configured"
+                )
+                raise LabelError(
+                    f"utterance '{identity}' ({split}) has the label {label:g}, outside the "
+                    f"scale from {low:g} to {high:g} ({origin}). Mend the label, remove the "
+                    "utterance, or set dataset.labels.low and dataset.labels.high."
+                )
+    step = _step(np.append(found, [low, high])) if config.step is None else config.step
+    return dataclasses.replace(config, kind=LabelKind.scale, low=low, high=high, step=step)
+
+
+def _need_type(
+    expected: type[str | float], config: LabelConfig, splits: Mapping[str, Labelled]
+) -> None:
+    for split, utterances in splits.items():
+        label = utterances.labels[0]
+        if not isinstance(label, expected):
+            wanted = "a number" if expected is float else "the name of an emotion"
+            raise LabelError(
+                f"utterance '{utterances.ids[0]}' ({split}) has the label {label!r}, but "
+                f"dataset.labels.kind={config.kind.value} expects {wanted}. Change the labels, or "
+                "use dataset.labels.kind=infer without dataset.labels.names."
+            )
+
+
+def _outer_bounds(low: float, high: float) -> tuple[float, float]:
+    """Extremes rounded outwards, symmetric around zero where both signs occur."""
+    if low < 0 < high:
+        high = max(-low, high)
+        low = -high
+        unit = _unit(high)
+    else:
+        unit = _unit(high - low)
+    # Rounding first: 0.3 / 0.1 is a little less than 3.
+    steps = math.floor(round(low / unit, 6)), math.ceil(round(high / unit, 6))
+    return _tidy(steps[0] * unit), _tidy(steps[1] * unit)
+
+
+def _unit(spread: float) -> float:
+    """The leading digit's place of a spread above 1; the next power of ten of one up to 1."""
+    exponent = round(math.log10(spread), 6)
+    return float(10.0 ** (math.floor(exponent) if spread > 1 else math.ceil(exponent)))
+
+
+def _step(values: NDArray[np.float64]) -> float:
+    """The coarsest 1-2-5 step on which all values lie, or the finest one that makes sense."""
+    spread = float(np.ptp(values))
+    finest = math.floor(round(math.log10(spread / 20), 6))
+    coarsest = math.ceil(math.log10(spread))
+    for exponent in range(coarsest, finest - 1, -1):
+        for digit in (5, 2, 1):
+            step = digit * 10.0**exponent
+            parts = values / step
+            if step <= spread and np.all(np.abs(parts - np.round(parts)) < _GRID_TOLERANCE):
+                return _tidy(step)
+    return _tidy(10.0**finest)
+
+
+def _tidy(value: float) -> float:
+    """Without the rounding error of arithmetic on decimal fractions."""
+    return float(f"{value:.9g}") + 0.0

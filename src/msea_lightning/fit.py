@@ -1,0 +1,291 @@
+"""One run: from options to a finished run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from rich.console import Console
+from rich.table import Table
+
+from msea_lightning.backbone import FrozenBackbone, load_backbone, resolve_device
+from msea_lightning.callbacks import EpochHistory
+from msea_lightning.config import (
+    BackboneConfig,
+    Split,
+    TrainConfig,
+)
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.metrics import METRICS, selection_metric
+from msea_lightning.paper import paper_result
+from msea_lightning.plugin import describe, save_plugin
+from msea_lightning.runs import RunFolder, open_run, write_atomically, write_json
+from msea_lightning.task import AdapterTask, Prediction, build_task, trainable
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+_log = logging.getLogger(__name__)
+
+
+def fit(config: TrainConfig) -> RunFolder:
+    """Trains an adapter, tests the best validation epoch once, and writes the run folder.
+
+    Args:
+        config: All options of the run.
+
+    Returns:
+        The finished run folder.
+
+    Raises:
+        UserError: whatever is wrong with data, backbone, options, or training that diverged.
+    """
+    with open_run(config) as run:
+        seed_everything(config.seed, workers=True, verbose=False)
+        if config.trainer.threads is not None:
+            torch.set_num_threads(config.trainer.threads)
+        data = build_datamodule(config.dataset, config.training, config.seed)
+        data.prepare_data()
+        data.setup()
+        device = resolve_device(config.trainer.accelerator)
+        backbone = load_config_backbone(config.backbone, device)
+        # Weights depend on the seed alone, not on what was drawn while loading.
+        seed_everything(config.seed, workers=True, verbose=False)
+        task = build_task(config, data, backbone)
+        _announce(config, task, data)
+        with _loggers(config, run, task) as loggers:
+            trainer = _trainer(config, run, task, device, loggers)
+            resume = run.last if config.ckpt is not None else None
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=False)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            _finish(config, run, task, data, trainer)
+    return run
+
+
+def load_config_backbone(config: BackboneConfig, device: torch.device) -> FrozenBackbone:
+    """The backbone that the options describe, on a device."""
+    return load_backbone(
+        config.path,
+        tokenizer=config.tokenizer,
+        weights=config.weights,
+        architecture=config.architecture,
+        quantization=config.quantization,
+        dtype=config.dtype,
+        pad_token=config.pad_token,
+        device=device,
+        check_fit=config.check_memory,
+    )
+
+
+def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> Trainer:
+    """A trainer as the data modules need it, that says no more than what concerns the user.
+
+    Args:
+        device: Device of this process.
+        devices: How many devices; several share each batch (DDP: gloo on CPUs, NCCL on GPUs).
+        **options: Further arguments of :class:`lightning.pytorch.Trainer`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec")
+    warnings.filterwarnings("ignore", message=".* does not have many workers")
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    strategy: Strategy = SingleDeviceStrategy(device)
+    if devices > 1:
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=False)
+    return Trainer(
+        accelerator=device.type,
+        devices=devices,
+        strategy=strategy,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def show_results(
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    dataset: str,
+    backbone: str,
+    adapter: str,
+    ablation: str,
+    console: Console | None = None,
+) -> None:
+    """Prints metrics as a table, the paper's number beside ours where the paper has the cell.
+
+    Args:
+        results: Split to metric name to value.
+        dataset: Name of the data set.
+        backbone: Name of the backbone.
+        adapter: Name of the adapter.
+        ablation: Name of the ablation.
+        console: Where to print; standard output where not given.
+    """
+    paper = paper_result(dataset, backbone, adapter, ablation) or {}
+    table = Table(title=f"{dataset}: {adapter} on {backbone}, ablation {ablation}")
+    table.add_column("metric")
+    for split in results:
+        table.add_column(split, justify="right")
+    if paper:
+        table.add_column("paper (test)", justify="right")
+    for name in next(iter(results.values())):
+        if name not in METRICS:
+            continue
+        info = METRICS[name]
+        row = [f"{info.title} [%]" if info.percent else info.title]
+        row += [info.format(values[name]) for values in results.values()]
+        if paper:
+            row.append(info.format(paper[name]) if name in paper else "")
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def predictions_csv(predictions: list[Prediction]) -> str:
+    """Predictions as CSV text: id, text, label, prediction, probability."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["id", "text", "label", "prediction", "probability"])
+    for item in predictions:
+        writer.writerow([item.id, item.text, item.label, item.prediction, item.probability])
+    return buffer.getvalue()
+
+
+def evaluate_split(
+    trainer: Trainer, task: AdapterTask, data: UtteranceDataModule, split: Split
+) -> dict[str, float]:
+    """Metrics of a task on one split; predictions are left in ``task.predictions``."""
+    loader = data.evaluation_dataloader(split.value)
+    if split is Split.valid:
+        trainer.validate(task, dataloaders=loader, verbose=False)
+    else:
+        trainer.test(task, dataloaders=loader, verbose=False)
+    return task.metrics()
+
+
+def _announce(config: TrainConfig, task: AdapterTask, data: UtteranceDataModule) -> None:
+    _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
+    _log.info("task prompt: %s", task.prompt.task)
+    _log.info(
+        "%s trainable parameters (%s) in front of %s frozen ones (%s, %s, quantization %s)",
+        f"{trainable(task):,}",
+        config.adapter.name,
+        f"{task.backbone.parameters:,}",
+        config.backbone.name,
+        str(task.backbone.dtype).removeprefix("torch."),
+        config.backbone.quantization.value,
+    )
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.splits.items())
+    _log.info("utterances: %s", sizes)
+
+
+def _trainer(
+    config: TrainConfig,
+    run: RunFolder,
+    task: AdapterTask,
+    device: torch.device,
+    loggers: list[Logger],
+) -> Trainer:
+    selection = selection_metric(task.score.kind)
+    watched = f"valid/{selection.name}"
+    mode = "max" if selection.higher_is_better else "min"
+    callbacks: list[Callback] = [
+        EpochHistory(run.history, selection),
+        EarlyStopping(watched, mode=mode, patience=config.training.patience, check_finite=False),
+        ModelCheckpoint(
+            run.checkpoints,
+            filename="best",
+            monitor=watched,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+        ),
+        # After the others, whose state it holds.
+        ModelCheckpoint(
+            run.checkpoints,
+            filename="last",
+            save_top_k=1,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
+    # A bar in a file or a pipe is thousands of lines; there the log has one line an epoch.
+    bar = config.trainer.progress_bar and Console(stderr=True).is_terminal
+    if bar:
+        callbacks.append(TQDMProgressBar())
+    return make_trainer(
+        device,
+        devices=config.trainer.devices,
+        max_epochs=config.training.schedule_epochs,
+        gradient_clip_val=config.training.gradient_clip,
+        num_sanity_val_steps=0,
+        enable_progress_bar=bar,
+        callbacks=callbacks,
+        logger=loggers or False,
+        log_every_n_steps=10,
+        default_root_dir=run.path,
+    )
+
+
+def _finish(
+    config: TrainConfig,
+    run: RunFolder,
+    task: AdapterTask,
+    data: UtteranceDataModule,
+    trainer: Trainer,
+) -> None:
+    """Tests the best validation epoch and writes everything that a finished run has."""
+    best = torch.load(run.best, map_location=task.device, weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    results = {
+        "test": evaluate_split(trainer, task, data, Split.test),
+    }
+    predictions = task.predictions
+    results["valid"] = evaluate_split(trainer, task, data, Split.valid)
+    if not trainer.is_global_zero:
+        return
+    write_atomically(run.predictions, predictions_csv(predictions))
+    facts = describe(
+        task,
+        dataset=config.dataset.name,
+        labels=data.labels,
+        signed_labels=config.backbone.signed_labels,
+        layout=config.backbone.layout,
+        pad_token=config.backbone.pad_token,
+        backbone={"name": config.backbone.name, "path": config.backbone.path},
+        test=results["test"],
+    )
+    save_plugin(run.plugin, task, facts)
+    write_json(run.metrics, results)
+    show_results(
+        results,
+        dataset=config.dataset.name,
+        backbone=config.backbone.name,
+        adapter=config.adapter.name,
+        ablation=config.ablation.name,
+    )
+    Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
+
+
+@contextmanager
+def _loggers(config: TrainConfig, run: RunFolder, task: AdapterTask) -> Iterator[list[Logger]]:
+    """The loggers besides ``history.csv``; a W&B run ends with the run, whatever happens."""
+    if not config.logger.wandb:
+        yield []
+        return
+    from msea_lightning.wandb_run import wandb_logger
+
+    with wandb_logger(config, run, trainable=trainable(task)) as logger:
+        yield [logger]

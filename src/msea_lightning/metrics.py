@@ -1,0 +1,414 @@
+"""Metrics of the paper, to the digit of the original implementation.
+
+:func:`score` is the one entrance; below it is one pure function per family of metrics, above it a
+thin torchmetrics shell, :class:`UtteranceScore`. Everything about how a metric is named, written
+and compared is in :data:`METRICS`.
+
+Rules that hold for all of them:
+
+* Intensities are cast to float32 first and compared in float32, as in the original: a bin edge
+  such as 0.1 belongs to its bin only when both sides are float32.
+* Sums are exactly rounded (``math.fsum`` over float64), so that a result is the same bit for bit
+  in whatever order, batches or ranks the utterances come.
+* What is undefined is NaN, never an error: a metric of nothing, a correlation with a constant.
+* A prediction that is NaN is wrong. Where classes are two, it counts as the other one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from msea_lightning.config import MetricKind, UserError
+
+Values = Sequence[Any] | NDArray[Any] | Tensor
+"""Predictions or targets, (N,): a list, an array or a tensor of any dtype on any device."""
+
+_Floats = NDArray[np.float32]
+_Mask = NDArray[np.bool_]
+
+NAN = float("nan")
+
+
+class MetricError(UserError):
+    """Predictions and targets that cannot be compared, or a kind of metrics that does not exist."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is named, written and compared.
+
+    Attributes:
+        name: Key in ``metrics.json``, in ``history.csv`` and in :func:`score`.
+        title: Column heading, as in the paper's tables.
+        higher_is_better: Direction.
+        percent: True for a share between 0 and 1 that tables show as a percentage with two
+            decimals; False for a number that they show as it is, with three.
+        meaning: One line.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    percent: bool
+    meaning: str
+
+    def format(self, value: float) -> str:
+        """The value as the paper's tables write it; "-" where it is undefined."""
+        if math.isnan(value):
+            return "-"
+        return f"{100 * value:.2f}" if self.percent else f"{value:.3f}"
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value beats another one; NaN beats nothing and is beaten by any number."""
+        if math.isnan(value) or math.isnan(than):
+            return not math.isnan(value)
+        return value > than if self.higher_is_better else value < than
+
+
+METRICS: dict[str, MetricInfo] = {
+    info.name: info
+    for info in (
+        MetricInfo("acc2", "Acc-2", True, True, "accuracy of the sign"),
+        MetricInfo("f1", "F1", True, True, "F1 of the sign, weighted by the true classes"),
+        MetricInfo("acc2_non0", "Acc-2 (non0)", True, True, "acc2 without neutral truth"),
+        MetricInfo("f1_non0", "F1 (non0)", True, True, "f1 without neutral truth"),
+        MetricInfo("acc2_weak", "Acc2_weak", True, True, "acc2 where |truth| <= 0.4"),
+        MetricInfo("acc3", "Acc-3", True, True, "accuracy over three bins of intensity"),
+        MetricInfo("acc5", "Acc-5", True, True, "accuracy over five bins of intensity"),
+        MetricInfo("acc7", "Acc-7", True, True, "accuracy over seven bins of intensity"),
+        MetricInfo("mae", "MAE", False, False, "mean absolute error of the intensity"),
+        MetricInfo("corr", "Corr", True, False, "Pearson correlation of the intensity"),
+        MetricInfo("acc", "Acc", True, True, "accuracy over the emotions"),
+        MetricInfo("wf1", "WF1", True, True, "F1 of the emotions, weighted by the true classes"),
+    )
+}
+"""Every metric by name."""
+
+METRIC_NAMES: dict[MetricKind, tuple[str, ...]] = {
+    MetricKind.mosei: (
+        "acc2",
+        "f1",
+        "acc2_non0",
+        "f1_non0",
+        "acc5",
+        "acc7",
+        "mae",
+        "corr",
+    ),
+    MetricKind.simsv2: ("acc2", "f1", "acc2_weak", "acc3", "acc5", "mae", "corr"),
+    MetricKind.scale: ("mae", "corr"),
+    MetricKind.emotion: ("acc", "wf1"),
+}
+"""Names of the metrics of each kind, in the order of :func:`score`."""
+
+_SELECTION = {
+    MetricKind.mosei: "mae",
+    MetricKind.simsv2: "mae",
+    MetricKind.scale: "mae",
+    MetricKind.emotion: "wf1",
+}
+
+
+def selection_metric(kind: MetricKind | str) -> MetricInfo:
+    """The metric by which the best validation epoch is chosen: MAE (MSA) or WF1 (ERC)."""
+    return METRICS[_SELECTION[_kind(kind)]]
+
+
+def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, float]:
+    """All metrics of a data set.
+
+    Args:
+        kind: "mosei" (intensities in -3..3), "simsv2" (-1..1), "scale" (any other range) or
+            "emotion".
+        preds: (N,) predicted intensities; for "emotion" class ids or names. What is no class of
+            the truth, such as an unknown id or 0.5, is a class of its own.
+        targets: (N,) true intensities, class ids or names.
+
+    Returns:
+        Name to value, with the names of :data:`METRIC_NAMES`; shares lie between 0 and 1.
+
+    Raises:
+        MetricError: if the kind is unknown, or the numbers of predictions and targets differ.
+    """
+    kind = _kind(kind)
+    if kind is MetricKind.emotion:
+        return emotion_scores(preds, targets)
+    return _INTENSITY_SCORES[kind](preds, targets)
+
+
+def mosei_scores(preds: Values, targets: Values) -> dict[str, float]:
+    """Metrics of CMU-MOSEI and CMU-MOSI (paper, Table 2, left half).
+
+    * ``acc2``, ``f1``: negative (< 0) against non-negative (>= 0), over all utterances. These are
+      the paper's Acc-2 and F1.
+    * ``acc2_non0``, ``f1_non0``: positive (> 0) against the rest, over the utterances whose truth
+      is not exactly 0. Other papers report these; they part from ``acc2`` and ``f1`` when many
+      answers are exactly 0 (see :func:`zero_share`).
+    * ``acc7``, ``acc5``: classes are integers after clipping to [-3, 3] or [-2, 2]; halves are
+      rounded to the even integer.
+    * ``mae``, ``corr``: of the values as they are, without clipping.
+    """
+    pred, true = _intensities(preds, targets)
+    acc2, f1 = _sign_scores(pred, true, pred >= 0, true >= 0)
+    kept = true != 0
+    acc2_non0, f1_non0 = _sign_scores(pred[kept], true[kept], pred[kept] > 0, true[kept] > 0)
+    return {
+        "acc2": acc2,
+        "f1": f1,
+        "acc2_non0": acc2_non0,
+        "f1_non0": f1_non0,
+        "acc5": _share(np.rint(np.clip(pred, -2, 2)) == np.rint(np.clip(true, -2, 2))),
+        "acc7": _share(np.rint(np.clip(pred, -3, 3)) == np.rint(np.clip(true, -3, 3))),
+        **_distances(pred, true),
+    }
+
+
+def simsv2_scores(preds: Values, targets: Values) -> dict[str, float]:
+    """Metrics of CH-SIMS and CH-SIMS v2.0 (paper, Table 2, right half).
+
+    Predictions and truth are clipped to [-1, 1] before anything else. Bins are open on the left
+    and closed on the right.
+
+    * ``acc2``, ``f1``: non-positive (<= 0) against positive (> 0).
+    * ``acc2_weak``: ``acc2`` over the utterances with -0.4 <= truth <= 0.4 (Acc2_weak).
+    * ``acc3``: bins with the edges -0.1 and 0.1.
+    * ``acc5``: bins with the edges -0.7, -0.1, 0.1 and 0.7.
+    * ``mae``, ``corr``: of the clipped values.
+    """
+    pred, true = (np.clip(values, -1, 1) for values in _intensities(preds, targets))
+    acc2, f1 = _sign_scores(pred, true, pred > 0, true > 0)
+    weak = np.abs(true) <= np.float32(0.4)
+    return {
+        "acc2": acc2,
+        "f1": f1,
+        "acc2_weak": _sign_scores(pred[weak], true[weak], pred[weak] > 0, true[weak] > 0)[0],
+        "acc3": _bin_accuracy(pred, true, (-0.1, 0.1)),
+        "acc5": _bin_accuracy(pred, true, (-0.7, -0.1, 0.1, 0.7)),
+        **_distances(pred, true),
+    }
+
+
+def scale_scores(preds: Values, targets: Values) -> dict[str, float]:
+    """``mae`` and ``corr`` of intensities on any range, without clipping."""
+    return _distances(*_intensities(preds, targets))
+
+
+def emotion_scores(preds: Values, targets: Values) -> dict[str, float]:
+    """Metrics of MELD, CHERMA and other emotion sets (paper, Table 3).
+
+    * ``acc``: share of predictions that equal the truth (Acc).
+    * ``wf1``: see :func:`weighted_f1` (WF1).
+    """
+    pred, true = _objects(preds), _objects(targets)
+    _check_lengths(len(pred), len(true))
+    _check_same_coding(pred, true)
+    return {
+        "acc": _share(np.array([p == t for p, t in zip(pred, true, strict=True)], dtype=bool)),
+        "wf1": weighted_f1(pred, true),
+    }
+
+
+def weighted_f1(preds: Sequence[Hashable], targets: Sequence[Hashable]) -> float:
+    """F1 of each true class, averaged with the number of utterances of that class as weight.
+
+    A class that is predicted but never true has no weight; it only takes hits from the others.
+    NaN without utterances.
+    """
+    if not targets:
+        return NAN
+    hits = Counter(t for p, t in zip(preds, targets, strict=True) if p == t)
+    predicted, true = Counter(preds), Counter(targets)
+    return math.fsum(
+        count * (2 * hits[label] / (predicted[label] + count)) for label, count in true.items()
+    ) / len(targets)
+
+
+def mean_absolute_error(preds: Values, targets: Values) -> float:
+    """Mean absolute difference of float32 values; NaN without utterances (MAE)."""
+    pred, true = _intensities(preds, targets)
+    if len(pred) == 0:
+        return NAN
+    with np.errstate(invalid="ignore"):
+        return _sum(np.abs(pred.astype(np.float64) - true.astype(np.float64))) / len(pred)
+
+
+def pearson(preds: Values, targets: Values) -> float:
+    """Pearson's correlation of float32 values (Corr).
+
+    NaN with fewer than two utterances, and where predictions or truth are constant or not finite.
+    """
+    pair = [values.astype(np.float64) for values in _intensities(preds, targets)]
+    if any(len(v) < 2 or not np.isfinite(v).all() or v.min() == v.max() for v in pair):
+        return NAN
+    # In float64 neither the squares of the largest nor of the smallest float32 leave the range.
+    left, right = (values - _sum(values) / len(values) for values in pair)
+    covariance = _sum(left * right)
+    deviations = math.sqrt(_sum(left * left)) * math.sqrt(_sum(right * right))
+    return min(1.0, max(-1.0, covariance / deviations))
+
+
+def zero_share(preds: Values) -> float:
+    """Share of predicted intensities that are exactly 0.0; NaN without predictions.
+
+    A high share explains why ``acc2`` and ``acc2_non0`` part: 0.0 is non-negative in the first and
+    not positive in the second.
+    """
+    return _share(_float32(preds) == 0)
+
+
+class UtteranceScore(Metric):
+    """:func:`score` over all utterances that were seen, on all devices.
+
+    It keeps every prediction, because no metric here is a mean of batch metrics, and hands all of
+    them to :func:`score` at the end.
+
+    Args:
+        kind: As in :func:`score`.
+        **settings: Settings of :class:`torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    preds: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, kind: MetricKind | str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.kind = _kind(kind)
+        self.add_state("preds", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: Values, targets: Values) -> None:
+        """Adds a batch.
+
+        Args:
+            preds: (B,) predicted intensities, or class ids (numbers, not names).
+            targets: (B,) true intensities or class ids.
+
+        Raises:
+            MetricError: if their numbers differ.
+        """
+        pred, true = _intensities(preds, targets)
+        self.preds.append(torch.tensor(pred, device=self.device))
+        self.targets.append(torch.tensor(true, device=self.device))
+
+    def compute(self) -> dict[str, float]:
+        """Name to value; all NaN where nothing was seen."""
+        preds, targets = (
+            dim_zero_cat(values) if len(values) else torch.empty(0)
+            for values in (self.preds, self.targets)
+        )
+        return score(self.kind, preds, targets)
+
+
+def _kind(kind: MetricKind | str) -> MetricKind:
+    try:
+        known = MetricKind(kind)
+    except ValueError:
+        known = MetricKind.infer
+    if known is MetricKind.infer:
+        raise MetricError(
+            f"there are no metrics of the kind '{getattr(kind, 'value', kind)}': choose one of "
+            f"{', '.join(name.value for name in METRIC_NAMES)}."
+        )
+    return known
+
+
+def _check_lengths(preds: int, targets: int) -> None:
+    if preds != targets:
+        raise MetricError(
+            f"{preds} predictions were given for {targets} targets: every utterance needs one of "
+            "each, in the same order."
+        )
+
+
+def _check_same_coding(pred: list[Any], true: list[Any]) -> None:
+    """Refuses names on one side and ids on the other, which would all count as wrong."""
+    for names, ids, which in ((pred, true, "predictions"), (true, pred, "targets")):
+        if (
+            names
+            and all(isinstance(value, str) for value in names)
+            and all(isinstance(value, int | float) for value in ids)
+        ):
+            raise MetricError(
+                f"the {which} are names, such as '{names[0]}', but the others are numbers, such as "
+                f"{ids[0]}: give names or class ids for both."
+            )
+
+
+def _objects(values: Values) -> list[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return list((values.double() if values.is_floating_point() else values).flatten().tolist())
+    if isinstance(values, np.ndarray):
+        return list(values.ravel().tolist())
+    return [value.item() if hasattr(value, "item") else value for value in values]
+
+
+def _float32(values: Values) -> _Floats:
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float32).flatten().numpy()
+    array = np.asarray(values if isinstance(values, np.ndarray) else _objects(values))
+    try:
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32).ravel()
+    except (TypeError, ValueError) as error:
+        raise MetricError(
+            f"intensities must be numbers, but one of these is not: {error}. Emotions are scored "
+            "with the kind 'emotion'."
+        ) from error
+
+
+def _intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
+    pred, true = _float32(preds), _float32(targets)
+    _check_lengths(len(pred), len(true))
+    return pred, true
+
+
+def _sum(values: NDArray[np.float64]) -> float:
+    """The exactly rounded sum, which does not depend on the order; NaN and inf as IEEE has it."""
+    if np.isfinite(values).all():
+        return math.fsum(values.tolist())
+    return float(values.sum())
+
+
+def _share(hits: _Mask) -> float:
+    return int(hits.sum()) / len(hits) if len(hits) else NAN
+
+
+def _sign_scores(
+    pred: _Floats, true: _Floats, pred_class: _Mask, true_class: _Mask
+) -> tuple[float, float]:
+    """Accuracy and weighted F1 of two classes; NaN counts as the other class than the truth."""
+    undefined = np.isnan(pred) | np.isnan(true)
+    answers = np.where(undefined, ~true_class, pred_class)
+    return _share(answers == true_class), weighted_f1(answers.tolist(), true_class.tolist())
+
+
+def _bin_accuracy(pred: _Floats, true: _Floats, edges: Sequence[float]) -> float:
+    """Accuracy over bins that are open on the left and closed on the right."""
+    float32_edges = np.array(edges, dtype=np.float32)
+    same = np.searchsorted(float32_edges, pred) == np.searchsorted(float32_edges, true)
+    return _share(same & ~np.isnan(pred) & ~np.isnan(true))
+
+
+def _distances(pred: _Floats, true: _Floats) -> dict[str, float]:
+    return {"mae": mean_absolute_error(pred, true), "corr": pearson(pred, true)}
+
+
+_INTENSITY_SCORES: Mapping[MetricKind, Callable[[Values, Values], dict[str, float]]] = {
+    MetricKind.mosei: mosei_scores,
+    MetricKind.simsv2: simsv2_scores,
+    MetricKind.scale: scale_scores,
+}

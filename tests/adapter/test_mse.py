@@ -1,0 +1,632 @@
+"""The MSE-Adapter against the original's numbers, and the promises of its contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from msea_lightning.adapter import AdapterError, MSEAdapter
+from msea_lightning.adapter.mse import masked_mean
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "adapter"
+SMALL = load_file(VECTORS / "small.safetensors")
+COUNTS = json.loads((VECTORS / "parameter_counts.json").read_text(encoding="utf-8"))
+CELLS = [(backbone, dataset) for backbone in COUNTS for dataset in COUNTS[backbone]]
+
+ABLATIONS: dict[str, dict[str, bool]] = {
+    "none": {},
+    "w/o A": {"use_audio": False},
+    "w/o V": {"use_vision": False},
+    "w/o T": {"use_text": False},
+    "w/o A V": {"random_summaries": True},
+    "w/o TGM": {"text_guide": False},
+    "w/o MSF": {"multi_scale": False},
+}
+
+LSTM_KEYS = {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0"}
+AUDIO_KEYS = {f"audio.{leaf}" for leaf in LSTM_KEYS | {"proj.weight", "proj.bias"}}
+VISION_KEYS = {f"vision.{leaf}" for leaf in LSTM_KEYS | {"proj.weight", "proj.bias"}}
+TEXT_KEYS = {"text_proj.weight", "text_proj.bias"}
+FUSION_KEYS = {"conv.weight", "conv.bias"} | {
+    f"scales.{scale}.{layer}.{leaf}"
+    for scale in range(3)
+    for layer in (0, 2)
+    for leaf in ("weight", "bias")
+}
+PROJECTOR_KEYS = {
+    f"{part}.{leaf}" for part in ("proj_up", "proj_tokens") for leaf in ("weight", "bias")
+}
+ALL_KEYS = AUDIO_KEYS | VISION_KEYS | TEXT_KEYS | FUSION_KEYS | PROJECTOR_KEYS
+
+ORIGINAL_NAMES = {
+    "audio_lstm": "audio_LSTM.rnn",
+    "audio_proj": "audio_LSTM.linear",
+    "video_lstm": "video_LSTM.rnn",
+    "video_proj": "video_LSTM.linear",
+    "text_proj": "text_guide_mixer.text_mlp",
+    "scale8": "mutli_scale_fusion.scale1",
+    "scale32": "mutli_scale_fusion.scale2",
+    "scale16": "mutli_scale_fusion.scale3",
+    "conv": "mutli_scale_fusion.integrating.Integrating_layer.0",
+    "proj_up": "mutli_scale_fusion.multi_scale_projector",
+    "proj_tokens": "mutli_scale_fusion.projector",
+}
+
+
+def build(seed: int = 0, **options: Any) -> MSEAdapter:
+    """A small adapter: text width 32, 3 audio and 5 vision features, 2 pseudo tokens."""
+    sizes = {
+        "text_dim": 32,
+        "audio_dim": 3,
+        "vision_dim": 5,
+        "audio_hidden": 4,
+        "vision_hidden": 6,
+        "pseudo_tokens": 2,
+        "hidden": 16,
+        "scales": (2, 8, 4),
+    }
+    torch.manual_seed(seed)
+    return MSEAdapter(**{**sizes, **options})
+
+
+def inputs(
+    audio_lengths: list[int],
+    vision_lengths: list[int],
+    *,
+    seed: int = 1,
+    audio_frames: int | None = None,
+    vision_frames: int | None = None,
+    fill: float = 0.0,
+) -> dict[str, Tensor]:
+    """Random inputs for ``build()``; ``fill`` stands beyond every length."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, tokens = len(audio_lengths), 4
+    tensors = {
+        "text": torch.randn(batch, tokens, 32, generator=generator),
+        "text_mask": torch.ones(batch, tokens, dtype=torch.bool),
+    }
+    for name, features, lengths, frames in (
+        ("audio", 3, audio_lengths, audio_frames),
+        ("vision", 5, vision_lengths, vision_frames),
+    ):
+        values = torch.full((batch, max(lengths) if frames is None else frames, features), fill)
+        for row, length in enumerate(lengths):
+            row_generator = torch.Generator().manual_seed(seed * 1000 + row * 10 + features)
+            values[row, :length] = torch.randn(length, features, generator=row_generator)
+        tensors[name] = values
+        tensors[f"{name}_lengths"] = torch.tensor(lengths)
+    return tensors
+
+
+def record(adapter: MSEAdapter) -> dict[str, tuple[Any, Any]]:
+    """Inputs and output of every submodule of the next forward pass."""
+    calls: dict[str, tuple[Any, Any]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, arguments: Any, output: Any) -> None:
+            calls[name] = (arguments, output)
+
+        return hook
+
+    for name, module in adapter.named_modules():
+        module.register_forward_hook(keep(name))
+    return calls
+
+
+def vector_adapter() -> MSEAdapter:
+    return MSEAdapter.from_original(
+        {name: tensor for name, tensor in SMALL.items() if name.startswith("weight.")}
+    )
+
+
+def run_vector(adapter: MSEAdapter) -> Tensor:
+    text = SMALL["in.text"]
+    prefix, same_text = adapter(
+        text,
+        torch.ones(text.shape[:2], dtype=torch.bool),
+        SMALL["in.audio"],
+        SMALL["in.audio_lengths"],
+        SMALL["in.video"],
+        SMALL["in.video_lengths"],
+    )
+    assert same_text is text
+    return prefix
+
+
+def original_checkpoint() -> dict[str, Tensor]:
+    """The golden weights under the names of the original's checkpoints, backbone included."""
+    state = {"Model.LLM.model.embed_tokens.weight": torch.zeros(3, 64)}
+    for name, tensor in SMALL.items():
+        if name.startswith("weight."):
+            part, leaf = name.removeprefix("weight.").split(".", 1)
+            state[f"Model.{ORIGINAL_NAMES[part]}.{leaf}"] = tensor
+    return state
+
+
+class TestGoldenVectors:
+    """Tolerance 1e-5, relative beyond 1; measured: outputs 3e-6, gradients 9e-7 relative."""
+
+    def test_outputs_and_intermediates(self) -> None:
+        adapter = vector_adapter()
+        calls = record(adapter)
+        prefix = run_vector(adapter)
+        found = {
+            "audio_lstm_last": calls["audio.lstm"][1][1][0][0],
+            "video_lstm_last": calls["vision.lstm"][1][1][0][0],
+            "audio_h": calls["audio.proj"][1],
+            "video_h": calls["vision.proj"][1],
+            "text_mean": calls["text_proj"][0][0],
+            "text_h": calls["text_proj"][1],
+            "mixed": calls["scales.0"][0][0],
+            "scale8_out": calls["scales.0"][1],
+            "scale32_out": calls["scales.1"][1],
+            "scale16_out": calls["scales.2"][1],
+            "fused": calls["proj_up"][0][0],
+            "up": calls["proj_up"][1],
+            "pseudo_tokens": prefix,
+            "objective": (prefix * SMALL["in.G"]).sum()[None],
+        }
+        assert {f"out.{name}" for name in found} == {n for n in SMALL if n.startswith("out.")}
+        for name, value in found.items():
+            torch.testing.assert_close(
+                value, SMALL[f"out.{name}"], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+    def test_gradients(self) -> None:
+        adapter = vector_adapter()
+        (run_vector(adapter) * SMALL["in.G"]).sum().backward()
+        # The golden gradients have the names of weights, so the same reading sorts them.
+        golden = MSEAdapter.from_original(
+            {n.removeprefix("grad."): t for n, t in SMALL.items() if n.startswith("grad.")}
+        ).state_dict()
+        for name, parameter in adapter.named_parameters():
+            scale = max(1.0, float(golden[name].abs().max()))
+            assert float((parameter.grad - golden[name]).abs().max()) < 1e-5 * scale, name
+
+    def test_frames_in_float64_agree(self) -> None:
+        """The weights' dtype decides: in float64 the same numbers, only sharper."""
+        adapter = vector_adapter().double()
+        prefix = run_vector(adapter)
+        assert prefix.dtype == torch.float64
+        torch.testing.assert_close(prefix.float(), SMALL["out.pseudo_tokens"], rtol=0, atol=1e-5)
+
+
+class TestParameterCounts:
+    def test_there_are_twelve_cells(self) -> None:
+        assert len(CELLS) == 12
+
+    @pytest.mark.parametrize(("backbone", "dataset"), CELLS)
+    def test_exact(self, backbone: str, dataset: str) -> None:
+        cell = COUNTS[backbone][dataset]
+        with torch.device("meta"):
+            adapter = MSEAdapter(
+                cell["text_dim"],
+                cell["audio_dim"],
+                cell["video_dim"],
+                cell["audio_hidden"],
+                cell["video_hidden"],
+                cell["pseudo_tokens"],
+            )
+        counts = adapter.parameter_counts()
+        assert counts == {
+            name.replace("video", "vision"): count for name, count in cell["breakdown"].items()
+        }
+        assert sum(counts.values()) == cell["trainable_parameters"]
+        assert sum(p.numel() for p in adapter.parameters()) == cell["trainable_parameters"]
+
+    def test_equal_scales_share_an_entry(self) -> None:
+        counts = build(scales=(4, 4)).parameter_counts()
+        assert counts["scale4"] == 2 * (16 * 8 + 8 + 8 * 16 + 16)
+
+
+class TestAblations:
+    @pytest.mark.parametrize(
+        ("name", "keys"),
+        [
+            ("none", ALL_KEYS),
+            ("w/o A", ALL_KEYS - AUDIO_KEYS),
+            ("w/o V", ALL_KEYS - VISION_KEYS),
+            ("w/o T", ALL_KEYS - TEXT_KEYS),
+            (
+                "w/o A V",
+                {key for key in ALL_KEYS if ".lstm." not in key}
+                | {"audio.summary", "vision.summary"},
+            ),
+            ("w/o TGM", ALL_KEYS - TEXT_KEYS),
+            ("w/o MSF", ALL_KEYS - FUSION_KEYS),
+        ],
+    )
+    def test_exact_keys(self, name: str, keys: set[str]) -> None:
+        adapter = build(**ABLATIONS[name])
+        assert set(adapter.state_dict()) == keys
+        assert {n for n, _ in adapter.named_parameters()} == {
+            key for key in keys if not key.endswith("summary")
+        }
+        assert sum(adapter.parameter_counts().values()) == sum(
+            parameter.numel() for parameter in adapter.parameters()
+        )
+
+    @pytest.mark.parametrize("name", ABLATIONS)
+    def test_every_weight_learns(self, name: str) -> None:
+        adapter = build(**ABLATIONS[name])
+        prefix, _ = adapter(**inputs([3, 1], [2, 4]))
+        prefix.square().sum().backward()
+        for key, parameter in adapter.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.abs().sum() > 0, key
+
+    @pytest.mark.parametrize("name", ABLATIONS)
+    def test_mixer(self, name: str) -> None:
+        """What enters the fusion: the summaries that are left, multiplied with the text or not."""
+        adapter = build(**ABLATIONS[name])
+        calls = record(adapter)
+        batch = inputs([3, 1], [2, 4])
+        prefix, text = adapter(**batch)
+        summaries = [calls[n][1] for n in ("audio.proj", "vision.proj") if n in calls]
+        assert len(summaries) == (1 if name in ("w/o A", "w/o V") else 2)
+        expected = sum(summaries)
+        if name in ("w/o T", "w/o TGM"):
+            assert adapter.text_proj is None
+        else:
+            mean = batch["text"].mean(dim=1)
+            expected = expected * nn.functional.linear(
+                mean, adapter.text_proj.weight, adapter.text_proj.bias
+            )
+        if name == "w/o MSF":
+            fused = expected
+        else:
+            torch.testing.assert_close(calls["scales.0"][0][0], expected)
+            outputs = [calls[f"scales.{scale}"][1] for scale in range(3)]
+            weight = adapter.conv.weight.flatten()
+            fused = sum(w * o for w, o in zip(weight, outputs, strict=True)) + adapter.conv.bias
+        up = nn.functional.linear(fused, adapter.proj_up.weight, adapter.proj_up.bias)
+        expected_prefix = (
+            up[:, None, :] * adapter.proj_tokens.weight + adapter.proj_tokens.bias[:, None]
+        )
+        torch.testing.assert_close(prefix, expected_prefix, rtol=1e-5, atol=1e-6)
+        assert text.shape == ((2, 0, 32) if name == "w/o T" else (2, 4, 32))
+
+    def test_random_summaries_are_fixed_saved_and_blind(self) -> None:
+        adapter = build(seed=3, random_summaries=True)
+        first, _ = adapter(**inputs([3, 1], [2, 4], seed=1))
+        batch = inputs([2, 0], [0, 1], seed=2)
+        batch["text"] = inputs([3, 1], [2, 4], seed=1)["text"]
+        assert torch.equal(first, adapter(**batch)[0])
+        assert torch.equal(first, adapter(**{**batch, "audio": None, "vision": None})[0])
+        other = build(seed=4, random_summaries=True)
+        assert not torch.equal(adapter.audio.summary, other.audio.summary)
+        other.load_state_dict(adapter.state_dict())
+        assert torch.equal(first, other(**batch)[0])
+        assert not adapter.audio.summary.requires_grad
+
+    def test_without_text_the_text_does_not_matter(self) -> None:
+        adapter = build(use_text=False)
+        batch = inputs([3, 1], [2, 4])
+        first, _ = adapter(**batch)
+        batch["text"] = batch["text"] * float("nan")
+        assert torch.equal(first, adapter(**batch)[0])
+
+    def test_options_build_the_same_adapter_again(self) -> None:
+        for options in ABLATIONS.values():
+            adapter = build(**options)
+            again = MSEAdapter(**json.loads(json.dumps(adapter.options())))
+            assert again.options() == adapter.options()
+            again.load_state_dict(adapter.state_dict())
+
+    def test_weights_start_as_the_originals(self) -> None:
+        """PyTorch's own initialisation, drawn in the original's order."""
+        adapter = build(seed=7)
+        torch.manual_seed(7)
+        layers = {
+            "audio.lstm": nn.LSTM(3, 4),
+            "audio.proj": nn.Linear(4, 16),
+            "vision.lstm": nn.LSTM(5, 6),
+            "vision.proj": nn.Linear(6, 16),
+            "text_proj": nn.Linear(32, 16),
+            **{
+                f"scales.{i}": nn.Sequential(nn.Linear(16, n), nn.GELU(), nn.Linear(n, 16))
+                for i, n in enumerate((16, 4, 8))
+            },
+            "conv": nn.Conv2d(1, 1, (1, 3)),
+            "proj_up": nn.Linear(16, 32),
+            "proj_tokens": nn.Linear(1, 2),
+        }
+        expected = {
+            f"{name}.{leaf}": tensor
+            for name, layer in layers.items()
+            for leaf, tensor in layer.state_dict().items()
+        }
+        found = adapter.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+class TestAbsentModalities:
+    @pytest.mark.parametrize("name", ["audio", "vision"])
+    def test_contributes_nothing(self, name: str) -> None:
+        """Length 0 gives what the adapter without that branch gives, biases included."""
+        adapter = build()
+        without = build(**{f"use_{name}": False})
+        without.load_state_dict(
+            {k: v for k, v in adapter.state_dict().items() if not k.startswith(f"{name}.")}
+        )
+        batch = inputs([3, 0, 2], [0, 4, 2])
+        expected, _ = without(**batch)
+        found, _ = adapter(**batch)
+        alone, _ = adapter(**{**batch, f"{name}_lengths": torch.zeros(3, dtype=torch.int64)})
+        torch.testing.assert_close(alone, expected)
+        row = 1 if name == "audio" else 0
+        torch.testing.assert_close(found[row], expected[row])
+        assert not torch.allclose(found[2], expected[2])
+
+    @pytest.mark.parametrize("dim", ["audio_dim", "vision_dim"])
+    def test_a_data_set_without_the_modality_has_no_branch(self, dim: str) -> None:
+        name = dim.removesuffix("_dim")
+        adapter = build(**{dim: None})
+        assert not [key for key in adapter.state_dict() if key.startswith(name)]
+        batch = {**inputs([2, 1], [2, 1]), name: None}
+        batch[f"{name}_lengths"] = torch.zeros(2, dtype=torch.int64)
+        assert adapter(**batch)[0].shape == (2, 2, 32)
+
+    def test_a_data_set_of_text_alone_has_a_constant_prefix(self) -> None:
+        adapter = build(audio_dim=None, vision_dim=None)
+        assert adapter.text_proj is None
+        none = torch.zeros(2, dtype=torch.int64)
+        text = torch.randn(2, 4, 32)
+        prefix, _ = adapter(text, torch.ones(2, 4), None, none, None, none)
+        assert torch.equal(prefix[0], prefix[1])
+        prefix.sum().backward()
+        assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+    @pytest.mark.parametrize("form", ["padded", "no frames", "none"])
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_all_absent(self, form: str, batch_size: int) -> None:
+        """Every weight still has a finite gradient, so that DDP finds all of them."""
+        adapter = build()
+        frames = 2 if form == "padded" else 0
+        lengths = [0] * batch_size
+        batch: dict[str, Any] = inputs(
+            lengths, lengths, audio_frames=frames, vision_frames=frames, fill=float("nan")
+        )
+        if form == "none":
+            batch["audio"] = batch["vision"] = None
+        prefix, _ = adapter(**batch)
+        assert prefix.isfinite().all()
+        assert torch.equal(prefix, prefix[:1].expand_as(prefix))
+        prefix.square().sum().backward()
+        for key, parameter in adapter.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            if key.startswith(("audio", "vision", "text")):
+                assert not parameter.grad.any(), key
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=5)
+
+
+class TestPadding:
+    @settings(deadline=None, max_examples=40)
+    @given(lengths=LENGTHS, extra=st.integers(0, 3), seed=st.integers(1, 100))
+    def test_nothing_beyond_a_length_is_read(
+        self, lengths: list[tuple[int, int]], extra: int, seed: int
+    ) -> None:
+        """NaN beyond the lengths and another padded length change neither output nor gradient."""
+        audio, vision = map(list, zip(*lengths, strict=True))
+        results = []
+        for fill, more in ((0.0, 0), (float("nan"), extra)):
+            adapter = build()
+            batch = inputs(
+                audio,
+                vision,
+                seed=seed,
+                audio_frames=max(audio) + more,
+                vision_frames=max(vision) + more,
+                fill=fill,
+            )
+            batch["audio"].requires_grad_()
+            batch["vision"].requires_grad_()
+            prefix, _ = adapter(**batch)
+            prefix.square().sum().backward()
+            results.append((prefix, adapter, batch))
+        (prefix, adapter, batch), (dirty_prefix, dirty_adapter, dirty_batch) = results
+        assert torch.equal(prefix, dirty_prefix)
+        for one, other in zip(adapter.parameters(), dirty_adapter.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+        for name, own in (("audio", audio), ("vision", vision)):
+            clean, gradient = batch[name].grad, dirty_batch[name].grad
+            if clean is None or gradient is None:  # there are no frames
+                assert max(own) == 0
+                continue
+            assert torch.equal(gradient[:, : max(own)], clean)
+            beyond = torch.arange(gradient.shape[1])[None] >= torch.tensor(own)[:, None]
+            assert not gradient[beyond].any()
+
+    @settings(deadline=None, max_examples=25)
+    @given(lengths=LENGTHS, seed=st.integers(1, 100))
+    def test_batch_of_one_agrees(self, lengths: list[tuple[int, int]], seed: int) -> None:
+        """Each utterance by itself gives what it gives among others; lengths need no order."""
+        audio, vision = map(list, zip(*lengths, strict=True))
+        adapter = build()
+        batch = inputs(audio, vision, seed=seed)
+        together, _ = adapter(**batch)
+        for row in range(len(lengths)):
+            alone, text = adapter(**{n: tensor[row : row + 1] for n, tensor in batch.items()})
+            assert alone.shape == (1, 2, 32)
+            assert text.shape == (1, 4, 32)
+            torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
+
+    def test_text_mean_is_over_real_tokens(self) -> None:
+        values = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [9.0, 9.0]]] * 2)
+        values[:, 2] = float("nan")
+        for dtype in (torch.bool, torch.int64, torch.float32):
+            mask = torch.tensor([[1, 1, 0], [0, 0, 0]]).to(dtype)
+            assert masked_mean(values, mask).tolist() == [[2.0, 4.0], [0.0, 0.0]]
+
+    def test_masked_text_does_not_matter(self) -> None:
+        adapter = build()
+        batch = inputs([3, 1], [2, 4])
+        batch["text_mask"][0, :3] = False
+        first, _ = adapter(**batch)
+        batch["text"][0, :3] = float("nan")
+        assert torch.equal(first, adapter(**batch)[0])
+
+
+class TestPrecision:
+    def test_half_precision_text(self) -> None:
+        adapter = build()
+        batch = inputs([3, 1], [2, 4])
+        batch["text"] = batch["text"].to(torch.bfloat16)
+        prefix, text = adapter(**batch)
+        assert prefix.dtype == torch.float32
+        assert text is batch["text"]
+        exact, _ = adapter(**{**batch, "text": batch["text"].float()})
+        assert torch.equal(prefix, exact)
+
+    def test_autocast_changes_nothing(self) -> None:
+        adapter = build()
+        batch = inputs([3, 0], [2, 4])
+        expected, _ = adapter(**batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, _ = adapter(**batch)
+        assert torch.equal(found, expected)
+
+    def test_shapes_and_dtypes_are_as_documented(self) -> None:
+        jaxtyping = pytest.importorskip("jaxtyping")
+        batch = inputs([3, 0, 1], [2, 4, 2])
+        prefix, text = build()(**batch)
+        documented = {
+            "text": (batch["text"], "Float", "B T D"),
+            "text_mask": (batch["text_mask"], "Bool", "B T"),
+            "audio": (batch["audio"], "Float32", "B La da"),
+            "audio_lengths": (batch["audio_lengths"], "Int", "B"),
+            "vision": (batch["vision"], "Float32", "B Lv dv"),
+            "vision_lengths": (batch["vision_lengths"], "Int", "B"),
+            "prefix": (prefix, "Float32", "B 2 D"),
+            "returned text": (text, "Float", "B T D"),
+        }
+        with jaxtyping.jaxtyped("context"):
+            for name, (tensor, dtype, shape) in documented.items():
+                assert isinstance(tensor, getattr(jaxtyping, dtype)[Tensor, shape]), name
+
+
+class TestFromOriginal:
+    def test_both_naming_schemes_agree(self) -> None:
+        golden = vector_adapter()
+        bare = MSEAdapter.from_original(
+            {n.removeprefix("weight."): t for n, t in SMALL.items() if n.startswith("weight.")}
+        )
+        original = MSEAdapter.from_original(original_checkpoint())
+        wrapped = MSEAdapter.from_original(
+            {f"module.{name}": tensor for name, tensor in original_checkpoint().items()}
+        )
+        for other in (bare, original, wrapped):
+            assert other.options() == golden.options()
+            for key, tensor in golden.state_dict().items():
+                assert torch.equal(other.state_dict()[key], tensor)
+        assert set(golden.state_dict()) == ALL_KEYS
+
+    def test_projectors_are_told_apart_by_shape(self) -> None:
+        """Which of the two names is which differs between the original's descriptions."""
+        swapped = {}
+        for name, tensor in original_checkpoint().items():
+            head, leaf = name.rsplit(".", 1)
+            if head.endswith("multi_scale_projector"):
+                name = f"Model.mutli_scale_fusion.projector.{leaf}"
+            elif head.endswith("mutli_scale_fusion.projector"):
+                name = f"Model.mutli_scale_fusion.multi_scale_projector.{leaf}"
+            swapped[name] = tensor
+        assert torch.equal(
+            run_vector(MSEAdapter.from_original(swapped)), run_vector(vector_adapter())
+        )
+
+    def test_weights_are_copied_trainable_and_float32(self) -> None:
+        state = {name: tensor.half() for name, tensor in original_checkpoint().items()}
+        before = torch.random.get_rng_state()
+        adapter = MSEAdapter.from_original(state)
+        assert torch.equal(before, torch.random.get_rng_state())
+        assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.parameters())
+        with torch.no_grad():
+            adapter.proj_up.weight.zero_()
+        assert state["Model.mutli_scale_fusion.multi_scale_projector.weight"].any()
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"Model.audio_LSTM.rnn.bias_hh_l0": None}, r"lacks 1 needed weight \(audio.lstm.bias"),
+            (
+                {"Model.audio_LSTM.rnn.weight_ih_l1": torch.zeros(32, 8)},
+                r"1 unknown weight \(Model.audio_LSTM.rnn.weight_ih_l1\).*single-layer",
+            ),
+            ({"optimizer": {"step": 1}}, r"1 unknown weight \(optimizer\)"),
+            ({"audio_lstm.bias_hh_l0": torch.zeros(32)}, r"1 doubled weight \(audio_lstm.bias_hh"),
+            (
+                {"Model.audio_LSTM.linear.weight": torch.zeros(256, 9)},
+                r"'audio.proj.weight' has shape \(256, 9\).*imply \(256, 8\)",
+            ),
+            (
+                {"Model.text_guide_mixer.text_mlp.weight": torch.zeros(256)},
+                r"'text_proj.weight' has shape \(256,\), but a matrix",
+            ),
+        ],
+    )
+    def test_refuses(self, change: dict[str, Any], match: str) -> None:
+        state: dict[str, Any] = {**original_checkpoint(), **change}
+        with pytest.raises(AdapterError, match=match):
+            MSEAdapter.from_original({n: t for n, t in state.items() if t is not None})
+
+    def test_names_eight_weights_at_most(self) -> None:
+        with pytest.raises(AdapterError, match=r"lacks 32 needed weights \(.*, \.\.\.\)"):
+            MSEAdapter.from_original({})
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"scales": (8, 64)}, r"scale 64 leaves 32 // 64 = 0 hidden units.*width 32"),
+            ({"pseudo_tokens": 0}, r"pseudo_tokens=0: sizes of an adapter are 1 or more"),
+            ({"scales": (8, 0)}, r"scales=\[8, 0\]: sizes"),
+            (
+                {"use_text": False, "use_audio": False, "vision_dim": None},
+                r"leaves nothing to read: audio_dim=3 with use_audio=False, vision_dim=None",
+            ),
+        ],
+    )
+    def test_options(self, options: dict[str, Any], match: str) -> None:
+        with pytest.raises(AdapterError, match=match):
+            build(**options)
+
+    def test_scales_do_not_matter_without_fusion(self) -> None:
+        build(scales=(8, 64), multi_scale=False)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"text": torch.zeros(2, 4, 31)}, r"text has shape \(2, 4, 31\).*width 32"),
+            ({"text_mask": torch.ones(2, 3)}, r"text_mask has shape \(2, 3\).*\(2, 4\)"),
+            ({"audio": torch.zeros(2, 3, 4)}, r"audio has shape \(2, 3, 4\).*3 audio features"),
+            ({"vision": torch.zeros(3, 4, 5)}, r"vision has shape \(3, 4, 5\).*\(2, frames, 5\)"),
+            ({"audio_lengths": torch.tensor([3])}, r"audio_lengths has shape \(1,\).*2 utterances"),
+            (
+                {"audio_lengths": torch.tensor([3, 4])},
+                r"ranges from 3 to 4, but audio has 3 frames",
+            ),
+            ({"vision_lengths": torch.tensor([-1, 4])}, r"vision_lengths ranges from -1 to 4"),
+            ({"audio": None}, r"audio_lengths ranges from 1 to 3, but audio has 0 frames"),
+        ],
+    )
+    def test_inputs(self, change: dict[str, Any], match: str) -> None:
+        with pytest.raises(AdapterError, match=match):
+            build()(**{**inputs([3, 1], [2, 4]), **change})
+
+    def test_features_without_a_branch(self) -> None:
+        with pytest.raises(AdapterError, match=r"without audio \(audio_dim=None\).*audio_dim=3"):
+            build(audio_dim=None)(**inputs([3, 1], [2, 4]))

@@ -1,0 +1,98 @@
+"""Feature standardisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from msea_lightning.adapter import AdapterError, FeatureStandardizer
+
+STATISTICS = {
+    "audio": (np.array([1.0, -2.0, 5.0]), np.array([2.0, 0.5, 0.0])),
+    "vision": (np.array([100.0]), np.array([10.0])),
+}
+
+
+def test_values_and_padding() -> None:
+    audio = torch.full((2, 3, 3), float("nan"))
+    audio[0, :2] = torch.tensor([[3.0, -2.0, 5.0], [1.0, -3.0, 6.0]])
+    vision = torch.tensor([[[90.0]], [[0.0]]])
+    lengths = torch.tensor([2, 0]), torch.tensor([1, 0])
+    found_audio, found_vision = FeatureStandardizer(STATISTICS)(
+        audio, lengths[0], vision, lengths[1]
+    )
+    assert found_audio.tolist() == [
+        [[1.0, 0.0, 0.0], [0.0, -2.0, 1.0], [0.0, 0.0, 0.0]],
+        [[0.0, 0.0, 0.0]] * 3,
+    ]
+    assert found_vision.tolist() == [[[-1.0]], [[0.0]]]
+    assert found_audio.dtype == torch.float32
+
+
+def test_training_part_gets_mean_zero_and_variance_one() -> None:
+    generator = np.random.default_rng(0)
+    frames = generator.normal(30.0, [1e-3, 1.0, 400.0], (500, 3))
+    standardizer = FeatureStandardizer({"audio": (frames.mean(0), frames.std(0))})
+    found, _ = standardizer(
+        torch.tensor(frames[None], dtype=torch.float32),
+        torch.tensor([500]),
+        None,
+        torch.tensor([0]),
+    )
+    np.testing.assert_allclose(found[0].mean(0), 0, atol=1e-2)
+    np.testing.assert_allclose(found[0].std(0), 1, atol=1e-2)
+
+
+def test_identity_without_statistics() -> None:
+    audio, lengths = torch.randn(2, 3, 4), torch.tensor([3, 1])
+    for statistics in (None, {}, {"vision": STATISTICS["vision"]}):
+        assert FeatureStandardizer(statistics)(audio, lengths, None, lengths) == (audio, None)
+
+
+def test_state_dict_is_exactly_four_buffers() -> None:
+    for statistics in ({}, STATISTICS, {"audio": STATISTICS["audio"]}):
+        standardizer = FeatureStandardizer(statistics)
+        state = standardizer.state_dict()
+        assert set(state) == {"audio_mean", "audio_std", "vision_mean", "vision_std"}
+        assert all(tensor.dtype == torch.float32 for tensor in state.values())
+        assert not list(standardizer.parameters())
+        again = FeatureStandardizer.from_state_dict(state).state_dict()
+        assert all(torch.equal(again[key], state[key]) for key in state)
+    assert state["vision_mean"].shape == (0,)
+
+
+def test_rounding_noise_is_not_magnified() -> None:
+    """A constant 0.1 has a deviation of about 1e-17 in float64: it is centred, not divided."""
+    standardizer = FeatureStandardizer({"audio": ([0.1, 0.1], [1e-17, 1e-60])})
+    assert standardizer.audio_std.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "match"),
+    [
+        ({"video": ([0.0], [1.0])}, r"statistics of video: known are audio, vision"),
+        ({"audio": ([0.0], [1.0, 2.0])}, r"shape \(1,\) and a standard deviation of shape \(2,\)"),
+        (
+            {"audio": ([0.0, float("nan")], [1.0, 1.0])},
+            r"of 1 features are negative or not finite, the first is feature 1 with mean nan",
+        ),
+        ({"vision": ([0.0], [-1.0])}, r"vision statistics.*standard deviation -1.0"),
+    ],
+)
+def test_refuses_statistics(statistics: dict[str, Any], match: str) -> None:
+    with pytest.raises(AdapterError, match=match):
+        FeatureStandardizer(statistics)
+
+
+def test_refuses_other_features() -> None:
+    lengths = torch.tensor([1])
+    with pytest.raises(AdapterError, match=r"audio has 2 features per frame.*taken over 3"):
+        FeatureStandardizer(STATISTICS)(torch.zeros(1, 1, 2), lengths, None, lengths)
+
+
+def test_refuses_other_keys() -> None:
+    with pytest.raises(AdapterError, match=r"hold \['audio_mean'\]"):
+        FeatureStandardizer.from_state_dict({"audio_mean": torch.zeros(1)})

@@ -1,0 +1,166 @@
+"""The narrow interface of a frozen language model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM as Auto
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+
+from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone
+from msea_lightning.backbone.frozen import same_model
+from msea_lightning.config import Quantization
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "gemma2": Gemma2Config(**SMALL),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+}
+
+
+def random_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = copy.deepcopy(CONFIGS[name])
+    config.vocab_size = len(tokenizer)
+    return Auto.from_config(config)
+
+
+@pytest.fixture(params=list(CONFIGS))
+def frozen(request: pytest.FixtureRequest, backbone: FrozenBackbone) -> FrozenBackbone:
+    model = random_model(request.param, backbone.tokenizer)
+    return FrozenBackbone(model, backbone.tokenizer, pad_token="<pad>")
+
+
+def test_embed_hidden_logits_add_up_to_the_model(frozen: FrozenBackbone) -> None:
+    ids = torch.randint(3, 60, (2, 9))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    positions = torch.arange(9).expand(2, -1)
+    logits = frozen.logits(frozen.hidden(frozen.embed(ids), mask, positions))
+    torch.testing.assert_close(logits, frozen.model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_left_padding_changes_nothing(frozen: FrozenBackbone) -> None:
+    ids = torch.randint(3, 60, (1, 7))
+    alone = frozen.hidden(
+        frozen.embed(ids), torch.ones(1, 7, dtype=torch.bool), torch.arange(7)[None]
+    )
+    padded_ids = torch.cat([torch.full((1, 4), frozen.pad_id), ids], dim=1)
+    mask = torch.arange(11)[None] >= 4
+    positions = (torch.arange(11)[None] - 4).clamp(min=0)
+    padded = frozen.hidden(frozen.embed(padded_ids), mask, positions)
+    torch.testing.assert_close(padded[:, 4:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_mask_between_positions_equals_the_causal_default(frozen: FrozenBackbone) -> None:
+    embedded = frozen.embed(torch.randint(3, 60, (2, 6)))
+    positions = torch.arange(6).expand(2, -1)
+    causal = torch.ones(2, 6, 6, dtype=torch.bool).tril()
+    torch.testing.assert_close(
+        frozen.hidden(embedded, causal, positions),
+        frozen.hidden(embedded, torch.ones(2, 6, dtype=torch.bool), positions),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_gradients_reach_the_inputs_and_no_parameter(frozen: FrozenBackbone) -> None:
+    embedded = frozen.embed(torch.randint(3, 60, (1, 5))).requires_grad_()
+    mask, positions = torch.ones(1, 5, dtype=torch.bool), torch.arange(5)[None]
+    frozen.logits(frozen.hidden(embedded, mask, positions)).square().sum().backward()
+    assert embedded.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in frozen.model.parameters())
+
+
+def test_token_logp_picks_from_the_full_softmax(
+    frozen: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = torch.randn(3, 5, frozen.width)
+    predictors = torch.tensor([[0, 4], [2, -1]])
+    tokens = torch.tensor([[7, 9], [11, -1]])
+    logp = frozen.logits(hidden).log_softmax(-1)
+    expected = torch.stack(
+        [
+            torch.stack([logp[:, 0, 7], logp[:, 4, 9]], -1),
+            torch.stack([logp[:, 2, 11], torch.zeros(3)], -1),
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(frozen.token_logp(hidden, predictors, tokens), expected)
+    monkeypatch.setattr("msea_lightning.backbone.frozen._LOGITS_AT_ONCE", 1)
+    torch.testing.assert_close(frozen.token_logp(hidden, predictors, tokens), expected)
+
+
+def test_fingerprint_tells_models_apart_and_survives_a_change_of_dtype(
+    backbone: FrozenBackbone,
+) -> None:
+    tokenizer = backbone.tokenizer
+    model = random_model("llama", tokenizer)
+    before = FrozenBackbone(model, tokenizer).fingerprint()
+    assert before == FrozenBackbone(random_model("llama", tokenizer), tokenizer).fingerprint()
+    halved = FrozenBackbone(model.to(torch.bfloat16), tokenizer)
+    assert same_model(before, halved.fingerprint())
+    other = FrozenBackbone(random_model("llama", tokenizer, seed=1), tokenizer)
+    assert not same_model(before, other.fingerprint())
+
+
+def test_fine_tuned_layers_change_the_fingerprint(backbone: FrozenBackbone) -> None:
+    model = random_model("llama", backbone.tokenizer)
+    before = FrozenBackbone(model, backbone.tokenizer).fingerprint()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    after = FrozenBackbone(model, backbone.tokenizer).fingerprint()
+    assert before["embeddings"] == after["embeddings"]
+    assert not same_model(before, after)
+
+
+def test_model_without_ordinary_attention_is_refused(backbone: FrozenBackbone) -> None:
+    config = MambaConfig(
+        vocab_size=len(backbone.tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4
+    )
+    with pytest.raises(BackboneError, match="MambaForCausalLM cannot be a backbone"):
+        FrozenBackbone(Auto.from_config(config), backbone.tokenizer)
+
+
+def test_unknown_pad_token_is_refused(backbone: FrozenBackbone) -> None:
+    with pytest.raises(BackboneError, match=r"backbone\.pad_token='\[nope\]'"):
+        FrozenBackbone(
+            random_model("llama", backbone.tokenizer), backbone.tokenizer, pad_token="[nope]"
+        )
+
+
+def test_tokenizer_of_another_model_is_refused(backbone: FrozenBackbone) -> None:
+    config = LlamaConfig(**SMALL, vocab_size=64)
+    with pytest.raises(BackboneError, match="only 64 embeddings: they are not of one model"):
+        FrozenBackbone(Auto.from_config(config), backbone.tokenizer)
+
+
+def test_evaluation_leaves_quantised_weights_as_they_are() -> None:
+    backbone = load_backbone(None, quantization=Quantization.nf4)
+    before = [parameter.detach().clone() for parameter in backbone.model.parameters()]
+    with torch.no_grad():
+        mask, positions = torch.ones(1, 4, dtype=torch.bool), torch.arange(4)[None]
+        backbone.hidden(backbone.embed(torch.arange(4)[None]), mask, positions)
+    after = backbone.model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,187 @@
+"""Loading: quantisation, random weights, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+from msea_lightning.backbone import (
+    BackboneError,
+    FrozenBackbone,
+    load_backbone,
+    load_language_model,
+    load_tokenizer,
+    memory,
+    resolve_device,
+)
+from msea_lightning.config import Accelerator, Quantization, Weights
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
+
+
+def test_the_built_in_backbone_is_frozen() -> None:
+    backbone = load_backbone(None)
+    assert isinstance(backbone, FrozenBackbone)
+    assert not backbone.model.training
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert backbone.dtype is torch.float32
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("weights", [Weights.pretrained, Weights.random])
+def test_only_linear_layers_are_quantised(quantization: str, weights: Weights) -> None:
+    from msea_lightning.backbone.loading import tiny_backbone
+
+    dense = load_language_model(str(tiny_backbone()), weights=weights)
+    model = load_language_model(str(tiny_backbone()), weights=weights, quantization=quantization)
+    head = model.get_output_embeddings()
+    for name, module in dense.named_modules():
+        found = model.get_submodule(name)
+        if isinstance(module, nn.Linear) and found is not head:
+            assert type(found).__name__ in {"Linear8bitLt", "Linear4bit"}
+            assert found.weight.dtype in {torch.int8, torch.uint8}
+        elif not list(module.children()):
+            assert type(found) is type(module)
+    ids = torch.arange(5, 25)[None]
+    error = (model(ids).logits - dense(ids).logits).std() / dense(ids).logits.std()
+    assert error < 0.5
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_gradients_flow_through_a_quantised_backbone(quantization: str) -> None:
+    backbone = load_backbone(None, quantization=Quantization(quantization))
+    embedded = backbone.embed(torch.arange(5, 15)[None]).requires_grad_()
+    mask, positions = torch.ones(1, 10, dtype=torch.bool), torch.arange(10)[None]
+    backbone.logits(backbone.hidden(embedded, mask, positions)).square().mean().backward()
+    assert torch.isfinite(embedded.grad).all()
+    assert embedded.grad.abs().sum() > 0
+
+
+def test_random_weights_have_the_real_architecture_and_are_the_same_each_time() -> None:
+    one, two = (
+        load_language_model("nobody/nothing", weights=Weights.random, architecture=LLAMA)
+        for _ in range(2)
+    )
+    assert one.config.hidden_size == 64
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_dtype_is_as_asked() -> None:
+    model = load_language_model("x/y", weights=Weights.random, architecture=LLAMA, dtype="bfloat16")
+    assert model.dtype is torch.bfloat16
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"There is no folder .*nowhere.*backbone\.path"):
+        load_backbone(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"holds no checkpoint: config\.json is missing"):
+        load_backbone(str(tmp_path))
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    auto_map = {"AutoConfig": "trap.Config", "AutoModelForCausalLM": "trap.Model"}
+    config = {"model_type": "never_heard_of", "auto_map": auto_map}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    with pytest.raises(BackboneError, match="brings its own Python code, which is never run"):
+        load_backbone(str(tmp_path))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "never_heard_of"}))
+    with pytest.raises(BackboneError, match="does not know the architecture"):
+        load_backbone(str(tmp_path))
+
+
+def test_architecture_that_does_not_write_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(BackboneError, match="not as a causal language model"):
+        load_backbone(str(tmp_path))
+
+
+def test_no_access_and_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    for name, message in (
+        ("GatedRepoError", "Accept the licence"),
+        ("RepositoryNotFoundError", "There is no model some/model"),
+        ("LocalEntryNotFoundError", "the Hugging Face Hub cannot be reached"),
+    ):
+        cause = type(name, (Exception,), {})("...")
+
+        def fail(*_: object, cause: Exception = cause, **__: object) -> None:
+            raise OSError("...") from cause
+
+        monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+        with pytest.raises(BackboneError, match=message):
+            load_backbone("some/model")
+
+
+def test_random_architecture_needs_a_model_type() -> None:
+    with pytest.raises(BackboneError, match="no model_type"):
+        load_language_model("x/y", weights=Weights.random, architecture={"hidden_size": 64})
+
+
+def test_memory_estimate_is_exact_for_dense_weights() -> None:
+    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
+    model = load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
+    expected = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert memory.weight_bytes(config, torch.float32, Quantization.none) == expected
+    assert memory.weight_bytes(config, torch.bfloat16, Quantization.none) == expected // 2
+    assert memory.weight_bytes(config, torch.bfloat16, Quantization.nf4) < expected / 3
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
+    need = memory.weight_bytes(config, torch.float32, Quantization.none)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 0.9))
+    with pytest.raises(
+        BackboneError, match=r"needs .* are free\. It would fit with backbone\.quantization=int8"
+    ):
+        load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    with pytest.raises(BackboneError, match="does not fit in int8 or nf4 either"):
+        load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
+    load_language_model("x/y", weights=Weights.random, architecture=LLAMA, check_fit=False)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackboneError, match=r"trainer\.accelerator=cpu"):
+        resolve_device(Accelerator.gpu)
+    assert resolve_device(Accelerator.auto).type == "cpu"
+
+
+def test_llama_tokenizer_model_is_read_id_for_id(shared: Path) -> None:
+    """Against the recorded encodings of the slow tokenizer; two texts hold special tokens."""
+    tokenizer = load_tokenizer(str(shared / "tokenizers" / "llama2"))
+    recorded = json.loads((shared / "vectors" / "tokenizers" / "llama2.json").read_text("utf-8"))
+    cases = [case for case in recorded["cases"] if "<s>" not in case["text"]]
+    cases = [case for case in cases if "</s>" not in case["text"]]
+    assert len(cases) > 200
+    for case in cases:
+        assert tokenizer(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
+
+
+def test_file_that_is_no_sentencepiece_model(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(BackboneError, match="is not a SentencePiece model"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,56 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.cli import compose
+from msea_lightning.config import TrainConfig
+
+settings.register_profile("msea_lightning", deadline=None)  # machines differ in speed
+settings.load_profile("msea_lightning")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material beside the checkout; skips the test where there is none."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder shared/ beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone() -> FrozenBackbone:
+    """The language model that ships with the project."""
+    return load_backbone(None)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of prepared stores, shared by all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def options(cache: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Composes the options of a small, short run on the demo corpus, with overrides."""
+
+    def make(*overrides: str) -> TrainConfig:
+        small = {
+            "dataset.cache": str(cache),
+            "dataset.demo_utterances": "90",
+            "runs": str(tmp_path / "runs"),
+            "training.schedule_epochs": "2",
+            "trainer.accelerator": "cpu",
+            "trainer.progress_bar": "false",
+        }
+        given = dict(override.split("=", 1) for override in overrides)
+        return compose("train", TrainConfig, [f"{k}={v}" for k, v in {**small, **given}.items()])
+
+    return make

@@ -1,0 +1,384 @@
+"""The data module: splits, label space, statistics, batches, and Lightning's use of them."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from msea_lightning.config import (
+    DatasetConfig,
+    LabelConfig,
+    LabelKind,
+    MetricKind,
+    Reader,
+    TrainingConfig,
+)
+from msea_lightning.data import module as module_under_test
+from msea_lightning.data.module import (
+    DATAMODULES,
+    DataError,
+    UtteranceDataModule,
+    build_datamodule,
+    collate,
+)
+from msea_lightning.data.sampler import SamplerError
+from msea_lightning.data.store import Store
+from msea_lightning.data.utterance import Batch, Utterance
+from msea_lightning.data.validation import ValidationError
+from tests.data.corpus import corpus, stored, utterance
+
+# Lightning asks torch in a way that torch is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+
+
+def build(store: Store, *, seed: int = 1, **options: Any) -> UtteranceDataModule:
+    """A data module over a ready store, training batches of 4, evaluation batches of 3."""
+    options = {"name": "table", "reader": Reader.table} | options
+    training = TrainingConfig(batch_size=4, eval_batch_size=3)
+    return build_datamodule(DatasetConfig(**options), training, seed, store=store)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return stored(tmp_path, corpus({"train": 22, "valid": 7, "test": 8}))
+
+
+def test_one_module_per_data_set(store: Store) -> None:
+    assert len(set(DATAMODULES.values())) == 9
+    training = TrainingConfig()
+    for name, expected in DATAMODULES.items():
+        for reader in expected.readers:
+            found = build_datamodule(DatasetConfig(name=name, reader=reader), training, 0)
+            assert type(found) is expected
+    for name, reader, expected in (
+        ("mine", Reader.table, DATAMODULES["table"]),
+        ("meld", Reader.table, DATAMODULES["table"]),
+        ("mine", Reader.mmsa, UtteranceDataModule),
+    ):
+        found = build_datamodule(DatasetConfig(name=name, reader=reader), training, 0)
+        assert type(found) is expected
+
+
+def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def prepare_store(dataset: DatasetConfig, *, seed: int) -> Store:
+        calls.append((dataset.name, seed))
+        return store
+
+    monkeypatch.setattr(module_under_test, "prepare_store", prepare_store)
+    data = build_datamodule(DatasetConfig(name="mosi", reader=Reader.mmsa), TrainingConfig(), 5)
+    assert calls == []
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    assert calls == [("mosi", 5)]
+    assert [len(split) for split in data.splits.values()] == [22, 7, 8]
+
+
+def test_what_is_known_after_setup(store: Store) -> None:
+    data = build(store)
+    with pytest.raises(RuntimeError, match="call setup"):
+        _ = data.labels
+    data.setup()
+    assert (data.audio_dim, data.vision_dim) == (4, 3)
+    assert data.labels == LabelConfig(LabelKind.scale, -1, 1, 0.2, [])
+    assert data.metrics is MetricKind.simsv2
+    assert list(data.splits) == ["train", "valid", "test"]
+
+
+def test_inferences_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    splits = corpus({"train": 40, "test": 4}, labels=["positive", "negative"])
+    without = {
+        name: [utterance(one.id, label=one.label, group=one.group, vision=None) for one in split]
+        for name, split in splits.items()
+    }
+    data = build(stored(tmp_path, without), seed=1111, valid_fraction=0.15)
+    with caplog.at_level(logging.INFO):
+        data.setup()
+        data.setup()
+    assert [record.getMessage() for record in caplog.records] == [
+        "labels: 2 emotions (negative, positive), inferred from the labels",
+        "no vision in table: no branch is trained for it",
+        "no valid split: 6 of 40 training utterances, 2 of 14 groups, held out for validation, "
+        "seed 1111",
+    ]
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert (data.audio_dim, data.vision_dim) == (4, None)
+    assert all(batch.vision is None for batch in data.train_dataloader())
+
+
+def test_configured_labels_are_said_to_be_so(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    scale = LabelConfig(LabelKind.scale, -1, 1, 0.1)
+    with caplog.at_level(logging.INFO):
+        build(store, labels=scale).setup()
+    assert caplog.messages == ["labels: intensities from -1 to 1 in steps of 0.1, as configured"]
+
+
+def test_the_held_out_part_shares_no_group_with_train(tmp_path: Path) -> None:
+    store = stored(tmp_path, corpus({"train": 60, "test": 4}))
+    first, again, other = (build(store, seed=seed) for seed in (1, 1, 2))
+    for data in (first, again, other):
+        data.setup()
+    train, valid = first.splits["train"], first.splits["valid"]
+    assert sorted(train.ids + valid.ids) == sorted(store.splits["train"].ids)
+    assert not set(train.groups) & set(valid.groups)
+    assert 6 <= len(valid) <= 12
+    assert valid.ids == again.splits["valid"].ids != other.splits["valid"].ids
+    assert valid[0].id == valid.ids[0]
+
+
+def test_groupless_data_sets_are_held_out_by_utterance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = [utterance(f"{number}", label=float(number % 2)) for number in range(1600)]
+    data = build(stored(tmp_path, {"train": train, "test": [utterance("t", label=1.0)]}))
+    data.setup()
+    assert "no valid split: 240 of 1,600 training utterances held out" in caplog.text
+    assert sum(map(float, data.splits["valid"].labels)) == 120
+
+
+def test_refused_data_sets(tmp_path: Path) -> None:
+    without_test = stored(tmp_path / "a", corpus({"train": 6, "valid": 3}))
+    with pytest.raises(DataError, match=r"'table' has no test split .* has train, valid. Mark"):
+        build(without_test).setup()
+    without_train = stored(tmp_path / "b", corpus({"test": 3}))
+    with pytest.raises(DataError, match="'table' has no train split to train on; it has test"):
+        build(without_train).setup()
+    one_group = stored(tmp_path / "c", corpus({"train": 3, "test": 3}))
+    with pytest.raises(ValidationError, match="all belong to one group"):
+        build(one_group).setup()
+
+
+def test_training_batches_hold_every_utterance_once(store: Store) -> None:
+    data = build(store)
+    data.setup()
+    found = list(data.train_dataloader())
+    assert [len(batch) for batch in found].count(4) == 4
+    assert len(found) == 6
+    assert sorted(identity for batch in found for identity in batch.ids) == sorted(
+        data.splits["train"].ids
+    )
+    for batch in found:
+        for row, index in enumerate(batch.index.tolist()):
+            check_row(batch, row, data.splits["train"][index])
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluation_goes_in_order(store: Store, split: str) -> None:
+    data = build(store)
+    data.setup()
+    loaders = {"valid": data.val_dataloader, "test": data.test_dataloader}
+    for loader in (loaders[split](), data.evaluation_dataloader(split)):
+        found = list(loader)
+        assert [identity for batch in found for identity in batch.ids] == data.splits[split].ids
+        assert [len(batch) for batch in found][:-1] == [3] * (len(found) - 1)
+        for batch in found:
+            for row, index in enumerate(batch.index.tolist()):
+                check_row(batch, row, data.splits[split][index])
+
+
+def check_row(batch: Batch, row: int, expected: Utterance) -> None:
+    """A row of a batch is the utterance, padded with zeros."""
+    assert batch.ids[row] == expected.id
+    assert batch.texts[row] == expected.text
+    assert batch.labels[row] == expected.label
+    for modality in ("audio", "vision"):
+        padded: Tensor = getattr(batch, modality)[row]
+        length = int(getattr(batch, f"{modality}_lengths")[row])
+        frames = getattr(expected, modality)
+        assert length == (0 if frames is None else len(frames))
+        assert np.array_equal(padded[:length], np.zeros((0, 1)) if frames is None else frames)
+        assert not padded[length:].any()
+
+
+def test_absent_modalities_in_a_batch() -> None:
+    items = [(7, utterance("a", vision=None)), (2, utterance("b", vision=None, audio=None))]
+    batch = collate(items, audio_dim=4, vision_dim=5)
+    assert batch.index.tolist() == [7, 2]
+    assert batch.audio_lengths.tolist() == [3, 0]
+    assert batch.vision_lengths.tolist() == [0, 0]
+    assert batch.audio_lengths.dtype == batch.index.dtype == torch.int64
+    assert batch.audio is not None
+    assert batch.vision is not None
+    assert batch.audio.shape == (2, 3, 4)
+    assert not batch.audio[1].any()
+    assert batch.vision.shape == (2, 1, 5)
+    assert collate(items, audio_dim=4, vision_dim=None).vision is None
+
+
+def test_loading_leaves_the_global_random_state_alone(store: Store) -> None:
+    data = build(store)
+    data.setup()
+    before = torch.random.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        list(loader)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_statistics_of_the_training_part_only(tmp_path: Path) -> None:
+    splits = corpus({"train": 30, "test": 5})
+    constant = 1e4 + 0.1  # not a float32, and large beside its deviation of zero
+    for one in (one for split in splits.values() for one in split):
+        assert one.audio is not None
+        one.audio[:, 0] = constant
+        one.audio[:, 1] = one.audio[:, 1] * 1e-2 + 1e3
+    data = build(stored(tmp_path, splits))
+    data.setup()
+    statistics = data.feature_statistics()
+    assert statistics is data.feature_statistics()
+    for modality in ("audio", "vision"):
+        frames = np.concatenate(
+            [getattr(one, modality) for one in data.splits["train"]], dtype=np.float64
+        )
+        mean, deviation = statistics[modality]
+        assert mean.dtype == deviation.dtype == np.float64
+        expected = frames.std(axis=0)
+        if modality == "audio":
+            expected[0] = 1
+        np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(deviation, expected, rtol=1e-9)
+
+
+def test_statistics_of_absent_modalities(tmp_path: Path) -> None:
+    """Vision that occurs in the test split only has neutral statistics, audio has none at all."""
+    train = [utterance(f"{n}", label=float(n % 2), audio=None, vision=None) for n in range(8)]
+    data = build(stored(tmp_path, {"train": train, "test": [utterance("t", audio=None)]}))
+    data.setup()
+    statistics = data.feature_statistics()
+    assert list(statistics) == ["vision"]
+    assert statistics["vision"][0].tolist() == [0] * 5
+    assert statistics["vision"][1].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_load_the_same_batches(store: Store, start: str) -> None:
+    alone, helped = build(store), build(store, workers=1)
+    for data in (alone, helped):
+        data.setup()
+    list(helped.splits["train"])  # opens the file before the worker starts
+    loader = helped.train_dataloader()
+    loader.multiprocessing_context = start
+    assert loader.persistent_workers
+    for batch, expected in zip(loader, alone.train_dataloader(), strict=True):
+        assert batch.ids == expected.ids
+        assert torch.equal(batch.audio, expected.audio)
+        assert torch.equal(batch.vision, expected.vision)
+
+
+def test_the_module_can_be_pickled_and_closed(store: Store) -> None:
+    data = build(store)
+    data.setup()
+    expected = [batch.ids for batch in data.val_dataloader()]
+    copy: UtteranceDataModule = pickle.loads(pickle.dumps(data))
+    assert [batch.ids for batch in copy.val_dataloader()] == expected
+    data.teardown("fit")
+    assert [batch.ids for batch in data.val_dataloader()] == expected
+
+
+class Recorder(pl.LightningModule):
+    """Notes which utterances it is given in which epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[str, list[list[str]]] = {}
+
+    def note(self, stage: str, batch: Batch) -> None:
+        self.seen.setdefault(f"{stage} {self.current_epoch}", []).append(batch.ids)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        self.note("train", batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.note("valid", batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self.note("test", batch)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> list[str]:
+        return batch.ids
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def flat(lists: Iterable[Any]) -> list[Any]:
+    return list(chain.from_iterable(lists))
+
+
+def trainer(epochs: int, folder: Path) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def test_lightning_trains_in_the_order_of_seed_and_epoch(store: Store, tmp_path: Path) -> None:
+    whole, first, resumed = Recorder(), Recorder(), Recorder()
+    trainer(3, tmp_path / "whole").fit(whole, build(store))
+    assert sorted(whole.seen) == [f"{s} {e}" for s in ("train", "valid") for e in range(3)]
+    orders = [whole.seen[f"train {epoch}"] for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert all(sorted(flat(order)) == sorted(store.splits["train"].ids) for order in orders)
+    data = build(store)
+    data.setup()
+    loader = data.train_dataloader()
+    assert isinstance(loader, DataLoader)
+    loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
+    assert [batch.ids for batch in loader] == orders[2]
+
+    part = trainer(1, tmp_path / "part")
+    part.fit(first, build(store))
+    part.save_checkpoint(tmp_path / "last.ckpt")
+    trainer(3, tmp_path / "part").fit(resumed, build(store), ckpt_path=tmp_path / "last.ckpt")
+    assert first.seen | resumed.seen == whole.seen
+
+
+def test_lightning_tests_and_predicts_in_order(store: Store, tmp_path: Path) -> None:
+    recorder, data = Recorder(), build(store)
+    trainer(1, tmp_path).test(recorder, data, verbose=False)
+    expected = store.splits["test"].ids
+    assert flat(recorder.seen["test 0"]) == expected
+    predicted = trainer(1, tmp_path).predict(recorder, data)
+    assert predicted is not None
+    assert flat(predicted) == expected
+
+
+def test_devices_share_the_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(rank: int, world: int) -> dict[str, list[list[str]]]:
+        data = build(store)
+        data.setup()
+        monkeypatch.setattr(UtteranceDataModule, "_rank", rank)
+        monkeypatch.setattr(UtteranceDataModule, "_world", world)
+        loaders = {"train": data.train_dataloader(), "test": data.test_dataloader()}
+        return {name: [batch.ids for batch in loader] for name, loader in loaders.items()}
+
+    alone, first, second = loaded(0, 1), loaded(0, 2), loaded(1, 2)
+    for whole, one, other in zip(alone["train"], first["train"], second["train"], strict=True):
+        assert sorted(one + other) == sorted(whole)
+    shares = [flat(part["test"]) for part in (first, second)]
+    assert sorted(shares[0] + shares[1]) == sorted(flat(alone["test"]))
+    with pytest.raises(SamplerError, match="9 devices cannot share"):
+        loaded(0, 9)

@@ -1,0 +1,134 @@
+"""Batches: every utterance once per epoch, the same on any number of devices, little padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from msea_lightning.data.sampler import (
+    EvaluationSampler,
+    SamplerError,
+    TrainingBatchSampler,
+    reading_costs,
+)
+
+costs = st.lists(st.integers(0, 50), min_size=1, max_size=300).map(np.array)
+batch_sizes = st.integers(1, 40)
+seeds = st.integers(0, 2**32 - 1)
+worlds = st.integers(1, 5)
+epochs = st.integers(0, 100)
+
+
+def batches(sampler: TrainingBatchSampler, epoch: int) -> list[list[int]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@given(costs, batch_sizes, seeds, epochs)
+def test_every_utterance_exactly_once_in_batches_of_equal_size(
+    values: NDArray[np.int64], batch_size: int, seed: int, epoch: int
+) -> None:
+    sampler = TrainingBatchSampler(values, batch_size, seed=seed)
+    found = batches(sampler, epoch)
+    assert sorted(index for batch in found for index in batch) == list(range(len(values)))
+    assert len(found) == len(sampler) == -(-len(values) // batch_size)
+    sizes = [len(batch) for batch in found]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(costs, batch_sizes, seeds, epochs, worlds)
+def test_devices_share_the_batches_of_one_device(
+    values: NDArray[np.int64], batch_size: int, seed: int, epoch: int, world: int
+) -> None:
+    alone = batches(TrainingBatchSampler(values, batch_size, seed=seed), epoch)
+    assume(min(len(batch) for batch in alone) >= world)
+    shares = [
+        batches(TrainingBatchSampler(values, batch_size, seed=seed, rank=rank, world=world), epoch)
+        for rank in range(world)
+    ]
+    assert {len(share) for share in shares} == {len(alone)}
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert all(parts)
+        assert sorted(index for part in parts for index in part) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(costs, batch_sizes, seeds, epochs)
+def test_the_order_depends_on_seed_and_epoch_alone(
+    values: NDArray[np.int64], batch_size: int, seed: int, epoch: int
+) -> None:
+    fresh = batches(TrainingBatchSampler(values, batch_size, seed=seed), epoch)
+    used = TrainingBatchSampler(values, batch_size, seed=seed)
+    for earlier in (0, epoch + 1, 3):
+        batches(used, earlier)
+    np.random.default_rng().random()
+    assert batches(used, epoch) == fresh
+
+
+def test_epochs_and_seeds_differ() -> None:
+    values = np.arange(200) % 17
+    sampler = TrainingBatchSampler(values, 8, seed=1)
+    orders = [batches(sampler, epoch) for epoch in range(3)]
+    orders.append(batches(TrainingBatchSampler(values, 8, seed=2), 0))
+    members = [sorted(map(sorted, order)) for order in orders]
+    assert all(members[i] != members[j] for i in range(4) for j in range(i))
+
+
+@pytest.mark.parametrize("size", [400, 5000])
+def test_batches_hold_utterances_of_similar_cost(size: int) -> None:
+    values = np.random.default_rng(0).integers(1, 1000, size)
+    found = batches(TrainingBatchSampler(values, 10, seed=0), 0)
+    padded = sum(len(batch) * values[batch].max() for batch in found)
+    shuffled = sum(values[part].max() * 10 for part in np.arange(size).reshape(-1, 10))
+    assert padded / values.sum() < 1.15
+    assert shuffled / values.sum() > 1.7
+
+
+def test_batches_come_in_no_order_of_cost() -> None:
+    values = np.arange(1000)
+    means = [np.mean(values[batch]) for batch in TrainingBatchSampler(values, 10, seed=0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_a_set_smaller_than_a_batch() -> None:
+    assert sorted(*TrainingBatchSampler(np.zeros(3), 16, seed=0)) == [0, 1, 2]
+
+
+def test_more_devices_than_a_batch_has_utterances() -> None:
+    with pytest.raises(SamplerError, match=r"4 devices cannot share .* of 2 utterances \(7 utt.*3"):
+        TrainingBatchSampler(np.zeros(7), 3, seed=0, world=4)
+    with pytest.raises(SamplerError, match=r"3 devices .* of 2 utterances .* Raise training"):
+        TrainingBatchSampler(np.zeros(8), 3, seed=0, world=3)
+
+
+@given(st.integers(1, 100), worlds)
+def test_evaluation_in_order_and_nothing_twice(size: int, world: int) -> None:
+    assert list(EvaluationSampler(size)) == list(range(size))
+    assume(size >= world)
+    shares = [EvaluationSampler(size, rank=rank, world=world) for rank in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(size))
+    for rank, share in enumerate(shares):
+        assert list(share) == list(range(size))[rank::world]
+        assert len(share) == len(list(share))
+
+
+def test_more_devices_than_a_split_has_utterances() -> None:
+    with pytest.raises(SamplerError, match="3 devices cannot share a split of 2 utterances"):
+        EvaluationSampler(2, world=3)
+
+
+def test_costs_go_by_text_then_by_frames() -> None:
+    texts = ["abcd" * 5, "一二三四五", "abcd" * 5, "a" * 21, "あア가"]
+    audio, vision = np.array([9, 1, 0, 0, 100]), np.array([9, 1, 1, 0, 100])
+    order = np.argsort(reading_costs(texts, audio, vision))
+    assert order.tolist() == [4, 2, 1, 0, 3]
+
+
+def test_lightning_reaches_the_sampler() -> None:
+    sampler = TrainingBatchSampler(np.zeros(40), 4, seed=0)
+    sampler.sampler.set_epoch(5)
+    assert list(sampler) == batches(TrainingBatchSampler(np.zeros(40), 4, seed=0), 5)

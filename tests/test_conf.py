@@ -1,0 +1,232 @@
+"""Every file under ``conf/``: it composes, it is typed, and it says what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msea_lightning.cli import compose, conf_folder
+from msea_lightning.config import (
+    BackboneConfig,
+    EvaluateConfig,
+    LabelKind,
+    Language,
+    MetricKind,
+    PrepareConfig,
+    Repair,
+    SegmentKind,
+    TrainConfig,
+)
+from msea_lightning.paper import paper_table
+
+CONF = conf_folder()
+FILES = sorted(CONF.rglob("*.yaml"))
+ROOTS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+}
+NEEDED = {"evaluate": ["run=somewhere"]}
+PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")
+RECIPES = [(row["dataset"], row["backbone"]) for row in paper_table("hyperparameters")]
+TINY_WIDTH = 96
+
+
+def train(*overrides: str) -> TrainConfig:
+    return compose("train", TrainConfig, overrides)
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def test_there_are_files() -> None:
+    folders = {path.parent.name for path in FILES}
+    assert folders >= {"conf", "dataset", "backbone", "adapter", "ablation", "recipe", "prompt"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_composes(path: Path) -> None:
+    parts = path.relative_to(CONF).with_suffix("").parts
+    if len(parts) == 1:
+        assert isinstance(compose(parts[0], ROOTS[parts[0]], NEEDED.get(parts[0], [])), object)
+    elif parts[0] == "hydra":
+        train()  # part of every configuration
+    else:
+        group, choice = "/".join(parts[:-1]), parts[-1]
+        config = train(f"{group}={choice}")
+        if group in ("dataset", "backbone", "adapter", "ablation"):
+            assert getattr(config, group).name == choice
+
+
+@pytest.mark.parametrize("backbone", choices("backbone"))
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_every_pair_composes(dataset: str, backbone: str) -> None:
+    config = train(f"dataset={dataset}", f"backbone={backbone}")
+    recipe = f"{dataset}_{backbone}"
+    assert config.recipe == (recipe if recipe in choices("recipe") else None)
+    if backbone == "tiny":
+        units = [TINY_WIDTH // scale for scale in config.adapter.scales]
+        assert min(units) >= 16
+    else:
+        assert config.adapter.scales == [8, 32, 16]
+
+
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_every_data_set_can_be_prepared(dataset: str) -> None:
+    config = compose("prepare", PrepareConfig, [f"dataset={dataset}"])
+    assert config.dataset == train(f"dataset={dataset}").dataset
+
+
+def test_there_are_twelve_recipes() -> None:
+    assert len(set(RECIPES)) == 12
+    names = {f"{dataset}_{backbone}" for dataset, backbone in RECIPES}
+    assert set(choices("recipe")) - names == {"demo_tiny", "table_tiny", "none"}
+
+
+@pytest.mark.parametrize(
+    "row", paper_table("hyperparameters"), ids=lambda row: "-".join(row.values())
+)
+def test_recipes_are_those_of_the_paper(row: dict[str, str]) -> None:
+    dataset, backbone = row["dataset"], row["backbone"]
+    config = train(f"dataset={dataset}", f"backbone={backbone}")
+    prompts = {
+        (prompt["dataset"], prompt["backbone"]): prompt["prompt"]
+        for prompt in paper_table("prompts")
+    }
+    found = {
+        "audio_hidden": config.adapter.audio_hidden,
+        "vision_hidden": config.adapter.vision_hidden,
+        "pseudo_tokens": config.adapter.pseudo_tokens,
+        "learning_rate": config.training.learning_rate,
+        "batch_size": config.training.batch_size,
+        "schedule_epochs": config.training.schedule_epochs,
+        "patience": config.training.patience,
+    }
+    assert found == {name: float(row[name]) for name in found}
+    assert config.prompt.task == prompts[dataset, backbone]
+    assert config.recipe == f"{dataset}_{backbone}"
+    assert (config.adapter.hidden, config.training.eps) == (256, 1e-4)
+    assert (config.training.weight_decay, config.training.warmup_fraction) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize("row", paper_table("datasets"), ids=lambda row: row["dataset"])
+def test_data_sets_are_those_of_the_paper(row: dict[str, str]) -> None:
+    data = train(f"dataset={row['dataset']}").dataset
+    assert data.language is Language(row["language"])
+    numbers = {
+        "train": data.expected_train,
+        "valid": data.expected_valid,
+        "test": data.expected_test,
+        "audio_dim": data.audio_dim,
+        "vision_dim": data.vision_dim,
+        "text_tokens": data.text_tokens,
+    }
+    assert numbers == {name: int(row[name]) for name in numbers}
+    if row["task"] == "MSA":
+        assert data.labels.kind is LabelKind.scale
+        low, high = row["label_space"].split("..")
+        assert (data.labels.low, data.labels.high) == (float(low), float(high))
+        assert data.metrics is MetricKind(row["dataset"])
+    else:
+        assert data.labels.kind is LabelKind.emotions
+        written = [f"{name}:{index}" for index, name in enumerate(data.labels.names)]
+        assert " ".join(written) == row["label_space"]
+        assert data.metrics is MetricKind.emotion
+    assert data.hub_id is not None
+    assert data.hub_id in data.source
+    assert (data.repair, data.standardize) == (Repair.zero, False)
+
+
+@pytest.mark.parametrize("dataset", PAPER_DATASETS)
+def test_without_a_recipe_the_prompt_is_that_of_the_paper(dataset: str) -> None:
+    prompts = {
+        row["dataset"]: row["prompt"]
+        for row in paper_table("prompts")
+        if row["backbone"] == "paper"
+    }
+    assert train(f"dataset={dataset}", "backbone=tiny").prompt.task == prompts[dataset]
+    assert train(f"dataset={dataset}", "backbone=tiny", "prompt=none").prompt.task is None
+
+
+@pytest.mark.parametrize("dataset", sorted({*choices("dataset")} - {*PAPER_DATASETS}))
+def test_other_data_sets_get_a_prompt_made_for_them(dataset: str) -> None:
+    assert train(f"dataset={dataset}").prompt.task is None
+
+
+def test_own_and_demo_data_are_standardised() -> None:
+    for dataset in ("table", "demo"):
+        data = train(f"dataset={dataset}").dataset
+        assert (data.standardize, data.repair) == (True, Repair.refuse)
+
+
+def test_the_command_line_wins_over_the_recipe() -> None:
+    pair = ("dataset=mosei", "backbone=qwen")
+    assert train(*pair).training.learning_rate == 5e-3
+    config = train(
+        "training.learning_rate=1e-3", "adapter.pseudo_tokens=9", *pair, "prompt.task=Say"
+    )
+    assert config.training.learning_rate == 1e-3
+    assert config.adapter.pseudo_tokens == 9
+    assert config.prompt.task == "Say"
+    assert config.training.patience == 10
+    assert config.recipe == "mosei_qwen"
+
+
+def test_a_recipe_can_be_named_or_left_out() -> None:
+    assert train("recipe=meld_llama2").training.batch_size == 6
+    config = train("dataset=meld", "backbone=llama2", "recipe=none")
+    assert (config.recipe, config.training.batch_size) == (None, 16)
+
+
+def test_the_default_is_the_demo() -> None:
+    config = train()
+    assert (config.dataset.name, config.backbone.name) == ("demo", "tiny")
+    assert (config.adapter.name, config.ablation.name) == ("mse", "none")
+    assert config.recipe == "demo_tiny"
+    assert config.seed == 1111
+
+
+MULTIMODAL = ["<Multimodal>|<多模态>", "pseudo", "text", "</Multimodal>|</多模态>", "prompt"]
+QUESTION = "{question}\n\n <Multimodal>|{问题}\n\n <多模态>"
+LAYOUTS = {
+    "tiny": ["<s>", "<s>", *MULTIMODAL],
+    "llama2": ["<s>", "<s>", *MULTIMODAL],
+    "qwen": ["<|im_start|>", "<|im_start|>", *MULTIMODAL],
+    "chatglm3": ["[gMASK]", "sop", QUESTION, *MULTIMODAL[1:]],
+}
+
+
+def written(backbone: BackboneConfig) -> list[str]:
+    texts = {SegmentKind.token: "{0.token}", SegmentKind.literal: "{0.en}|{0.zh}"}
+    return [
+        texts.get(segment.kind, segment.kind.value).format(segment) for segment in backbone.layout
+    ]
+
+
+@pytest.mark.parametrize("backbone", choices("backbone"))
+def test_sequences_are_those_of_the_original(backbone: str) -> None:
+    config = train(f"backbone={backbone}").backbone
+    assert written(config) == LAYOUTS[backbone]
+    assert config.signed_labels == (backbone == "qwen")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "parameters"),
+    [("llama2", 6_738_415_616), ("qwen", 1_836_828_672), ("chatglm3", 6_243_584_000)],
+)
+def test_architectures_are_those_of_the_published_models(backbone: str, parameters: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    fields = dict(train(f"backbone={backbone}").backbone.architecture)
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    for name, value in fields.items():
+        if name != "partial_rotary_factor":  # kept among the parameters of the rotation
+            assert getattr(config, name) == value
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    if backbone == "chatglm3":
+        assert model.model.rotary_emb.inv_freq.numel() == 128 // 2 // 2  # half of every head

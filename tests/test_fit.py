@@ -1,0 +1,199 @@
+"""Whole runs: run folders, resuming, evaluation, devices, W&B."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msea_lightning.callbacks import EpochHistory
+from msea_lightning.config import Decode, EvaluateConfig, Split, TrainConfig
+from msea_lightning.evaluate import evaluate
+from msea_lightning.fit import fit
+from msea_lightning.plugin import attach, load_plugin
+from msea_lightning.runs import RunError, RunFolder
+from msea_lightning.task import AdapterTask, TaskError
+
+Options = Callable[..., TrainConfig]
+
+
+class Interrupted(Exception):
+    """What ends a run from outside."""
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run.last, weights_only=True)["state_dict"]
+    return state
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def test_run_folder_holds_everything(options: Options) -> None:
+    config = options("seed=7")
+    run = fit(config)
+    parts = run.path.relative_to(config.runs).parts
+    assert parts[:2] == ("demo", "mse-tiny")
+    assert parts[3] == "seed-7"
+    metrics = json.loads(run.metrics.read_text())
+    assert set(metrics) == {"test", "valid"}
+    assert set(metrics["test"]) == {"acc", "wf1"}
+    with run.predictions.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "text", "label", "prediction", "probability"]
+    share = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert share == pytest.approx(metrics["test"]["acc"], abs=1e-12)
+    with run.history.open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert run.load_config() == config
+    environment = json.loads((run.path / "env.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert "epoch 1" in (run.path / "train.log").read_text()
+
+
+def test_checkpoint_and_plugin_hold_adapter_tensors_only(options: Options) -> None:
+    run = fit(options("training.schedule_epochs=1"))
+    checkpoint = torch.load(run.last, weights_only=True)
+    heads = {name.split(".")[0] for name in checkpoint["state_dict"]}
+    assert heads == {"adapter", "standardizer"}
+    assert "hyper_parameters" not in checkpoint
+    assert {name.split(".")[0] for name in load_plugin(run.plugin).weights} == heads
+    assert sum(file.stat().st_size for file in run.plugin.iterdir()) < 4e6
+
+
+def test_the_same_seed_gives_the_same_run(options: Options) -> None:
+    one, two = fit(options()), fit(options())
+    assert one.path != two.path
+    assert one.metrics.read_bytes() == two.metrics.read_bytes()
+    assert one.predictions.read_bytes() == two.predictions.read_bytes()
+    assert same(one, two)
+    assert not same(one, fit(options("seed=2")))
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 0), (2, 0), (1, 2)])
+def test_resuming_ends_where_an_undisturbed_run_ends(
+    options: Options, monkeypatch: pytest.MonkeyPatch, epoch: int, step: int
+) -> None:
+    undisturbed = fit(options("training.schedule_epochs=3"))
+    runs = f"{options().runs}-resumed"
+    ordinary = AdapterTask.training_step
+
+    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (task.current_epoch, batch_idx) == (epoch, step):
+            raise Interrupted
+        return ordinary(task, batch, batch_idx)
+
+    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options("training.schedule_epochs=3", f"runs={runs}"))
+    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    run = fit(options("training.schedule_epochs=3", f"runs={runs}", "ckpt=last"))
+    assert same(run, undisturbed)
+    assert run.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    with run.history.open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_nothing_to_resume(options: Options) -> None:
+    with pytest.raises(RunError, match="so there is nothing to resume"):
+        fit(options("ckpt=last"))
+    run = fit(options())
+    with pytest.raises(RunError, match="is a finished run"):
+        fit(options("ckpt=last"))
+    with pytest.raises(RunError, match="is a finished run"):
+        fit(options(f"ckpt={run.path}"))
+    with pytest.raises(RunError, match=r"no checkpoints/last\.ckpt"):
+        fit(options(f"ckpt={run.path.parent}"))
+
+
+def test_resuming_with_other_options_is_refused(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(history: EpochHistory, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise Interrupted
+
+    monkeypatch.setattr(EpochHistory, "on_train_epoch_start", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options())
+    message = r"training\.learning_rate was [\d.]+, is now 0\.1"
+    with pytest.raises(RunError, match=message):
+        fit(options("ckpt=last", "training.learning_rate=0.1"))
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_evaluation_reproduces_the_run(options: Options, variant: str) -> None:
+    run = fit(options(f"dataset.demo_task={variant}"))
+    metrics = json.loads(run.metrics.read_text())
+    assert evaluate(EvaluateConfig(run=str(run.path))) == metrics["test"]
+    assert evaluate(EvaluateConfig(run=str(run.path), split=Split.valid)) == metrics["valid"]
+    again = run.path / "evaluations" / "test-greedy.csv"
+    assert again.read_bytes() == run.predictions.read_bytes()
+
+
+def test_evaluation_with_another_rule_and_split(options: Options) -> None:
+    run = fit(options("dataset.demo_task=msa"))
+    median = evaluate(EvaluateConfig(run=str(run.path), split=Split.train, decode=Decode.median))
+    assert median["mae"] is not None
+    assert (run.path / "evaluations" / "train-median.json").exists()
+
+
+def test_evaluation_of_what_is_no_finished_run(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        evaluate(EvaluateConfig(run=str(tmp_path)))
+    run = fit(options())
+    run.metrics.unlink()
+    with pytest.raises(RunError, match=r"is not finished .*ckpt="):
+        evaluate(EvaluateConfig(run=str(run.path)))
+
+
+def test_plugin_is_refused_by_another_language_model(options: Options, backbone: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from msea_lightning.backbone import FrozenBackbone
+    from msea_lightning.plugin import PluginError
+
+    plugin = load_plugin(fit(options("training.schedule_epochs=1")).plugin)
+    attached = attach(plugin, backbone)
+    assert attached.backbone is backbone
+    torch.manual_seed(1)
+    other = AutoModelForCausalLM.from_config(backbone.model.config)
+    with pytest.raises(PluginError, match=r"with the fingerprint .* but this language model has"):
+        attach(plugin, FrozenBackbone(other, backbone.tokenizer))
+
+
+def test_divergence_is_refused(options: Options) -> None:
+    with pytest.raises(TaskError, match=r"diverged\. Lower training\.learning_rate"):
+        fit(options("training.learning_rate=1e30", "training.schedule_epochs=3"))
+
+
+def test_failed_run_says_why_in_its_log(options: Options) -> None:
+    with pytest.raises(TaskError):
+        fit(options("dataset.text_tokens=5000"))
+    (log,) = Path(options().runs).rglob("train.log")
+    assert "lower dataset.text_tokens" in log.read_text()
+
+
+def test_wandb_offline(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit(options("logger=wandb", "training.schedule_epochs=1"))
+    (recorded,) = (run.path / "wandb").glob("offline-run-*")
+    assert list(recorded.glob("run-*.wandb"))
+    assert run.finished
+
+
+def test_epochs_are_said_aloud(options: Options, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(options("training.schedule_epochs=1"))
+    assert "epoch 0: train loss" in caplog.text
+    assert "trainable parameters (mse)" in caplog.text

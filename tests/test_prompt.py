@@ -1,0 +1,143 @@
+"""Sequences: layout, padding, truncation, and tokenizers that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.config import Language, SegmentConfig, SegmentKind
+from msea_lightning.prompt import Prompt, PromptError
+
+LAYOUT = [
+    SegmentConfig(SegmentKind.token, token="<s>"),
+    SegmentConfig(SegmentKind.literal, en="<Multimodal>", zh="<多模态>"),
+    SegmentConfig(SegmentKind.pseudo),
+    SegmentConfig(SegmentKind.text),
+    SegmentConfig(SegmentKind.literal, en="</Multimodal>", zh="</多模态>"),
+    SegmentConfig(SegmentKind.prompt),
+]
+
+
+def make(backbone: FrozenBackbone, **options: object) -> Prompt:
+    arguments = {
+        "language": Language.en,
+        "task": "The emotion is",
+        "pseudo_tokens": 3,
+        "text_tokens": 8,
+        "pad_id": backbone.pad_id,
+        **options,
+    }
+    return Prompt(LAYOUT, backbone.tokenizer, **arguments)  # type: ignore[arg-type]
+
+
+def test_segments_are_tokenised_one_by_one(backbone: FrozenBackbone) -> None:
+    prompt = make(backbone)
+    sequences = prompt.assemble(prompt.encode_texts(["good"]), 1, [[7, 8, 9]])
+    expected = [
+        backbone.tokenizer.convert_tokens_to_ids("<s>"),
+        *prompt.encode("<Multimodal>"),
+        *[backbone.pad_id] * 3,
+        *prompt.encode("good"),
+        *prompt.encode("</Multimodal>"),
+        *prompt.encode("The emotion is"),
+        7,
+        8,
+    ]
+    assert sequences.ids[0].tolist() == expected
+    assert sequences.targets.tolist() == [[7, 8, 9]]
+
+
+def test_language_chooses_the_wrapping_strings(backbone: FrozenBackbone) -> None:
+    prompt = make(backbone, language=Language.zh, task="情绪为")
+    ids = prompt.assemble(prompt.encode_texts(["好"]), 1).ids[0].tolist()
+    assert all(part in ids for part in prompt.encode("<多模态>"))
+
+
+@given(texts=st.lists(st.text("abc ", min_size=1, max_size=40), min_size=1, max_size=5))
+def test_padding_is_on_the_left_and_nothing_else_moves(
+    backbone: FrozenBackbone, texts: list[str]
+) -> None:
+    prompt = make(backbone)
+    labels = [[5] * (1 + index % 3) for index in range(len(texts))]
+    together = prompt.assemble(prompt.encode_texts(texts), len(texts), labels)
+    for row, text in enumerate(texts):
+        alone = prompt.assemble(prompt.encode_texts([text]), 1, [labels[row]])
+        width = alone.ids.shape[1]
+        assert torch.equal(together.ids[row, -width:], alone.ids[0])
+        assert torch.equal(together.positions[row, -width:], torch.arange(width))
+        assert not together.mask[row, :-width].any()
+        assert together.mask[row, -width:].all()
+        assert together.pseudo[row].sum() == 3
+        assert together.targets[row, -len(labels[row]) :].tolist() == labels[row]
+        assert (together.targets[row, : -len(labels[row])] == -100).all()
+
+
+def test_text_is_cut_on_the_right(backbone: FrozenBackbone) -> None:
+    prompt = make(backbone, text_tokens=2)
+    whole = prompt.encode("one two three four")
+    assert prompt.encode_texts(["one two three four"]).ids.tolist() == [whole[:2]]
+    assert prompt.assemble(prompt.encode_texts(["one two three"]), 1).text.sum() == 2
+
+
+def test_no_text_at_all(backbone: FrozenBackbone) -> None:
+    prompt = make(backbone)
+    sequences = prompt.assemble(None, 2)
+    assert not sequences.text.any()
+    assert sequences.ids.shape == (2, prompt.longest - 8)
+
+
+def test_padded_text_is_hidden_or_attended(backbone: FrozenBackbone) -> None:
+    hidden = make(backbone, pad_to=8)
+    attended = make(backbone, pad_to=8, attend_padding=True)
+    length = len(hidden.encode("good"))
+    texts = hidden.encode_texts(["good"])
+    assert texts.ids.shape == (1, 8)
+    assert texts.mask.sum() == length
+    assert hidden.assemble(texts, 1).mask.sum() == hidden.longest - 8 + length
+    everything = attended.assemble(attended.encode_texts(["good"]), 1)
+    assert everything.mask.all()
+    assert everything.ids.shape == (1, attended.longest)
+    assert torch.equal(everything.ids, hidden.assemble(texts, 1).ids)
+
+
+def test_unknown_special_token_is_refused(backbone: FrozenBackbone) -> None:
+    layout = [SegmentConfig(SegmentKind.token, token="[gMASK]"), *LAYOUT[1:]]
+    with pytest.raises(PromptError, match=r"special token '\[gMASK\]'.*backbone\.layout"):
+        Prompt(
+            layout,
+            backbone.tokenizer,
+            language=Language.en,
+            task="x",
+            pseudo_tokens=1,
+            text_tokens=1,
+            pad_id=0,
+        )
+
+
+def test_tokenizer_that_loses_a_string_is_refused(backbone: FrozenBackbone) -> None:
+    class Forgetful:
+        unk_token_id = None
+        unk_token = None
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": [1]}
+
+        def decode(self, ids: list[int]) -> str:
+            return "something else"
+
+        def convert_tokens_to_ids(self, token: str) -> int:
+            return 1
+
+    with pytest.raises(PromptError, match="does not keep the string '<Multimodal>'"):
+        Prompt(
+            LAYOUT,
+            Forgetful(),  # type: ignore[arg-type]
+            language=Language.en,
+            task="x",
+            pseudo_tokens=1,
+            text_tokens=1,
+            pad_id=0,
+        )

@@ -1,0 +1,167 @@
+"""The LightningModule: what trains, what stays, and what a batch must not change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.config import Quantization, TrainConfig
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.utterance import Batch
+from msea_lightning.task import AdapterTask, TaskError, build_task, trainable
+
+Options = Callable[..., TrainConfig]
+ABLATIONS = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_tgm", "no_msf")
+
+
+def set_up(config: TrainConfig) -> UtteranceDataModule:
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def make(
+    config: TrainConfig, backbone: FrozenBackbone
+) -> tuple[AdapterTask, UtteranceDataModule, Batch]:
+    data = set_up(config)
+    seed_everything(config.seed, verbose=False)
+    task = build_task(config, data, backbone)
+    return task, data, next(iter(data.evaluation_dataloader("valid")))
+
+
+def part(batch: Batch, rows: list[int]) -> Batch:
+    """Some utterances of a batch, padded as they were in it."""
+    return dataclasses.replace(
+        batch,
+        index=batch.index[rows],
+        ids=[batch.ids[row] for row in rows],
+        texts=[batch.texts[row] for row in rows],
+        labels=[batch.labels[row] for row in rows],
+        audio=batch.audio[rows],
+        audio_lengths=batch.audio_lengths[rows],
+        vision=batch.vision[rows],
+        vision_lengths=batch.vision_lengths[rows],
+    )
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_an_utterance_is_the_same_alone_and_in_any_batch(
+    options: Options, backbone: FrozenBackbone, variant: str
+) -> None:
+    task, _, batch = make(options(f"dataset.demo_task={variant}"), backbone)
+    loss, count = task.loss(batch)
+    alone = [task.loss(part(batch, [row])) for row in range(len(batch))]
+    assert count == sum(tokens for _, tokens in alone)
+    assert loss.item() == pytest.approx(sum(nll.item() for nll, _ in alone), rel=1e-5)
+    answers = task.answers(batch)
+    for row in range(len(batch)):
+        one = task.answers(part(batch, [row]))
+        torch.testing.assert_close(
+            one.distribution[0], answers.distribution[row], atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_one_pass_over_the_answer_tree_equals_scoring_each_answer(
+    options: Options, backbone: FrozenBackbone, variant: str
+) -> None:
+    """The training loss of an answer is minus the sum of its token log probabilities."""
+    task, _, batch = make(options(f"dataset.demo_task={variant}"), backbone)
+    batch = part(batch, [0, 1, 2])
+    logp = task.answer_logp(batch)
+    space = task.tree.space
+    for answer in (0, len(space.answers) // 2, len(space.answers) - 1):
+        label = space.label(space.values[answer])
+        length = int((task.tree.answer_ids[answer] >= 0).sum())
+        asked = dataclasses.replace(batch, labels=[label] * 3)
+        loss, _ = task.loss(asked)
+        assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_step_trains_the_adapter_and_nothing_else(
+    options: Options, backbone: FrozenBackbone, ablation: str
+) -> None:
+    task, _, batch = make(options(f"ablation={ablation}"), backbone)
+    frozen = [parameter.detach().clone() for parameter in backbone.model.parameters()]
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    ids = backbone.tokenizer("The sentiment is", return_tensors="pt")["input_ids"]
+    generate = {"max_new_tokens": 8, "do_sample": False}
+    written = backbone.model.generate(ids, **generate)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
+    loss, count = task.loss(batch)
+    (loss / count).backward()
+    during = backbone.model.generate(ids, **generate)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.parameters())
+    optimizer.step()
+    moved = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before)
+    after = backbone.model.generate(ids, **generate)
+    assert torch.equal(written, during)
+    assert torch.equal(written, after)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
+
+
+def test_the_backbone_is_no_part_of_the_module(options: Options, backbone: FrozenBackbone) -> None:
+    task, *_ = make(options(), backbone)
+    assert all(name.startswith("adapter.") for name, _ in task.named_parameters())
+    assert {name.split(".")[0] for name in task.state_dict()} == {"adapter", "standardizer"}
+    assert trainable(task) == sum(task.adapter.parameter_counts().values())
+    assert not task.hparams
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_step_through_a_quantised_backbone(options: Options, quantization: str) -> None:
+    backbone = load_backbone(None, quantization=Quantization(quantization))
+    task, _, batch = make(options(), backbone)
+    frozen = [parameter.detach().clone() for parameter in backbone.model.parameters()]
+    loss, count = task.loss(batch)
+    (loss / count).backward()
+    gradients = [p.grad for p in task.parameters()]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+    task.answers(batch)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
+
+
+def test_only_what_an_utterance_has_reaches_the_model(
+    options: Options, backbone: FrozenBackbone
+) -> None:
+    """Frames beyond a length are never read, whatever they hold."""
+    task, _, batch = make(options(), backbone)
+    spoilt = dataclasses.replace(batch, audio=batch.audio.clone(), vision=batch.vision.clone())
+    for frames, lengths in (
+        (spoilt.audio, spoilt.audio_lengths),
+        (spoilt.vision, spoilt.vision_lengths),
+    ):
+        for row, length in enumerate(lengths.tolist()):
+            frames[row, length:] = float("nan")
+    assert torch.equal(task.answer_logp(batch), task.answer_logp(spoilt))
+
+
+def test_without_text_no_text_is_read(options: Options, backbone: FrozenBackbone) -> None:
+    task, _, batch = make(options("ablation=no_text"), backbone)
+    other = dataclasses.replace(batch, texts=["something else"] * len(batch))
+    assert torch.equal(task.answer_logp(batch), task.answer_logp(other))
+
+
+def test_sequences_beyond_the_backbone_are_refused(
+    options: Options, backbone: FrozenBackbone
+) -> None:
+    with pytest.raises(TaskError, match=r"lower dataset\.text_tokens=5000 to \d+ or less"):
+        make(options("dataset.text_tokens=5000"), backbone)
+
+
+def test_distribution_covers_every_legal_answer(options: Options, backbone: FrozenBackbone) -> None:
+    task, _, batch = make(options("dataset.demo_task=msa"), backbone)
+    answers = task.answers(batch)
+    assert answers.distribution.shape == (len(batch), len(task.tree.space.answers))
+    torch.testing.assert_close(
+        answers.distribution.sum(-1), torch.ones(len(batch), dtype=torch.float64)
+    )
