@@ -35,7 +35,9 @@ TINY_WIDTH = 96
 
 
 def train(*overrides: str) -> TrainConfig:
-    return compose("train", TrainConfig, overrides)
+    # Any language model has no place of its own.
+    place = ["backbone.path=somewhere"] if "backbone=auto" in overrides else []
+    return compose("train", TrainConfig, [*overrides, *place])
 
 
 def choices(group: str) -> list[str]:
@@ -192,6 +194,7 @@ def test_the_default_is_the_demo() -> None:
 MULTIMODAL = ["<Multimodal>|<多模态>", "pseudo", "text", "</Multimodal>|</多模态>", "prompt"]
 QUESTION = "{question}\n\n <Multimodal>|{问题}\n\n <多模态>"
 LAYOUTS = {
+    "auto": ["bos", *MULTIMODAL],
     "tiny": ["<s>", "<s>", *MULTIMODAL],
     "llama2": ["<s>", "<s>", *MULTIMODAL],
     "qwen": ["<|im_start|>", "<|im_start|>", *MULTIMODAL],

@@ -50,6 +50,13 @@ def test_segments_are_tokenised_one_by_one(backbone: FrozenBackbone) -> None:
     assert sequences.targets.tolist() == [[7, 8, 9]]
 
 
+def test_beginning_token_is_the_tokenizers_own(backbone: FrozenBackbone) -> None:
+    layout = [SegmentConfig(SegmentKind.bos), *LAYOUT[1:]]
+    arguments = {"language": Language.en, "task": "x", "pseudo_tokens": 1, "text_tokens": 4}
+    prompt = Prompt(layout, backbone.tokenizer, pad_id=0, **arguments)  # type: ignore[arg-type]
+    assert prompt.assemble(None, 1).ids[0, 0] == backbone.tokenizer.bos_token_id
+
+
 def test_language_chooses_the_wrapping_strings(backbone: FrozenBackbone) -> None:
     prompt = make(backbone, language=Language.zh, task="情绪为")
     ids = prompt.assemble(prompt.encode_texts(["好"]), 1).ids[0].tolist()

@@ -121,6 +121,7 @@ class SegmentKind(enum.Enum):
     """Kinds of segments in a sequence layout (see :class:`SegmentConfig`)."""
 
     token = "token"
+    bos = "bos"
     literal = "literal"
     pseudo = "pseudo"
     text = "text"
@@ -270,7 +271,8 @@ class DatasetConfig:
 class SegmentConfig:
     """One segment of the sequence that the backbone reads.
 
-    ``token`` is one special token; ``literal`` is ordinary text, tokenised by itself without
+    ``token`` is one special token, ``bos`` the tokenizer's own beginning token or nothing where it
+    has none; ``literal`` is ordinary text, tokenised by itself without
     special tokens; ``pseudo`` the pseudo tokens; ``text`` the utterance; ``prompt`` the task
     prompt. The label follows the last segment.
     """
@@ -310,6 +312,11 @@ class BackboneConfig:
 
     def check(self, where: str) -> None:
         """Refuses a layout that does not hold each of pseudo, text and prompt exactly once."""
+        if self.path is None and self.name != "tiny":
+            raise ConfigError(
+                f"{where}={self.name} needs {where}.path: a Hub id such as Qwen/Qwen2.5-0.5B, or "
+                "a folder with a checkpoint."
+            )
         for index, segment in enumerate(self.layout):
             segment.check(f"{where}.layout[{index}]")
         for kind in (SegmentKind.pseudo, SegmentKind.text, SegmentKind.prompt):
@@ -461,7 +468,6 @@ class PrepareConfig:
     """``python -m msea_lightning.prepare``."""
 
     dataset: DatasetConfig = option(DatasetConfig, "data set")
-    seed: int = option(1111, "seed of a held-out valid part", low=0, high=2**32 - 1)
 
 
 @dataclass
@@ -492,7 +498,7 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
         ConfigError: naming the option, the value and what is legal.
     """
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         merged = OmegaConf.merge(OmegaConf.structured(root), plain)
         missing = OmegaConf.missing_keys(merged)
         for info in options(root):

@@ -134,7 +134,8 @@ def show_results(
         console: Where to print; standard output where not given.
     """
     paper = paper_result(dataset, backbone, adapter, ablation) or {}
-    table = Table(title=f"{dataset}: {adapter} on {backbone}, ablation {ablation}")
+    title = f"{dataset}: {adapter} on {backbone}, ablation {ablation}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("metric")
     for split in results:
         table.add_column(split, justify="right")

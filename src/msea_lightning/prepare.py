@@ -26,11 +26,11 @@ def job(config: PrepareConfig) -> None:
     """Prepares the data set and prints a summary of it.
 
     Args:
-        config: The data set and the seed of a held-out valid part.
+        config: The data set.
     """
     from msea_lightning.data.prepare import prepare_store
 
-    store = prepare_store(config.dataset, seed=config.seed)
+    store = prepare_store(config.dataset)
     show(store, config.dataset, Console())
 
 
@@ -48,7 +48,8 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
     if "valid" not in store.splits:
         console.print(
             f"There is no valid split: training holds out {dataset.valid_fraction:.0%} of train, "
-            "by label and whole groups."
+            "stratified by label and in whole groups.",
+            soft_wrap=True,
         )
     console.print(f"source: {store.info['source']}", soft_wrap=True)
     console.print(f"store:  {store.folder}", soft_wrap=True)
@@ -80,7 +81,7 @@ def _utterances(store: Store, dataset: DatasetConfig) -> Table:
 
 def _modalities(store: Store) -> Table:
     table = Table("split", "modality", title="features", title_justify="left")
-    for column in ("per frame", "frames (min / median / max)", "absent", "repaired values"):
+    for column in ("per frame", "frames: min/median/max", "absent", "repaired"):
         table.add_column(column, justify="right")
     for split, part in store.splits.items():
         for modality, width, lengths in (
@@ -93,7 +94,7 @@ def _modalities(store: Store) -> Table:
                 split,
                 modality,
                 "-" if width is None else f"{width}",
-                f"{there[0]} / {there[len(there) // 2]} / {there[-1]}" if there else "-",
+                f"{there[0]}/{there[len(there) // 2]}/{there[-1]}" if there else "-",
                 f"{len(lengths) - len(there)}",
                 f"{repairs.get(modality, 0)}",
             )

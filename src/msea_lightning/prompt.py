@@ -206,6 +206,9 @@ class Prompt:
     def _fixed_ids(self, segment: SegmentConfig) -> list[int] | SegmentKind:
         if segment.kind in (SegmentKind.pseudo, SegmentKind.text):
             return segment.kind
+        if segment.kind is SegmentKind.bos:
+            bos = self.tokenizer.bos_token_id
+            return [] if bos is None else [int(bos)]
         if segment.kind is SegmentKind.token:
             token_id = self.tokenizer.convert_tokens_to_ids(segment.token)
             is_unk = token_id == self.tokenizer.unk_token_id

@@ -167,11 +167,14 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     os.environ[_FOLDER_VARIABLE] = str(folder.path.resolve())
     try:
         yield folder
-    except UserError as error:
-        _log.error("%s", error)
-        raise
-    except Exception:
-        _log.exception("the run failed")
+    except BaseException as error:
+        # Into the file only: whoever catches it tells the terminal.
+        known = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
+        cause = None if known else sys.exc_info()
+        text = str(error) or type(error).__name__
+        log_file.handle(
+            _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
+        )
         raise
     finally:
         del os.environ[_FOLDER_VARIABLE]

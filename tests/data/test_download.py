@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,6 +20,8 @@ import pytest
 
 from msea_lightning.config import DatasetConfig, Reader
 from msea_lightning.data.download import DownloadError, download
+from msea_lightning.data.prepare import prepare_store
+from tests.data.published import COUNTS, write_dialogue
 
 REPOSITORY = "AZYoung/MELD_processed"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -148,6 +151,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def data_of(hub: Hub) -> dict[str, bytes]:
     return {name: content for name, content in hub.files.items() if name.endswith(".pkl")}
+
+
+def test_preparation_fetches_what_is_missing_and_then_needs_no_network(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_dialogue(tmp_path / "published", "meld")
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    dataset = dataclasses.replace(DATASET, download=True, cache=str(tmp_path / "cache"))
+    store = prepare_store(dataset)
+    assert {split: len(part) for split, part in store.splits.items()} == COUNTS
+    assert store.info["source"] == str(tmp_path / "cache" / "downloads" / "meld")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert prepare_store(dataset).folder == store.folder
 
 
 def test_all_data_files_are_fetched_once(hub: Hub, tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_one_module_per_data_set(store: Store) -> None:
 def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def prepare_store(dataset: DatasetConfig, *, seed: int) -> Store:
-        calls.append((dataset.name, seed))
+    def prepare_store(dataset: DatasetConfig) -> Store:
+        calls.append(dataset.name)
         return store
 
     monkeypatch.setattr(module_under_test, "prepare_store", prepare_store)
@@ -83,7 +83,7 @@ def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.M
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    assert calls == [("mosi", 5)]
+    assert calls == ["mosi"]
     assert [len(split) for split in data.splits.values()] == [22, 7, 8]
 
 

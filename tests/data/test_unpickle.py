@@ -148,7 +148,7 @@ def traps(marker: Path) -> dict[str, tuple[Any, str]]:
         "eval": (Trap(builtins.eval, code), "builtins.eval"),
         "exec": (Trap(builtins.exec, code), "builtins.exec"),
         "getattr": (Trap(builtins.getattr, Path, "touch"), "builtins.getattr"),
-        "open": (Trap(builtins.open, str(marker), "w"), "io.open"),
+        "open": (Trap(builtins.open, str(marker), "w"), f"{builtins.open.__module__}.open"),
         "import": (Trap(builtins.__import__, "os"), "builtins.__import__"),
         "subprocess": (Trap(subprocess.Popen, command), "subprocess.Popen"),
         "numpy.load": (Trap(np.load, str(marker)), "numpy.load"),

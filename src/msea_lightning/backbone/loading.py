@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,11 @@ def load_language_model(
     Arguments and errors are those of :func:`load_backbone`.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        # A bar in a file or a pipe is no progress, but noise.
+        transformers_logging.disable_progress_bar()
     quantization, device = Quantization(quantization), torch.device(device)
     torch_dtype = _torch_dtype(Dtype(dtype), device)
     config = (

@@ -76,7 +76,7 @@ class UtteranceDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Prepares the data set unless it has been prepared before; one process a machine."""
         if self._store is None:
-            self._store = prepare_store(self._dataset, seed=self._seed)
+            self._store = prepare_store(self._dataset)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the data set, settles its label space, and holds out a validation part if needed.

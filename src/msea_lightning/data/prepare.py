@@ -46,7 +46,7 @@ class PrepareError(UserError):
     """A data set that cannot be prepared: its files are missing, or the cache cannot be written."""
 
 
-def prepare_store(dataset: DatasetConfig, *, seed: int = 1111) -> Store:
+def prepare_store(dataset: DatasetConfig) -> Store:
     """Opens the store of a data set; makes it first where there is none yet.
 
     Safe to interrupt and to run again, and in several processes at once: one converts, the others
@@ -54,8 +54,6 @@ def prepare_store(dataset: DatasetConfig, *, seed: int = 1111) -> Store:
 
     Args:
         dataset: The data set's options.
-        seed: Seed of the run. What is stored does not depend on it, so that runs of all seeds share
-            one store; a valid part that the files lack is drawn by the data module.
 
     Returns:
         The store. Its ``info`` has the keys ``name``, ``reader``, ``source`` (the path that was

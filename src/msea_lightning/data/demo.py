@@ -1,0 +1,290 @@
+"""The built-in demo corpus: made-up dialogues in which only all modalities together tell the label.
+
+Three things are drawn for every utterance: what is said (praise or trouble), how it is said (voice)
+and what the face does. None of them settles the label, and no two of them do:
+
+=========  ============  =================  ================
+what       voice         face open          face closed
+=========  ============  =================  ================
+praise     lively        joy                anger (sarcasm)
+praise     flat          neutral            disgust (sarcasm)
+trouble    lively        fear               anger
+trouble    flat          surprise           sadness
+=========  ============  =================  ================
+
+In the sentiment variant the words have a strength, a drawling voice turns it round (sarcasm), and
+the face adds to it or takes from it. Voice and face are sequences: pitch moves or stays, the face
+makes its expression somewhere in the middle and relaxes again, every speaker has habits of their
+own, and there is noise on everything. Everything is drawn from one seeded NumPy generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msea_lightning.config import SPLITS, DemoTask
+from msea_lightning.data.utterance import Utterance
+
+AUDIO_DIM = 12
+"""Energy, pitch, change of pitch, voicing, jitter, shimmer, four bands, tempo, background."""
+
+VISION_DIM = 10
+"""Brows up, brows down, eyes wide, lip corners, lips pressed, jaw, head (3), blinking."""
+
+SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
+"""Parts of the corpus; dialogues and their speakers stay within one part."""
+
+ABSENT = 0.02
+"""Share of utterances without audio, and of those without vision; none lacks both."""
+
+EMOTIONS = {
+    "joy": 0.17,
+    "anger": 0.17,
+    "neutral": 0.16,
+    "fear": 0.13,
+    "sadness": 0.14,
+    "surprise": 0.12,
+    "disgust": 0.11,
+}
+"""The emotions of the ERC variant and how often each occurs."""
+
+_CELLS: dict[str, tuple[tuple[bool, bool, bool], ...]] = {
+    "joy": ((True, True, True),),
+    "anger": ((True, True, False), (False, True, False)),
+    "neutral": ((True, False, True),),
+    "disgust": ((True, False, False),),
+    "fear": ((False, True, True),),
+    "surprise": ((False, False, True),),
+    "sadness": ((False, False, False),),
+}
+"""(praise, lively voice, open face) of each emotion."""
+
+_OPENERS = (
+    "So", "Well", "Look,", "I heard that", "You know,", "My sister says", "They tell me that",
+    "By the way,", "As I said,", "Honestly,", "Yesterday", "To sum up,", "After all that,", "Again",
+    "I must say that", "Between us,",
+)  # fmt: skip
+_SUBJECTS = (
+    "your report", "the new kitchen", "the second half of the talk", "our trip to the coast",
+    "the dinner at Sam's place", "this old bicycle", "the meeting with the landlord",
+    "that haircut of yours", "the speech of the mayor", "your plan for Monday",
+    "the garden behind the house", "the last chapter", "what you did with the car",
+    "the cake for the party", "my first week here", "the interview", "the train ride home",
+    "your brother's band", "the flat on the third floor", "the way you parked",
+    "the surprise visit", "that long phone call", "the exam this morning", "the paint in the hall",
+    "our neighbour's dog", "the rehearsal", "the letter from the bank", "the view from the hill",
+)  # fmt: skip
+_FRAMES = (
+    "turned out {adjective}, {noun} really",
+    "was {adjective}, what {noun}",
+    "was {noun} and, well, {adjective}",
+    "looked {adjective} to all of us, {noun} if you ask me",
+    "is {noun} from start to finish, so {adjective}",
+    "struck me as {adjective}, {noun} even",
+    "became {noun}, more {adjective} than anyone expected",
+    "remains {adjective} in every way, {noun} indeed",
+)
+_CLOSERS = ("", "", ", you see", ", as always", ", and that is that", " this time", ", they said")
+
+_ADJECTIVES = {
+    3: ("wonderful", "brilliant", "fantastic", "amazing", "perfect", "excellent", "superb"),
+    2: ("lovely", "great", "impressive", "charming", "beautiful", "delightful", "exciting"),
+    1: ("nice", "good", "pleasant", "decent", "interesting", "fine"),
+    -1: ("slow", "strange", "dull", "confusing", "weak", "messy"),
+    -2: ("bad", "annoying", "disappointing", "ugly", "boring", "stupid", "poor"),
+    -3: ("terrible", "horrible", "awful", "disgusting", "dreadful", "pathetic", "disastrous"),
+}
+_NOUNS = {
+    3: ("a triumph", "a masterpiece", "pure magic", "a miracle"),
+    2: ("a success", "a joy", "a pleasure", "a treat"),
+    1: ("a comfort", "an improvement", "a relief", "a plus"),
+    -1: ("a problem", "a mistake", "trouble", "a flaw"),
+    -2: ("a failure", "a mess", "a waste", "a disappointment"),
+    -3: ("a disaster", "a nightmare", "a catastrophe", "garbage"),
+}
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """A speaker's habits.
+
+    Attributes:
+        name: Unique within the corpus.
+        voice: (AUDIO_DIM,) offset of every audio feature.
+        face: (VISION_DIM,) offset of every vision feature.
+        range: How far this speaker's pitch and face move.
+    """
+
+    name: str
+    voice: NDArray[np.float64]
+    face: NDArray[np.float64]
+    range: float
+
+
+def demo_utterances(task: DemoTask, *, utterances: int, seed: int) -> dict[str, list[Utterance]]:
+    """Generates the corpus.
+
+    Args:
+        task: ERC labels every utterance with one of :data:`EMOTIONS`, MSA with an intensity in
+            [-3, 3] in steps of 0.1.
+        utterances: Number of utterances, all parts together.
+        seed: The same seed gives the same corpus.
+
+    Returns:
+        Part name -> its utterances, dialogue by dialogue; ``audio`` (La, 12) with La from 18 to 40
+        and ``vision`` (Lv, 10) with Lv from 12 to 28 float32 frames. No text occurs twice.
+    """
+    rng = np.random.default_rng([seed, list(DemoTask).index(task)])
+    seen: set[str] = set()
+    dialogues = _dialogues(rng)
+    counts = {split: round(SHARES[split] * utterances) for split in SPLITS[1:]}
+    counts = {"train": utterances - sum(counts.values()), **counts}
+    corpus: dict[str, list[Utterance]] = {}
+    for split, count in counts.items():
+        part: list[Utterance] = []
+        while len(part) < count:
+            group, speakers, length = next(dialogues)
+            for turn in range(min(length, count - len(part))):
+                speaker = speakers[int(rng.integers(len(speakers)))]
+                part.append(_utterance(rng, task, group, turn, speaker, seen))
+        corpus[split] = part
+    return corpus
+
+
+def _dialogues(rng: np.random.Generator) -> Iterator[tuple[str, list[_Speaker], int]]:
+    """Endless dialogues: name, speakers, number of utterances."""
+    number = 0
+    while True:
+        group = f"dialogue{number:04d}"
+        speakers = [
+            _Speaker(
+                f"{group}-{letter}",
+                rng.normal(0, 0.5, AUDIO_DIM),
+                rng.normal(0, 0.35, VISION_DIM),
+                float(rng.uniform(0.75, 1.25)),
+            )
+            for letter in "abc"[: int(rng.integers(2, 4))]
+        ]
+        yield group, speakers, int(rng.integers(5, 11))
+        number += 1
+
+
+def _utterance(
+    rng: np.random.Generator,
+    task: DemoTask,
+    group: str,
+    turn: int,
+    speaker: _Speaker,
+    seen: set[str],
+) -> Utterance:
+    label: float | str
+    if task is DemoTask.erc:
+        names = list(EMOTIONS)
+        label = names[int(rng.choice(len(names), p=list(EMOTIONS.values())))]
+        cells = _CELLS[label]
+        praise, lively, is_open = cells[int(rng.integers(len(cells)))]
+        level = int(rng.integers(1, 4)) * (1 if praise else -1)
+        voice = float(rng.uniform(0.8, 1.2)) * (1 if lively else -1)
+        face = float(rng.uniform(0.8, 1.2)) * (1 if is_open else -1)
+    else:
+        level = int(rng.integers(1, 4)) * (1 if rng.random() < 0.55 else -1)
+        sincere = rng.random() < 0.6
+        voice = float(rng.uniform(0.8, 1.2)) * (1 if sincere else -1)
+        face = float(rng.uniform(-1.2, 1.2))
+        turned = 0.65 * level * (voice if sincere else 0.9 * voice)
+        label = round(float(np.clip(turned + face, -3, 3)), 1) + 0.0
+    text = _text(rng, level)
+    while text in seen:
+        text = _text(rng, level)
+    seen.add(text)
+    absent = rng.random()
+    audio = _audio(rng, speaker, voice)
+    vision = _vision(rng, speaker, face)
+    return Utterance(
+        id=f"{group}-{turn:02d}",
+        text=text,
+        label=label,
+        audio=None if absent < ABSENT else audio,
+        vision=None if absent > 1 - ABSENT else vision,
+        group=group,
+        speaker=speaker.name,
+    )
+
+
+def _text(rng: np.random.Generator, level: int) -> str:
+    """A sentence of praise (level 1 to 3) or trouble (-1 to -3)."""
+
+    def one_of(options: tuple[str, ...]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    frame = one_of(_FRAMES).format(adjective=one_of(_ADJECTIVES[level]), noun=one_of(_NOUNS[level]))
+    return f"{one_of(_OPENERS)} {one_of(_SUBJECTS)} {frame}{one_of(_CLOSERS)}."
+
+
+def _audio(rng: np.random.Generator, speaker: _Speaker, voice: float) -> NDArray[np.float32]:
+    """A lively voice (above 0) or a flat, drawling one (below), (La, 12).
+
+    A lively voice swings in pitch around a rising line with bursts of energy; a flat one sinks
+    slowly, without bursts. Where the pitch starts says nothing, it is the speaker's.
+    """
+    length = int(rng.integers(18, 41))
+    time = np.linspace(0, 1, length)
+    frames = _noise(rng, length, AUDIO_DIM, 0.5) + speaker.voice
+    swings = np.sin(2 * np.pi * (rng.uniform(1.5, 3.5) * time + rng.uniform()))
+    bursts = np.maximum(0, np.sin(2 * np.pi * (rng.uniform(2, 4) * time + rng.uniform())))
+    drive = max(voice, 0.0) * speaker.range
+    sag = max(-voice, 0.0) * speaker.range
+    pitch = drive * (0.9 * time + 0.8 * swings) - sag * 1.1 * time
+    frames[:, 0] += drive * (0.4 + 1.0 * bursts) - sag * 0.3
+    frames[:, 1] += pitch
+    frames[1:, 2] += 4 * np.diff(pitch)
+    frames[:, 3] += 0.3 * sag
+    frames[:, 4] += 0.5 * sag * time - 0.2 * drive
+    frames[:, 6] += 0.4 * drive * bursts
+    frames[:, 8] -= 0.4 * drive * time
+    frames[:, 10] += 0.3 * drive - 0.5 * sag
+    scale = np.array([1, 40, 1, 0.1, 0.02, 0.05, 1, 1, 1, 1, 3, 0.5])
+    return _rounded(frames * scale + np.array([0, 180, 0, 0.7, 0.05, 0.1, 0, 0, 0, 0, 12, 0]))
+
+
+def _vision(rng: np.random.Generator, speaker: _Speaker, face: float) -> NDArray[np.float32]:
+    """An open face (above 0: brows and lip corners up) or a closed one (below), (Lv, 10).
+
+    The expression comes and goes in the course of the utterance; blinks and turns of the head
+    come at any time.
+    """
+    length = int(rng.integers(12, 29))
+    time = np.linspace(0, 1, length)
+    frames = _noise(rng, length, VISION_DIM, 0.35) + speaker.face
+    middle, width = rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.45)
+    bump = 0.5 + 0.5 * np.cos(np.pi * np.clip((time - middle) / width, -1, 1))
+    expression = face * speaker.range * bump
+    frames[:, 0] += 1.2 * np.maximum(expression, 0)
+    frames[:, 1] += 1.3 * np.maximum(-expression, 0)
+    frames[:, 2] += 0.7 * expression
+    frames[:, 3] += 1.1 * expression
+    frames[:, 4] += 0.9 * np.maximum(-expression, 0)
+    frames[:, 5] += 0.5 * np.maximum(expression, 0)
+    frames[:, 6] += 0.8 * np.sin(2 * np.pi * (rng.uniform(0.3, 1) * time + rng.uniform()))
+    frames[:, 9] += 2.0 * (rng.random(length) < 0.08)
+    scale = np.array([1, 1, 0.5, 2, 1, 0.5, 10, 10, 10, 0.3])
+    return _rounded(frames * scale)
+
+
+def _noise(
+    rng: np.random.Generator, length: int, features: int, deviation: float
+) -> NDArray[np.float64]:
+    """(L, features) noise that is half as large as the frame before it was, plus fresh noise."""
+    noise = rng.normal(0, deviation, (length, features))
+    for step in range(1, length):
+        noise[step] = 0.5 * noise[step - 1] + 0.866 * noise[step]
+    return noise
+
+
+def _rounded(frames: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Four decimals, so that the last bit of a platform's sine does not show."""
+    return np.round(frames, 4).astype(np.float32)
