@@ -65,9 +65,15 @@ def fit(config: TrainConfig) -> RunFolder:
         with _loggers(config, run, task) as loggers:
             trainer = _trainer(config, run, task, device, loggers)
             resume = run.last if config.ckpt is not None else None
-            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=False)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+            try:
+                trainer.fit(task, datamodule=data, ckpt_path=resume)
+            except SystemExit as leaving:
+                # So Lightning leaves after Ctrl-C.
+                if not trainer.interrupted:
+                    raise
+                if run.last.exists():
+                    _log.warning("the same command with ckpt=last resumes this run")
+                raise KeyboardInterrupt from leaving
             _finish(config, run, task, data, trainer)
     return run
 
