@@ -177,6 +177,12 @@ def test_the_command_line_wins_over_the_recipe() -> None:
     assert config.recipe == "mosei_qwen"
 
 
+def test_the_tiny_backbone_takes_one_thread_unless_told_otherwise() -> None:
+    assert train("trainer=cpu").trainer.threads == 1
+    assert train("trainer.threads=null").trainer.threads is None
+    assert train("backbone=llama2").trainer.threads is None
+
+
 def test_a_recipe_can_be_named_or_left_out() -> None:
     assert train("recipe=meld_llama2").training.batch_size == 6
     config = train("dataset=meld", "backbone=llama2", "recipe=none")

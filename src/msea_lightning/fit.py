@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_DOUBTFUL = 0.2
+"""Validation this much above test is no luck of the draw."""
+
 
 def fit(config: TrainConfig) -> RunFolder:
     """Trains an adapter, tests the best validation epoch once, and writes the run folder.
@@ -283,7 +286,23 @@ def _finish(
         adapter=config.adapter.name,
         ablation=config.ablation.name,
     )
+    _doubt_validation(task, results)
     Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
+
+
+def _doubt_validation(task: AdapterTask, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Says so when the metric that chose the epoch was far better than the test confirms."""
+    info = selection_metric(task.score.kind)
+    valid, test = results["valid"][info.name], results["test"][info.name]
+    if info.percent and valid - test > _DOUBTFUL:
+        _log.warning(
+            "%s is %s in validation and %s in test: the validation part is probably not "
+            "independent of the training part (the same videos or speakers, or features that were "
+            "learned with its labels), so it cannot choose an epoch or an option",
+            info.title,
+            info.format(valid),
+            info.format(test),
+        )
 
 
 @contextmanager
