@@ -29,7 +29,7 @@ def command(
         "dataset.demo_utterances=97",
         "training.schedule_epochs=1",
         "trainer.accelerator=cpu",
-        f"runs={folder / 'runs'}",
+        f"runs={folder / 'typed'}",
         *words,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
@@ -55,7 +55,7 @@ def test_two_processes_give_what_one_gives(options: Options, cache: Path, tmp_pa
     small = "training.batch_size=7"
     one = fit(options("training.schedule_epochs=1", "dataset.demo_utterances=97", small))
     done = command(tmp_path, cache, "trainer.devices=2", small)
-    (path,) = (tmp_path / "runs").rglob("predictions.csv")
+    (path,) = (tmp_path / "typed").rglob("predictions.csv")
     two = path.parent
     assert predictions(two) == predictions(one.path)
     assert json.loads((two / "metrics.json").read_text()) == json.loads(one.metrics.read_text())
@@ -64,7 +64,7 @@ def test_two_processes_give_what_one_gives(options: Options, cache: Path, tmp_pa
 
 def test_sweep_over_seeds_and_ablations(cache: Path, tmp_path: Path) -> None:
     command(tmp_path, cache, "-m", "seed=1,2", "ablation=none,no_audio", "logger=wandb")
-    finished = sorted(path.parent for path in (tmp_path / "runs").rglob("metrics.json"))
+    finished = sorted(path.parent for path in (tmp_path / "typed").rglob("metrics.json"))
     assert [(run.parts[-3], run.name) for run in finished] == [
         ("mse-tiny", "seed-1"),
         ("mse-tiny", "seed-2"),
@@ -86,4 +86,4 @@ def test_an_error_is_one_paragraph(cache: Path, tmp_path: Path) -> None:
 def test_help_and_config_are_printed(cache: Path, tmp_path: Path, words: list[str]) -> None:
     done = command(tmp_path, cache, *words)
     assert "batch_size" in done.stdout
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "typed").exists()

@@ -41,6 +41,7 @@ LAYOUT = [
 class RecordedTokenizer:
     """The real tokenizer's answers for the strings of one case, without the real tokenizer."""
 
+    vocab_size = 32_000
     pad_token_id = None
     unk_token_id = 0
     unk_token = "<unk>"
@@ -58,15 +59,8 @@ class RecordedTokenizer:
             **dict(zip(case["texts"], texts, strict=True)),
         }
         # LLaMA's tokens of a number: a space mark or a minus sign, then digit by digit.
-        digits = {str(digit): 29900 + digit for digit in range(10)}
-        digits |= dict(
-            zip(
-                "0123456789",
-                (29900, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929),
-                strict=True,
-            )
-        )
-        self._number = digits | {".": 29889}
+        ids = (29900, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929)
+        self._number = {".": 29889, **dict(zip("0123456789", ids, strict=True))}
 
     def __call__(self, text: str | list[str], *, add_special_tokens: bool) -> dict[str, Any]:
         assert not add_special_tokens

