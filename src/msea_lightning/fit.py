@@ -8,6 +8,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +54,7 @@ def fit(config: TrainConfig) -> RunFolder:
     Raises:
         UserError: whatever is wrong with data, backbone, options, or training that diverged.
     """
+    config = _with_absolute_places(config)
     with open_run(config) as run:
         seed_everything(config.seed, workers=True, verbose=False)
         if config.trainer.threads is not None:
@@ -79,6 +82,25 @@ def fit(config: TrainConfig) -> RunFolder:
                 raise KeyboardInterrupt from leaving
             _finish(config, run, task, data, trainer)
     return run
+
+
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """The options with local files and folders named from the root, valid from any folder."""
+
+    def absolute(place: str | None) -> str | None:
+        if place is None or not Path(place).expanduser().exists():
+            return place
+        return str(Path(place).expanduser().resolve())
+
+    backbone = replace(
+        config.backbone,
+        path=absolute(config.backbone.path),
+        tokenizer=absolute(config.backbone.tokenizer),
+    )
+    dataset = replace(
+        config.dataset, path=absolute(config.dataset.path), cache=absolute(config.dataset.cache)
+    )
+    return replace(config, backbone=backbone, dataset=dataset)
 
 
 def load_config_backbone(config: BackboneConfig, device: torch.device) -> FrozenBackbone:

@@ -153,14 +153,19 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
 ) -> None:
     config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
     need = memory.weight_bytes(config, torch.float32, Quantization.none)
+    cpu = torch.device("cpu")
+    arguments = (config, torch.float32, Quantization.none, cpu)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 0.9))
+    with pytest.raises(BackboneError, match=r"bfloat16 .*backbone\.quantization=int8"):
+        memory.check_memory(*arguments)
+    # Random weights are dense at first, so storing them in 8 bits is no way out.
     with pytest.raises(
-        BackboneError, match=r"needs .* are free\. It would fit with backbone\.quantization=int8"
+        BackboneError, match=r"would fit with backbone\.dtype=bfloat16 \(\S+ GiB\)\."
     ):
         load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
-    with pytest.raises(BackboneError, match="does not fit in int8 or nf4 either"):
-        load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
+    with pytest.raises(BackboneError, match="does not fit in bfloat16, int8 or nf4 either"):
+        memory.check_memory(*arguments)
     load_language_model("x/y", weights=Weights.random, architecture=LLAMA, check_fit=False)
 
 

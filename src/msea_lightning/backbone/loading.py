@@ -129,7 +129,8 @@ def load_language_model(
         else load_config(path_or_name)
     )
     if check_fit:
-        check_memory(config, torch_dtype, quantization, device)
+        random = weights is Weights.random
+        check_memory(config, torch_dtype, quantization, device, dense_first=random)
     options: dict[str, Any] = {"dtype": torch_dtype}
     if quantization is not Quantization.none:
         options["quantization_config"] = _quantization_config(quantization, torch_dtype)

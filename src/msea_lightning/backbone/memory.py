@@ -57,26 +57,39 @@ def check_memory(
     dtype: torch.dtype,
     quantization: Quantization,
     device: torch.device,
+    *,
+    dense_first: bool = False,
 ) -> None:
     """Refuses a model whose weights do not fit.
+
+    Args:
+        config: The architecture.
+        dtype: Compute dtype.
+        quantization: Storage of the linear layers.
+        device: Where the model is to go.
+        dense_first: Random weights are drawn dense before they are quantised.
 
     Raises:
         BackboneError: giving what is needed, what is free, and which quantisation would fit.
     """
-    needed = weight_bytes(config, dtype, quantization) * _HEADROOM
-    free = free_bytes(device)
+
+    def size(how: Quantization, compute: torch.dtype) -> float:
+        stored = Quantization.none if dense_first else how
+        return weight_bytes(config, compute, stored) * _HEADROOM
+
+    needed, free = size(quantization, dtype), free_bytes(device)
     if needed <= free:
         return
-    sizes = {how: weight_bytes(config, dtype, how) * _HEADROOM for how in Quantization}
-    fitting = [
-        f"backbone.quantization={how.value} ({_gib(size)})"
-        for how, size in sizes.items()
-        if size <= free
-    ]
+    choices = {
+        "backbone.dtype=bfloat16": size(quantization, torch.bfloat16),
+        **{f"backbone.quantization={how.value}": size(how, dtype) for how in Quantization},
+    }
+    fitting = [f"{choice} ({_gib(bytes_)})" for choice, bytes_ in choices.items() if bytes_ <= free]
     remedy = (
         f"It would fit with {' or '.join(fitting)}."
         if fitting
-        else "It does not fit in int8 or nf4 either: choose a smaller backbone or a larger device."
+        else "It does not fit in bfloat16, int8 or nf4 either: choose a smaller backbone or a "
+        "larger device."
     )
     raise BackboneError(
         f"This {config.model_type} backbone needs {_gib(needed)} on {device} "
