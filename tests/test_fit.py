@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_run_folder_holds_everything(options: Options) -> None:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
     assert run.load_config() == config
     environment = json.loads((run.path / "env.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == metadata.version("torch")
     assert "epoch 1" in (run.path / "train.log").read_text()
 
 
