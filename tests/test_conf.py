@@ -10,6 +10,7 @@ import pytest
 from msea_lightning.cli import compose, conf_folder
 from msea_lightning.config import (
     BackboneConfig,
+    ConfigError,
     EvaluateConfig,
     LabelKind,
     Language,
@@ -56,6 +57,9 @@ def test_every_file_composes(path: Path) -> None:
         assert isinstance(compose(parts[0], ROOTS[parts[0]], NEEDED.get(parts[0], [])), object)
     elif parts[0] == "hydra":
         train()  # part of every configuration
+    elif parts[:2] == ("backbone", "family"):
+        members = [name for name in choices("backbone") if name.startswith(parts[2])]
+        assert members  # which compose with it
     else:
         group, choice = "/".join(parts[:-1]), parts[-1]
         config = train(f"{group}={choice}")
@@ -200,12 +204,25 @@ def test_the_default_is_the_demo() -> None:
 MULTIMODAL = ["<Multimodal>|<多模态>", "pseudo", "text", "</Multimodal>|</多模态>", "prompt"]
 QUESTION = "{question}\n\n <Multimodal>|{问题}\n\n <多模态>"
 LAYOUTS = {
-    "auto": ["bos", *MULTIMODAL],
     "tiny": ["<s>", "<s>", *MULTIMODAL],
     "llama2": ["<s>", "<s>", *MULTIMODAL],
     "qwen": ["<|im_start|>", "<|im_start|>", *MULTIMODAL],
     "chatglm3": ["[gMASK]", "sop", QUESTION, *MULTIMODAL[1:]],
 }
+BEGINNINGS = {
+    "auto": ["bos"],
+    "gemma2": ["<bos>"],
+    "gemma3": ["<bos>"],
+    "glm4": ["[gMASK]", "<sop>"],
+    "llama3.1": ["<|begin_of_text|>"],
+    "llama3.2": ["<|begin_of_text|>"],
+    "mistral": ["<s>"],
+    "qwen2.5": [],
+    "qwen3": [],
+    "smollm2": ["<|endoftext|>"],
+    "smollm3": ["bos"],
+}
+UNSIGNED = ("tiny", "llama2", "chatglm3", "mistral-7b")
 
 
 def written(backbone: BackboneConfig) -> list[str]:
@@ -215,18 +232,57 @@ def written(backbone: BackboneConfig) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("backbone", choices("backbone"))
+@pytest.mark.parametrize("backbone", sorted(LAYOUTS))
 def test_sequences_are_those_of_the_original(backbone: str) -> None:
     config = train(f"backbone={backbone}").backbone
     assert written(config) == LAYOUTS[backbone]
     assert config.signed_labels == (backbone == "qwen")
 
 
-@pytest.mark.parametrize(
-    ("backbone", "parameters"),
-    [("llama2", 6_738_415_616), ("qwen", 1_836_828_672), ("chatglm3", 6_243_584_000)],
-)
-def test_architectures_are_those_of_the_published_models(backbone: str, parameters: int) -> None:
+@pytest.mark.parametrize("backbone", sorted({*choices("backbone")} - {*LAYOUTS}))
+def test_other_sequences_begin_as_the_tokenizer_does(backbone: str) -> None:
+    """Checked by hand with the real tokenizers of Qwen3, LLaMA 3.1, Gemma 3 and Mistral."""
+    config = train(f"backbone={backbone}").backbone
+    assert written(config) == [*BEGINNINGS[backbone.rpartition("-")[0] or backbone], *MULTIMODAL]
+    expected = None if backbone == "auto" else backbone not in UNSIGNED
+    assert config.signed_labels is expected
+
+
+def test_families_are_no_choices() -> None:
+    with pytest.raises(ConfigError, match=r"no such choice.*qwen3-0\.6b, qwen3-1\.7b") as caught:
+        train("backbone=qwen3")
+    assert "family" not in str(caught.value)
+
+
+# Parameters as counted in the published files, and the longest sequence of their training.
+PUBLISHED = {
+    "llama2": (6_738_415_616, 4096),
+    "qwen": (1_836_828_672, 8192),
+    "chatglm3": (6_243_584_000, 8192),
+    "qwen2.5-0.5b": (494_032_768, 32768),
+    "qwen2.5-1.5b": (1_543_714_304, 131072),
+    "qwen2.5-3b": (3_085_938_688, 32768),
+    "qwen2.5-7b": (7_615_616_512, 131072),
+    "qwen3-0.6b": (596_049_920, 32768),
+    "qwen3-1.7b": (1_720_574_976, 32768),
+    "qwen3-4b": (4_022_468_096, 32768),
+    "qwen3-8b": (8_190_735_360, 32768),
+    "llama3.1-8b": (8_030_261_248, 131072),
+    "llama3.2-1b": (1_235_814_400, 131072),
+    "llama3.2-3b": (3_212_749_824, 131072),
+    "glm4-9b": (9_399_951_360, 8192),
+    "gemma2-2b": (2_614_341_888, 8192),
+    "gemma3-1b": (999_885_952, 32768),
+    "mistral-7b": (7_248_023_552, 32768),
+    "smollm2-135m": (134_515_008, 8192),
+    "smollm2-360m": (361_821_120, 8192),
+    "smollm2-1.7b": (1_711_376_384, 8192),
+    "smollm3-3b": (3_075_098_624, 65536),
+}
+
+
+@pytest.mark.parametrize("backbone", sorted({*choices("backbone")} - {"auto", "tiny"}))
+def test_architectures_are_those_of_the_published_models(backbone: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     fields = dict(train(f"backbone={backbone}").backbone.architecture)
@@ -236,6 +292,7 @@ def test_architectures_are_those_of_the_published_models(backbone: str, paramete
             assert getattr(config, name) == value
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    assert sum(weight.numel() for weight in model.parameters()) == parameters
-    if backbone == "chatglm3":
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert (parameters, config.max_position_embeddings) == PUBLISHED[backbone]
+    if backbone in ("chatglm3", "glm4-9b"):
         assert model.model.rotary_emb.inv_freq.numel() == 128 // 2 // 2  # half of every head

@@ -22,6 +22,7 @@ from msea_lightning.labels import (
     generated_prompt,
 )
 
+SCALE = LabelConfig(kind=LabelKind.scale, low=-1, high=1, step=0.1)
 DECODING = json.loads(
     (Path(__file__).parent / "vectors" / "decoding.json").read_text(encoding="utf-8")
 )
@@ -30,6 +31,15 @@ DECODING = json.loads(
 def characters(text: str) -> list[int]:
     """One token a character: a tokenizer whose trees look like LLaMA's."""
     return [ord(character) for character in text]
+
+
+def read(ids: list[int]) -> str:
+    """The inverse of :func:`characters`, up to LLaMA's mark of a beginning."""
+    return "".join(chr(token) for token in ids).replace(chr(29871), " ")
+
+
+def grown(space: LabelSpace) -> AnswerTree:
+    return AnswerTree(space, characters, read)
 
 
 def token_logp(tree: AnswerTree, seed: int, batch: int = 3) -> torch.Tensor:
@@ -104,20 +114,39 @@ def test_emotions_are_written_as_numbers_of_one_width() -> None:
 
 
 def test_label_space_from_config() -> None:
-    scale = LabelSpace.from_config(
-        LabelConfig(kind=LabelKind.scale, low=-1, high=1, step=0.1), signed=True
-    )
+    scale = LabelSpace.from_config(SCALE, signed=True, encode=characters)
     assert "+0.4" in scale.answers
     emotions = LabelSpace.from_config(
-        LabelConfig(kind=LabelKind.emotions, names=["a", "b"]), signed=True
+        LabelConfig(kind=LabelKind.emotions, names=["a", "b"]), signed=True, encode=characters
     )
-    assert emotions.answers == ["0", "1"]
+    assert (emotions.answers, emotions.signed) == (["0", "1"], False)
     with pytest.raises(LabelError, match="still to be inferred"):
-        LabelSpace.from_config(LabelConfig(), signed=False)
+        LabelSpace.from_config(LabelConfig(), signed=False, encode=characters)
+    with pytest.raises(LabelError, match="needs both ends, got low=None and high=1"):
+        LabelSpace.from_config(
+            LabelConfig(kind=LabelKind.scale, high=1), signed=None, encode=characters
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "encode", "signed"),
+    [
+        (SCALE, characters, True),  # Qwen, LLaMA 3: "-" is a token more than nothing
+        (SCALE, lambda text: characters(text.rjust(4)), False),  # LLaMA 2: "▁-" or "▁"
+        (LabelConfig(kind=LabelKind.scale, low=1, high=5, step=1), characters, False),
+        (SCALE, lambda text: [1] * (len(text) + (text == "-0.4")), False),  # nothing helps
+    ],
+)
+def test_the_tokenizer_decides_about_the_sign(
+    config: LabelConfig, encode: Callable[[str], list[int]], *, signed: bool
+) -> None:
+    space = LabelSpace.from_config(config, signed=None, encode=encode)
+    assert space.signed is signed
+    assert LabelSpace.from_config(config, signed=signed, encode=encode).answers == space.answers
 
 
 def test_tree_shares_prefixes_and_attends_to_ancestors_only() -> None:
-    tree = AnswerTree(SentimentScale(-1, 1), lambda text: characters(text.rjust(4)))
+    tree = AnswerTree(SentimentScale(-1, 1), lambda text: characters(text.rjust(4)), read)
     # " " and "-", each followed by 0 or 1, each followed by the point.
     assert len(tree) == 2 + 4 + 4
     assert tree.attends.diagonal().all()
@@ -126,7 +155,7 @@ def test_tree_shares_prefixes_and_attends_to_ancestors_only() -> None:
 
 
 def test_tree_is_the_shared_prefix_alone_for_one_token_answers() -> None:
-    tree = AnswerTree(EmotionSet(["a", "b", "c"]), lambda text: [29871, *characters(text)])
+    tree = AnswerTree(EmotionSet(["a", "b", "c"]), lambda text: [29871, *characters(text)], read)
     assert tree.tokens.tolist() == [29871]
     assert tree.predictors.tolist() == [[0, 1]] * 3
 
@@ -136,19 +165,24 @@ def test_tree_is_the_shared_prefix_alone_for_one_token_answers() -> None:
     [
         (lambda text: [], "with no token"),
         (lambda text: [5], "the same tokens"),
-        (lambda text: [5] * (int(text) + 1), "begin"),
+        (lambda text: [48] * (int(text) + 1), "begin"),
+        (lambda text: [int(text) + 65], r"keep the label '0': its tokens \[65\] read back as 'A'"),
     ],
 )
 def test_tree_refuses_a_tokenizer_that_cannot_write_the_labels(
     encode: Callable[[str], list[int]], message: str
 ) -> None:
     with pytest.raises(LabelError, match=message):
-        AnswerTree(EmotionSet(["a", "b"]), encode)
+        AnswerTree(
+            EmotionSet(["a", "b"]),
+            encode,
+            lambda ids: read(ids) if ids[0] != 48 else str(len(ids) - 1),
+        )
 
 
 @given(st.integers(0, 1000))
 def test_distribution_is_the_normalised_product_of_token_probabilities(seed: int) -> None:
-    tree = AnswerTree(SentimentScale(-1, 1), characters)
+    tree = grown(SentimentScale(-1, 1))
     logp = token_logp(tree, seed)
     answers = decode(tree, logp, Decode.greedy)
     lengths = [len(text) for text in tree.space.answers]
@@ -161,7 +195,7 @@ def test_distribution_is_the_normalised_product_of_token_probabilities(seed: int
 
 @given(st.integers(0, 1000))
 def test_greedy_takes_the_likeliest_legal_token_each_time(seed: int) -> None:
-    tree = AnswerTree(SentimentScale(-1, 1, signed=True), characters)
+    tree = grown(SentimentScale(-1, 1, signed=True))
     logp = token_logp(tree, seed, batch=1)
     texts = tree.space.answers
     written = ""
@@ -176,7 +210,7 @@ def test_greedy_takes_the_likeliest_legal_token_each_time(seed: int) -> None:
 
 @given(st.integers(0, 1000))
 def test_median_has_the_least_expected_absolute_error(seed: int) -> None:
-    tree = AnswerTree(SentimentScale(-1, 1), characters)
+    tree = grown(SentimentScale(-1, 1))
     answers = decode(tree, token_logp(tree, seed), Decode.median)
     values = torch.tensor(tree.space.values, dtype=torch.float64)
     error = (answers.distribution[:, None] * (values[:, None] - values).abs()).sum(-1)
@@ -185,7 +219,7 @@ def test_median_has_the_least_expected_absolute_error(seed: int) -> None:
 
 
 def test_mean_and_probability_of_both_zeros() -> None:
-    tree = AnswerTree(SentimentScale(-0.1, 0.1), characters)
+    tree = grown(SentimentScale(-0.1, 0.1))
     assert tree.space.answers == ["-0.1", "-0.0", "0.0", "0.1"]
     probabilities = torch.tensor([0.1, 0.3, 0.4, 0.2])
     logp = torch.zeros(1, 4, 4)
@@ -198,7 +232,7 @@ def test_mean_and_probability_of_both_zeros() -> None:
 
 @pytest.mark.parametrize("rule", [Decode.median, Decode.mean])
 def test_emotions_have_no_median(rule: Decode) -> None:
-    tree = AnswerTree(EmotionSet(["a", "b"]), characters)
+    tree = grown(EmotionSet(["a", "b"]))
     with pytest.raises(LabelError, match="emotions have no order"):
         decode(tree, torch.zeros(1, 2, 1), rule)
 

@@ -73,8 +73,12 @@ class RecordedTokenizer:
         sign = 448 if text.startswith("-") else 29871
         return [sign, *(self._number[char] for char in text.lstrip("-"))]
 
-    def decode(self, ids: list[int]) -> str:
-        return next(text for text, known in self._ids.items() if known == ids)
+    def decode(self, ids: list[int], **_: object) -> str:
+        for text, known in self._ids.items():
+            if known == ids:
+                return text
+        pieces = {448: "-", 29871: "", **{token: char for char, token in self._number.items()}}
+        return "".join(pieces[token] for token in ids)
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return {"<s>": 1, "<unk>": 0}[token]
@@ -115,7 +119,7 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
         MSEAdapter.from_original(weights),
         standardizer=FeatureStandardizer(),
         prompt=prompt,
-        tree=AnswerTree(space, prompt.encode),
+        tree=AnswerTree(space, prompt.encode, prompt.decode),
         score=UtteranceScore(kind),
     )
     batch = Batch(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.normalizers import Normalizer, Replace
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.processors import TemplateProcessing
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config import Language, SegmentConfig, SegmentKind
-from msea_lightning.prompt import Prompt, PromptError
+from msea_lightning.prompt import Prompt, PromptError, beginning
 
 LAYOUT = [
     SegmentConfig(SegmentKind.token, token="<s>"),
@@ -23,6 +29,8 @@ LAYOUT = [
 
 def make(backbone: FrozenBackbone, **options: object) -> Prompt:
     arguments = {
+        "layout": LAYOUT,
+        "tokenizer": backbone.tokenizer,
         "language": Language.en,
         "task": "The emotion is",
         "pseudo_tokens": 3,
@@ -30,7 +38,7 @@ def make(backbone: FrozenBackbone, **options: object) -> Prompt:
         "pad_id": backbone.pad_id,
         **options,
     }
-    return Prompt(LAYOUT, backbone.tokenizer, **arguments)  # type: ignore[arg-type]
+    return Prompt(**arguments)  # type: ignore[arg-type]
 
 
 def test_segments_are_tokenised_one_by_one(backbone: FrozenBackbone) -> None:
@@ -51,10 +59,41 @@ def test_segments_are_tokenised_one_by_one(backbone: FrozenBackbone) -> None:
 
 
 def test_beginning_token_is_the_tokenizers_own(backbone: FrozenBackbone) -> None:
-    layout = [SegmentConfig(SegmentKind.bos), *LAYOUT[1:]]
-    arguments = {"language": Language.en, "task": "x", "pseudo_tokens": 1, "text_tokens": 4}
-    prompt = Prompt(layout, backbone.tokenizer, pad_id=0, **arguments)  # type: ignore[arg-type]
+    prompt = make(backbone, layout=[SegmentConfig(SegmentKind.bos), *LAYOUT[1:]])
     assert prompt.assemble(None, 1).ids[0, 0] == backbone.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("pattern", "token", "expected"),
+    [
+        (["[gMASK]", "<sop>", "$A"], "<s>", ["[gMASK]", "<sop>"]),  # GLM-4
+        (["<s>", "$A", "</s>"], "<s>", ["<s>"]),  # what is behind the text does not count
+        (["$A", "</s>"], "<s>", ["<s>"]),
+        (["$A"], "<s>", ["<s>"]),  # GPT-2 has such a token, but leaves it to others to write
+        (["$A"], None, []),  # Qwen2.5
+    ],
+)
+def test_a_sequence_begins_as_the_tokenizer_begins_a_text(
+    backbone: FrozenBackbone, pattern: list[str], token: str | None, expected: list[str]
+) -> None:
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    tokenizer.add_tokens(["[gMASK]", "<sop>"], special_tokens=True)
+    tokenizer.bos_token = token
+    special = {piece: tokenizer.convert_tokens_to_ids(piece) for piece in pattern if piece != "$A"}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=" ".join(pattern), special_tokens=list(special.items())
+    )
+    ids = beginning(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(ids) == expected
+
+
+def test_the_whole_sequence_can_be_described(backbone: FrozenBackbone) -> None:
+    layout = [SegmentConfig(SegmentKind.bos), *LAYOUT[1:]]
+    prompt = make(backbone, layout=layout, task="情绪为\n", language=Language.zh)
+    label = " ".join(backbone.tokenizer.convert_ids_to_tokens(prompt.encode("-0.4")))
+    assert prompt.describe("-0.4") == (
+        f'<s> "<多模态>" P*3 text "</多模态>" "情绪为\\n" label ("-0.4" as {label})'
+    )
 
 
 def test_language_chooses_the_wrapping_strings(backbone: FrozenBackbone) -> None:
@@ -113,15 +152,7 @@ def test_padded_text_is_hidden_or_attended(backbone: FrozenBackbone) -> None:
 def test_unknown_special_token_is_refused(backbone: FrozenBackbone) -> None:
     layout = [SegmentConfig(SegmentKind.token, token="[gMASK]"), *LAYOUT[1:]]
     with pytest.raises(PromptError, match=r"special token '\[gMASK\]'.*backbone\.layout"):
-        Prompt(
-            layout,
-            backbone.tokenizer,
-            language=Language.en,
-            task="x",
-            pseudo_tokens=1,
-            text_tokens=1,
-            pad_id=0,
-        )
+        make(backbone, layout=layout)
 
 
 def test_tokenizer_that_loses_a_string_is_refused(backbone: FrozenBackbone) -> None:
@@ -132,19 +163,45 @@ def test_tokenizer_that_loses_a_string_is_refused(backbone: FrozenBackbone) -> N
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
             return {"input_ids": [1]}
 
-        def decode(self, ids: list[int]) -> str:
+        def decode(self, ids: list[int], **_: object) -> str:
             return "something else"
 
         def convert_tokens_to_ids(self, token: str) -> int:
             return 1
 
     with pytest.raises(PromptError, match="does not keep the string '<Multimodal>'"):
-        Prompt(
-            LAYOUT,
-            Forgetful(),  # type: ignore[arg-type]
-            language=Language.en,
-            task="x",
-            pseudo_tokens=1,
-            text_tokens=1,
-            pad_id=0,
-        )
+        make(backbone, tokenizer=Forgetful())
+
+
+PROMPTS = [
+    "please  choose   one of       two",
+    "情绪标签：<愤怒:0, 厌恶:1>。助手: 情绪为",
+    "a\n\n b ; c .",
+]
+
+
+@pytest.mark.parametrize("task", PROMPTS)
+def test_prompts_are_kept_to_the_letter(backbone: FrozenBackbone, task: str) -> None:
+    """Runs of spaces, Chinese that is written byte by byte, line ends, spaces before a stop."""
+    assert make(backbone, task=task).decode(make(backbone).encode(task)).strip() == task
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "task"),
+    [
+        ("joins spaces", Replace(Regex(" +"), " "), PROMPTS[0]),
+        ("changes letters", Replace("：", ":"), PROMPTS[1]),
+        ("knows no Chinese", Replace(Regex("[\u4e00-\u9fff]"), "<unk>"), PROMPTS[1]),
+        ("drops accents", Replace("é", ""), "café"),
+    ],
+)
+def test_tokenizer_that_changes_a_prompt_is_refused(
+    backbone: FrozenBackbone, what: str, change: Normalizer, task: str
+) -> None:
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    before = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = (
+        change if before is None else NormalizerSequence([change, before])
+    )
+    with pytest.raises(PromptError, match=r"does not keep the string .* or change prompt\.task"):
+        make(backbone, tokenizer=tokenizer, task=task)

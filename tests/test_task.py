@@ -13,6 +13,7 @@ from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.config import Quantization, TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
+from msea_lightning.plugin import describe
 from msea_lightning.task import AdapterTask, TaskError, build_task, trainable
 
 Options = Callable[..., TrainConfig]
@@ -156,6 +157,17 @@ def test_sequences_beyond_the_backbone_are_refused(
 ) -> None:
     with pytest.raises(TaskError, match=r"lower dataset\.text_tokens=5000 to \d+ or less"):
         make(options("dataset.text_tokens=5000"), backbone)
+
+
+def test_what_the_tokenizer_decided_about_the_sign_is_kept_with_the_plugin(
+    options: Options, backbone: FrozenBackbone
+) -> None:
+    config = options("dataset.demo_task=msa", "backbone.signed_labels=null")
+    task, data, _ = make(config, backbone)
+    facts = describe(
+        task, dataset="demo", labels=data.labels, layout=[], pad_token=None, backbone={}, test={}
+    )
+    assert facts.signed_labels is task.tree.space.signed is False
 
 
 def test_distribution_covers_every_legal_answer(options: Options, backbone: FrozenBackbone) -> None:

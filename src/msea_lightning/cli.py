@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -275,7 +276,10 @@ class _Composer(Generic[Root]):
         if self.groups:
             text += ["", "Groups: one choice each, as in dataset=mosei"]
             for group in self.groups:
-                text += [f"  {group:<10} {', '.join(self._choices(group))}"]
+                choices = f"  {group:<10} {', '.join(self._choices(group))}"
+                text += textwrap.wrap(
+                    choices, 100, subsequent_indent=" " * 13, break_on_hyphens=False
+                )
         section = None
         for key, info in self.options.items():
             above = key.rpartition(".")[0]

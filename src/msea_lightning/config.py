@@ -1,10 +1,10 @@
 """Every option of the framework: its type, unit, range and the checks between options.
 
 One dataclass per component, composed into one root per entry point (:class:`TrainConfig`,
-:class:`PrepareConfig`, :class:`EvaluateConfig`). The dataclasses are the schema of ``conf/``:
-Hydra composes the YAML files into them, :func:`to_typed` turns the result into plain typed objects
-and refuses whatever the schema does not know or allow. Modules never receive these objects whole,
-only the plain values that they need.
+:class:`PrepareConfig`, :class:`EvaluateConfig`, :class:`DoctorConfig`). The dataclasses are the
+schema of ``conf/``: Hydra composes the YAML files into them, :func:`to_typed` turns the result into
+plain typed objects and refuses whatever the schema does not know or allow. Modules never receive
+these objects whole, only the plain values that they need.
 """
 
 from __future__ import annotations
@@ -98,6 +98,17 @@ class Quantization(enum.Enum):
     none = "none"
     int8 = "int8"
     nf4 = "nf4"
+
+
+class Attention(enum.Enum):
+    """Implementation of the frozen backbone's attention."""
+
+    sdpa = "sdpa"
+    """PyTorch's fused attention."""
+    eager = "eager"
+    """Plain matrix products, as a reference."""
+    flash_attention_2 = "flash_attention_2"
+    """The package flash-attn, on GPUs and in half precision."""
 
 
 class Dtype(enum.Enum):
@@ -271,10 +282,10 @@ class DatasetConfig:
 class SegmentConfig:
     """One segment of the sequence that the backbone reads.
 
-    ``token`` is one special token, ``bos`` the tokenizer's own beginning token or nothing where it
-    has none; ``literal`` is ordinary text, tokenised by itself without
-    special tokens; ``pseudo`` the pseudo tokens; ``text`` the utterance; ``prompt`` the task
-    prompt. The label follows the last segment.
+    ``token`` is one special token; ``bos`` the way in which the tokenizer itself begins a text (the
+    special tokens that it puts in front, else its beginning token, else nothing); ``literal`` is
+    ordinary text, tokenised by itself without special tokens; ``pseudo`` the pseudo tokens;
+    ``text`` the utterance; ``prompt`` the task prompt. The label follows the last segment.
     """
 
     kind: SegmentKind = option(SegmentKind.literal, "kind of segment")
@@ -301,9 +312,17 @@ class BackboneConfig:
     tokenizer: str | None = option(None, "Hub id or folder of the tokenizer, where not in path")
     weights: Weights = option(Weights.pretrained, "where the weights come from")
     quantization: Quantization = option(Quantization.none, "storage of the linear layers")
-    dtype: Dtype = option(Dtype.auto, "compute dtype")
+    double_quantization: bool = option(
+        True, "quantization=nf4: quantise the scales too, 0.4 bits a weight less"
+    )
+    dtype: Dtype = option(Dtype.auto, "compute dtype, also of quantised layers")
+    attention: Attention = option(Attention.sdpa, "implementation of the attention")
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
-    signed_labels: bool = option(False, "write intensities of zero and above with a plus sign")
+    signed_labels: bool | None = option(
+        None,
+        "write intensities of zero and above with a plus sign; null: where the tokenizer needs it "
+        "to write all of them alike",
+    )
     layout: list[SegmentConfig] = option([], "segments in order")
     pad_token: str | None = option(None, "padding token; the tokenizer's own where not given")
     architecture: dict[str, Any] = option(
@@ -479,6 +498,19 @@ class EvaluateConfig:
     decode: Decode | None = option(None, "how an answer is picked; the run's own where not given")
     dataset_path: str | None = option(None, "the data set's place here, where it has moved")
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
+
+
+@dataclass
+class DoctorConfig:
+    """``python -m msea_lightning.doctor``."""
+
+    datasets: str | None = option(None, "a folder to search for published files of data sets")
+    backbones: str | None = option(None, "a folder to search for folders with checkpoints")
+    cache: str | None = option(
+        None, "folder of downloads and stores; $MSEA_CACHE or ~/.cache/msea_lightning"
+    )
+    accelerator: Accelerator = option(Accelerator.auto, "hardware that the cells would run on")
+    json: str | None = option(None, "a file for the findings as JSON, besides the tables")
 
 
 Root = TypeVar("Root")

@@ -111,8 +111,11 @@ def load_config_backbone(config: BackboneConfig, device: torch.device) -> Frozen
         weights=config.weights,
         architecture=config.architecture,
         quantization=config.quantization,
+        double_quantization=config.double_quantization,
         dtype=config.dtype,
+        attention=config.attention,
         pad_token=config.pad_token,
+        special_tokens=[segment.token for segment in config.layout if segment.token],
         device=device,
         check_fit=config.check_memory,
     )
@@ -208,7 +211,7 @@ def evaluate_split(
 
 def _announce(config: TrainConfig, task: AdapterTask, data: UtteranceDataModule) -> None:
     _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
-    _log.info("task prompt: %s", task.prompt.task)
+    _log.info("sequence: %s", task.prompt.describe(task.tree.space.answers[-1]))
     _log.info(
         "%s trainable parameters (%s) in front of %s frozen ones (%s, %s, quantization %s)",
         f"{trainable(task):,}",
@@ -293,7 +296,6 @@ def _finish(
         task,
         dataset=config.dataset.name,
         labels=data.labels,
-        signed_labels=config.backbone.signed_labels,
         layout=config.backbone.layout,
         pad_token=config.backbone.pad_token,
         backbone={"name": config.backbone.name, "path": config.backbone.path},

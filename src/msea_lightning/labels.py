@@ -31,10 +31,12 @@ class LabelSpace(ABC):
     Attributes:
         answers: Every legal answer string, in ascending order of the label.
         values: What each answer means: the intensity (MSA) or the class number (ERC).
+        signed: Whether intensities of zero and above are written with a plus sign.
     """
 
     answers: list[str]
     values: list[float]
+    signed: bool = False
 
     @abstractmethod
     def text(self, label: float | str) -> str:
@@ -58,25 +60,42 @@ class LabelSpace(ABC):
         """Whether the mean and the median of labels mean something."""
 
     @staticmethod
-    def from_config(config: LabelConfig, *, signed: bool) -> LabelSpace:
+    def from_config(
+        config: LabelConfig, *, signed: bool | None, encode: Callable[[str], list[int]]
+    ) -> LabelSpace:
         """The label space that a resolved :class:`LabelConfig` describes.
 
         Args:
             config: Label space with nothing left to infer.
-            signed: Whether the backbone writes a plus sign (paper, "Metrics"; Qwen).
+            signed: Whether the backbone writes a plus sign (paper, "Metrics"; Qwen). None takes
+                the way in which the tokenizer writes all intensities with equally many tokens: as
+                they are, else with the sign; as they are where neither does.
+            encode: Tokenises one string without special tokens.
+
+        Raises:
+            LabelError: if something is left to infer, or the scale has no ends.
         """
         if config.kind is LabelKind.emotions:
             return EmotionSet(config.names)
-        if config.kind is LabelKind.scale:
-            if config.low is None or config.high is None:
-                raise LabelError(
-                    f"A scale needs both ends, got low={config.low} and high={config.high}."
-                )
-            return SentimentScale(config.low, config.high, config.step or 0.1, signed=signed)
-        raise LabelError(
-            "The label space is still to be inferred: give labels.kind=scale with low and high, "
-            "or labels.kind=emotions with names."
-        )
+        if config.kind is LabelKind.infer:
+            raise LabelError(
+                "The label space is still to be inferred: give labels.kind=scale with low and "
+                "high, or labels.kind=emotions with names."
+            )
+        if config.low is None or config.high is None:
+            raise LabelError(
+                f"A scale needs both ends, got low={config.low} and high={config.high}."
+            )
+        ways = [
+            SentimentScale(config.low, config.high, config.step or 0.1, signed=sign)
+            for sign in (False, True)
+        ]
+        if signed is not None:
+            return ways[signed]
+        for way in ways:
+            if len({len(encode(answer)) for answer in way.answers}) == 1:
+                return way
+        return ways[0]
 
 
 class SentimentScale(LabelSpace):
@@ -209,16 +228,23 @@ class AnswerTree:
         attends: (M, M) bool, whether node i attends to node j (its ancestors and itself).
     """
 
-    def __init__(self, space: LabelSpace, encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self,
+        space: LabelSpace,
+        encode: Callable[[str], list[int]],
+        decode: Callable[[list[int]], str],
+    ) -> None:
         """Builds the tree.
 
         Args:
             space: Label space whose answers are to be written.
             encode: Tokenises one string without special tokens.
+            decode: The string that token ids stand for.
 
         Raises:
-            LabelError: if the tokenizer gives two answers the same ids, no ids, or makes one
-                answer the beginning of another, because then the end of an answer is unknowable.
+            LabelError: if the tokenizer gives two answers the same ids, no ids, ids that read back
+                as something else, or makes one answer the beginning of another, because then the
+                end of an answer is unknowable.
         """
         ids = [encode(answer) for answer in space.answers]
         paths = {tuple(path): answer for path, answer in zip(ids, space.answers, strict=True)}
@@ -229,6 +255,12 @@ class AnswerTree:
                 raise LabelError(
                     f"The tokenizer writes the labels {answer!r} and {paths[tuple(path)]!r} with "
                     f"the same tokens {path}; it cannot be used with this label space."
+                )
+            # The piece may begin with a space of the tokenizer's own, as those of LLaMA do.
+            if (back := decode(path)).strip() != answer:
+                raise LabelError(
+                    f"The tokenizer does not keep the label {answer!r}: its tokens {path} read "
+                    f"back as {back!r}. Give the backbone's own tokenizer with backbone.tokenizer."
                 )
             for end in range(1, len(path)):
                 if tuple(path[:end]) in paths:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from msea_lightning.config import (
 )
 from msea_lightning.labels import AnswerTree, LabelSpace
 from msea_lightning.metrics import UtteranceScore
-from msea_lightning.prompt import Prompt
+from msea_lightning.prompt import Prompt, encode
 from msea_lightning.runs import write_atomically, write_json
 from msea_lightning.task import AdapterTask
 
@@ -179,7 +180,9 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdapterTask:
             f"{_listed(facts.fingerprint)}, but this language model has {_listed(found)}. Attach "
             "it to the language model that it was trained on, or train a plugin for this one."
         )
-    space = LabelSpace.from_config(facts.labels, signed=facts.signed_labels)
+    space = LabelSpace.from_config(
+        facts.labels, signed=facts.signed_labels, encode=partial(encode, backbone.tokenizer)
+    )
     adapter = MSEAdapter(**facts.adapter)
     prompt = Prompt(
         facts.prompt.layout,
@@ -211,7 +214,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdapterTask:
         adapter,
         standardizer=FeatureStandardizer.from_state_dict(own["standardizer."]),
         prompt=prompt,
-        tree=AnswerTree(space, prompt.encode),
+        tree=AnswerTree(space, prompt.encode, prompt.decode),
         score=UtteranceScore(facts.metrics),
         rule=facts.decode,
     )
@@ -224,7 +227,6 @@ def describe(
     *,
     dataset: str,
     labels: LabelConfig,
-    signed_labels: bool,
     layout: list[SegmentConfig],
     pad_token: str | None,
     backbone: Mapping[str, Any],
@@ -236,7 +238,6 @@ def describe(
         task: The task.
         dataset: Name of the data set.
         labels: Its label space, with nothing left to infer.
-        signed_labels: Whether intensities are written with a plus sign.
         layout: Segments of the sequence.
         pad_token: Padding token as configured.
         backbone: Name and place of the language model.
@@ -248,7 +249,7 @@ def describe(
         dataset=dataset,
         adapter=options,
         labels=dataclasses.replace(labels),
-        signed_labels=signed_labels,
+        signed_labels=task.tree.space.signed,
         metrics=task.score.kind,
         decode=task.rule,
         prompt=PromptFacts(

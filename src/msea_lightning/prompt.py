@@ -11,6 +11,7 @@ tokens, L label tokens of the longest label.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,38 @@ if TYPE_CHECKING:
 
 class PromptError(UserError):
     """A layout that the tokenizer cannot write."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
+    """Token ids of one piece of a sequence, without special tokens."""
+    ids: list[int] = tokenizer(string, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The string that token ids stand for, to the letter."""
+    # Tidying would take the space out of " ." and make a sound tokenizer look like a bad one.
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The way in which a tokenizer begins a text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The special tokens that it puts in front of a text of its own accord (``[gMASK] <sop>`` of
+        GLM-4; what it puts behind the text does not count); else its beginning token, where it
+        has one but leaves it to others to write (GPT-2); else nothing (Qwen2.5).
+    """
+    text = "a"
+    whole, plain = tokenizer(text)["input_ids"], encode(tokenizer, text)
+    for front in range(1, len(whole) - len(plain) + 1):
+        if whole[front : front + len(plain)] == plain:
+            return list(whole[:front])
+    bos = tokenizer.bos_token_id
+    return [] if bos is None else [int(bos)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +149,7 @@ class Prompt:
         self.pad_id = pad_id
         self.pad_to = pad_to
         self.attend_padding = attend_padding
+        self._layout = list(layout)
         self._segments: list[list[int] | SegmentKind] = [
             self._fixed_ids(segment) for segment in layout
         ]
@@ -128,8 +162,34 @@ class Prompt:
 
     def encode(self, string: str) -> list[int]:
         """Token ids of one piece of a sequence, without special tokens."""
-        ids: list[int] = self.tokenizer(string, add_special_tokens=False)["input_ids"]
-        return ids
+        return encode(self.tokenizer, string)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The string that token ids stand for, to the letter."""
+        return decode(self.tokenizer, ids)
+
+    def describe(self, answer: str) -> str:
+        """The whole sequence on one line, as the tokenizer writes it.
+
+        Special tokens stand bare, strings in quotes, ``P*4`` is four pseudo tokens; such as
+        ``<s> "<Multimodal>" P*4 text "</Multimodal>" "The emotion is" label ("0" as ▁ 0)``.
+
+        Args:
+            answer: A label's answer string, as an example.
+        """
+        parts: list[str] = []
+        for segment, ids in zip(self._layout, self._segments, strict=True):
+            if ids is SegmentKind.pseudo:
+                parts.append(f"P*{self.pseudo_tokens}")
+            elif ids is SegmentKind.text:
+                parts.append("text")
+            elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
+                parts.append(json.dumps(self._string(segment), ensure_ascii=False))
+            else:
+                assert isinstance(ids, list)
+                parts += self._tokens(ids)
+        written = " ".join(self._tokens(self.encode(answer)))
+        return f'{" ".join(parts)} label ("{answer}" as {written})'
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Tokenises B texts, cuts them on the right and pads them on the left.
@@ -207,8 +267,7 @@ class Prompt:
         if segment.kind in (SegmentKind.pseudo, SegmentKind.text):
             return segment.kind
         if segment.kind is SegmentKind.bos:
-            bos = self.tokenizer.bos_token_id
-            return [] if bos is None else [int(bos)]
+            return beginning(self.tokenizer)
         if segment.kind is SegmentKind.token:
             token_id = self.tokenizer.convert_tokens_to_ids(segment.token)
             is_unk = token_id == self.tokenizer.unk_token_id
@@ -220,18 +279,26 @@ class Prompt:
                 )
             assert isinstance(token_id, int)
             return [token_id]
-        if segment.kind is SegmentKind.prompt:
-            string = self.task
-        else:
-            string = segment.en if self.language is Language.en else segment.zh
+        string = self._string(segment)
         ids = self.encode(string)
-        written = str(self.tokenizer.decode(ids)).strip()
-        if "".join(written.split()) != "".join(string.split()):
+        written = self.decode(ids)
+        # Pieces may begin with a space of the tokenizer's own, as those of LLaMA do.
+        if written.strip() != string.strip():
             raise PromptError(
                 f"The tokenizer does not keep the string {string!r}: it reads back as "
-                f"{written!r}. Give the backbone's own tokenizer with backbone.tokenizer."
+                f"{written!r}. Give the backbone's own tokenizer with backbone.tokenizer, or "
+                f"change {'prompt.task' if segment.kind is SegmentKind.prompt else 'the layout'}."
             )
         return ids
+
+    def _string(self, segment: SegmentConfig) -> str:
+        """The string of a literal or of the task prompt."""
+        if segment.kind is SegmentKind.prompt:
+            return self.task
+        return segment.en if self.language is Language.en else segment.zh
+
+    def _tokens(self, ids: list[int]) -> list[str]:
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
 
 _PADDING, _FIXED, _PSEUDO, _TEXT = range(4)

@@ -7,6 +7,7 @@ tokens, M nodes of the answer tree, d width of the language model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed
@@ -22,7 +23,7 @@ from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.labels import Answers, AnswerTree, LabelSpace, decode, generated_prompt
 from msea_lightning.metrics import UtteranceScore, selection_metric, zero_share
-from msea_lightning.prompt import Prompt, Sequences, Texts
+from msea_lightning.prompt import Prompt, Sequences, Texts, encode
 
 
 class TaskError(UserError):
@@ -67,7 +68,7 @@ class AdapterTask(LightningModule):
         rule: How an answer is picked.
 
     Raises:
-        TaskError: if sequences would be longer than the backbone was made for.
+        TaskError: if sequences would be longer than the backbone reads as it was made to.
     """
 
     def __init__(
@@ -204,8 +205,8 @@ class AdapterTask(LightningModule):
         longest = self.prompt.longest + answer
         if limit is not None and longest > limit:
             raise TaskError(
-                f"Sequences of this data set may be {longest} tokens long, but the backbone was "
-                f"made for {limit}: lower dataset.text_tokens={self.prompt.text_tokens} to "
+                f"Sequences of this data set may be {longest} tokens long, but the backbone reads "
+                f"{limit} at a time: lower dataset.text_tokens={self.prompt.text_tokens} to "
                 f"{self.prompt.text_tokens - (longest - limit)} or less, or shorten prompt.task."
             )
 
@@ -350,7 +351,11 @@ def build_task(
     """
     if config.adapter.name != "mse":
         raise ConfigError(f"adapter.name={config.adapter.name} is unknown; there is: mse.")
-    space = LabelSpace.from_config(data.labels, signed=config.backbone.signed_labels)
+    space = LabelSpace.from_config(
+        data.labels,
+        signed=config.backbone.signed_labels,
+        encode=partial(encode, backbone.tokenizer),
+    )
     prompt = Prompt(
         config.backbone.layout,
         backbone.tokenizer,
@@ -384,7 +389,7 @@ def build_task(
         adapter,
         standardizer=FeatureStandardizer(statistics),
         prompt=prompt,
-        tree=AnswerTree(space, prompt.encode),
+        tree=AnswerTree(space, prompt.encode, prompt.decode),
         score=UtteranceScore(data.metrics),
         training=config.training,
         rule=config.decode,

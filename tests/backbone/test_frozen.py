@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -148,6 +157,55 @@ def test_unknown_pad_token_is_refused(backbone: FrozenBackbone) -> None:
         FrozenBackbone(
             random_model("llama", backbone.tokenizer), backbone.tokenizer, pad_token="[nope]"
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (LlamaConfig(max_position_embeddings=2048), 2048),
+        (GPT2Config(n_positions=512), 512),
+        (MambaConfig(), None),
+        (MistralConfig(max_position_embeddings=4096, sliding_window=256), 256),
+        (MistralConfig(max_position_embeddings=4096, sliding_window=None), 4096),
+        (Gemma2Config(max_position_embeddings=8192, sliding_window=4096), 4096),
+        (Gemma3TextConfig(max_position_embeddings=32768, sliding_window=512), 512),
+        (Gemma2Config(sliding_window=64, layer_types=["full_attention"] * 26), 8192),
+        (Qwen2Config(sliding_window=256, use_sliding_window=False), 32768),
+        (Qwen2Config(sliding_window=256, use_sliding_window=True), 256),
+        (Qwen2Config(sliding_window=256, use_sliding_window=True, max_window_layers=99), 32768),
+        (Llama4TextConfig(attention_chunk_size=128), 128),
+        (GPTNeoConfig(window_size=128), 128),
+        (GPTNeoConfig(window_size=128, attention_types=[[["global"], 24]]), 2048),
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_sequences_end_where_an_attention_window_does(
+    backbone: FrozenBackbone, config: PreTrainedConfig, longest: int | None
+) -> None:
+    frozen = copy.copy(backbone)
+    frozen.model = SimpleNamespace(config=config)
+    assert frozen.max_positions == longest
+
+
+def test_within_its_window_a_layer_sees_everything(backbone: FrozenBackbone) -> None:
+    """The reach counts the token itself: a sequence of that length is read as under any mask."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **SMALL, vocab_size=len(backbone.tokenizer), sliding_window=8, initializer_range=0.3
+    )
+    frozen = FrozenBackbone(Auto.from_config(config), backbone.tokenizer)
+    embedded = frozen.embed(torch.randint(3, 60, (1, 8)))
+    positions, mask = torch.arange(8)[None], torch.ones(1, 8, dtype=torch.bool)
+    own = frozen.hidden(embedded, mask, positions)
+    explicit = frozen.hidden(embedded, torch.ones(1, 8, 8, dtype=torch.bool).tril(), positions)
+    torch.testing.assert_close(own, explicit, atol=1e-5, rtol=1e-5)
+
+
+def test_tokenizer_without_a_vocabulary_is_refused() -> None:
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), unk_token="<unk>")
+    config = LlamaConfig(**SMALL, vocab_size=64)
+    with pytest.raises(BackboneError, match=r"vocabulary of 0, which writes no label.*tokenizer"):
+        FrozenBackbone(Auto.from_config(config), empty)
 
 
 def test_tokenizer_of_another_model_is_refused(backbone: FrozenBackbone) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 
@@ -19,6 +22,7 @@ from msea_lightning.backbone import (
     memory,
     resolve_device,
 )
+from msea_lightning.backbone.loading import tiny_backbone
 from msea_lightning.config import Accelerator, Quantization, Weights
 
 LLAMA = {
@@ -42,8 +46,6 @@ def test_the_built_in_backbone_is_frozen() -> None:
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @pytest.mark.parametrize("weights", [Weights.pretrained, Weights.random])
 def test_only_linear_layers_are_quantised(quantization: str, weights: Weights) -> None:
-    from msea_lightning.backbone.loading import tiny_backbone
-
     dense = load_language_model(str(tiny_backbone()), weights=weights)
     model = load_language_model(str(tiny_backbone()), weights=weights, quantization=quantization)
     head = model.get_output_embeddings()
@@ -84,6 +86,84 @@ def test_dtype_is_as_asked() -> None:
     assert model.dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_as_asked(attention: str) -> None:
+    for weights in Weights:
+        model = load_language_model(str(tiny_backbone()), weights=weights, attention=attention)
+        assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization": "int4"}, "quantization=int4 is none of none, int8, nf4"),
+        ({"dtype": "half"}, "dtype=half is none of auto, float32"),
+        ({"attention": "flash"}, "attention=flash is none of sdpa, eager"),
+    ],
+)
+def test_options_that_there_are_not(options: dict[str, str], message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        load_language_model(str(tiny_backbone()), **options)
+
+
+def test_flash_attention_needs_its_package_a_gpu_and_half_precision() -> None:
+    with pytest.raises(BackboneError, match=r"flash-attn is not installed.*cpu, not a GPU.*dtype"):
+        load_language_model(str(tiny_backbone()), attention="flash_attention_2")
+
+
+def test_attention_that_takes_no_masks_steps_aside_for_the_answer_tree() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    masks = []
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        masks.append(arguments[4])
+        return sdpa_attention_forward(*arguments, **options)
+
+    AttentionInterface.register("takes_no_masks", forward)
+    AttentionMaskInterface.register("takes_no_masks", sdpa_mask)
+    backbone = load_backbone(None)
+    embedded = backbone.embed(torch.arange(5, 11)[None])
+    positions = torch.arange(6)[None]
+    causal = torch.ones(1, 6, 6, dtype=torch.bool).tril()
+    expected = backbone.hidden(embedded, causal, positions)
+    backbone.model.set_attn_implementation("takes_no_masks")
+    assert torch.equal(backbone.hidden(embedded, causal, positions), expected)
+    assert not masks
+    assert backbone.model.config._attn_implementation == "takes_no_masks"
+    backbone.hidden(embedded, torch.ones(1, 6, dtype=torch.bool), positions)
+    assert masks
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(tiny_backbone(), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"lacks: model\.norm\.weight\. .*download it again"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_tokenizer_stands_in_for_one_that_is_not_at_hand(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    architecture = LLAMA | {"vocab_size": 6000}
+    backbone = load_backbone(
+        "nobody/nothing",
+        weights=Weights.random,
+        architecture=architecture,
+        special_tokens=["[gMASK]", "<s>"],
+    )
+    assert "stands in for that of nobody/nothing" in caplog.text
+    built_in = load_tokenizer(str(tiny_backbone()))
+    assert backbone.tokenizer.convert_tokens_to_ids("[gMASK]") == len(built_in)
+    own = load_backbone(str(tiny_backbone()), weights=Weights.random, special_tokens=["[gMASK]"])
+    assert len(own.tokenizer) == len(built_in)
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"There is no folder .*nowhere.*backbone\.path"):
         load_backbone(str(tmp_path / "nowhere"))
@@ -117,7 +197,7 @@ def test_architecture_that_does_not_write_text(tmp_path: Path) -> None:
 
 
 def test_no_access_and_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig
+    from transformers import PretrainedConfig
 
     for name, message in (
         ("GatedRepoError", "Accept the licence"),
@@ -129,7 +209,7 @@ def test_no_access_and_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, cause: Exception = cause, **__: object) -> None:
             raise OSError("...") from cause
 
-        monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+        monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
         with pytest.raises(BackboneError, match=message):
             load_backbone("some/model")
 
@@ -174,20 +254,3 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackboneError, match=r"trainer\.accelerator=cpu"):
         resolve_device(Accelerator.gpu)
     assert resolve_device(Accelerator.auto).type == "cpu"
-
-
-def test_llama_tokenizer_model_is_read_id_for_id(shared: Path) -> None:
-    """Against the recorded encodings of the slow tokenizer; two texts hold special tokens."""
-    tokenizer = load_tokenizer(str(shared / "tokenizers" / "llama2"))
-    recorded = json.loads((shared / "vectors" / "tokenizers" / "llama2.json").read_text("utf-8"))
-    cases = [case for case in recorded["cases"] if "<s>" not in case["text"]]
-    cases = [case for case in cases if "</s>" not in case["text"]]
-    assert len(cases) > 200
-    for case in cases:
-        assert tokenizer(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
-
-
-def test_file_that_is_no_sentencepiece_model(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(BackboneError, match="is not a SentencePiece model"):
-        load_tokenizer(str(tmp_path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from msea_lightning.config import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time when scoring answers (64 MiB in float32)."""
+
+_READ_MASKS = frozenset({"sdpa", "eager"})
+"""Attention implementations that take a mask between every two positions."""
 
 _FINGERPRINT_ROWS = 16
 """Rows of each weight matrix that enter a fingerprint."""
@@ -65,6 +69,7 @@ class FrozenBackbone:
         self.model.requires_grad_(False)
         keep_4bit_layout(self.model)
         self.tokenizer = tokenizer
+        _check_size(tokenizer)
         self.pad_id = _pad_id(tokenizer, pad_token)
         self._check_vocabulary()
         self._body: nn.Module = getattr(model, model.base_model_prefix)
@@ -93,8 +98,15 @@ class FrozenBackbone:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence that the model was made for; None where it does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Longest sequence that the model reads as it was made to; None where it does not say.
+
+        That is the length that it was trained for, or the reach of its shortest attention window
+        where that is less: the explicit masks of :meth:`hidden` replace the model's own, and equal
+        them up to there.
+        """
+        config = self.model.config.get_text_config()
+        limits = [getattr(config, "max_position_embeddings", None), *_windows(config)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def parameters(self) -> int:
@@ -145,12 +157,19 @@ class FrozenBackbone:
 
         Returns:
             (B, S, d).
+
+        Raises:
+            BackboneError: if causal sequences are longer than the model was made for.
         """
-        attention = mask.long() if mask.dim() == 2 else _additive(mask, inputs_embeds.dtype)
         extra = {"position_ids": positions} if self._takes_positions else {}
-        output = self._body(
-            inputs_embeds=inputs_embeds, attention_mask=attention, use_cache=False, **extra
-        )
+        between = mask.dim() == 3
+        if not between:
+            self._check_width(inputs_embeds.shape[1])
+        attention = _additive(mask, inputs_embeds.dtype) if between else mask.long()
+        with self._reading_masks() if between else nullcontext():
+            output = self._body(
+                inputs_embeds=inputs_embeds, attention_mask=attention, use_cache=False, **extra
+            )
         states: Tensor = output.last_hidden_state
         return states
 
@@ -218,6 +237,27 @@ class FrozenBackbone:
             linear: _digest(_samples(self._tensors(matrices=True))),
         }
 
+    def _check_width(self, tokens: int) -> None:
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise BackboneError(
+                f"The sequences are {tokens} tokens long, but this "
+                f"{self.model.config.model_type} backbone was made for {self.max_positions}, and "
+                "beyond that it computes something else: shorten the texts (dataset.text_tokens)."
+            )
+
+    @contextmanager
+    def _reading_masks(self) -> Iterator[None]:
+        """An attention that takes a mask between positions, which flash attention does not."""
+        own = self.model.config._attn_implementation
+        if own in _READ_MASKS:
+            yield
+            return
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
+
     @property
     def _embedding(self) -> nn.Embedding:
         return cast("nn.Embedding", self.model.get_input_embeddings())
@@ -274,6 +314,33 @@ class FrozenBackbone:
                     f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
                     "with ordinary attention."
                 )
+
+
+def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:
+    # Without added tokens, which there may be many of where the vocabulary itself is missing.
+    if tokenizer.vocab_size < 2:
+        raise BackboneError(
+            f"The tokenizer has a vocabulary of {tokenizer.vocab_size}, which writes no label: its "
+            "files are missing or in a format that transformers does not read. Give a folder with "
+            "tokenizer.json in backbone.tokenizer."
+        )
+
+
+def _windows(config: PreTrainedConfig) -> list[int | None]:
+    """Reach in tokens of every kind of attention that does not see the whole text."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        reaches = {"sliding": "sliding_window", "chunked": "attention_chunk_size"}
+        return [
+            getattr(config, reach, None)
+            for name, reach in reaches.items()
+            if any(name in kind for kind in kinds)
+        ]
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
+        return [config.window_size]
+    if getattr(config, "use_sliding_window", True):
+        return [getattr(config, "sliding_window", None)]
+    return []
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:

@@ -1,6 +1,7 @@
 """Loading a causal language model and its tokenizer, with errors that say what to do.
 
-Nothing here runs code from a checkpoint: only architectures that transformers itself implements.
+Nothing here runs code from a checkpoint: only architectures that transformers itself implements,
+and the original formats of ChatGLM3 and Qwen, which are read as these (``original.py``).
 """
 
 from __future__ import annotations
@@ -8,23 +9,40 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone, keep_4bit_layout
+from msea_lightning.backbone.hub import explained
 from msea_lightning.backbone.memory import check_memory
-from msea_lightning.config import Accelerator, Dtype, Quantization, Weights
+from msea_lightning.backbone.original import (
+    IGNORED_WEIGHTS,
+    native_config,
+    original_family,
+    original_weights,
+)
+from msea_lightning.backbone.tokenizers import add_special_tokens, has_tokenizer, load_tokenizer
+from msea_lightning.config import Accelerator, Attention, Dtype, Quantization, Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Choice = TypeVar("Choice", Attention, Dtype, Quantization)
 
 _log = logging.getLogger(__name__)
 
 _RANDOM_SEED = 0
 """Random weights are the same in every process and run."""
+
+
+_NOISY = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops")
+"""The first speaks again for every layer of every step, the second of an optional kernel."""
 
 
 def tiny_backbone() -> Path:
@@ -55,10 +73,13 @@ def load_backbone(
     *,
     tokenizer: str | None = None,
     weights: Weights = Weights.pretrained,
-    architecture: dict[str, Any] | None = None,
-    quantization: Quantization = Quantization.none,
-    dtype: Dtype = Dtype.auto,
+    architecture: Mapping[str, Any] | None = None,
+    quantization: Quantization | str = Quantization.none,
+    double_quantization: bool = True,
+    dtype: Dtype | str | torch.dtype = Dtype.auto,
+    attention: Attention | str = Attention.sdpa,
     pad_token: str | None = None,
+    special_tokens: Sequence[str] = (),
     device: torch.device | str = "cpu",
     check_fit: bool = True,
 ) -> FrozenBackbone:
@@ -71,82 +92,132 @@ def load_backbone(
         architecture: With random weights: fields of the transformers config, ``model_type``
             among them; those of ``path`` where not given.
         quantization: Storage of the linear layers.
+        double_quantization: With nf4: whether the scales are quantised too.
         dtype: Compute dtype; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        attention: Implementation of the attention.
         pad_token: Token that fills up sequences.
+        special_tokens: See :func:`backbone_tokenizer`.
         device: Where to put it.
-        check_fit: Refuse a model that does not fit into the memory that is free.
+        check_fit: Refuse a model whose weights do not fit into the memory that is free.
 
     Raises:
         BackboneError: no such model, no access, an architecture that transformers does not know,
             not enough memory, or a model or tokenizer that cannot serve as a backbone.
     """
-    place = str(tiny_backbone()) if path is None else path
+    place = backbone_place(path)
+    # What is wrong with the place is told by its config best.
+    backbone_config(place, weights=weights, architecture=architecture)
+    words = backbone_tokenizer(
+        path, tokenizer=tokenizer, weights=weights, special_tokens=special_tokens
+    )
     language_model = load_language_model(
         place,
         weights=weights,
         architecture=architecture,
         quantization=quantization,
+        double_quantization=double_quantization,
         dtype=dtype,
+        attention=attention,
         device=device,
         check_fit=check_fit,
     )
-    if tokenizer is None and weights is Weights.random and not _is_local(place):
-        # Random weights are for measuring, which any vocabulary serves.
-        tokenizer = str(tiny_backbone())
+    return FrozenBackbone(language_model, words, pad_token=pad_token)
+
+
+def backbone_place(path: str | None) -> str:
+    """Hub id or folder of a language model; that of the built-in one for None."""
+    return str(tiny_backbone()) if path is None else path
+
+
+def backbone_tokenizer(
+    path: str | None,
+    *,
+    tokenizer: str | None = None,
+    weights: Weights = Weights.pretrained,
+    special_tokens: Sequence[str] = (),
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a language model.
+
+    Args:
+        path: Hub id or folder of the language model; None for the one that ships with the project.
+        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
+        weights: With random weights, which are for measuring, the tokenizer of the built-in
+            language model stands in for one that is not on this machine.
+        special_tokens: Those that the layout of the sequence names; a stand-in gets them.
+
+    Raises:
+        BackboneError: see :func:`load_tokenizer`.
+    """
+    place = tokenizer or backbone_place(path)
+    if tokenizer is None and weights is Weights.random and not has_tokenizer(place):
         _log.warning(
-            "Random weights: using the tokenizer of the built-in backbone; set backbone.tokenizer "
-            "for %s's own.",
+            "random weights: the tokenizer of the built-in backbone stands in for that of %s, "
+            "which is not on this machine; backbone.tokenizer=%s fetches it",
+            place,
             place,
         )
-    return FrozenBackbone(language_model, load_tokenizer(tokenizer or place), pad_token=pad_token)
+        stand_in = load_tokenizer(str(tiny_backbone()))
+        add_special_tokens(stand_in, special_tokens)
+        return stand_in
+    return load_tokenizer(place)
 
 
 def load_language_model(
     path_or_name: str,
     *,
     weights: Weights = Weights.pretrained,
-    architecture: dict[str, Any] | None = None,
+    architecture: Mapping[str, Any] | None = None,
     quantization: Quantization | str = Quantization.none,
-    dtype: Dtype | str = Dtype.auto,
+    double_quantization: bool = True,
+    dtype: Dtype | str | torch.dtype = Dtype.auto,
+    attention: Attention | str = Attention.sdpa,
     device: torch.device | str = "cpu",
     check_fit: bool = True,
 ) -> PreTrainedModel:
     """Loads a causal language model of transformers, frozen and in evaluation mode.
 
+    ChatGLM3 becomes a ``GlmForCausalLM`` and the first Qwen a ``Qwen2ForCausalLM``, from the
+    checkpoints as they are published; anything else is the class that transformers has for it.
+    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype.
+
     Arguments and errors are those of :func:`load_backbone`.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    if not sys.stderr.isatty():
-        # A bar in a file or a pipe is no progress, but noise.
-        transformers_logging.disable_progress_bar()
-    quantization, device = Quantization(quantization), torch.device(device)
-    torch_dtype = _torch_dtype(Dtype(dtype), device)
-    config = (
-        _random_config(path_or_name, architecture)
-        if weights is Weights.random
-        else load_config(path_or_name)
-    )
+    quantization = _choice(Quantization, quantization)
+    attention = _choice(Attention, attention)
+    device = torch.device(device)
+    torch_dtype = compute_dtype(dtype, device)
+    config = backbone_config(path_or_name, weights=weights, architecture=architecture)
+    random = weights is Weights.random
+    if attention is Attention.flash_attention_2:
+        _check_flash_attention(device, torch_dtype)
+    if quantization is Quantization.int8 and torch_dtype is not torch.float16:
+        _log.info("int8: the inputs of linear layers are rounded to float16")
     if check_fit:
-        random = weights is Weights.random
         check_memory(config, torch_dtype, quantization, device, dense_first=random)
-    options: dict[str, Any] = {"dtype": torch_dtype}
+    options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
     if quantization is not Quantization.none:
-        options["quantization_config"] = _quantization_config(quantization, torch_dtype)
+        options["quantization_config"] = _quantization_config(
+            quantization, torch_dtype, double_quantization=double_quantization
+        )
         options["device_map"] = {"": str(device)}
-    if weights is Weights.random:
+    if random:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(_RANDOM_SEED)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
-        if quantization is not Quantization.none:
-            model = type(model).from_pretrained(
-                None, config=config, state_dict=model.state_dict(), **options
+            model = explained(
+                path_or_name,
+                lambda: AutoModelForCausalLM.from_config(
+                    config, dtype=torch_dtype, attn_implementation=attention.value
+                ),
             )
+        if quantization is not Quantization.none:
+            with _quiet():
+                model = type(model).from_pretrained(
+                    None, config=config, state_dict=model.state_dict(), **options
+                )
     else:
-        model = _explained(
-            path_or_name, lambda: AutoModelForCausalLM.from_pretrained(path_or_name, **options)
-        )
+        model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
     if quantization is Quantization.none:
         model.to(device)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
@@ -154,15 +225,39 @@ def load_language_model(
     return loaded
 
 
-def load_config(path_or_name: str) -> PretrainedConfig:
-    """The config of a checkpoint.
+def backbone_config(
+    path_or_name: str,
+    *,
+    weights: Weights = Weights.pretrained,
+    architecture: Mapping[str, Any] | None = None,
+) -> PretrainedConfig:
+    """The config that :func:`load_language_model` builds a language model from.
+
+    Args:
+        path_or_name: Hub id or folder.
+        weights: Pretrained, or random for measuring.
+        architecture: With random weights: fields of the config, ``model_type`` among them.
 
     Raises:
         BackboneError: see :func:`load_backbone`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    if weights is Weights.random and architecture:
+        return _random_config(architecture)
+    return load_config(path_or_name)
 
-    config: PretrainedConfig = _explained(
+
+def load_config(path_or_name: str) -> PretrainedConfig:
+    """The config of a checkpoint; of one in an original format, the native config.
+
+    Raises:
+        BackboneError: see :func:`load_backbone`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+    fields, _ = explained(path_or_name, lambda: PretrainedConfig.get_config_dict(path_or_name))
+    if original_family(fields) is not None:
+        return native_config(path_or_name, fields)
+    config: PretrainedConfig = explained(
         path_or_name, lambda: AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
     )
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -173,48 +268,110 @@ def load_config(path_or_name: str) -> PretrainedConfig:
     return config
 
 
-def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """Loads weights, and refuses a checkpoint that does not hold exactly those of the model."""
+    from transformers import AutoModelForCausalLM, PretrainedConfig
 
-    A folder with a LLaMA ``tokenizer.model`` and no ``tokenizer.json`` is converted piece by
-    piece, because transformers 5 builds another tokenizer from it: texts with leading, doubled or
-    trailing spaces would get other ids.
-
-    Raises:
-        BackboneError: if there is none, or it has no vocabulary.
-    """
-    from transformers import AutoTokenizer
-
-    from msea_lightning.backbone.sentencepiece import from_sentencepiece
-
-    folder = Path(path_or_name).expanduser()
-    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-        return from_sentencepiece(folder / "tokenizer.model")
-    tokenizer: PreTrainedTokenizerBase = _explained(
-        path_or_name,
-        lambda: AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False),
-    )
-    if len(tokenizer) < 2 or not tokenizer("a 1", add_special_tokens=False)["input_ids"]:
-        raise BackboneError(
-            f"The tokenizer of {path_or_name} has a vocabulary of {len(tokenizer)} and writes "
-            "nothing: its files are missing or in a format that transformers does not read. Give "
-            "a folder with tokenizer.json in backbone.tokenizer."
+    fields, _ = PretrainedConfig.get_config_dict(place)
+    family = original_family(fields)
+    with nullcontext() if family is None else original_weights(family), _quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **options,
         )
-    return tokenizer
+    model, found = loaded
+    surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
+    flaws = {
+        "lacks": sorted(found["missing_keys"]),
+        "holds in another shape": sorted(
+            f"{name} {tuple(stored)} for {tuple(needed)}"
+            for name, stored, needed in found["mismatched_keys"]
+        ),
+        "holds beyond the model's own": sorted(surplus) if family is not None else [],
+        "failed to convert": sorted(map(str, found.get("error_msgs", []))),
+    }
+    for what, names in flaws.items():
+        if names:
+            raise BackboneError(
+                f"The checkpoint {place} {what}: {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Its weight files and "
+                "its config.json are not of one model, or incomplete: download it again."
+            )
+    if family is not None:
+        # Else saving the model would write the original's names beside the native config.
+        model._weight_conversions = None
+    native: PreTrainedModel = model
+    return native
 
 
-def _is_local(place: str) -> bool:
-    return Path(place).expanduser().exists()
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries from saying what does not concern the user, or is told better here."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        # A bar in a file or a pipe is no progress.
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
-def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+def _check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
+    # Without the package, transformers would fetch compiled code from the Hub and run it.
+    flaws = {
+        "the package flash-attn is not installed (pip install flash-attn)": find_spec("flash_attn")
+        is None,
+        f"the device is {device}, not a GPU (trainer.accelerator=gpu)": device.type != "cuda",
+        f"the compute dtype is {dtype} (backbone.dtype=bfloat16)": dtype is torch.float32,
+    }
+    found = [flaw for flaw, holds in flaws.items() if holds]
+    if found:
+        raise BackboneError(
+            f"backbone.attention=flash_attention_2 is not possible: {'; '.join(found)}. "
+            "backbone.attention=sdpa works everywhere."
+        )
+
+
+def _choice(kind: type[Choice], value: Choice | str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise BackboneError(
+            f"{kind.__name__.lower()}={value} is none of {', '.join(item.value for item in kind)}."
+        ) from None
+
+
+def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that a language model computes in.
+
+    Args:
+        dtype: As asked for; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        device: Where it computes.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    dtype = _choice(Dtype, dtype)
     if dtype is Dtype.auto:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen: torch.dtype = getattr(torch, dtype.value)
     return chosen
 
 
-def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
+def _quantization_config(
+    quantization: Quantization, dtype: torch.dtype, *, double_quantization: bool
+) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantization is Quantization.int8:
@@ -222,16 +379,14 @@ def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
 
 
-def _random_config(path_or_name: str, architecture: dict[str, Any] | None) -> PretrainedConfig:
+def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    if not architecture:
-        return load_config(path_or_name)
     fields = dict(architecture)
     model_type = fields.pop("model_type", None)
     if model_type is None:
@@ -246,70 +401,3 @@ def _random_config(path_or_name: str, architecture: dict[str, Any] | None) -> Pr
             f"backbone.architecture is not a config of transformers: {error}"
         ) from error
     return config
-
-
-def _explained(place: str, load: Any) -> Any:
-    """Runs a loader of transformers and turns its errors into ones that say what to do."""
-    looks_local = place.startswith(("/", "./", "../", "~")) or place.count("/") > 1
-    folder = Path(place).expanduser()
-    if looks_local and not folder.exists():
-        raise BackboneError(
-            f"There is no folder {place}. Put the checkpoint there (config.json, the weights and "
-            "the tokenizer), or give a Hub id such as meta-llama/Llama-2-7b-hf as backbone.path."
-        )
-    if folder.is_dir() and not any(folder.glob("*.json")) and not any(folder.glob("*.model")):
-        raise BackboneError(
-            f"The folder {place} holds no checkpoint: config.json is missing. Give the folder that "
-            "has it as backbone.path."
-        )
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BackboneError(_reason(place, error)) from error
-
-
-def _reason(place: str, error: Exception) -> str:
-    causes = _chain(error)
-    names = {type(cause).__name__ for cause in causes}
-    text = " ".join(str(cause) for cause in causes)
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if "GatedRepoError" in names or "gated repo" in text:
-        return (
-            f"No access to {place}: its authors ask for consent first. Accept the licence on the "
-            "model's page of the Hugging Face Hub, then run `hf auth login`; or download the files "
-            "elsewhere and give their folder as backbone.path."
-        )
-    if "RepositoryNotFoundError" in names:
-        return (
-            f"There is no model {place} on the Hugging Face Hub, or your account may not see it. "
-            "Check backbone.path for a misspelling; for a private model run `hf auth login` first."
-        )
-    if "custom code" in text or "trust_remote_code" in text:
-        return (
-            f"The checkpoint {place} brings its own Python code, which is never run: only "
-            "architectures that transformers implements can be a backbone. Give a checkpoint in "
-            "a native format as backbone.path."
-        )
-    if "does not recognize this architecture" in text or "model type" in text.lower():
-        return (
-            f"The installed transformers does not know the architecture of {place}: {first_line} "
-            "A newer transformers may."
-        )
-    if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"} or (
-        "couldn't connect" in text or "offline mode" in text
-    ):
-        return (
-            f"{place} is not on this machine and the Hugging Face Hub cannot be reached. Download "
-            f"it where there is a network (`hf download {place}`), and give the folder as "
-            "backbone.path."
-        )
-    return f"The language model {place} could not be loaded: {first_line}"
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or current.__context__
-    return causes

@@ -1,0 +1,234 @@
+"""Every choice of ``conf/backbone``: a small random model of its architecture keeps the contract.
+
+The contract is all that an adapter needs of a language model: sequences in the preset's layout, a
+loss with a gradient at the pseudo tokens, the probability of every answer, and an utterance that is
+the same in whatever company it is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.cli import compose, conf_folder
+from msea_lightning.config import BackboneConfig, SegmentKind, TrainConfig
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.utterance import Batch
+from msea_lightning.task import AdapterTask, build_task
+
+PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
+WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
+TEXTS = [
+    "no",
+    "it was the best of all evenings, and everybody said so again and again until we left",
+    "fine",
+    "why would you ever think that this is funny? I do not know what to say to that any more",
+    "well",
+    "the second half was slow",
+    "oh",
+    "they came, they saw, they laughed",
+]
+"""Eight texts of very different lengths."""
+
+
+def small(architecture: dict[str, object]) -> dict[str, object]:
+    """A published architecture with few and narrow layers that are of all its kinds.
+
+    Weights are larger than usual, so that what a token must not see would show in the loss.
+    """
+    fields = dict(architecture)
+    query, key = int(str(fields["num_attention_heads"])), int(str(fields["num_key_value_heads"]))
+    fields |= {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": {query: HEADS, 1: 1}.get(key, HEADS // 2),
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    # Of the widths of their own that heads have, and of the layers that repeat every so often.
+    if "head_dim" in fields:
+        fields["head_dim"] = HEAD_WIDTH
+    if fields.get("sliding_window") is not None:
+        fields["sliding_window"] = WINDOW
+    if "sliding_window_pattern" in fields:
+        fields["sliding_window_pattern"] = 2
+    if fields["model_type"] == "smollm3":
+        fields["no_rope_layer_interval"] = 2
+    return fields
+
+
+GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": HEADS, "n_positions": 512}
+"""For ``backbone=auto``: an architecture without a preset, with learned positions."""
+
+
+def random_backbone(config: BackboneConfig, shipped: FrozenBackbone) -> FrozenBackbone:
+    """A small random model of a preset, with a tokenizer that has the layout's special tokens."""
+    if config.name == "tiny":
+        return shipped
+    tokenizer = copy.deepcopy(shipped.tokenizer)
+    tokens = [segment.token for segment in config.layout if segment.kind is SegmentKind.token]
+    tokens += [config.pad_token] if config.pad_token else []
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in tokens if token not in known], special_tokens=True)
+    fields = small(config.architecture) if config.architecture else {"model_type": "gpt2", **GPT2}
+    model_type = fields.pop("model_type")
+    architecture = AutoConfig.for_model(model_type, **{**fields, "vocab_size": len(tokenizer)})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(architecture)
+    return FrozenBackbone(model, tokenizer, pad_token=config.pad_token)
+
+
+def part(batch: Batch, rows: list[int]) -> Batch:
+    """Some utterances of a batch."""
+    return dataclasses.replace(
+        batch,
+        index=batch.index[rows],
+        ids=[batch.ids[row] for row in rows],
+        texts=[batch.texts[row] for row in rows],
+        labels=[batch.labels[row] for row in rows],
+        audio=batch.audio[rows],
+        audio_lengths=batch.audio_lengths[rows],
+        vision=batch.vision[rows],
+        vision_lengths=batch.vision_lengths[rows],
+    )
+
+
+def losses(task: AdapterTask, batch: Batch) -> Tensor:
+    """(B,) loss of every utterance, the mean over its label's tokens."""
+    with torch.no_grad():
+        logits, targets = task.label_logits(batch)
+    tokens = functional.cross_entropy(logits, targets, reduction="none")
+    lengths = [len(task.tree.ids(label)) for label in batch.labels]
+    return torch.stack([part.mean() for part in tokens.split(lengths)])
+
+
+@pytest.fixture(params=PRESETS)
+def preset(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def make(
+    preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackbone
+) -> Callable[[str], tuple[AdapterTask, Batch]]:
+    """Builds a task on the preset's random model, and a batch of eight for it."""
+
+    def build(variant: str) -> tuple[AdapterTask, Batch]:
+        place = ["backbone.path=anywhere"] if preset == "auto" else []
+        config = options(
+            f"backbone={preset}", f"dataset.demo_task={variant}", "adapter.scales=[1,2,4]", *place
+        )
+        data: UtteranceDataModule = build_datamodule(config.dataset, config.training, config.seed)
+        data.prepare_data()
+        data.setup()
+        seed_everything(0, verbose=False)
+        task = build_task(config, data, random_backbone(config.backbone, backbone))
+        batch = part(next(iter(data.evaluation_dataloader("valid"))), list(range(8)))
+        absent_audio, absent_vision = torch.tensor([1, 4]), torch.tensor([2, 4])
+        return task, dataclasses.replace(
+            batch,
+            texts=TEXTS,
+            audio_lengths=batch.audio_lengths.index_fill(0, absent_audio, 0),
+            vision_lengths=batch.vision_lengths.index_fill(0, absent_vision, 0),
+        )
+
+    return build
+
+
+def test_the_small_model_is_of_all_kinds_of_the_published_one(preset: str) -> None:
+    place = ["backbone.path=anywhere"] if preset == "auto" else []
+    config = compose("train", TrainConfig, [f"backbone={preset}", *place]).backbone
+    if not config.architecture:
+        pytest.skip("the built-in one is small itself, and any other may be anything")
+    kinds = []
+    for fields in (dict(config.architecture), small(config.architecture)):
+        model = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        groups = model.num_attention_heads // model.num_key_value_heads
+        kinds.append(
+            {
+                "type": type(model),
+                "layers": set(getattr(model, "layer_types", None) or ()),
+                "positions": set(getattr(model, "no_rope_layers", None) or ()),
+                "rotation": model.rope_parameters,
+                "tied": model.tie_word_embeddings,
+                "groups": min(groups, 2),
+                "one key": model.num_key_value_heads == 1,
+                "bias": getattr(model, "attention_bias", None),
+                "caps": getattr(model, "final_logit_softcapping", None),
+            }
+        )
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_backbone_contract(make: Callable[[str], tuple[AdapterTask, Batch]], variant: str) -> None:
+    task, batch = make(variant)
+    check_company(task, batch)
+    check_answers(task, part(batch, [1, 4]))
+    check_step(task, batch)
+
+
+def check_company(task: AdapterTask, batch: Batch) -> None:
+    """The loss of an utterance is the same alone and in any batch."""
+    alone = torch.cat([losses(task, part(batch, [row])) for row in range(8)])
+    order = [3, 0, 6, 1, 7, 2, 5, 4]
+    for size in (4, 8):
+        for rows in (list(range(8)), order):
+            groups = [rows[start : start + size] for start in range(0, 8, size)]
+            together = torch.cat([losses(task, part(batch, group)) for group in groups])
+            assert (together - alone[rows]).abs().max() < 1e-5
+    # What is read does matter: the same utterances with each other's texts.
+    swapped = losses(task, dataclasses.replace(batch, texts=TEXTS[::-1]))
+    assert (swapped - alone).abs().max() > 1e-3
+
+
+def check_answers(task: AdapterTask, batch: Batch) -> None:
+    """One pass over the answer tree gives what reading every answer for itself gives."""
+    answers = task.answers(batch)
+    space = task.tree.space
+    labels = [space.label(value) for value in space.values]
+    # With a sign, minus zero is a legal answer that training never teaches.
+    taught = [i for i, label in enumerate(labels) if space.text(label) == space.answers[i]]
+    joint = torch.zeros(len(batch), len(labels), dtype=torch.float64)
+    logp = task.answer_logp(batch)
+    for row in range(len(batch)):
+        copies = part(batch, [row] * len(taught))
+        asked = dataclasses.replace(copies, labels=[labels[answer] for answer in taught])
+        with torch.no_grad():
+            logits, targets = task.label_logits(asked)
+        tokens = -functional.cross_entropy(logits, targets, reduction="none").double()
+        lengths = [len(task.tree.ids(labels[answer])) for answer in taught]
+        joint[row, taught] = torch.stack([part.sum() for part in tokens.split(lengths)])
+    torch.testing.assert_close(
+        logp.double().sum(-1)[:, taught], joint[:, taught], atol=1e-4, rtol=1e-5
+    )
+    torch.testing.assert_close(answers.distribution, logp.double().sum(-1).softmax(-1))
+
+
+def check_step(task: AdapterTask, batch: Batch) -> None:
+    """A step trains the adapter, through the pseudo tokens, and leaves the language model alone."""
+    parameters = list(task.backbone.model.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(task.adapter.parameters(), lr=1e-3)
+    loss, count = task.loss(batch)
+    (loss / count).backward()
+    gradients = [parameter.grad for parameter in task.adapter.parameters()]
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients)
+    assert all(grad.abs().sum() > 0 for grad in gradients)
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in parameters)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
