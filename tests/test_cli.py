@@ -443,3 +443,15 @@ def test_real_commands(tmp_path: Path) -> None:
 
 def test_conf_is_found_in_a_checkout() -> None:
     assert (conf_folder() / "train.yaml").is_file()
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_mapping_takes_what_was_not_in_it(plus: str) -> None:
+    given = compose(
+        "train", TrainConfig, [f"{plus}backbone.architecture.model_type=gpt2", "backbone=llama2"]
+    )
+    assert given.backbone.architecture["model_type"] == "gpt2"
+    assert given.backbone.architecture["hidden_size"] == 4096
+    whole = f"{plus}backbone.architecture={{model_type:gpt2,n_embd:64}}"
+    auto = compose("train", TrainConfig, ["backbone=auto", "backbone.path=x", whole])
+    assert auto.backbone.architecture == {"model_type": "gpt2", "n_embd": 64}

@@ -9,8 +9,10 @@ import pytest
 
 from msea_lightning.cli import compose, conf_folder
 from msea_lightning.config import (
+    ADAPTER_OPTIONS,
     BackboneConfig,
     ConfigError,
+    DoctorConfig,
     EvaluateConfig,
     LabelKind,
     Language,
@@ -28,6 +30,7 @@ ROOTS: dict[str, type[Any]] = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
+    "doctor": DoctorConfig,
 }
 NEEDED = {"evaluate": ["run=somewhere"]}
 PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")
@@ -179,6 +182,36 @@ def test_the_command_line_wins_over_the_recipe() -> None:
     assert config.prompt.task == "Say"
     assert config.training.patience == 10
     assert config.recipe == "mosei_qwen"
+
+
+@pytest.mark.parametrize("pair", [("demo", "tiny"), ("mosei", "chatglm3")])
+@pytest.mark.parametrize("adapter", choices("adapter"))
+def test_an_adapter_has_its_own_options_alone(adapter: str, pair: tuple[str, str]) -> None:
+    """Whatever recipes and backbones set for another one."""
+    dataset, backbone = pair
+    config = train(f"dataset={dataset}", f"backbone={backbone}", f"adapter={adapter}")
+    given = {name for name, value in vars(config.adapter).items() if value is not None}
+    assert given == {"name", *ADAPTER_OPTIONS[adapter]}
+    assert config.recipe == f"{dataset}_{backbone}"
+
+
+def test_options_of_another_adapter_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.pseudo_tokens=2 has no effect on mag"):
+        train("adapter=mag", "adapter.pseudo_tokens=2")
+    assert train("adapter=mag", "adapter.beta=2").adapter.beta == 2
+
+
+@pytest.mark.parametrize("adapter", ["mag", "chfn"])
+@pytest.mark.parametrize("ablation", choices("ablation"))
+def test_ablations_of_what_an_adapter_lacks_are_refused(adapter: str, ablation: str) -> None:
+    choice = (f"adapter={adapter}", f"ablation={ablation}")
+    if ablation in ("none", "no_audio", "no_vision"):
+        assert train(*choice).ablation.name == ablation
+    else:
+        with pytest.raises(
+            ConfigError, match=rf"ablation={ablation}\): {adapter} has nothing of that kind"
+        ):
+            train(*choice)
 
 
 def test_the_tiny_backbone_takes_one_thread_unless_told_otherwise() -> None:

@@ -161,6 +161,12 @@ def test_layouts_that_cannot_work_are_refused(layout: list[SegmentConfig], messa
     [
         (AdapterConfig(scales=[]), r"x\.scales=\[\]: one or more positive numbers"),
         (AdapterConfig(scales=[8, 0]), r"x\.scales=\[8, 0\]: one or more positive numbers"),
+        (AdapterConfig(name="foo"), r"x\.name=foo is unknown; there are: mse, mag, chfn"),
+        (AdapterConfig(hidden=None), r"x\.hidden=null: mse needs a value"),
+        (
+            AdapterConfig(dropout=0.1),
+            r"x\.dropout=0\.1 has no effect on mse; it is an option of mag\..* choose x=mag",
+        ),
         (AblationConfig(audio=False, vision=False, text=False), r"nothing is left"),
         (AblationConfig(random_summaries=True, audio=False), r"leave audio and vision true"),
         (TextConfig(attend_padding=True), r"x\.attend_padding=true needs x\.pad_to"),

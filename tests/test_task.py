@@ -17,6 +17,7 @@ from msea_lightning.plugin import describe
 from msea_lightning.task import AdapterTask, TaskError, build_task, trainable
 
 Options = Callable[..., TrainConfig]
+ADAPTERS = ("mse", "mag", "chfn")
 ABLATIONS = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_tgm", "no_msf")
 
 
@@ -51,11 +52,14 @@ def part(batch: Batch, rows: list[int]) -> Batch:
     )
 
 
-@pytest.mark.parametrize("variant", ["erc", "msa"])
+@pytest.mark.parametrize(
+    ("variant", "adapter"), [("erc", "mse"), ("msa", "mse"), ("erc", "mag"), ("erc", "chfn")]
+)
 def test_an_utterance_is_the_same_alone_and_in_any_batch(
-    options: Options, backbone: FrozenBackbone, variant: str
+    options: Options, backbone: FrozenBackbone, variant: str, adapter: str
 ) -> None:
-    task, _, batch = make(options(f"dataset.demo_task={variant}"), backbone)
+    task, _, batch = make(options(f"dataset.demo_task={variant}", f"adapter={adapter}"), backbone)
+    task.eval()
     loss, count = task.loss(batch)
     alone = [task.loss(part(batch, [row])) for row in range(len(batch))]
     assert count == sum(tokens for _, tokens in alone)
@@ -85,11 +89,15 @@ def test_one_pass_over_the_answer_tree_equals_scoring_each_answer(
         assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize(
+    ("adapter", "ablation"),
+    [("mse", ablation) for ablation in ABLATIONS]
+    + [(adapter, ablation) for adapter in ("mag", "chfn") for ablation in ABLATIONS[:3]],
+)
 def test_a_step_trains_the_adapter_and_nothing_else(
-    options: Options, backbone: FrozenBackbone, ablation: str
+    options: Options, backbone: FrozenBackbone, adapter: str, ablation: str
 ) -> None:
-    task, _, batch = make(options(f"ablation={ablation}"), backbone)
+    task, _, batch = make(options(f"adapter={adapter}", f"ablation={ablation}"), backbone)
     frozen = [parameter.detach().clone() for parameter in backbone.model.parameters()]
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     ids = backbone.tokenizer("The sentiment is", return_tensors="pt")["input_ids"]
@@ -109,8 +117,11 @@ def test_a_step_trains_the_adapter_and_nothing_else(
     assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
 
 
-def test_the_backbone_is_no_part_of_the_module(options: Options, backbone: FrozenBackbone) -> None:
-    task, *_ = make(options(), backbone)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_backbone_is_no_part_of_the_module(
+    options: Options, backbone: FrozenBackbone, adapter: str
+) -> None:
+    task, *_ = make(options(f"adapter={adapter}"), backbone)
     assert all(name.startswith("adapter.") for name, _ in task.named_parameters())
     assert {name.split(".")[0] for name in task.state_dict()} == {"adapter", "standardizer"}
     assert trainable(task) == sum(task.adapter.parameter_counts().values())
@@ -131,11 +142,13 @@ def test_a_step_through_a_quantised_backbone(options: Options, quantization: str
     assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_only_what_an_utterance_has_reaches_the_model(
-    options: Options, backbone: FrozenBackbone
+    options: Options, backbone: FrozenBackbone, adapter: str
 ) -> None:
     """Frames beyond a length are never read, whatever they hold."""
-    task, _, batch = make(options(), backbone)
+    task, _, batch = make(options(f"adapter={adapter}"), backbone)
+    task.eval()
     spoilt = dataclasses.replace(batch, audio=batch.audio.clone(), vision=batch.vision.clone())
     for frames, lengths in (
         (spoilt.audio, spoilt.audio_lengths),
@@ -144,6 +157,19 @@ def test_only_what_an_utterance_has_reaches_the_model(
         for row, length in enumerate(lengths.tolist()):
             frames[row, length:] = float("nan")
     assert torch.equal(task.answer_logp(batch), task.answer_logp(spoilt))
+
+
+@pytest.mark.parametrize("adapter", ["mag", "chfn"])
+def test_text_in_padded_places_is_changed_alike(
+    options: Options, backbone: FrozenBackbone, adapter: str
+) -> None:
+    """Places that are filled up and masked change nothing, as with pseudo tokens."""
+    task, _, batch = make(options(f"adapter={adapter}"), backbone)
+    padded, *_ = make(options(f"adapter={adapter}", "text.pad_to=40"), backbone)
+    padded.load_state_dict(task.state_dict())
+    torch.testing.assert_close(
+        padded.eval().answer_logp(batch), task.eval().answer_logp(batch), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_without_text_no_text_is_read(options: Options, backbone: FrozenBackbone) -> None:

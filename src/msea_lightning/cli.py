@@ -321,6 +321,10 @@ class _Composer(Generic[Root]):
 
     def _parse_line(self, line: str) -> Override:
         """Parses one override; the value of a text option may hold characters that Hydra splits."""
+        plain = line.lstrip("+")
+        if self._is_mapping(plain.partition("=")[0]):
+            # What is in a mapping need not be there before.
+            line = f"++{plain}"
         try:
             return self.parser.parse_overrides([line])[0]
         except OverrideParseException:
@@ -346,7 +350,8 @@ class _Composer(Generic[Root]):
                 f"{line}: nothing can be deleted from the configuration; give {key} another value."
             )
         adds = (OverrideType.ADD, OverrideType.FORCE_ADD)
-        if override.type in adds and key in (*self.options, *self.names):
+        known = (*self.options, *self.names)
+        if override.type in adds and key in known and not self._is_mapping(key):
             raise ConfigError(f"{line}: {key} is there already; leave the + out.")
         values = [override.value()]
         if override.is_sweep_override():
@@ -434,6 +439,13 @@ class _Composer(Generic[Root]):
             key == name
             or name.startswith(f"{key}.")
             or (key.startswith(f"{name}.") and info.type.startswith(("list", "mapping")))
+            for name, info in self.options.items()
+        )
+
+    def _is_mapping(self, key: str) -> bool:
+        """Whether a key is an option that is a mapping, or something inside of one."""
+        return any(
+            info.type.startswith("mapping") and (key == name or key.startswith(f"{name}."))
             for name, info in self.options.items()
         )
 

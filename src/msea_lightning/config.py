@@ -103,6 +103,8 @@ class Quantization(enum.Enum):
 class Attention(enum.Enum):
     """Implementation of the frozen backbone's attention."""
 
+    auto = "auto"
+    """``sdpa`` where the architecture has it, else ``eager``."""
     sdpa = "sdpa"
     """PyTorch's fused attention."""
     eager = "eager"
@@ -316,7 +318,7 @@ class BackboneConfig:
         True, "quantization=nf4: quantise the scales too, 0.4 bits a weight less"
     )
     dtype: Dtype = option(Dtype.auto, "compute dtype, also of quantised layers")
-    attention: Attention = option(Attention.sdpa, "implementation of the attention")
+    attention: Attention = option(Attention.auto, "implementation of the attention")
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
     signed_labels: bool | None = option(
         None,
@@ -352,26 +354,68 @@ class BackboneConfig:
             )
 
 
+ADAPTER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "mse": ("audio_hidden", "vision_hidden", "pseudo_tokens", "hidden", "scales"),
+    "mag": ("beta", "dropout"),
+    "chfn": (),
+}
+"""Which options of :class:`AdapterConfig` an adapter has; all others are null."""
+
+ADAPTER_ABLATIONS: dict[str, tuple[str, ...]] = {
+    "mse": ("audio", "vision", "text", "random_summaries", "text_guide", "multi_scale"),
+    "mag": ("audio", "vision"),
+    "chfn": ("audio", "vision"),
+}
+"""Which options of :class:`AblationConfig` an adapter has; all others stay as they are."""
+
+
 @dataclass
 class AdapterConfig:
-    """The trainable plugin."""
+    """The trainable plugin. An option of another adapter than the chosen one is null."""
 
-    name: str = option("mse", "name in run folders and reports")
-    audio_hidden: int = option(64, "width of the audio LSTM", low=1)
-    vision_hidden: int = option(32, "width of the vision LSTM", low=1)
-    pseudo_tokens: int = option(4, "number of pseudo tokens", low=1)
-    hidden: int = option(256, "width of the text-guided mixer", low=1)
-    scales: list[int] = option([8, 32, 16], "hidden sizes of the fusion are text width // scale")
+    name: str = option("mse", "the adapter, also in run folders and reports")
+    audio_hidden: int | None = option(64, "mse: width of the audio LSTM", low=1)
+    vision_hidden: int | None = option(32, "mse: width of the vision LSTM", low=1)
+    pseudo_tokens: int | None = option(4, "mse: number of pseudo tokens", low=1)
+    hidden: int | None = option(256, "mse: width of the text-guided mixer", low=1)
+    scales: list[int] | None = option(
+        [8, 32, 16], "mse: hidden sizes of the fusion are text width // scale"
+    )
+    beta: float | None = option(
+        None, "mag: longest shift of a token, in multiples of its own norm", above=0
+    )
+    dropout: float | None = option(
+        None, "mag: share of an embedding's numbers that training drops", low=0, below=1
+    )
 
     def check(self, where: str) -> None:
-        """Refuses scales that are not positive."""
-        if not self.scales or min(self.scales) < 1:
+        """Refuses an unknown adapter, and options that it lacks or that are another one's."""
+        if self.name not in ADAPTER_OPTIONS:
+            raise ConfigError(
+                f"{where}.name={self.name} is unknown; there are: {', '.join(ADAPTER_OPTIONS)}."
+            )
+        own = ADAPTER_OPTIONS[self.name]
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in own and value is None:
+                raise ConfigError(f"{where}.{item.name}=null: {self.name} needs a value.")
+            if item.name not in ("name", *own) and value is not None:
+                others = [name for name, names in ADAPTER_OPTIONS.items() if item.name in names]
+                raise ConfigError(
+                    f"{where}.{item.name}={value} has no effect on {self.name}; it is an option of "
+                    f"{', '.join(others)}. Leave it out, or choose {where}={others[0]}."
+                )
+        if self.scales is not None and (not self.scales or min(self.scales) < 1):
             raise ConfigError(f"{where}.scales={self.scales}: one or more positive numbers.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The adapter's own options, by the names of its arguments."""
+        return {name: getattr(self, name) for name in ADAPTER_OPTIONS[self.name]}
 
 
 @dataclass
 class AblationConfig:
-    """What is left out of the MSE-Adapter (Table 4)."""
+    """What is left out of the adapter (Table 4); of other adapters than mse, audio or vision."""
 
     name: str = option("none", "name in run folders and reports")
     audio: bool = option(True, "false: without the audio summary (w/o A)")
@@ -389,6 +433,14 @@ class AblationConfig:
             raise ConfigError(
                 f"{where}.random_summaries replaces both summaries; leave audio and vision true."
             )
+
+    def arguments(self, adapter: str) -> dict[str, bool]:
+        """The options that an adapter has, by the names of its arguments."""
+        prefixed = ("audio", "vision", "text")
+        return {
+            f"use_{name}" if name in prefixed else name: getattr(self, name)
+            for name in ADAPTER_ABLATIONS[adapter]
+        }
 
 
 @dataclass
@@ -481,6 +533,18 @@ class TrainConfig:
         None, "'last' resumes this cell's latest run; or a run folder to resume"
     )
 
+    def check(self, where: str) -> None:
+        """Refuses an ablation of what the adapter does not have."""
+        own = ADAPTER_ABLATIONS[self.adapter.name]
+        for item in dataclasses.fields(self.ablation):
+            value = getattr(self.ablation, item.name)
+            if item.name not in ("name", *own) and value != item.default:
+                raise ConfigError(
+                    f"ablation.{item.name}={str(value).lower()} (ablation={self.ablation.name}): "
+                    f"{self.adapter.name} has nothing of that kind to leave out; it has "
+                    f"{' and '.join(own)}. Choose ablation=none, no_audio or no_vision."
+                )
+
 
 @dataclass
 class PrepareConfig:
@@ -506,9 +570,6 @@ class DoctorConfig:
 
     datasets: str | None = option(None, "a folder to search for published files of data sets")
     backbones: str | None = option(None, "a folder to search for folders with checkpoints")
-    cache: str | None = option(
-        None, "folder of downloads and stores; $MSEA_CACHE or ~/.cache/msea_lightning"
-    )
     accelerator: Accelerator = option(Accelerator.auto, "hardware that the cells would run on")
     json: str | None = option(None, "a file for the findings as JSON, besides the tables")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,16 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from rich.console import Console
 from rich.table import Table
 
-from msea_lightning.backbone import FrozenBackbone, load_backbone, resolve_device
+from msea_lightning.backbone import (
+    BackboneError,
+    FrozenBackbone,
+    backbone_config,
+    backbone_tokenizer,
+    load_language_model,
+    resolve_device,
+)
+from msea_lightning.backbone.loading import backbone_place
+from msea_lightning.backbone.memory import free_bytes, gib, peak_bytes, reset_peak
 from msea_lightning.callbacks import EpochHistory
 from msea_lightning.config import (
     BackboneConfig,
@@ -27,6 +37,7 @@ from msea_lightning.config import (
     TrainConfig,
 )
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.metrics import METRICS, selection_metric
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import describe, save_plugin
@@ -35,6 +46,7 @@ from msea_lightning.task import AdapterTask, Prediction, build_task, trainable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +75,9 @@ def fit(config: TrainConfig) -> RunFolder:
         data.prepare_data()
         data.setup()
         device = resolve_device(config.trainer.accelerator)
-        backbone = load_config_backbone(config.backbone, device)
+        architecture, tokenizer = _read_backbone(config.backbone)
+        estimate = _estimate(config, run, data, tokenizer, architecture, device)
+        backbone = load_config_backbone(config.backbone, device, tokenizer)
         # Weights depend on the seed alone, not on what was drawn while loading.
         seed_everything(config.seed, workers=True, verbose=False)
         task = build_task(config, data, backbone)
@@ -81,6 +95,10 @@ def fit(config: TrainConfig) -> RunFolder:
                     _log.warning("the same command with ckpt=last resumes this run")
                 raise KeyboardInterrupt from leaving
             _finish(config, run, task, data, trainer)
+            if estimate is not None and trainer.is_global_zero:
+                measured = peak_bytes(device)
+                write_json(run.memory, estimate.report(measured))
+                _log.info("memory: %s measured, %s estimated", gib(measured), gib(estimate.total))
     return run
 
 
@@ -103,22 +121,77 @@ def _with_absolute_places(config: TrainConfig) -> TrainConfig:
     return replace(config, backbone=backbone, dataset=dataset)
 
 
-def load_config_backbone(config: BackboneConfig, device: torch.device) -> FrozenBackbone:
-    """The backbone that the options describe, on a device."""
-    return load_backbone(
-        config.path,
-        tokenizer=config.tokenizer,
+def load_config_backbone(
+    config: BackboneConfig,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FrozenBackbone:
+    """The backbone that the options describe, on a device.
+
+    Args:
+        config: The options.
+        device: Where to put it.
+        tokenizer: Its tokenizer, where it is at hand.
+    """
+    if tokenizer is None:
+        _, tokenizer = _read_backbone(config)
+    language_model = load_language_model(
+        backbone_place(config.path),
         weights=config.weights,
         architecture=config.architecture,
         quantization=config.quantization,
         double_quantization=config.double_quantization,
         dtype=config.dtype,
         attention=config.attention,
-        pad_token=config.pad_token,
-        special_tokens=[segment.token for segment in config.layout if segment.token],
         device=device,
         check_fit=config.check_memory,
     )
+    return FrozenBackbone(language_model, tokenizer, pad_token=config.pad_token)
+
+
+def _read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Architecture and tokenizer, which say what is wrong before anything large is loaded."""
+    architecture = backbone_config(
+        backbone_place(config.path), weights=config.weights, architecture=config.architecture
+    )
+    tokenizer = backbone_tokenizer(
+        config.path,
+        tokenizer=config.tokenizer,
+        weights=config.weights,
+        special_tokens=[segment.token for segment in config.layout if segment.token],
+    )
+    return architecture, tokenizer
+
+
+def _estimate(
+    config: TrainConfig,
+    run: RunFolder,
+    data: UtteranceDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: PretrainedConfig,
+    device: torch.device,
+) -> MemoryEstimate | None:
+    """Says how much memory the run will take, and refuses one that does not fit.
+
+    None where an architecture cannot be estimated and the user goes on all the same.
+    """
+    estimator = MemoryEstimator(config, data, tokenizer, architecture, device)
+    try:
+        estimate = estimator.estimate()
+    except BackboneError as error:
+        if config.backbone.check_memory:
+            raise
+        _log.warning("%s", error)
+        reset_peak(device)
+        return None
+    # The processes of a DDP run on a CPU share one memory; the first has counted them all.
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _log.info("memory: %s; %s free on %s", estimate, gib(free_bytes(device)), device)
+        write_json(run.memory, estimate.report())
+        if config.backbone.check_memory:
+            estimator.check(estimate)
+    reset_peak(device)
+    return estimate
 
 
 def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> Trainer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
+from msea_lightning.adapter import Adapter, FeatureStandardizer, adapter_class, adapter_name
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.frozen import same_model
 from msea_lightning.config import (
@@ -79,6 +79,7 @@ class PluginFacts:
         backbone: Name and place of the language model.
         fingerprint: The language model's fingerprint, by part.
         test: Metrics on the test split.
+        adapter_name: ``adapter.name``; plugins from before there were several do not say it.
     """
 
     format: int
@@ -94,6 +95,7 @@ class PluginFacts:
     backbone: dict[str, Any]
     fingerprint: dict[str, str]
     test: dict[str, Any]
+    adapter_name: str = "mse"
 
 
 @dataclass(frozen=True)
@@ -183,13 +185,14 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdapterTask:
     space = LabelSpace.from_config(
         facts.labels, signed=facts.signed_labels, encode=partial(encode, backbone.tokenizer)
     )
-    adapter = MSEAdapter(**facts.adapter)
+    make: Callable[..., Adapter] = adapter_class(facts.adapter_name)
+    adapter = make(**facts.adapter)
     prompt = Prompt(
         facts.prompt.layout,
         backbone.tokenizer,
         language=facts.prompt.language,
         task=facts.prompt.task,
-        pseudo_tokens=int(facts.adapter["pseudo_tokens"]),
+        pseudo_tokens=adapter.pseudo_tokens,
         text_tokens=facts.prompt.text_tokens,
         pad_id=backbone.pad_id,
         pad_to=facts.prompt.pad_to,
@@ -266,6 +269,7 @@ def describe(
         backbone=dict(backbone),
         fingerprint=task.backbone.fingerprint(),
         test=dict(test),
+        adapter_name=adapter_name(task.adapter),
     )
 
 
@@ -283,7 +287,7 @@ def _listed(fingerprint: Mapping[str, str]) -> str:
 
 def _readme(facts: PluginFacts, parameters: int) -> str:
     scores = "\n".join(f"| {name} | {value} |" for name, value in facts.test.items())
-    return f"""# MSE-Adapter plugin: {facts.dataset} on {facts.backbone.get("name")}
+    return f"""# Plugin ({facts.adapter_name}): {facts.dataset} on {facts.backbone.get("name")}
 
 {parameters:,} numbers that let the frozen language model {facts.backbone.get("path")} read audio \
 ({facts.audio_dim or "none"} features a frame) and vision ({facts.vision_dim or "none"} features a \

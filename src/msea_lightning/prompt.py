@@ -116,7 +116,7 @@ class Prompt:
         tokenizer: The backbone's tokenizer.
         language: Chooses the wrapping strings.
         task: The task prompt.
-        pseudo_tokens: Number of pseudo tokens n.
+        pseudo_tokens: Number of pseudo tokens n; 0 where the adapter makes none.
         text_tokens: Texts are cut on the right to this many tokens.
         pad_id: Id that pads texts and sequences.
         pad_to: Every text takes this many places of the sequence, as in the original; without
@@ -180,7 +180,7 @@ class Prompt:
         parts: list[str] = []
         for segment, ids in zip(self._layout, self._segments, strict=True):
             if ids is SegmentKind.pseudo:
-                parts.append(f"P*{self.pseudo_tokens}")
+                parts += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
             elif ids is SegmentKind.text:
                 parts.append("text")
             elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):

@@ -1,7 +1,7 @@
 """Run folders: where a run keeps everything that a person wants to look at afterwards.
 
 ``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/`` holds ``config.yaml``,
-``env.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,
+``env.json``, ``memory.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,
 ``checkpoints/`` and ``train.log``. ``metrics.json`` is written last and atomically: a run that has
 it is finished.
 """
@@ -110,6 +110,11 @@ class RunFolder:
     def history(self) -> Path:
         """One row an epoch."""
         return self.path / "history.csv"
+
+    @property
+    def memory(self) -> Path:
+        """Estimated and measured memory, in bytes."""
+        return self.path / "memory.json"
 
     @property
     def finished(self) -> bool:

@@ -6,8 +6,10 @@ tokens, M nodes of the answer tree, d width of the language model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
@@ -16,14 +18,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
+from msea_lightning.adapter import Adapter, FeatureStandardizer, adapter_class
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.config import ConfigError, Decode, TrainConfig, TrainingConfig, UserError
+from msea_lightning.config import Decode, TrainConfig, TrainingConfig, UserError
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.labels import Answers, AnswerTree, LabelSpace, decode, generated_prompt
 from msea_lightning.metrics import UtteranceScore, selection_metric, zero_share
 from msea_lightning.prompt import Prompt, Sequences, Texts, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TaskError(UserError):
@@ -74,7 +79,7 @@ class AdapterTask(LightningModule):
     def __init__(
         self,
         backbone: FrozenBackbone,
-        adapter: MSEAdapter,
+        adapter: Adapter,
         *,
         standardizer: FeatureStandardizer,
         prompt: Prompt,
@@ -94,6 +99,7 @@ class AdapterTask(LightningModule):
         self.predictions: list[Prediction] = []
         self._training = training or TrainingConfig()
         self._gathering: list[Prediction] = []
+        self._seed = torch.initial_seed()
         self._metrics: dict[str, float] = {}
         self._check_length()
 
@@ -216,6 +222,11 @@ class AdapterTask(LightningModule):
         """Puts the backbone where the adapter goes."""
         self.backbone.to(self.trainer.strategy.root_device)
 
+    def on_train_epoch_start(self) -> None:
+        """Draws dropout anew from seed, epoch and device: a resumed run draws what others do."""
+        earlier = self.current_epoch * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self._seed + earlier)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the label tokens of the global batch."""
         loss, count = self.loss(batch)
@@ -335,6 +346,62 @@ class AdapterTask(LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")
 
 
+def build_prompt(
+    config: TrainConfig,
+    data: UtteranceDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pad_id: int,
+) -> tuple[Prompt, AnswerTree]:
+    """The sequence layout and the legal answers of a run, for which no backbone is needed.
+
+    Args:
+        config: All options of a run.
+        data: The data module, set up.
+        tokenizer: The backbone's tokenizer.
+        pad_id: Id that pads texts and sequences.
+
+    Raises:
+        UserError: where labels, prompt and tokenizer do not go together.
+    """
+    space = LabelSpace.from_config(
+        data.labels, signed=config.backbone.signed_labels, encode=partial(encode, tokenizer)
+    )
+    prompt = Prompt(
+        config.backbone.layout,
+        tokenizer,
+        language=config.dataset.language,
+        task=config.prompt.task or generated_prompt(space, config.dataset.language.value),
+        pseudo_tokens=config.adapter.pseudo_tokens or 0,
+        text_tokens=config.dataset.text_tokens,
+        pad_id=pad_id,
+        pad_to=config.text.pad_to,
+        attend_padding=config.text.attend_padding,
+    )
+    return prompt, AnswerTree(space, prompt.encode, prompt.decode)
+
+
+def build_adapter(config: TrainConfig, data: UtteranceDataModule, width: int) -> Adapter:
+    """The adapter of a run, untrained.
+
+    Args:
+        config: All options of a run.
+        data: The data module, set up.
+        width: Width d of the backbone's embeddings.
+
+    Raises:
+        AdapterError: for an adapter that does not exist, or sizes that it does not have.
+    """
+    make: Callable[..., Adapter] = adapter_class(config.adapter.name)
+    return make(
+        width,
+        data.audio_dim,
+        data.vision_dim,
+        **config.adapter.arguments(),
+        **config.ablation.arguments(config.adapter.name),
+    )
+
+
 def build_task(
     config: TrainConfig, data: UtteranceDataModule, backbone: FrozenBackbone
 ) -> AdapterTask:
@@ -346,50 +413,17 @@ def build_task(
         backbone: The frozen language model.
 
     Raises:
-        ConfigError: for an adapter that does not exist.
         UserError: where data, labels, backbone and adapter do not go together.
     """
-    if config.adapter.name != "mse":
-        raise ConfigError(f"adapter.name={config.adapter.name} is unknown; there is: mse.")
-    space = LabelSpace.from_config(
-        data.labels,
-        signed=config.backbone.signed_labels,
-        encode=partial(encode, backbone.tokenizer),
-    )
-    prompt = Prompt(
-        config.backbone.layout,
-        backbone.tokenizer,
-        language=config.dataset.language,
-        task=config.prompt.task or generated_prompt(space, config.dataset.language.value),
-        pseudo_tokens=config.adapter.pseudo_tokens,
-        text_tokens=config.dataset.text_tokens,
-        pad_id=backbone.pad_id,
-        pad_to=config.text.pad_to,
-        attend_padding=config.text.attend_padding,
-    )
-    adapter = MSEAdapter(
-        backbone.width,
-        data.audio_dim,
-        data.vision_dim,
-        config.adapter.audio_hidden,
-        config.adapter.vision_hidden,
-        config.adapter.pseudo_tokens,
-        hidden=config.adapter.hidden,
-        scales=tuple(config.adapter.scales),
-        use_audio=config.ablation.audio,
-        use_vision=config.ablation.vision,
-        use_text=config.ablation.text,
-        random_summaries=config.ablation.random_summaries,
-        text_guide=config.ablation.text_guide,
-        multi_scale=config.ablation.multi_scale,
-    )
+    prompt, tree = build_prompt(config, data, backbone.tokenizer, pad_id=backbone.pad_id)
+    adapter = build_adapter(config, data, backbone.width)
     statistics = data.feature_statistics() if config.dataset.standardize else None
     return AdapterTask(
         backbone,
         adapter,
         standardizer=FeatureStandardizer(statistics),
         prompt=prompt,
-        tree=AnswerTree(space, prompt.encode, prompt.decode),
+        tree=tree,
         score=UtteranceScore(data.metrics),
         training=config.training,
         rule=config.decode,

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig
 
 from msea_lightning.backbone import (
     BackboneError,
@@ -19,7 +18,6 @@ from msea_lightning.backbone import (
     load_backbone,
     load_language_model,
     load_tokenizer,
-    memory,
     resolve_device,
 )
 from msea_lightning.backbone.loading import tiny_backbone
@@ -98,12 +96,29 @@ def test_attention_is_as_asked(attention: str) -> None:
     [
         ({"quantization": "int4"}, "quantization=int4 is none of none, int8, nf4"),
         ({"dtype": "half"}, "dtype=half is none of auto, float32"),
-        ({"attention": "flash"}, "attention=flash is none of sdpa, eager"),
+        ({"attention": "flash"}, "attention=flash is none of auto, sdpa, eager"),
     ],
 )
 def test_options_that_there_are_not(options: dict[str, str], message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         load_language_model(str(tiny_backbone()), **options)
+
+
+def test_attention_is_fused_where_the_architecture_has_it() -> None:
+    gemma2 = LLAMA | {"model_type": "gemma2", "head_dim": 16}
+    for architecture, expected in ((LLAMA, "sdpa"), (gemma2, "eager")):
+        model = load_language_model("x/y", weights=Weights.random, architecture=architecture)
+        assert model.config._attn_implementation == expected
+    with pytest.raises(BackboneError, match=r"no such attention for gemma2 .*attention=eager"):
+        load_language_model(
+            "x/y", weights=Weights.random, architecture=gemma2, attention="sdpa", check_fit=False
+        )
+
+
+def test_sizes_that_make_no_model() -> None:
+    broken = {"model_type": "gpt2", "n_embd": 64, "n_head": 12, "vocab_size": 300}
+    with pytest.raises(BackboneError, match=r"cannot build this gpt2 backbone: .*divisible"):
+        load_language_model("x/y", weights=Weights.random, architecture=broken)
 
 
 def test_flash_attention_needs_its_package_a_gpu_and_half_precision() -> None:
@@ -217,36 +232,6 @@ def test_no_access_and_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_random_architecture_needs_a_model_type() -> None:
     with pytest.raises(BackboneError, match="no model_type"):
         load_language_model("x/y", weights=Weights.random, architecture={"hidden_size": 64})
-
-
-def test_memory_estimate_is_exact_for_dense_weights() -> None:
-    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
-    model = load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
-    expected = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert memory.weight_bytes(config, torch.float32, Quantization.none) == expected
-    assert memory.weight_bytes(config, torch.bfloat16, Quantization.none) == expected // 2
-    assert memory.weight_bytes(config, torch.bfloat16, Quantization.nf4) < expected / 3
-
-
-def test_a_model_that_does_not_fit_is_refused_with_what_would(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
-    need = memory.weight_bytes(config, torch.float32, Quantization.none)
-    cpu = torch.device("cpu")
-    arguments = (config, torch.float32, Quantization.none, cpu)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 0.9))
-    with pytest.raises(BackboneError, match=r"bfloat16 .*backbone\.quantization=int8"):
-        memory.check_memory(*arguments)
-    # Random weights are dense at first, so storing them in 8 bits is no way out.
-    with pytest.raises(
-        BackboneError, match=r"would fit with backbone\.dtype=bfloat16 \(\S+ GiB\)\."
-    ):
-        load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
-    with pytest.raises(BackboneError, match="does not fit in bfloat16, int8 or nf4 either"):
-        memory.check_memory(*arguments)
-    load_language_model("x/y", weights=Weights.random, architecture=LLAMA, check_fit=False)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

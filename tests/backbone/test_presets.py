@@ -115,6 +115,10 @@ def losses(task: AdapterTask, batch: Batch) -> Tensor:
     return torch.stack([part.mean() for part in tokens.split(lengths)])
 
 
+Make = Callable[[str, str], tuple[AdapterTask, Batch]]
+"""From the variant of the demo and the adapter."""
+
+
 @pytest.fixture(params=PRESETS)
 def preset(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -122,15 +126,14 @@ def preset(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(
-    preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackbone
-) -> Callable[[str], tuple[AdapterTask, Batch]]:
+def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackbone) -> Make:
     """Builds a task on the preset's random model, and a batch of eight for it."""
 
-    def build(variant: str) -> tuple[AdapterTask, Batch]:
+    def build(variant: str, adapter: str) -> tuple[AdapterTask, Batch]:
         place = ["backbone.path=anywhere"] if preset == "auto" else []
+        place += ["adapter.scales=[1,2,4]"] if adapter == "mse" else []
         config = options(
-            f"backbone={preset}", f"dataset.demo_task={variant}", "adapter.scales=[1,2,4]", *place
+            f"backbone={preset}", f"dataset.demo_task={variant}", f"adapter={adapter}", *place
         )
         data: UtteranceDataModule = build_datamodule(config.dataset, config.training, config.seed)
         data.prepare_data()
@@ -175,10 +178,24 @@ def test_the_small_model_is_of_all_kinds_of_the_published_one(preset: str) -> No
 
 
 @pytest.mark.parametrize("variant", ["erc", "msa"])
-def test_backbone_contract(make: Callable[[str], tuple[AdapterTask, Batch]], variant: str) -> None:
-    task, batch = make(variant)
+def test_backbone_contract(make: Make, variant: str) -> None:
+    task, batch = make(variant, "mse")
     check_company(task, batch)
     check_answers(task, part(batch, [1, 4]))
+    check_step(task, batch)
+
+
+@pytest.mark.parametrize("preset", ["auto", "chatglm3", "gemma3-1b", "llama2"], indirect=True)
+@pytest.mark.parametrize("adapter", ["mag", "chfn"])
+def test_backbone_contract_of_adapters_that_change_the_text(make: Make, adapter: str) -> None:
+    """They meet the language model in its embeddings alone, so that a few presets will do."""
+    task, batch = make("erc", adapter)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in task.adapter.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    task.eval()
+    check_company(task, batch)
     check_step(task, batch)
 
 
@@ -220,7 +237,7 @@ def check_answers(task: AdapterTask, batch: Batch) -> None:
 
 
 def check_step(task: AdapterTask, batch: Batch) -> None:
-    """A step trains the adapter, through the pseudo tokens, and leaves the language model alone."""
+    """A step trains the adapter, through the embeddings, and leaves the language model alone."""
     parameters = list(task.backbone.model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(task.adapter.parameters(), lr=1e-3)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from msea_lightning.config import UserError
+from msea_lightning.adapter.contract import Adapter, AdapterError, checked_frames
 
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
@@ -59,10 +59,6 @@ _NAMES = {
     "proj_tokens.": "proj_tokens.",
 }
 """Name in the original implementation, or in the golden vectors, to the name here."""
-
-
-class AdapterError(UserError):
-    """An adapter that cannot be built, loaded, or fed with the tensors that it was given."""
 
 
 class ModalityBranch(nn.Module):
@@ -107,12 +103,10 @@ class ModalityBranch(nn.Module):
             assert self.summary is not None
             projected_H: Tensor = self.proj(self.summary)
             return projected_H.expand(batch, -1)
-        lengths = lengths.to("cpu", torch.int64)
-        self._check(batch, frames, lengths)
         weight = self.proj.weight
-        if frames is None or frames.shape[1] == 0:
-            frames = weight.new_zeros(batch, 1, self.features)
-        frames_BLF = frames.to(weight.dtype)
+        frames_BLF, lengths = checked_frames(
+            self.name, self.features, batch, frames, lengths, weight
+        )
         absent = lengths == 0
         some_absent = bool(absent.any())
         if some_absent:
@@ -129,31 +123,8 @@ class ModalityBranch(nn.Module):
             projected_BH = projected_BH.masked_fill(absent_B[:, None], 0.0)
         return projected_BH
 
-    def _check(self, batch: int, frames: Tensor | None, lengths: Tensor) -> None:
-        if lengths.shape != (batch,):
-            raise AdapterError(
-                f"{self.name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
-                f"utterances: give one length for each, ({batch},)."
-            )
-        longest = 0
-        if frames is not None:
-            if frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != self.features:
-                raise AdapterError(
-                    f"{self.name} has shape {tuple(frames.shape)}, but the adapter was built for "
-                    f"{self.features} {self.name} features per frame and the text has {batch} "
-                    f"utterances, that is ({batch}, frames, {self.features}): give the features "
-                    f"that it was trained on, or build it with another {self.name}_dim."
-                )
-            longest = frames.shape[1]
-        low, high = lengths.aminmax() if batch else (lengths.new_zeros(()),) * 2
-        if int(low) < 0 or int(high) > longest:
-            raise AdapterError(
-                f"{self.name}_lengths ranges from {int(low)} to {int(high)}, but {self.name} has "
-                f"{longest} frames: every length must be between 0 (absent) and {longest}."
-            )
 
-
-class MSEAdapter(nn.Module):
+class MSEAdapter(Adapter):
     """The paper's adapter, with every ablation of its Table 4.
 
     A part that an option leaves out does not exist: it has no parameters, no keys in the state
@@ -206,27 +177,26 @@ class MSEAdapter(nn.Module):
         text_guide: bool = True,
         multi_scale: bool = True,
     ) -> None:
-        super().__init__()
-        self._options: dict[str, Any] = {
-            "text_dim": text_dim,
-            "audio_dim": audio_dim,
-            "vision_dim": vision_dim,
-            "audio_hidden": audio_hidden,
-            "vision_hidden": vision_hidden,
-            "pseudo_tokens": pseudo_tokens,
-            "hidden": hidden,
-            "scales": list(scales),
-            "use_audio": use_audio,
-            "use_vision": use_vision,
-            "use_text": use_text,
-            "random_summaries": random_summaries,
-            "text_guide": text_guide,
-            "multi_scale": multi_scale,
-        }
-        for name, size in self._options.items():
-            for value in size if isinstance(size, list) else [size]:
-                if value is not None and not isinstance(value, bool) and value < 1:
-                    raise AdapterError(f"{name}={size}: sizes of an adapter are 1 or more.")
+        super().__init__(
+            {
+                "text_dim": text_dim,
+                "audio_dim": audio_dim,
+                "vision_dim": vision_dim,
+                "audio_hidden": audio_hidden,
+                "vision_hidden": vision_hidden,
+                "pseudo_tokens": pseudo_tokens,
+                "hidden": hidden,
+                "scales": list(scales),
+                "use_audio": use_audio,
+                "use_vision": use_vision,
+                "use_text": use_text,
+                "random_summaries": random_summaries,
+                "text_guide": text_guide,
+                "multi_scale": multi_scale,
+            }
+        )
+        self.use_text = use_text
+        self.pseudo_tokens = pseudo_tokens
 
         # The order of construction is the original's, so that one seed gives the same weights.
         self.audio = self.vision = None
@@ -264,30 +234,14 @@ class MSEAdapter(nn.Module):
         audio_lengths: Tensor,
         vision: Tensor | None,
         vision_lengths: Tensor,
-    ) -> tuple[Tensor | None, Tensor]:
-        """Pseudo tokens of a batch, and the text that the language model shall read.
+    ) -> tuple[Tensor, Tensor]:
+        """Pseudo tokens of a batch, and the text unchanged; see :class:`Adapter`.
 
-        It computes in the dtype of its own weights (float32), whatever the text's dtype is and
-        whether or not autocast is on.
-
-        Args:
-            text: (B, T, text_dim) the language model's embeddings of the utterances' tokens.
-            text_mask: (B, T) bool or int, true at real tokens; the text mean is taken over those.
-                An utterance without any has a mean of zero.
-            audio: (B, La, audio_dim) features; frames beyond an utterance's length are never
-                read, whatever they hold. None where no utterance has audio.
-            audio_lengths: (B,) int, frames of each utterance. 0 means that the utterance has no
-                audio, which then contributes nothing. Wanted on the CPU.
-            vision: (B, Lv, vision_dim) features, or None; as for audio.
-            vision_lengths: (B,) int; as for audio.
+        The text is averaged over its real tokens; an utterance without any has a mean of zero.
 
         Returns:
-            ``(prefix, text)``: (B, pseudo_tokens, text_dim) pseudo tokens to read before the
-            text, and the text unchanged, or its first 0 tokens in "w/o T".
-
-        Raises:
-            AdapterError: if a shape does not fit the others or the sizes of the adapter, or if a
-                length is negative or beyond the frames that there are.
+            ``(prefix, text)``: (B, pseudo_tokens, text_dim) pseudo tokens, and the very same text,
+            or its first 0 tokens in "w/o T".
         """
         self._check(text, text_mask, audio, vision)
         with torch.autocast(text.device.type, enabled=False):
@@ -323,38 +277,6 @@ class MSEAdapter(nn.Module):
         if not summaries:
             return weight.new_zeros(batch, weight.shape[1])
         return summaries[0] if len(summaries) == 1 else summaries[0] + summaries[1]
-
-    def _check(
-        self, text: Tensor, text_mask: Tensor, audio: Tensor | None, vision: Tensor | None
-    ) -> None:
-        text_dim = self.proj_up.weight.shape[0]
-        if text.dim() != 3 or text.shape[2] != text_dim:
-            raise AdapterError(
-                f"text has shape {tuple(text.shape)}, but the adapter was built for embeddings of "
-                f"width {text_dim}, (utterances, tokens, {text_dim}): use the language model that "
-                f"it was trained with, or build it with another text_dim."
-            )
-        if text_mask.shape != text.shape[:2]:
-            raise AdapterError(
-                f"text_mask has shape {tuple(text_mask.shape)}, but text has "
-                f"{tuple(text.shape[:2])} utterances and tokens: give one mask value per token."
-            )
-        for name, frames in (("audio", audio), ("vision", vision)):
-            if frames is not None and self._options[f"{name}_dim"] is None:
-                raise AdapterError(
-                    f"{name} has shape {tuple(frames.shape)}, but the adapter was built without "
-                    f"{name} ({name}_dim=None): give None, or build it with "
-                    f"{name}_dim={frames.shape[-1]}."
-                )
-
-    @property
-    def use_text(self) -> bool:
-        """False in "w/o T": the language model reads no text."""
-        return bool(self._options["use_text"])
-
-    def options(self) -> dict[str, Any]:
-        """The arguments that build this adapter again: plain values, fit for JSON."""
-        return {**self._options, "scales": list(self._options["scales"])}
 
     def parameter_counts(self) -> dict[str, int]:
         """Exact number of trainable parameters by part; their sum is the adapter's size (Table 1).

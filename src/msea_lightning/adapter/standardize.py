@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from msea_lightning.adapter.mse import AdapterError
+from msea_lightning.adapter.contract import AdapterError
 
 _MODALITIES = ("audio", "vision")
 

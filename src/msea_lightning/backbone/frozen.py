@@ -182,7 +182,9 @@ class FrozenBackbone:
         Returns:
             (..., V) float32.
         """
-        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        # A slice of three axes would be multiplied by a copy of the head for every utterance.
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        scores: Tensor = self.model.get_output_embeddings()(rows).view(*hidden.shape[:-1], -1)
         config = self.model.config.get_text_config()
         if (scale := getattr(config, "logit_scale", None)) is not None:
             scores = scores * scale

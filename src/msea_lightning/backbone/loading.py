@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from msea_lightning.backbone.attention import check_flash_attention, resolve_attention
 from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone, keep_4bit_layout
 from msea_lightning.backbone.hub import explained
 from msea_lightning.backbone.memory import check_memory
@@ -77,7 +77,7 @@ def load_backbone(
     quantization: Quantization | str = Quantization.none,
     double_quantization: bool = True,
     dtype: Dtype | str | torch.dtype = Dtype.auto,
-    attention: Attention | str = Attention.sdpa,
+    attention: Attention | str = Attention.auto,
     pad_token: str | None = None,
     special_tokens: Sequence[str] = (),
     device: torch.device | str = "cpu",
@@ -94,7 +94,8 @@ def load_backbone(
         quantization: Storage of the linear layers.
         double_quantization: With nf4: whether the scales are quantised too.
         dtype: Compute dtype; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-        attention: Implementation of the attention.
+        attention: Implementation of the attention; ``auto`` is sdpa where the architecture has it,
+            else eager.
         pad_token: Token that fills up sequences.
         special_tokens: See :func:`backbone_tokenizer`.
         device: Where to put it.
@@ -170,7 +171,7 @@ def load_language_model(
     quantization: Quantization | str = Quantization.none,
     double_quantization: bool = True,
     dtype: Dtype | str | torch.dtype = Dtype.auto,
-    attention: Attention | str = Attention.sdpa,
+    attention: Attention | str = Attention.auto,
     device: torch.device | str = "cpu",
     check_fit: bool = True,
 ) -> PreTrainedModel:
@@ -185,13 +186,13 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     quantization = _choice(Quantization, quantization)
-    attention = _choice(Attention, attention)
     device = torch.device(device)
     torch_dtype = compute_dtype(dtype, device)
     config = backbone_config(path_or_name, weights=weights, architecture=architecture)
+    attention = resolve_attention(config, _choice(Attention, attention))
     random = weights is Weights.random
     if attention is Attention.flash_attention_2:
-        _check_flash_attention(device, torch_dtype)
+        check_flash_attention(device, torch_dtype)
     if quantization is Quantization.int8 and torch_dtype is not torch.float16:
         _log.info("int8: the inputs of linear layers are rounded to float16")
     if check_fit:
@@ -326,22 +327,6 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
-    # Without the package, transformers would fetch compiled code from the Hub and run it.
-    flaws = {
-        "the package flash-attn is not installed (pip install flash-attn)": find_spec("flash_attn")
-        is None,
-        f"the device is {device}, not a GPU (trainer.accelerator=gpu)": device.type != "cuda",
-        f"the compute dtype is {dtype} (backbone.dtype=bfloat16)": dtype is torch.float32,
-    }
-    found = [flaw for flaw, holds in flaws.items() if holds]
-    if found:
-        raise BackboneError(
-            f"backbone.attention=flash_attention_2 is not possible: {'; '.join(found)}. "
-            "backbone.attention=sdpa works everywhere."
-        )
 
 
 def _choice(kind: type[Choice], value: Choice | str) -> Choice:

@@ -94,7 +94,7 @@ def download(dataset: DatasetConfig, folder: Path) -> Path:
             disk is too small, or what has been received is not what it should be.
     """
     assert dataset.hub_id is not None
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = partial_folder(folder)
     with _explained(dataset, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -106,6 +106,11 @@ def download(dataset: DatasetConfig, folder: Path) -> Path:
                     _fetch(file, partial, folder, dataset, functools.partial(bars.advance, task))
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where what has been fetched in part is kept, for a folder of :func:`download`."""
+    return folder.with_name(f"{folder.name}.partial")
 
 
 def _files(dataset: DatasetConfig) -> list[_File]:

@@ -30,7 +30,13 @@ from rich.progress import (
 
 from msea_lightning.config import DatasetConfig, Reader, UserError
 from msea_lightning.data.readers import MissingFileError, Reading, find_files, read_files
-from msea_lightning.data.store import FORMAT_VERSION, Store, store_lock, write_store
+from msea_lightning.data.store import (
+    FORMAT_VERSION,
+    Store,
+    StoreError,
+    store_lock,
+    write_store,
+)
 from msea_lightning.data.utterance import Utterance
 
 CONVERSION = 1
@@ -72,6 +78,59 @@ def prepare_store(dataset: DatasetConfig) -> Store:
     return _stored(dataset, fingerprint, partial(_convert_files, dataset, path))
 
 
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where a data set is on this machine.
+
+    Attributes:
+        source: What :func:`prepare_store` would read; None where that is not there, and for the
+            demo, which is generated.
+        store: The store that it would open; None where it would make one first.
+        flaw: Why there is no source, such as a missing file; empty where there is one.
+    """
+
+    source: Path | None
+    store: Path | None
+    flaw: str = ""
+
+
+def find_places(dataset: DatasetConfig) -> Places:
+    """Looks where a data set is, and fetches and converts nothing.
+
+    Args:
+        dataset: The data set's options; without ``path``, the folder of downloads is looked at.
+    """
+    path = None
+    try:
+        if dataset.reader is Reader.demo:
+            fingerprint = _demo_fingerprint(dataset)
+        else:
+            path = _chosen_path(dataset)
+            fingerprint = _fingerprint(dataset, path)
+    except (UserError, OSError) as error:
+        return Places(None, None, str(error))
+    folder = _store_folder(dataset, fingerprint)
+    return Places(path, folder if Store.exists(folder) else None)
+
+
+def earlier_sources(dataset: DatasetConfig) -> list[Path]:
+    """What the stores of a data set that lie in the cache were made of, the latest store first."""
+    stores = cache_folder(dataset) / "stores"
+    found: dict[Path, None] = {}
+    for folder in sorted(stores.glob(f"{_file_name(dataset.name)}-*"), key=_age):
+        try:
+            info = Store.open(folder).info
+        except StoreError:
+            continue
+        if (info.get("name"), info.get("reader")) == (dataset.name, dataset.reader.value):
+            found[Path(info["source"])] = None
+    return list(found)
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
 def cache_folder(dataset: DatasetConfig) -> Path:
     """Where downloads and stores lie: ``dataset.cache``, $MSEA_CACHE or ~/.cache/msea_lightning."""
     chosen = dataset.cache or os.environ.get("MSEA_CACHE") or "~/.cache/msea_lightning"
@@ -94,10 +153,9 @@ def _locate(dataset: DatasetConfig) -> Path:
         PrepareError: saying what is missing, where it is published, where to put it, and the
             command that fetches it.
     """
-    given = None if dataset.path is None else Path(dataset.path).expanduser().absolute()
     downloads = download_folder(dataset)
+    path = _chosen_path(dataset)
     try:
-        path = given or downloads
         find_files(path, dataset)
     except MissingFileError as error:
         if not dataset.download:
@@ -121,6 +179,12 @@ def _locate(dataset: DatasetConfig) -> Path:
             "dataset.hub_id and dataset.reader."
         ) from error
     return downloads
+
+
+def _chosen_path(dataset: DatasetConfig) -> Path:
+    if dataset.path is None:
+        return download_folder(dataset)
+    return Path(dataset.path).expanduser().absolute()
 
 
 def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
@@ -151,8 +215,7 @@ def _stored(
     convert: Callable[[Path], Store],
 ) -> Store:
     """Opens the store with a fingerprint, or makes it while no other process does."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    folder = cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
+    folder = _store_folder(dataset, fingerprint)
     if Store.exists(folder):
         return Store.open(folder)
     try:
@@ -170,6 +233,11 @@ def _stored(
             f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
             "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
         ) from error
+
+
+def _store_folder(dataset: DatasetConfig, fingerprint: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
 
 
 def _options(dataset: DatasetConfig) -> dict[str, Any]:

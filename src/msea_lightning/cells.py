@@ -1,0 +1,299 @@
+"""What the cells of the paper take of a device's memory, told before any of their files is here.
+
+A cell is a data set with a backbone, by its recipe. Sizes of the data set, architecture and length
+of the sequences are those that were published, so that the numbers do not depend on what is on this
+machine; they come from the estimate that a run itself makes before it loads its backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msea_lightning.backbone import load_tokenizer
+from msea_lightning.backbone.loading import backbone_config, tiny_backbone
+from msea_lightning.backbone.memory import HEADROOM, Reading, Stored, activation_bytes, smaller
+from msea_lightning.backbone.tokenizers import add_special_tokens
+from msea_lightning.config import DatasetConfig, LabelConfig, TrainConfig, Weights
+from msea_lightning.data.prepare import expected_counts
+from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
+from msea_lightning.paper import paper_table
+from msea_lightning.task import trainable
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from msea_lightning.data.module import UtteranceDataModule
+    from msea_lightning.examine import Device, Place
+
+_LONGEST = {
+    ("mosei", "llama2"): 100,
+    ("mosei", "qwen"): 95,
+    ("mosei", "chatglm3"): 105,
+    ("simsv2", "llama2"): 125,
+    ("simsv2", "qwen"): 99,
+    ("simsv2", "chatglm3"): 103,
+    ("meld", "llama2"): 140,
+    ("meld", "qwen"): 127,
+    ("meld", "chatglm3"): 140,
+    ("cherma", "llama2"): 196,
+    ("cherma", "qwen"): 156,
+    ("cherma", "chatglm3"): 153,
+}
+"""Tokens of a cell's longest sequence, its label not counted, as the published tokenizer has it.
+``tests/test_doctor.py`` counts them again where the tokenizers are at hand."""
+
+_FEW, _MORE = 2, 3
+"""Layers of the small models that activations are taken from: from two layers on every further one
+adds the same."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a data set with a backbone takes, by its recipe.
+
+    Attributes:
+        dataset: Name of the data set.
+        backbone: Name of the backbone.
+        recipe: The recipe in use; None where there is none for the pair.
+        device: Where it would run.
+        dtype: Compute dtype of the backbone there.
+        quantization: Storage of the backbone's linear layers.
+        batch_size: Utterances per training batch.
+        trainable: Parameters of the adapter.
+        weights: Bytes of the backbone's weights.
+        activations: Bytes of activations at the height of a step.
+        adapter: Bytes of the adapter's weights, their gradients and the optimizer's moments.
+        needed: Bytes that have to be free.
+        free: Bytes that are free.
+        fits: Whether the run would be started.
+        dataset_found: Whether the data set is on this machine.
+        backbone_found: Whether the backbone is.
+        command: The command that runs it here.
+    """
+
+    dataset: str
+    backbone: str
+    recipe: str | None
+    device: str
+    dtype: str
+    quantization: str
+    batch_size: int
+    trainable: int
+    weights: int
+    activations: int
+    adapter: int
+    needed: int
+    free: int
+    fits: bool
+    dataset_found: bool
+    backbone_found: bool
+    command: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be run here and now."""
+        return self.fits and self.dataset_found and self.backbone_found
+
+
+def examine_cells(
+    configs: Sequence[TrainConfig],
+    device: Device,
+    datasets: Mapping[str, Place],
+    backbones: Mapping[str, Place],
+) -> tuple[list[Cell], dict[str, dict[str, int]]]:
+    """What runs would take of a device, and for each backbone that does not fit, what would.
+
+    Args:
+        configs: The runs, of data sets and backbones of the paper.
+        device: Where they would go.
+        datasets: Where the data sets are, by name.
+        backbones: Where the backbones are, by name.
+
+    Returns:
+        A cell for each run. And by the name of a backbone that does not fit in all of them the
+        options that make its largest run fit, each with the bytes that it needs then.
+    """
+    found: list[Cell] = []
+    largest: dict[str, tuple[Cell, CellEstimator]] = {}
+    for config in configs:
+        estimator = CellEstimator(config, torch.device(device.name))
+        places = datasets[config.dataset.name], backbones[config.backbone.name]
+        cell = _cell(config, estimator, device, *places)
+        found.append(cell)
+        before = largest.get(cell.backbone)
+        if not cell.fits and (before is None or before[0].needed < cell.needed):
+            largest[cell.backbone] = (cell, estimator)
+    return found, {name: estimator.fitting(device) for name, (_, estimator) in largest.items()}
+
+
+def _cell(
+    config: TrainConfig,
+    estimator: CellEstimator,
+    device: Device,
+    dataset: Place,
+    backbone: Place,
+) -> Cell:
+    estimate = estimator.estimate()
+    command = f"python -m msea_lightning.train dataset={dataset.name} backbone={backbone.name}"
+    return Cell(
+        dataset=dataset.name,
+        backbone=backbone.name,
+        recipe=config.recipe,
+        device=device.name,
+        dtype=estimator.dtype,
+        quantization=config.backbone.quantization.value,
+        batch_size=config.training.batch_size,
+        trainable=estimator.trainable,
+        weights=estimate.weights,
+        activations=estimate.activations,
+        adapter=estimate.adapter + estimate.optimizer,
+        needed=estimate.needed,
+        free=device.free,
+        fits=_fits(estimate, device),
+        dataset_found=dataset.usable,
+        backbone_found=backbone.usable,
+        command=" ".join(filter(None, [command, dataset.option, backbone.option])),
+    )
+
+
+def _fits(estimate: MemoryEstimate, device: Device) -> bool:
+    return estimate.needed * HEADROOM <= device.free
+
+
+class CellEstimator(MemoryEstimator):
+    """The estimate of a run whose data set, tokenizer and weights need not be on this machine.
+
+    Args:
+        config: The run: a data set and a backbone of the paper.
+        device: Where it would go.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        # The tokenizer of the built-in backbone stands in: what counts is the number of tokens,
+        # which is put right below.
+        tokenizer = load_tokenizer(str(tiny_backbone()))
+        add_special_tokens(tokenizer, [part.token for part in config.backbone.layout if part.token])
+        data = cast("UtteranceDataModule", PublishedData(config.dataset))
+        super().__init__(config, data, tokenizer, published_architecture(config), device)
+        cell = (config.dataset.name, config.backbone.name)
+        self._more_tokens = _LONGEST[cell] - self._prompt.longest
+
+    @property
+    def dtype(self) -> str:
+        """Compute dtype of the backbone."""
+        return str(self._stored.dtype).removeprefix("torch.")
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter."""
+        return trainable(self._adapter)
+
+    def fitting(self, device: Device) -> dict[str, int]:
+        """The options that, each by itself, make the run fit, with the bytes that it needs then."""
+        estimates = {
+            option: self.estimate(stored=how) for option, how in smaller(self._stored).items()
+        }
+        return {
+            option: estimate.needed
+            for option, estimate in estimates.items()
+            if _fits(estimate, device)
+        }
+
+    def _backbone_bytes(self, stored: Stored, reading: Reading) -> int:
+        """Activations of the whole model, from two small ones: an estimate takes half a second."""
+        key = (stored, reading)
+        if key not in self._activations:
+            counted = replace(reading, tokens=reading.tokens + self._more_tokens)
+            few, more = (self._with_layers(layers, stored, counted) for layers in (_FEW, _MORE))
+            further = self._language.num_hidden_layers - _FEW
+            self._activations[key] = few + further * (more - few) // (_MORE - _FEW)
+        return self._activations[key]
+
+    def _with_layers(self, layers: int, stored: Stored, reading: Reading) -> int:
+        language = copy.deepcopy(self._language)
+        language.num_hidden_layers = layers
+        attention = self._config.backbone.attention
+        return activation_bytes(language, stored, attention, self._device, reading)
+
+
+def published_architecture(config: TrainConfig) -> PretrainedConfig:
+    """The architecture of a run's backbone as it is published, in half precision."""
+    assert config.backbone.path is not None
+    language = backbone_config(
+        config.backbone.path, weights=Weights.random, architecture=config.backbone.architecture
+    )
+    language.dtype = torch.float16
+    return language
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """A split of which only the sizes are known; every utterance is as long as the longest.
+
+    Attributes:
+        utterances: Their number N.
+        audio_steps: Frames of audio.
+        vision_steps: Frames of vision.
+        audio_dim: Features of a frame of audio.
+        vision_dim: Features of a frame of vision.
+        texts: A text that is longer than any is read.
+    """
+
+    utterances: int
+    audio_steps: int
+    vision_steps: int
+    audio_dim: int | None
+    vision_dim: int | None
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return self.utterances
+
+    @property
+    def audio_lengths(self) -> NDArray[np.int64]:
+        """(N,) frames."""
+        return np.full(self.utterances, self.audio_steps)
+
+    @property
+    def vision_lengths(self) -> NDArray[np.int64]:
+        """(N,) frames."""
+        return np.full(self.utterances, self.vision_steps)
+
+
+class PublishedData:
+    """What an estimate asks of a data module, from the published sizes of a data set.
+
+    Args:
+        config: The data set's options: one of the paper's.
+    """
+
+    def __init__(self, config: DatasetConfig) -> None:
+        self._config = config
+        self.labels: LabelConfig = config.labels
+        self.audio_dim = config.audio_dim
+        self.vision_dim = config.vision_dim
+
+    @cached_property
+    def splits(self) -> dict[str, PublishedSplit]:
+        """The splits by name."""
+        config = self._config
+        (row,) = (row for row in paper_table("datasets") if row["dataset"] == config.name)
+        return {
+            split: PublishedSplit(
+                count or 0,
+                int(row["audio_steps"]),
+                int(row["vision_steps"]),
+                self.audio_dim,
+                self.vision_dim,
+                ["word " * config.text_tokens],
+            )
+            for split, count in expected_counts(config).items()
+        }

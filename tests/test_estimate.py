@@ -1,0 +1,152 @@
+"""The memory of a whole run: its parts, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from msea_lightning import estimate as module
+from msea_lightning.backbone import BackboneError, backbone_config, load_backbone
+from msea_lightning.backbone.loading import tiny_backbone
+from msea_lightning.backbone.memory import HEADROOM, Stored
+from msea_lightning.config import Quantization, TrainConfig
+from msea_lightning.data.module import build_datamodule
+from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
+from msea_lightning.fit import fit
+from msea_lightning.task import build_task, trainable
+
+Options = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
+
+
+def estimator(config: TrainConfig) -> MemoryEstimator:
+    """The estimator of a run with the built-in backbone."""
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.setup()
+    tokenizer = load_backbone(None).tokenizer
+    return MemoryEstimator(config, data, tokenizer, backbone_config(str(tiny_backbone())), CPU)
+
+
+def parts(**sizes: int) -> MemoryEstimate:
+    """An estimate with some parts, the others nothing."""
+    names = ("process", "weights", "activations", "adapter", "optimizer", "loading", "files")
+    return MemoryEstimate(**(dict.fromkeys((*names, "loading_files"), 0) | sizes))
+
+
+def test_the_peak_is_at_the_height_of_loading_or_of_a_step() -> None:
+    step = parts(process=1000, weights=100, activations=30, adapter=2, optimizer=2, loading=20)
+    assert step.total == 1000 + 100 + 34
+    assert step.needed == 100 + 34
+    loading = parts(process=1000, weights=100, activations=30, loading=40, loading_files=5)
+    assert loading.total == 1000 + 100 + 45
+    assert loading.needed == 100 + 40
+
+
+def test_one_line_names_what_takes_memory() -> None:
+    line = str(parts(process=2**29, weights=2**31, activations=2**30))
+    assert line == (
+        "about 3.50 GiB at its peak: weights 2.00 GiB, activations 1.00 GiB, "
+        "process and libraries 0.50 GiB"
+    )
+
+
+def test_adapter_and_optimizer_are_counted_exactly(options: Options) -> None:
+    config = options()
+    found = estimator(config).estimate()
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.setup()
+    numbers = trainable(build_task(config, data, load_backbone(None)).adapter)
+    assert found.adapter == found.optimizer == 2 * 4 * numbers
+
+
+def test_activations_grow_with_the_batch(options: Options) -> None:
+    run = estimator(options("training.batch_size=8", "training.eval_batch_size=1"))
+    small, large = run.estimate(), run.estimate(batch_size=16)
+    assert 1.5 * small.activations < large.activations < 2.5 * small.activations
+    few, many = (run.estimate(batch_size=1, eval_batch_size=size) for size in (1, 8))
+    assert many.activations > 2 * few.activations
+
+
+def test_devices_share_a_batch(options: Options) -> None:
+    one = estimator(options("training.batch_size=16", "training.eval_batch_size=1"))
+    two = estimator(
+        options("training.batch_size=16", "training.eval_batch_size=1", "trainer.devices=2")
+    )
+    assert two.estimate().activations < 0.7 * one.estimate().activations
+
+
+@pytest.mark.parametrize(
+    "change", ["ablation=no_audio_vision", "ablation=no_text", "text.pad_to=40"]
+)
+def test_ablations_and_padding_are_counted(options: Options, change: str) -> None:
+    plain, changed = estimator(options()).estimate(), estimator(options(change)).estimate()
+    difference = changed.activations - plain.activations
+    assert difference > 0 if change == "text.pad_to=40" else difference < 0
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, free: int) -> str:
+    """What a run is refused with where so much is free."""
+    monkeypatch.setattr(module, "free_bytes", lambda _: free)
+    run = estimator(config)
+    with pytest.raises(BackboneError) as error:
+        run.check(run.estimate())
+    return str(error.value)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_a_batch_that_does(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options("training.batch_size=64", "training.eval_batch_size=4")
+    run = estimator(config)
+    free = int(run.estimate(batch_size=10).needed * HEADROOM) + 1
+    text = refusal(monkeypatch, config, free)
+    assert "training.batch_size=64) needs" in text
+    found = re.search(r"would fit with .*training\.batch_size=(\d+) \(", text)
+    assert found is not None
+    size = int(found[1])
+    assert 8 <= size < 64
+    assert run.estimate(batch_size=size).needed * HEADROOM <= free
+    monkeypatch.setattr(module, "free_bytes", lambda _: free)
+    run.check(run.estimate(batch_size=size))
+
+
+def test_only_changes_that_would_do_are_named(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options("training.batch_size=64", "training.eval_batch_size=64")
+    run = estimator(config)
+    bfloat16 = run.estimate(stored=Stored(torch.bfloat16)).needed
+    text = refusal(monkeypatch, config, int(bfloat16 * HEADROOM) + 1)
+    assert "backbone.dtype=bfloat16" in text
+    for how in (Quantization.int8, Quantization.nf4):
+        needed = run.estimate(stored=Stored(torch.float32, how)).needed
+        assert (f"backbone.quantization={how.value}" in text) == (needed <= bfloat16)
+
+
+def test_nothing_that_would_do(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = refusal(monkeypatch, options(), 1000)
+    assert re.search(r"needs 0\.\d\d GiB on cpu, but 0\.00 GiB are free", text)
+    assert "would make it fit: choose a smaller backbone or a larger device" in text
+    assert "backbone.check_memory=false tries all the same" in text
+
+
+def test_a_run_says_what_it_estimates_and_measures(
+    options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1000)
+    with pytest.raises(BackboneError, match=r"This run \(float32, quantization none"):
+        fit(options())
+    # The backbone's own check looks at what is free as well, and is switched off with it.
+    with caplog.at_level("INFO"):
+        run = fit(options("backbone.check_memory=false", "training.schedule_epochs=1"))
+    assert "memory: about" in caplog.text
+    assert "GiB measured" in caplog.text
+    values: dict[str, Any] = json.loads(run.memory.read_text("utf-8"))
+    assert set(values) == {"parts", "total", "measured_peak"}
+    assert values["parts"]["weights"] > 0
+    assert values["measured_peak"] > 0
