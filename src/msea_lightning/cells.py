@@ -180,7 +180,7 @@ class CellEstimator(MemoryEstimator):
         # The tokenizer of the built-in backbone stands in: what counts is the number of tokens,
         # which is put right below.
         tokenizer = load_tokenizer(str(tiny_backbone()))
-        add_special_tokens(tokenizer, [part.token for part in config.backbone.layout if part.token])
+        add_special_tokens(tokenizer, config.backbone.special_tokens)
         data = cast("UtteranceDataModule", PublishedData(config.dataset))
         super().__init__(config, data, tokenizer, published_architecture(config), device)
         cell = (config.dataset.name, config.backbone.name)

@@ -331,6 +331,12 @@ class BackboneConfig:
         {}, "weights=random: fields of the transformers config, model_type among them"
     )
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """Special tokens that the layout and the padding name."""
+        named = [segment.token for segment in self.layout if segment.token]
+        return [*named, *([self.pad_token] if self.pad_token else [])]
+
     def check(self, where: str) -> None:
         """Refuses a layout that does not hold each of pseudo, text and prompt exactly once."""
         if self.path is None and self.name != "tiny":

@@ -35,6 +35,7 @@ from msea_lightning.config import (
     BackboneConfig,
     Split,
     TrainConfig,
+    Weights,
 )
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
@@ -158,9 +159,28 @@ def _read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrained
         config.path,
         tokenizer=config.tokenizer,
         weights=config.weights,
-        special_tokens=[segment.token for segment in config.layout if segment.token],
+        special_tokens=config.special_tokens,
     )
+    if config.weights is Weights.pretrained:
+        _warn_of_another_architecture(config, architecture)
     return architecture, tokenizer
+
+
+def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfig) -> None:
+    """Says where a checkpoint is not the one that the preset describes."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    differing = [
+        f"{name} {getattr(found, name)} instead of {config.architecture[name]}"
+        for name in sizes
+        if getattr(found, name, None) != config.architecture.get(name, getattr(found, name, None))
+    ]
+    if differing:
+        _log.warning(
+            "the checkpoint is not the one that backbone=%s describes (%s); it is used as it is, "
+            "backbone.architecture counts with backbone.weights=random alone",
+            config.name,
+            ", ".join(differing),
+        )
 
 
 def _estimate(

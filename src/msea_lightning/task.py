@@ -210,10 +210,16 @@ class AdapterTask(LightningModule):
         answer = self.tree.answer_ids.shape[1]
         longest = self.prompt.longest + answer
         if limit is not None and longest > limit:
+            left = self.prompt.text_tokens - (longest - limit)
+            remedy = "shorten prompt.task, which leaves no room for a text"
+            if left > 0:
+                remedy = (
+                    f"lower dataset.text_tokens={self.prompt.text_tokens} to {left} or less, or "
+                    "shorten prompt.task"
+                )
             raise TaskError(
                 f"Sequences of this data set may be {longest} tokens long, but the backbone reads "
-                f"{limit} at a time: lower dataset.text_tokens={self.prompt.text_tokens} to "
-                f"{self.prompt.text_tokens - (longest - limit)} or less, or shorten prompt.task."
+                f"{limit} at a time: {remedy}."
             )
 
     # ---- Lightning ---------------------------------------------------------------------------

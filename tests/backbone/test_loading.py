@@ -94,6 +94,7 @@ def test_attention_is_as_asked(attention: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"weights": "bogus"}, "weights=bogus is none of pretrained, random"),
         ({"quantization": "int4"}, "quantization=int4 is none of none, int8, nf4"),
         ({"dtype": "half"}, "dtype=half is none of auto, float32"),
         ({"attention": "flash"}, "attention=flash is none of auto, sdpa, eager"),
@@ -113,6 +114,19 @@ def test_attention_is_fused_where_the_architecture_has_it() -> None:
         load_language_model(
             "x/y", weights=Weights.random, architecture=gemma2, attention="sdpa", check_fit=False
         )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (LLAMA | {"hidden_size": 65}, "not a config of transformers"),
+        ({"model_type": "vit"}, "not as a causal language model"),
+        ({"model_type": "never_heard_of"}, "not a config of transformers"),
+    ],
+)
+def test_architectures_that_there_are_not(architecture: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        load_language_model("x/y", weights="random", architecture=architecture)
 
 
 def test_sizes_that_make_no_model() -> None:
@@ -159,6 +173,41 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=r"lacks: model\.norm\.weight\. .*download it again"):
         load_backbone(str(tmp_path))
+
+
+def test_a_layer_more_than_the_config_says_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(tiny_backbone(), tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["num_hidden_layers"] -= 1
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(BackboneError, match=r"holds beyond the model's own: model\.layers\."):
+        load_backbone(str(tmp_path))
+
+
+def test_a_place_may_be_a_path_or_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_backbone(), tmp_path / "tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("~/tiny", tmp_path / "tiny"):
+        assert load_language_model(place).config.model_type == "llama"
+        assert len(load_tokenizer(place)) > 2
+        assert load_backbone(place).width
+
+
+def test_a_file_is_no_checkpoint() -> None:
+    with pytest.raises(BackboneError, match=r"is a file; give the folder that holds it"):
+        load_backbone(tiny_backbone() / "config.json")
+
+
+@pytest.mark.parametrize("damage", ["", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, damage: str) -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        folder = tmp_path / name
+        shutil.copytree(tiny_backbone(), folder)
+        (folder / name).write_text(damage)
+        with pytest.raises(BackboneError, match="download it again"):
+            load_backbone(folder)
 
 
 def test_a_tokenizer_stands_in_for_one_that_is_not_at_hand(

@@ -418,6 +418,50 @@ def test_other_architectures_are_refused(
         load_language_model(str(changed(tmp_path, name, **changes)))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("chatglm", {"hidden_size": "64"}),
+        ("chatglm", {"layernorm_epsilon": "small"}),
+        ("qwen", {"num_attention_heads": 0}),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(BackboneError, match=r"could not be loaded \(.*download it again"):
+        load_language_model(str(changed(tmp_path, name, **changes)))
+
+
+def test_null_means_the_original_s_default(tmp_path: Path, recorded: Recorded, family: str) -> None:
+    names = {"chatglm": ["rope_ratio", "pad_token_id"], "qwen": ["rotary_emb_base", "kv_channels"]}
+    path = changed(tmp_path, family)
+    fields = json.loads((path / "config.json").read_text())
+    fields |= dict.fromkeys([*names[family], "tie_word_embeddings"])
+    (path / "config.json").write_text(json.dumps(fields))
+    model = load_language_model(str(path))
+    assert_equal(model(recorded["ids.input_ids"]).logits, recorded["ids.logits"])
+
+
+def test_every_field_of_the_config_counts() -> None:
+    qwen = native_config("qwen", QWEN_1_8B | {"rotary_emb_base": 1e6, "tie_word_embeddings": True})
+    assert qwen.rope_parameters["rope_theta"] == 1e6
+    assert qwen.tie_word_embeddings
+    glm = native_config("glm", CHATGLM3_6B | {"rope_ratio": 50, "tie_word_embeddings": True})
+    assert glm.rope_parameters["rope_theta"] == 500_000
+    assert glm.tie_word_embeddings
+    other = {"layernorm_epsilon": 1e-3, "add_qkv_bias": False, "pad_token_id": 7, "eos_token_id": 9}
+    glm = native_config("glm", CHATGLM3_6B | other)
+    assert (glm.rms_norm_eps, glm.attention_bias) == (1e-3, False)
+    assert (glm.pad_token_id, glm.eos_token_id) == (7, 9)
+
+
+def test_weights_that_are_quantised_already_are_refused(tmp_path: Path, family: str) -> None:
+    folder = changed(tmp_path, family, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(BackboneError, match=r"stored quantised already.*backbone\.quantization"):
+        load_language_model(str(folder))
+
+
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, small("chatglm3"))
     (folder / "model-00002-of-00002.safetensors").unlink()

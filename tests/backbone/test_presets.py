@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.cli import compose, conf_folder
-from msea_lightning.config import BackboneConfig, SegmentKind, TrainConfig
+from msea_lightning.config import BackboneConfig, Language, SegmentKind, TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
+from msea_lightning.fit import load_config_backbone
+from msea_lightning.prompt import Prompt
 from msea_lightning.task import AdapterTask, build_task
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
@@ -249,3 +252,28 @@ def check_step(task: AdapterTask, batch: Batch) -> None:
     optimizer.step()
     assert all(parameter.grad is None for parameter in parameters)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_random_weights_need_no_tokenizer_of_the_preset(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `backbone=<preset> backbone.weights=random` on a machine where nothing was fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = ["backbone.path=any/where"] if preset == "auto" else []
+    config = compose(
+        "train", TrainConfig, [f"backbone={preset}", "backbone.weights=random", *place]
+    ).backbone
+    if config.architecture:
+        config.architecture = small(config.architecture) | {"vocab_size": 6000}
+    elif preset == "auto":
+        config.architecture = {"model_type": "gpt2", **GPT2, "vocab_size": 6000}
+    backbone = load_config_backbone(config, torch.device("cpu"))
+    Prompt(
+        config.layout,
+        backbone.tokenizer,
+        language=Language.en,
+        task="The emotion is",
+        pseudo_tokens=1,
+        text_tokens=8,
+        pad_id=backbone.pad_id,
+    )

@@ -94,8 +94,13 @@ def test_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     assert len(tokenizer) == {"chatglm3": 64798, "llama2": 32000, "qwen": 151851}[name]
 
 
-def test_the_vocabulary_of_chatglm3_is_known_without_a_config(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", [None, "glm", "llama"])
+def test_the_vocabulary_of_chatglm3_is_known_whatever_the_config_says(
+    shared: Path, tmp_path: Path, model_type: str | None
+) -> None:
     shutil.copy(shared / "tokenizers" / "chatglm3" / "tokenizer.model", tmp_path)
+    if model_type is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     assert load_tokenizer(str(tmp_path)).convert_tokens_to_ids("sop") == 64792
 
 
@@ -169,6 +174,7 @@ def test_without_a_mark_at_the_beginning(tmp_path: Path) -> None:
         ({"byte_fallback": False}, "byte fallback False, and only True"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalisation nmt_nfkc, and only identity"),
         ({"remove_extra_whitespaces": True}, "removal of spaces True, and only False"),
+        ({"user_defined_symbols": ["<turn>"]}, "user-defined symbols 1, and only 0"),
         ({"bos_id": -1}, "unknown, begin and end False"),
     ],
 )
@@ -223,6 +229,13 @@ def test_ranks_of_qwen(tmp_path: Path) -> None:
 def test_damaged_ranks_are_refused(tmp_path: Path, lines: list[bytes], message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         load_tokenizer(str(write_ranks(tmp_path, lines)))
+
+
+def test_ranks_of_a_published_qwen_are_complete(tmp_path: Path) -> None:
+    write_ranks(tmp_path, rank_lines(b"jo"))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 151_936}))
+    with pytest.raises(BackboneError, match=r"holds 257 ranks, but .* holds 151643"):
+        load_tokenizer(tmp_path)
 
 
 def test_the_tokenizer_file_counts_and_not_the_class_that_is_named(

@@ -11,6 +11,12 @@ from msea_lightning.backbone.frozen import BackboneError
 Loaded = TypeVar("Loaded")
 
 
+def expanded(place: str | Path) -> str:
+    """A place with the home folder written out, which transformers would take for a Hub id."""
+    text = str(place)
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
 def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
     """A file of a checkpoint, fetched from the Hub where it is not on this machine yet.
 
@@ -24,7 +30,7 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
     """
     from transformers.utils.hub import cached_file
 
-    folder = Path(place).expanduser()
+    folder = Path(place)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     found = cached_file(
@@ -48,8 +54,13 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
     Raises:
         BackboneError: what is wrong with the place, or with what lies there.
     """
-    looks_local = place.startswith(("/", "./", "../", "~")) or place.count("/") > 1
-    folder = Path(place).expanduser()
+    looks_local = place.startswith(("/", "./", "../")) or place.count("/") > 1
+    folder = Path(place)
+    if folder.is_file():
+        raise BackboneError(
+            f"{place} is a file; give the folder that holds it, the other files of the checkpoint "
+            "and its config.json as backbone.path."
+        )
     if looks_local and not folder.exists():
         raise BackboneError(
             f"There is no folder {place}. Put the checkpoint there (config.json, the weights and "
@@ -110,7 +121,11 @@ def _reason(place: str, error: Exception) -> str:
             "are never executed. Download it again, or give a copy in the safetensors format as "
             "backbone.path."
         )
-    return f"The language model {place} could not be loaded: {first_line}"
+    return (
+        f"The language model {place} could not be loaded ({type(error).__name__}: {first_line}). A "
+        "file of it may be damaged, not complete, or a pointer of Git LFS in place of the file: "
+        "download it again, and give the folder with its config.json as backbone.path."
+    )
 
 
 def _chain(error: BaseException) -> list[BaseException]:

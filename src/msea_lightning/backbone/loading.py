@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ import torch
 
 from msea_lightning.backbone.attention import check_flash_attention, resolve_attention
 from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone, keep_4bit_layout
-from msea_lightning.backbone.hub import explained
+from msea_lightning.backbone.hub import expanded, explained
 from msea_lightning.backbone.memory import check_memory
 from msea_lightning.backbone.original import (
     IGNORED_WEIGHTS,
@@ -33,7 +34,7 @@ from msea_lightning.config import Accelerator, Attention, Dtype, Quantization, W
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Choice = TypeVar("Choice", Attention, Dtype, Quantization)
+Choice = TypeVar("Choice", Attention, Dtype, Quantization, Weights)
 
 _log = logging.getLogger(__name__)
 
@@ -69,10 +70,10 @@ def resolve_device(accelerator: Accelerator) -> torch.device:
 
 
 def load_backbone(
-    path: str | None,
+    path: str | Path | None,
     *,
     tokenizer: str | None = None,
-    weights: Weights = Weights.pretrained,
+    weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
     quantization: Quantization | str = Quantization.none,
     double_quantization: bool = True,
@@ -108,6 +109,7 @@ def load_backbone(
     place = backbone_place(path)
     # What is wrong with the place is told by its config best.
     backbone_config(place, weights=weights, architecture=architecture)
+    special_tokens = [*special_tokens, *([pad_token] if pad_token else [])]
     words = backbone_tokenizer(
         path, tokenizer=tokenizer, weights=weights, special_tokens=special_tokens
     )
@@ -125,16 +127,16 @@ def load_backbone(
     return FrozenBackbone(language_model, words, pad_token=pad_token)
 
 
-def backbone_place(path: str | None) -> str:
+def backbone_place(path: str | Path | None) -> str:
     """Hub id or folder of a language model; that of the built-in one for None."""
-    return str(tiny_backbone()) if path is None else path
+    return expanded(tiny_backbone() if path is None else path)
 
 
 def backbone_tokenizer(
-    path: str | None,
+    path: str | Path | None,
     *,
     tokenizer: str | None = None,
-    weights: Weights = Weights.pretrained,
+    weights: Weights | str = Weights.pretrained,
     special_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a language model.
@@ -144,13 +146,15 @@ def backbone_tokenizer(
         tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
         weights: With random weights, which are for measuring, the tokenizer of the built-in
             language model stands in for one that is not on this machine.
-        special_tokens: Those that the layout of the sequence names; a stand-in gets them.
+        special_tokens: Those that the layout of the sequence and the padding name; a stand-in
+            gets them.
 
     Raises:
         BackboneError: see :func:`load_tokenizer`.
     """
-    place = tokenizer or backbone_place(path)
-    if tokenizer is None and weights is Weights.random and not has_tokenizer(place):
+    place = expanded(tokenizer or backbone_place(path))
+    random = _choice(Weights, weights) is Weights.random
+    if tokenizer is None and random and not has_tokenizer(place):
         _log.warning(
             "random weights: the tokenizer of the built-in backbone stands in for that of %s, "
             "which is not on this machine; backbone.tokenizer=%s fetches it",
@@ -164,9 +168,9 @@ def backbone_tokenizer(
 
 
 def load_language_model(
-    path_or_name: str,
+    path_or_name: str | Path,
     *,
-    weights: Weights = Weights.pretrained,
+    weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
     quantization: Quantization | str = Quantization.none,
     double_quantization: bool = True,
@@ -179,7 +183,9 @@ def load_language_model(
 
     ChatGLM3 becomes a ``GlmForCausalLM`` and the first Qwen a ``Qwen2ForCausalLM``, from the
     checkpoints as they are published; anything else is the class that transformers has for it.
-    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype.
+    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype. What is
+    returned is the model of transformers as it is, which does not look at the length of what it
+    reads; :class:`FrozenBackbone` refuses sequences beyond the trained length.
 
     Arguments and errors are those of :func:`load_backbone`.
     """
@@ -188,6 +194,7 @@ def load_language_model(
     quantization = _choice(Quantization, quantization)
     device = torch.device(device)
     torch_dtype = compute_dtype(dtype, device)
+    weights, path_or_name = _choice(Weights, weights), expanded(path_or_name)
     config = backbone_config(path_or_name, weights=weights, architecture=architecture)
     attention = resolve_attention(config, _choice(Attention, attention))
     random = weights is Weights.random
@@ -227,9 +234,9 @@ def load_language_model(
 
 
 def backbone_config(
-    path_or_name: str,
+    path_or_name: str | Path,
     *,
-    weights: Weights = Weights.pretrained,
+    weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
 ) -> PretrainedConfig:
     """The config that :func:`load_language_model` builds a language model from.
@@ -242,31 +249,44 @@ def backbone_config(
     Raises:
         BackboneError: see :func:`load_backbone`.
     """
-    if weights is Weights.random and architecture:
+    if _choice(Weights, weights) is Weights.random and architecture:
         return _random_config(architecture)
     return load_config(path_or_name)
 
 
-def load_config(path_or_name: str) -> PretrainedConfig:
+def load_config(path_or_name: str | Path) -> PretrainedConfig:
     """The config of a checkpoint; of one in an original format, the native config.
 
     Raises:
         BackboneError: see :func:`load_backbone`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
 
-    fields, _ = explained(path_or_name, lambda: PretrainedConfig.get_config_dict(path_or_name))
+    place = expanded(path_or_name)
+    fields, _ = explained(place, lambda: PretrainedConfig.get_config_dict(place))
+    if not isinstance(fields, dict) or fields.get("quantization_config"):
+        raise BackboneError(
+            f"The config.json of {place} is not a mapping of options, or says that the weights are "
+            "stored quantised already. Give the checkpoint in full precision as backbone.path, and "
+            "quantise it with backbone.quantization."
+        )
     if original_family(fields) is not None:
-        return native_config(path_or_name, fields)
+        return explained(place, lambda: native_config(place, fields))
     config: PretrainedConfig = explained(
-        path_or_name, lambda: AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
+        place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
     )
+    _check_causal(place, config)
+    return config
+
+
+def _check_causal(what: str, config: PretrainedConfig) -> None:
+    from transformers import AutoModelForCausalLM
+
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise BackboneError(
-            f"{path_or_name} is a {config.model_type!r} model, which transformers knows, but not "
+            f"{what} is a {config.model_type!r} model, which transformers knows, but not "
             "as a causal language model; an MSE-Adapter needs one that writes text."
         )
-    return config
 
 
 def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
@@ -285,13 +305,17 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
         )
     model, found = loaded
     surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
+    if family is None:
+        # Such as a part that only other tasks have; but never a layer more than the model has.
+        own = {_numberless(name) for name in model.state_dict()}
+        surplus = {name for name in surplus if _numberless(name) in own}
     flaws = {
         "lacks": sorted(found["missing_keys"]),
         "holds in another shape": sorted(
             f"{name} {tuple(stored)} for {tuple(needed)}"
             for name, stored, needed in found["mismatched_keys"]
         ),
-        "holds beyond the model's own": sorted(surplus) if family is not None else [],
+        "holds beyond the model's own": sorted(surplus),
         "failed to convert": sorted(map(str, found.get("error_msgs", []))),
     }
     for what, names in flaws.items():
@@ -306,6 +330,11 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
         model._weight_conversions = None
     native: PreTrainedModel = model
     return native
+
+
+def _numberless(name: str) -> str:
+    """A weight's name without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 @contextmanager
@@ -381,8 +410,10 @@ def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
         )
     try:
         config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # each config has checks of its own
         raise BackboneError(
-            f"backbone.architecture is not a config of transformers: {error}"
+            f"backbone.architecture is not a config of transformers: "
+            f"{' '.join(str(error).split())} Mend its fields."
         ) from error
+    _check_causal("backbone.architecture", config)
     return config

@@ -128,13 +128,13 @@ def _glm_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
         # The 32k variant stretches the rotation by rope_ratio; only half of every head rotates.
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": 10000.0 * fields.get("rope_ratio", 1),
+            "rope_theta": 10000.0 * _given(fields, "rope_ratio", 1),
             "partial_rotary_factor": 0.5,
         },
         # GlmConfig's own defaults belong to GLM-4 and lie beyond this vocabulary.
-        pad_token_id=fields.get("pad_token_id", 0),
-        eos_token_id=fields.get("eos_token_id", 2),
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        pad_token_id=_given(fields, "pad_token_id", 0),
+        eos_token_id=_given(fields, "eos_token_id", 2),
+        tie_word_embeddings=_given(fields, "tie_word_embeddings", False),
     )
 
 
@@ -155,7 +155,7 @@ def _qwen2_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
     }
     found = _renamed(place, "Qwen", fields, wanted)
     heads, width = found["num_attention_heads"], found["hidden_size"]
-    channels = fields.get("kv_channels", width // heads)
+    channels = _given(fields, "kv_channels", width // heads)
     if channels * heads != width:
         raise BackboneError(
             f"The Qwen checkpoint {place} has kv_channels={channels} and "
@@ -173,10 +173,10 @@ def _qwen2_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
         num_key_value_heads=heads,
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": float(fields.get("rotary_emb_base", 10000)),
+            "rope_theta": float(_given(fields, "rotary_emb_base", 10000)),
         },
         use_sliding_window=False,
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        tie_word_embeddings=_given(fields, "tie_word_embeddings", False),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=fields.get("eos_token_id"),
         pad_token_id=fields.get("pad_token_id"),
@@ -196,6 +196,12 @@ def _need(
             )
 
 
+def _given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A field, or what the original takes where the file does not say."""
+    value = fields.get(name)
+    return default if value is None else value
+
+
 def _renamed(
     place: str, name: str, fields: Mapping[str, Any], wanted: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -204,7 +210,8 @@ def _renamed(
         raise BackboneError(
             f"The config.json of {place} says that it is a {name} checkpoint (model_type="
             f"{fields.get('model_type')}), but has no {', '.join(missing)}. Copy the original file "
-            "again; earlier generations of the family are other architectures."
+            "again; if it is complete, it belongs to another generation of the family, which "
+            "transformers does not implement."
         )
     return {native: fields[original] for native, original in wanted.items()}
 

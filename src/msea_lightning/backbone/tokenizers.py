@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msea_lightning.backbone.frozen import BackboneError
-from msea_lightning.backbone.hub import explained, find_file
+from msea_lightning.backbone.hub import expanded, explained, find_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -33,6 +34,12 @@ _CHATGLM3_PREFIX = ("[gMASK]", "sop")
 
 _CHATGLM3_PIECES = 64_789
 """Pieces of ChatGLM3's vocabulary, by which its file is known where no config lies beside it."""
+
+_USER_DEFINED = 4
+"""Type of the pieces of a SentencePiece model that are kept whole wherever they stand."""
+
+_QWEN_PUBLISHED = (151_936, 151_643)
+"""Embeddings of a published Qwen, and the ranks that its tokenizer has."""
 
 _QWEN_SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -51,7 +58,7 @@ _LABELS = ("0", "6", "11", "-3.0", "+0.4", "0.4")
 """Texts that every tokenizer must give back as they were."""
 
 
-def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
     ``tokenizer.json`` is taken as it is written; else ``qwen.tiktoken`` (first Qwen) and
@@ -69,30 +76,33 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    place = expanded(path_or_name)
+
     def load() -> PreTrainedTokenizerBase:
-        if find_file(path_or_name, "tokenizer.json") is not None:
+        if find_file(place, "tokenizer.json") is not None:
             whole: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-                path_or_name, padding_side="left"
+                place, padding_side="left"
             )
             return whole
-        if (ranks := find_file(path_or_name, "qwen.tiktoken")) is not None:
+        if (ranks := find_file(place, "qwen.tiktoken")) is not None:
             return from_tiktoken(ranks)
-        if (pieces := find_file(path_or_name, "tokenizer.model")) is not None:
+        if (pieces := find_file(place, "tokenizer.model")) is not None:
             return from_sentencepiece(pieces)
         any_other: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path_or_name, trust_remote_code=False, padding_side="left"
+            place, trust_remote_code=False, padding_side="left"
         )
         return any_other
 
-    tokenizer = explained(path_or_name, load)
-    _check(path_or_name, tokenizer)
+    tokenizer = explained(place, load)
+    _check(place, tokenizer)
     return tokenizer
 
 
-def has_tokenizer(path_or_name: str) -> bool:
+def has_tokenizer(path_or_name: str | Path) -> bool:
     """Whether a tokenizer is on this machine: in a folder, or fetched from the Hub before."""
     names = ("tokenizer.json", "qwen.tiktoken", "tokenizer.model", "vocab.json", "tekken.json")
-    return any(find_file(path_or_name, name, offline=True) is not None for name in names)
+    place = expanded(path_or_name)
+    return any(find_file(place, name, offline=True) is not None for name in names)
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
@@ -141,6 +151,14 @@ def from_tiktoken(ranks_file: Path) -> PreTrainedTokenizerFast:
         [AddedToken(name, special=True, normalized=False) for name in _QWEN_SPECIALS]
     )
     expected = len(vocabulary)
+    embeddings, published = _QWEN_PUBLISHED
+    beside = _beside(ranks_file, "config.json").get("vocab_size")
+    if beside == embeddings and expected != published:
+        raise BackboneError(
+            f"{ranks_file} holds {expected} ranks, but the one that goes with a language model of "
+            f"{embeddings} embeddings holds {published}: it is not complete. Copy the original "
+            "file again."
+        )
     if tokenizer.convert_tokens_to_ids(_QWEN_SPECIALS[0]) != expected:
         raise BackboneError(
             f"{ranks_file} itself holds special tokens, where the first Qwen's begin after its "
@@ -157,7 +175,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
 
     Args:
         model_file: The ``tokenizer.model``; a ``config.json`` or ``tokenizer_config.json`` beside
-            it tells ChatGLM3 from LLaMA, else the size of the vocabulary.
+            it tells ChatGLM3 from LLaMA, and so does the size of the published vocabulary.
 
     Raises:
         BackboneError: if the file is not such a model, or the converted tokenizer writes other ids
@@ -256,6 +274,10 @@ def _check_kind(model_file: Path, proto: Any) -> None:
             min(trainer.unk_id, trainer.bos_id, trainer.eos_id) >= 0,
             True,
         ),
+        "user-defined symbols": (
+            sum(piece.type == _USER_DEFINED for piece in proto.pieces),
+            0,  # they would be cut out of a text before its spaces are marked
+        ),
         "normalisation": (normalizer.name, "identity"),
         "removal of spaces": (normalizer.remove_extra_whitespaces, False),
     }
@@ -269,15 +291,19 @@ def _check_kind(model_file: Path, proto: Any) -> None:
 
 
 def _is_chatglm3(model_file: Path, pieces: int) -> bool:
-    import json
-
+    if pieces == _CHATGLM3_PIECES:
+        return True
     for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
-        beside = model_file.with_name(name)
-        if beside.is_file():
-            value = json.loads(beside.read_text(encoding="utf-8")).get(key)
-            if value is not None:
-                return str(value).lower().startswith("chatglm")
-    return pieces == _CHATGLM3_PIECES
+        if str(_beside(model_file, name).get(key)).lower().startswith("chatglm"):
+            return True
+    return False
+
+
+def _beside(file: Path, name: str) -> dict[str, Any]:
+    """Content of a JSON file in the folder of another file; nothing where there is none."""
+    path = file.with_name(name)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _compare(model_file: Path, converted: PreTrainedTokenizerFast, reference: Any) -> None:
