@@ -19,8 +19,8 @@ from msea_lightning.backbone.memory import (
     Stored,
     activation_bytes,
     free_bytes,
-    gib,
     process_bytes,
+    readable_bytes,
     refuse_unless_fits,
     smaller,
     weight_memory,
@@ -108,8 +108,8 @@ class MemoryEstimate:
             "file pages": self.files,
             "loading": self.loading + self.loading_files,
         }
-        listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
-        return f"about {gib(self.total)} at its peak: {listed}"
+        listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
+        return f"about {readable_bytes(self.total)} at its peak: {listed}"
 
     def report(self, measured: int | None = None) -> dict[str, Any]:
         """Everything in bytes, as ``memory.json`` has it.

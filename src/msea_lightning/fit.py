@@ -29,7 +29,7 @@ from msea_lightning.backbone import (
     resolve_device,
 )
 from msea_lightning.backbone.loading import backbone_place
-from msea_lightning.backbone.memory import free_bytes, gib, peak_bytes, reset_peak
+from msea_lightning.backbone.memory import free_bytes, peak_bytes, readable_bytes, reset_peak
 from msea_lightning.callbacks import EpochHistory
 from msea_lightning.config import (
     BackboneConfig,
@@ -99,7 +99,11 @@ def fit(config: TrainConfig) -> RunFolder:
             if estimate is not None and trainer.is_global_zero:
                 measured = peak_bytes(device)
                 write_json(run.memory, estimate.report(measured))
-                _log.info("memory: %s measured, %s estimated", gib(measured), gib(estimate.total))
+                _log.info(
+                    "memory: %s measured, %s estimated",
+                    readable_bytes(measured),
+                    readable_bytes(estimate.total),
+                )
     return run
 
 
@@ -206,7 +210,7 @@ def _estimate(
         return None
     # The processes of a DDP run on a CPU share one memory; the first has counted them all.
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        _log.info("memory: %s; %s free on %s", estimate, gib(free_bytes(device)), device)
+        _log.info("memory: %s; %s free on %s", estimate, readable_bytes(free_bytes(device)), device)
         write_json(run.memory, estimate.report())
         if config.backbone.check_memory:
             estimator.check(estimate)

@@ -184,13 +184,13 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
         memory.check_memory(*arguments)
     # Random weights are dense at first, so storing them in 8 bits is no way out.
     with pytest.raises(
-        BackboneError, match=r"would fit with backbone\.dtype=bfloat16 \(\S+ GiB\)\."
+        BackboneError, match=r"would fit with backbone\.dtype=bfloat16 \(\S+ MiB\)\."
     ):
         load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     with pytest.raises(
         BackboneError,
-        match=r"needs 0\.00 GiB on cpu, but 0\.00 GiB are free.*None of backbone\.dtype=bfloat16, "
+        match=r"needs 0\.\d MiB on cpu, but 0\.0 MiB are free.*None of backbone\.dtype=bfloat16, "
         r"backbone\.quantization=int8, backbone\.quantization=nf4 would make it fit",
     ):
         memory.check_memory(*arguments)

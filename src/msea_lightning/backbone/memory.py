@@ -317,7 +317,9 @@ def refuse_unless_fits(
         return
     found = {change: size() for change, size in changes.items()}
     fitting = [
-        f"{change} ({gib(size)})" for change, size in found.items() if size * HEADROOM <= free
+        f"{change} ({readable_bytes(size)})"
+        for change, size in found.items()
+        if size * HEADROOM <= free
     ]
     remedy = (
         f"It would fit with {' or '.join(fitting)}."
@@ -326,13 +328,15 @@ def refuse_unless_fits(
         "device."
     )
     raise BackboneError(
-        f"{what} needs {gib(needed)} on {device}, but {gib(free)} are free, of which a tenth is "
-        f"kept back. {remedy} (backbone.check_memory=false tries all the same.)"
+        f"{what} needs {readable_bytes(needed)} on {device}, but {readable_bytes(free)} are free, "
+        f"of which a tenth is kept back. {remedy} (backbone.check_memory=false tries all the same.)"
     )
 
 
-def gib(size: float) -> str:
+def readable_bytes(size: float) -> str:
     """Bytes as a person reads them."""
+    if size < 2**30 / 10:
+        return f"{size / 2**20:.1f} MiB"
     return f"{size / 2**30:.2f} GiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
 
 
