@@ -595,8 +595,10 @@ def test_findings_are_written_as_json(
     assert f"findings: {target}\n" in capsys.readouterr().out
     with pytest.raises(DoctorError, match=r"json=.*none/x\.json: there is no folder"):
         job(DoctorConfig(json=str(tmp_path / "none" / "x.json")))
-    with pytest.raises(DoctorError, match=r"the findings cannot be written \(IsADirectoryError"):
+    with pytest.raises(DoctorError, match=r"is a folder; give a file"):
         job(DoctorConfig(json=str(tmp_path)))
+    with pytest.raises(DoctorError, match=r"cannot be written \(.*Give a file in a folder"):
+        job(DoctorConfig(json="/proc/findings.json"))
 
 
 @pytest.mark.parametrize("name", ["datasets", "backbones"])

@@ -115,6 +115,24 @@ def test_a_run_that_does_not_fit_is_refused_with_a_batch_that_does(
     run.check(run.estimate(batch_size=size))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_a_batch_that_fits_is_found_where_there_is_one(
+    options: Options, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    config = options("training.batch_size=32", "training.eval_batch_size=32")
+    run = estimator(config)
+    most, least = run.estimate(), run.estimate(batch_size=1, eval_batch_size=1)
+    free = int((least.needed + share * (most.needed - least.needed)) * HEADROOM) + 1
+    text = refusal(monkeypatch, config, free)
+    named = re.search(r"((?:training\.\w+=\d+ ?)+)\(\S+ MiB\)", text)
+    assert named is not None, text
+    sizes = {
+        name.removeprefix("training."): int(size)
+        for name, size in (word.split("=") for word in named[1].split())
+    }
+    assert run.estimate(**sizes).needed * HEADROOM <= free
+
+
 def test_only_changes_that_would_do_are_named(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +149,7 @@ def test_only_changes_that_would_do_are_named(
 def test_nothing_that_would_do(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     text = refusal(monkeypatch, options(), 1000)
     assert re.search(r"needs \S+ MiB on cpu, but 0\.0 MiB are free", text)
-    assert "would make it fit: choose a smaller backbone or a larger device" in text
+    assert "would make it fit by itself: choose a smaller backbone or a larger device" in text
     assert "backbone.check_memory=false tries all the same" in text
 
 

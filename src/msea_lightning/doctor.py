@@ -272,6 +272,8 @@ def _show_places(title: str, places: Sequence[Place], console: Console) -> None:
 
 
 def _show_cells(findings: Findings, console: Console) -> None:
+    from msea_lightning.backbone.memory import HEADROOM
+
     device, cells = findings.machine.device, findings.cells
     title = f"Cells of the paper on {device.name}, in {cells[0].dtype}; memory in GiB"
     table = _table(title, "")
@@ -294,7 +296,7 @@ def _show_cells(findings: Findings, console: Console) -> None:
                     *map(_yes, (cell.fits, cell.dataset_found, cell.backbone_found)),
                 )
     console.print(table)
-    _say(console, f"{_gib(device.free)} are free, of which a tenth is kept back.")
+    _say(console, f"{_gib(device.free)} are free; {HEADROOM} times what a cell needs must be.")
     for name, options in findings.fitting.items():
         listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
         would = f"all its cells fit with {listed}" if options else _NOTHING_FITS
@@ -350,6 +352,10 @@ def job(config: DoctorConfig) -> None:
     target = None if config.json is None else Path(config.json).expanduser()
     if target is not None and not target.absolute().parent.is_dir():
         raise DoctorError(f"json={config.json}: there is no folder {target.parent}. Make it first.")
+    if target is not None and target.is_dir():
+        raise DoctorError(
+            f"json={config.json} is a folder; give a file, such as findings.json in it."
+        )
     findings = diagnose(config)
     console = Console()
     show(findings, console)
@@ -359,14 +365,16 @@ def job(config: DoctorConfig) -> None:
 
 
 def _write(findings: Findings, target: Path) -> None:
+    remedy = "Mend the packages above, then run this command again."
     try:
         from msea_lightning.runs import write_json
 
+        remedy = "Give a file in a folder that you may write to."
         write_json(target, asdict(findings))
     except (ImportError, OSError) as error:
         raise DoctorError(
             f"json={target}: the findings cannot be written ({type(error).__name__}: {error}). "
-            "Mend the packages above, or give a file in a folder that you may write to."
+            f"{remedy}"
         ) from error
 
 

@@ -222,7 +222,7 @@ class MemoryEstimator:
             option: partial(needed, stored=how) for option, how in smaller(self._stored).items()
         }
         if estimate.needed * processes * HEADROOM > free:
-            sizes = self._fitting_batches(estimate, int(free / processes / HEADROOM))
+            sizes = self._fitting_batches(int(free / processes / HEADROOM))
             if sizes:
                 named = " ".join(f"training.{name}={size}" for name, size in sizes.items())
                 changes[named] = partial(needed, **sizes)
@@ -231,23 +231,28 @@ class MemoryEstimator:
             what += f" in {processes} processes"
         refuse_unless_fits(what, estimate.needed * processes, free, self._device, changes)
 
-    def _fitting_batches(self, estimate: MemoryEstimate, limit: int) -> dict[str, int]:
-        """The largest batches that fit, of those that do not; nothing where none would."""
-        fixed = estimate.weights + estimate.adapter + estimate.optimizer
-        if estimate.weights + estimate.loading > limit:
-            return {}
+    def _fitting_batches(self, limit: int) -> dict[str, int]:
+        """The largest batches that fit; nothing where none would.
+
+        Evaluation batches first, because they change no result; then training batches, then both.
+        """
         training = self._config.training
-        fitting: dict[str, int] = {}
-        for name, size, least, taken in (
-            ("batch_size", training.batch_size, self._config.trainer.devices, self._train_bytes),
-            ("eval_batch_size", training.eval_batch_size, 1, self._evaluation_bytes),
-        ):
-            largest = _largest(size, partial(taken, self._stored), limit - fixed)
-            if largest < least:
-                return {}
-            if largest < size:
-                fitting[name] = largest
-        return fitting
+        least = self._config.trainer.devices
+
+        def fits(batch_size: int, eval_batch_size: int) -> bool:
+            sizes = self.estimate(batch_size=batch_size, eval_batch_size=eval_batch_size)
+            return sizes.needed <= limit
+
+        train, evaluate = training.batch_size, training.eval_batch_size
+        if largest := _largest(evaluate, 1, lambda size: fits(train, size)):
+            return {"eval_batch_size": largest}
+        if largest := _largest(train, least, lambda size: fits(size, evaluate)):
+            return {"batch_size": largest}
+        batch = _largest(train, least, lambda size: fits(size, 1))
+        if not batch:
+            return {}
+        beside = _largest(evaluate, 1, lambda size: fits(batch, size))
+        return {"batch_size": batch, "eval_batch_size": beside}
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of the largest training batch of one device."""
@@ -321,12 +326,14 @@ class MemoryEstimator:
         return self._config.trainer.devices if self._device.type == "cpu" else 1
 
 
-def _largest(size: int, taken: Callable[[int], int], limit: int) -> int:
-    """The largest number up to ``size`` that takes no more than ``limit``; 0 where none does."""
-    low, high = 0, size
+def _largest(size: int, least: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from ``least`` up to ``size`` that fits; 0 where none does."""
+    if least > size or not fits(least):
+        return 0
+    low, high = least, size
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if taken(middle) <= limit else (low, middle - 1)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 

@@ -201,20 +201,41 @@ def test_a_tenth_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     config = architecture(LLAMA)
     need = memory.weight_bytes(config, torch.float32, Quantization.none)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 1.05))
-    with pytest.raises(BackboneError, match="of which a tenth is kept back"):
+    with pytest.raises(BackboneError, match=r"and 1\.1 times as much must be"):
         memory.check_memory(config, torch.float32, Quantization.none, CPU)
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "files"),
+    [
+        ("0::/", "", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/job/step", "job", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "9:name=systemd:/\n4:cpu,memory:/job",
+            "memory/job",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
 def test_a_control_group_limits_what_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    folder: str,
+    files: tuple[str, str, str],
 ) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    limit, used, idle = files
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "groups")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
     unlimited = memory.free_bytes(CPU)
-    (tmp_path / "memory.max").write_text("3000\n")
-    (tmp_path / "memory.current").write_text("2500\n")
-    (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 400\n")
+    group = tmp_path / "groups" / folder
+    group.mkdir(parents=True)
+    (group / limit).write_text("3000\n")
+    (group / used).write_text("2500\n")
+    (group / "memory.stat").write_text(f"anon 2000\n{idle} 400\n")
     assert memory.free_bytes(CPU) == 900
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / limit).write_text("max\n")
     assert memory.free_bytes(CPU) == pytest.approx(unlimited, rel=0.5)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +49,7 @@ _PAGES_AROUND = 64 << 10
 """Linux reads this much of a mapped file into memory around the byte that is asked for."""
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -321,15 +322,17 @@ def refuse_unless_fits(
         for change, size in found.items()
         if size * HEADROOM <= free
     ]
-    remedy = (
-        f"It would fit with {' or '.join(fitting)}."
-        if fitting
-        else f"None of {', '.join(found)} would make it fit: choose a smaller backbone or a larger "
-        "device."
-    )
+    if fitting:
+        remedy = f"It would fit with {' or '.join(fitting)}."
+    else:
+        tried = "No option would make it smaller"
+        if found:
+            tried = f"None of {', '.join(found)} would make it fit by itself"
+        remedy = f"{tried}: choose a smaller backbone or a larger device."
     raise BackboneError(
         f"{what} needs {readable_bytes(needed)} on {device}, but {readable_bytes(free)} are free, "
-        f"of which a tenth is kept back. {remedy} (backbone.check_memory=false tries all the same.)"
+        f"and {HEADROOM} times as much must be. {remedy} (backbone.check_memory=false tries all "
+        "the same.)"
     )
 
 
@@ -514,14 +517,35 @@ def _has_glibc() -> bool:
 
 
 def _allowed_bytes() -> int:
-    """What the control group of this process leaves, files that it may drop not counted."""
+    """What the control groups of this process leave, files that they may drop not counted."""
+    return min(map(_left_bytes, _own_groups()), default=sys.maxsize)
+
+
+def _own_groups() -> Iterator[Path]:
+    """Folders of the groups, of both versions, that limit this process: its own and those above."""
     try:
-        limit = (_CGROUP / "memory.max").read_text("ascii").strip()
-        if limit == "max":
-            return sys.maxsize
-        used = int((_CGROUP / "memory.current").read_text("ascii"))
-        lines = (_CGROUP / "memory.stat").read_text("ascii").splitlines()
-        counts = {name: int(count) for name, count in map(str.split, lines)}
-        return int(limit) - used + counts.get("inactive_file", 0)
-    except (OSError, ValueError):
-        return sys.maxsize
+        lines = _OWN_GROUPS.read_text("ascii").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUP / "memory" if controllers else _CGROUP
+        group = root / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def _left_bytes(group: Path) -> int:
+    for limit, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            left = int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii"))
+            lines = (group / "memory.stat").read_text("ascii").splitlines()
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        counts = dict(line.split() for line in lines)
+        return left + int(counts.get(files, 0))
+    return sys.maxsize
