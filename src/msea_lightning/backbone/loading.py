@@ -42,8 +42,10 @@ _RANDOM_SEED = 0
 """Random weights are the same in every process and run."""
 
 
-_NOISY = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops")
-"""The first speaks again for every layer of every step, the second of an optional kernel."""
+# The first speaks again for every layer of every step, the second, when it is imported, of an
+# optional kernel.
+for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
 def tiny_backbone() -> Path:
@@ -342,8 +344,6 @@ def _quiet() -> Iterator[None]:
     """Keeps the libraries from saying what does not concern the user, or is told better here."""
     from transformers.utils import logging as transformers_logging
 
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
