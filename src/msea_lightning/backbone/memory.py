@@ -40,6 +40,9 @@ HEADROOM = 1.1
 _MAPPED_ALONE = 32 << 20
 """glibc gives blocks from this size on back to the system as soon as they are free."""
 
+_ALONE_IN_TRAINING = 1.4
+"""Resident bytes for every byte of such a block in training, measured, see docs/log.md."""
+
 _HOLES, _HOLES_HALF, _HOLES_INT8 = 1.62, 2.0, 2.2
 """Resident bytes for every byte of a smaller block: glibc keeps what is freed between blocks that
 are in use, and seldom finds a hole that fits. Measured with float32, half precision (whose kernels
@@ -181,7 +184,7 @@ def activation_bytes(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    resident = _resident_bytes(stored, device)
+    resident = _resident_bytes(stored, device, training=bool(reading.labels))
     # flash-attn is none of PyTorch's operators; like sdpa it keeps its result and one sum a row.
     counted = Attention.auto if attention is Attention.flash_attention_2 else attention
     implementation = resolve_attention(config, counted).value
@@ -502,14 +505,17 @@ def _quantized_workspace(
     return resident(max(matrices, default=0)) + resident(rows * max(per_row, default=0))
 
 
-def _resident_bytes(stored: Stored, device: torch.device) -> Callable[[int], int]:
+def _resident_bytes(
+    stored: Stored, device: torch.device, *, training: bool
+) -> Callable[[int], int]:
     """Bytes of memory that a block of a size takes."""
     if device.type != "cpu" or not _has_glibc():
         return int
     holes = _HOLES if stored.dtype is torch.float32 else _HOLES_HALF
     if stored.quantization is Quantization.int8:
         holes = _HOLES_INT8
-    return lambda size: size if size >= _MAPPED_ALONE else int(size * holes)
+    alone = _ALONE_IN_TRAINING if training else 1.0
+    return lambda size: int(size * (alone if size >= _MAPPED_ALONE else holes))
 
 
 def _has_glibc() -> bool:
