@@ -37,6 +37,12 @@ SEVEN_BILLION = {
 }
 
 
+def weight_bytes(config: PretrainedConfig, dtype: torch.dtype, how: Quantization) -> int:
+    """Bytes of random weights."""
+    stored = Stored(dtype, how, source=Weights.random)
+    return weight_memory(config, stored, torch.device("meta")).weights
+
+
 def architecture(fields: dict[str, Any], **changes: Any) -> PretrainedConfig:
     """A config of transformers."""
     return AutoConfig.for_model(**(fields | changes))
@@ -52,8 +58,8 @@ def test_dense_weights_are_counted_exactly() -> None:
     config = architecture(LLAMA)
     model = load_language_model("x/y", weights=Weights.random, architecture=LLAMA)
     expected = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert memory.weight_bytes(config, torch.float32, Quantization.none) == expected
-    assert memory.weight_bytes(config, torch.bfloat16, Quantization.none) == expected // 2
+    assert weight_bytes(config, torch.float32, Quantization.none) == expected
+    assert weight_bytes(config, torch.bfloat16, Quantization.none) == expected // 2
 
 
 @pytest.mark.parametrize("quantization", [Quantization.int8, Quantization.nf4])
@@ -168,7 +174,7 @@ def test_seven_billion_weights_are_estimated_without_memory_for_them() -> None:
     activations(architecture(LLAMA), Reading(1, 5, labels=1))  # what is imported only once
     before = memory.process_bytes(CPU)
     memory.reset_peak(CPU)
-    assert memory.weight_bytes(config, torch.bfloat16, Quantization.none) > 13 * 10**9
+    assert weight_bytes(config, torch.bfloat16, Quantization.none) > 13 * 10**9
     assert activations(config, Reading(16, 100, labels=2)) > 10 * 10**9
     assert memory.peak_bytes(CPU) - before < 100 << 20
 
@@ -177,7 +183,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = architecture(LLAMA)
-    need = memory.weight_bytes(config, torch.float32, Quantization.none)
+    need = weight_bytes(config, torch.float32, Quantization.none)
     arguments = (config, torch.float32, Quantization.none, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 0.9))
     with pytest.raises(BackboneError, match=r"bfloat16 .*backbone\.quantization=int8"):
@@ -199,7 +205,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
 
 def test_a_tenth_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     config = architecture(LLAMA)
-    need = memory.weight_bytes(config, torch.float32, Quantization.none)
+    need = weight_bytes(config, torch.float32, Quantization.none)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 1.05))
     with pytest.raises(BackboneError, match=r"and 1\.1 times as much must be"):
         memory.check_memory(config, torch.float32, Quantization.none, CPU)

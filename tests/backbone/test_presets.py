@@ -27,6 +27,7 @@ from msea_lightning.data.utterance import Batch
 from msea_lightning.fit import load_config_backbone
 from msea_lightning.prompt import Prompt
 from msea_lightning.task import AdapterTask, build_task
+from tests.test_task import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
@@ -92,21 +93,6 @@ def random_backbone(config: BackboneConfig, shipped: FrozenBackbone) -> FrozenBa
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(architecture)
     return FrozenBackbone(model, tokenizer, pad_token=config.pad_token)
-
-
-def part(batch: Batch, rows: list[int]) -> Batch:
-    """Some utterances of a batch."""
-    return dataclasses.replace(
-        batch,
-        index=batch.index[rows],
-        ids=[batch.ids[row] for row in rows],
-        texts=[batch.texts[row] for row in rows],
-        labels=[batch.labels[row] for row in rows],
-        audio=batch.audio[rows],
-        audio_lengths=batch.audio_lengths[rows],
-        vision=batch.vision[rows],
-        vision_lengths=batch.vision_lengths[rows],
-    )
 
 
 def losses(task: AdapterTask, batch: Batch) -> Tensor:

@@ -134,18 +134,6 @@ def weight_memory(
     return WeightMemory(total, files=dense_linear if quantized else 0)
 
 
-def weight_bytes(config: PretrainedConfig, dtype: torch.dtype, quantization: Quantization) -> int:
-    """Bytes that the weights of an architecture take.
-
-    Args:
-        config: The architecture; built without memory for it.
-        dtype: Compute dtype.
-        quantization: Storage of the linear layers; embeddings and output head stay dense.
-    """
-    stored = Stored(dtype, quantization, source=Weights.random)
-    return weight_memory(config, stored, torch.device("meta")).weights
-
-
 @dataclass(frozen=True)
 class Reading:
     """What a language model is given at a time.
