@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test format wheel-check clean
+.PHONY: help setup demo reproduce check test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -11,6 +11,16 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 STAMP := .venv/.complete
 TEST_PROCESSES ?= 2
+
+# make reproduce: the experiment as the paper has it, or with another backbone or data set. The tiny
+# backbone is for the demo corpus unless DATASET says otherwise.
+EXPERIMENT ?= table4
+BACKBONE ?=
+DATASET ?= $(if $(filter tiny,$(BACKBONE)),demo)
+DATASET_PATH ?=
+RUNS ?= runs
+LAUNCHER ?= local
+OPTIONS ?=
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +39,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## train and test an adapter on the built-in demo (minutes on a CPU)
 	.venv/bin/python -m msea_lightning.train
+
+reproduce: setup ## a table or figure of the paper: make reproduce EXPERIMENT=table4 BACKBONE=tiny
+	.venv/bin/python -m msea_lightning.train -m experiment=$(EXPERIMENT) \
+	  hydra/launcher=$(LAUNCHER) 'runs=$(RUNS)' $(if $(BACKBONE),backbone=$(BACKBONE)) \
+	  $(if $(DATASET),dataset=$(DATASET)) $(if $(DATASET_PATH),'dataset.path=$(DATASET_PATH)') \
+	  $(OPTIONS)
 
 check: setup ## what has to be clean: format, lint, types, tests
 	.venv/bin/ruff format --check .

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -95,8 +96,29 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["dataset.labels.lwo=3"], r"mean dataset\.labels\.low\? Options of dataset\.labels: kind"),
         (["dataset={pth: x}"], r"there is no option dataset\.pth\. Did you mean dataset\.path\?"),
         (["+group.typo=1"], r"^\+group\.typo=1: there is no option group\.typo.* There are: datas"),
-        (["+experiment=foo"], r"^\+experiment=foo: there is no option experiment\. There are: dat"),
-        (["experiment=foo"], r"there is no option experiment\. There are: dataset, backbone, adap"),
+        (
+            ["+sweeper=foo"],
+            r"^\+sweeper=foo: there is no option sweeper\. There are: dataset, backb",
+        ),
+        (["sweeper=foo"], r"there is no option sweeper\. There are: dataset, backbone, adapter,"),
+        (
+            ["experiment=tabel4"],
+            r"^experiment=tabel4: there is no such choice\. Did you mean table4",
+        ),
+        (
+            ["experiment=table4"],
+            r"grid over dataset, backbone, ablation, seed: add -m to run all of",
+        ),
+        (
+            ["experiment=table4", "backbone=tiny", "seed=1"],
+            r"is a grid over dataset, ablation: add",
+        ),
+        (["-m", "experiment=table4", "seed=x"], r"^seed=x: this is not a possible value"),
+        (
+            ["hydra/launcher=local"],
+            r"^hydra/launcher=local: a launcher runs the cells of .*-m; this",
+        ),
+        (["hydra.launcher.n_jobs=2", "-m", "seed=1,2"], r"this command launches nothing"),
         (["++x.y=1"], r"^\+\+x\.y=1: there is no option x\.y\."),
         (["dataset/foo=1"], r"there is no option dataset/foo\. Did you mean dataset\?"),
         (["hydra=foo"], r"there is no option hydra\."),
@@ -224,9 +246,91 @@ def test_a_sweep_over_groups_takes_the_recipe_of_each(
         ("demo", "demo_tiny", 3),
         ("demo", "demo_tiny", 4),
     ]
-    (record,) = Path("here").rglob("*.yaml")
-    assert record.name == "multirun.yaml"
-    assert [path.name for path in Path.cwd().iterdir()] == ["here"]
+    assert list(Path.cwd().iterdir()) == []
+
+
+def grid(run: Callable[..., list[TrainConfig]], *words: str) -> list[tuple[Any, ...]]:
+    return [
+        (
+            config.dataset.name,
+            config.backbone.name,
+            config.adapter.name,
+            config.ablation.name,
+            config.dataset.train_fraction,
+            config.seed,
+        )
+        for config in run("-m", *words)
+    ]
+
+
+SEEDS = (1111, 2222, 3333, 4444, 5555)
+PAPER = ("qwen", "llama2", "chatglm3")
+VARIANTS = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_tgm", "no_msf")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cells"),
+    [
+        ("table2", [(d, b, "mse", "none", 1.0) for d in ("mosei", "simsv2") for b in PAPER]),
+        ("table3", [(d, b, "mse", "none", 1.0) for d in ("meld", "cherma") for b in PAPER]),
+        ("table4", [(d, "chatglm3", "mse", a, 1.0) for d in ("meld", "simsv2") for a in VARIANTS]),
+        (
+            "table5",
+            [
+                (d, "chatglm3", a, "none", 1.0)
+                for d in ("mosei", "simsv2", "meld", "cherma")
+                for a in ("mse", "mag", "chfn")
+            ],
+        ),
+        (
+            "figure4",
+            [
+                (d, b, "mse", "none", tenths / 10)
+                for d, b in (("mosei", "qwen"), ("cherma", "llama2"))
+                for tenths in range(1, 11)
+            ],
+        ),
+    ],
+)
+def test_an_experiment_is_the_grid_of_its_table(
+    run: Callable[..., list[TrainConfig]], experiment: str, cells: list[tuple[Any, ...]]
+) -> None:
+    found = grid(run, f"experiment={experiment}", "seed=7")
+    assert found == [(*cell, 7) for cell in cells]
+
+
+def test_an_experiment_has_the_paper_s_five_seeds(run: Callable[..., list[TrainConfig]]) -> None:
+    found = grid(run, "experiment=table2", "dataset=mosei", "backbone=qwen")
+    assert found == [("mosei", "qwen", "mse", "none", 1.0, seed) for seed in SEEDS]
+
+
+def test_jobs_of_a_sweep_are_composed_as_single_runs_are(
+    run: Callable[..., list[TrainConfig]],
+) -> None:
+    words = ["dataset=mosei", "training.learning_rate=0.1", "prompt.task='a, b'", "decode=mean"]
+    mapping = "backbone.architecture.hidden_size=32"
+    seen = run("-m", *words, "backbone=llama2", mapping, "seed=1,2", "adapter.scales=[4,2],[8]")
+    single = run(*words, "backbone=llama2", mapping, "seed=2", "adapter.scales=[4,2]")
+    assert seen[2] == single[0]
+    assert len({id(config.adapter.scales) for config in seen}) == 4
+
+
+def test_the_command_line_wins_over_the_grid(run: Callable[..., list[TrainConfig]]) -> None:
+    found = grid(run, "experiment=table4", "backbone=tiny", "dataset=demo", "seed=7")
+    assert found == [("demo", "tiny", "mse", variant, 1.0, 7) for variant in VARIANTS]
+
+
+def test_a_sweep_runs_several_experiments(run: Callable[..., list[TrainConfig]]) -> None:
+    found = run("-m", "experiment=table1,table2", "dataset=mosei", "backbone=qwen")
+    assert [(c.experiment, c.size_only) for c in found] == [("table1", True)] * 3 + [
+        ("table2", False)
+    ] * 5
+
+
+def test_one_cell_of_an_experiment_is_a_run(run: Callable[..., list[TrainConfig]]) -> None:
+    words = ["dataset=meld", "backbone=chatglm3", "ablation=no_msf", "seed=1111"]
+    (config,) = run("experiment=table4", *words)
+    assert (config.experiment, config.recipe) == ("table4", "meld_chatglm3")
 
 
 def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:

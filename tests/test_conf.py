@@ -19,6 +19,7 @@ from msea_lightning.config import (
     MetricKind,
     PrepareConfig,
     Repair,
+    ReportConfig,
     SegmentKind,
     TrainConfig,
 )
@@ -31,6 +32,7 @@ ROOTS: dict[str, type[Any]] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "doctor": DoctorConfig,
+    "report": ReportConfig,
 }
 NEEDED = {"evaluate": ["run=somewhere"]}
 PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")

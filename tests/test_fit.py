@@ -1,4 +1,4 @@
-"""Whole runs: run folders, resuming, evaluation, devices, W&B."""
+"""Whole runs: run folders, resuming, evaluation, devices."""
 
 from __future__ import annotations
 
@@ -183,14 +183,6 @@ def test_failed_run_says_why_in_its_log(options: Options) -> None:
         fit(options("dataset.text_tokens=5000"))
     (log,) = Path(options().runs).rglob("train.log")
     assert "lower dataset.text_tokens" in log.read_text()
-
-
-def test_wandb_offline(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = fit(options("logger=wandb", "training.schedule_epochs=1"))
-    (recorded,) = (run.path / "wandb").glob("offline-run-*")
-    assert list(recorded.glob("run-*.wandb"))
-    assert run.finished
 
 
 def test_epochs_are_said_aloud(options: Options, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,13 +1,16 @@
-"""What happens at the end of every epoch besides checkpoints: history and a line for the reader."""
+"""What happens at the end of every epoch: history, a line for the reader, and whole checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from msea_lightning.metrics import MetricInfo
@@ -74,3 +77,33 @@ class EpochHistory(Callback):
                 ", the best so far" if best else "",
                 row["seconds"],
             )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and moves them there when they are complete.
+
+    Lightning's own writes into the folder of temporary files, which is often another file system:
+    then the last step is a copy, and a process that is killed meanwhile leaves half a checkpoint,
+    which nothing can be resumed from.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Saves a checkpoint so that the file is either the one before or the new one, whole.
+
+        Args:
+            checkpoint: What to save.
+            path: A local file.
+            storage_options: Of no use here; must be None.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options} mean nothing for a local file")
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(place)

@@ -25,7 +25,6 @@ from msea_lightning.config import DatasetConfig, LabelConfig, TrainConfig, Weigh
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.paper import paper_table
-from msea_lightning.task import trainable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -134,6 +133,11 @@ def examine_cells(
     return found, {name: estimator.fitting(device) for name, (_, estimator) in largest.items()}
 
 
+def is_published(config: TrainConfig) -> bool:
+    """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
+    return (config.dataset.name, config.backbone.name) in _LONGEST
+
+
 def _cell(
     config: TrainConfig,
     estimator: CellEstimator,
@@ -190,11 +194,6 @@ class CellEstimator(MemoryEstimator):
     def dtype(self) -> str:
         """Compute dtype of the backbone."""
         return str(self._stored.dtype).removeprefix("torch.")
-
-    @property
-    def trainable(self) -> int:
-        """Parameters of the adapter."""
-        return trainable(self._adapter)
 
     def fitting(self, device: Device) -> dict[str, int]:
         """The options that, each by itself, make the run fit, with the bytes that it needs then."""

@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 the job failed, 2 the command line is wrong, 130 interrupt
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import itertools
 import logging
@@ -20,28 +21,38 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msea_lightning import __version__
 from msea_lightning.config import ConfigError, OptionInfo, UserError, options, to_typed
-
-Root = TypeVar("Root")
+from msea_lightning.jobs import Job, Root, Sweep, Task
 
 _logger = logging.getLogger(__name__)
+
+_EXPERIMENT = "experiment"
+"""The group whose choices bring a grid, as ``hydra.sweeper.params``."""
+
+_EXTRAS = (
+    " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' or "
+    "'msea_lightning[ray]'."
+)
 
 _FLAGS = """\
   -m, --multirun      run once for every combination of the values given with commas
@@ -59,6 +70,7 @@ def launch(
     config_name: str,
     root: type[Root],
     arguments: Sequence[str] | None = None,
+    sweep: Sweep[Root] | None = None,
 ) -> None:
     """Runs a job as the command line says: once, or with ``-m`` once per combination of values.
 
@@ -72,10 +84,12 @@ def launch(
         config_name: The file in ``conf/`` that composes it, without ``.yaml``.
         root: The dataclass that the configuration has to fit.
         arguments: The words of the command line; those of this process where not given.
+        sweep: What runs the jobs of a command line with ``-m``, through one of Hydra's launchers.
+            Where not given they run in this process, one after another.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = _launch(job, config_name, root, words)
+        status = _launch(job, config_name, root, words, sweep)
     except KeyboardInterrupt:
         _say("interrupted")
         status = 130
@@ -107,7 +121,11 @@ def conf_folder() -> Path:
 
 
 def _launch(
-    job: Callable[[Root], None], config_name: str, root: type[Root], words: list[str]
+    job: Callable[[Root], None],
+    config_name: str,
+    root: type[Root],
+    words: list[str],
+    sweep: Sweep[Root] | None,
 ) -> int:
     with _Composer.open(config_name, root) as composer:
         try:
@@ -118,15 +136,23 @@ def _launch(
             if flags.version:
                 sys.stdout.write(f"msea_lightning {__version__}\n")
                 return 0
+            if not flags.multirun or sweep is None:
+                composer.refuse_launcher(flags.overrides)
+            if not (flags.multirun or flags.cfg):
+                composer.refuse_grid(flags.overrides)
+            if flags.cfg:
+                composer.show(flags)
+                return 0
             jobs = composer.jobs(flags.overrides, multirun=flags.multirun)
         except ConfigError as error:
             return _refuse(error, status=2)
-        if flags.cfg:
-            composer.show(jobs[0].overrides, flags)
-            return 0
         _configure_logging()
         if flags.multirun:
-            return composer.sweep(job, flags.overrides, jobs)
+            start = partial(composer.start, flags.overrides)
+            try:
+                return sweep(jobs, start) if sweep else _one_by_one(job, jobs)
+            except UserError as error:
+                return _refuse(error, status=1)
     # A single run is outside of Hydra: processes that Lightning starts for further devices repeat
     # this very command line.
     try:
@@ -136,16 +162,21 @@ def _launch(
     return 0
 
 
-@dataclass(frozen=True)
-class _Job(Generic[Root]):
-    """One run: its overrides as Hydra reads them, and the configuration that they make."""
-
-    overrides: list[str]
-    config: Root
-
-
-class _JobError(Exception):
-    """A job of a sweep failed and has said so."""
+def _one_by_one(job: Callable[[Root], None], jobs: Sequence[Job[Root]]) -> int:
+    """Runs all jobs in this process; one that fails says so, and the others run."""
+    failed: list[str] = []
+    for number, item in enumerate(jobs, 1):
+        name = f"job {number} of {len(jobs)} ({' '.join(item.overrides)})"
+        _logger.info(name)
+        try:
+            job(item.config)
+        except Exception as error:
+            brief = isinstance(error, UserError) and not _wants_traceback()
+            _say(f"error: {name} failed: {error if brief else traceback.format_exc()}")
+            failed.append(name)
+    if failed:
+        _say(f"error: {len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+    return int(bool(failed))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,66 +238,119 @@ class _Composer(Generic[Root]):
         with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
             yield cls(config_name, root)
 
-    def jobs(self, lines: Sequence[str], *, multirun: bool) -> list[_Job[Root]]:
+    def jobs(self, lines: Sequence[str], *, multirun: bool) -> list[Job[Root]]:
         """Checks all overrides, and composes every combination of their values.
+
+        Args:
+            lines: The overrides.
+            multirun: Whether one of them may name several values, and the grid of an experiment
+                counts in what they leave open.
 
         Raises:
             ConfigError: naming the override and what is legal.
         """
-        values = [_values(override) for override in self._parse(lines, multirun=multirun)]
         jobs = []
-        for combination in itertools.product(*values):
-            config = to_typed(self._compose(combination), self.root)
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        for words in self._combinations(lines, multirun=multirun, grids=multirun):
+            config = to_typed(self._compose_once(words, composed), self.root)
             if multirun:
                 self._refuse_devices(config)
-            jobs.append(_Job(list(combination), config))
+            jobs.append(Job([word for word in words if not _is_of_hydra(word)], config))
         if not jobs:
             raise ConfigError("-m: one of the ranges is empty, so that there is nothing to run.")
         return jobs
 
-    def show(self, overrides: list[str], flags: argparse.Namespace) -> None:
-        """Writes the composed configuration to standard output as YAML."""
+    def _combinations(
+        self, lines: Sequence[str], *, multirun: bool, grids: bool
+    ) -> Iterator[Sequence[str]]:
+        overrides = self._parse(lines, multirun=multirun)
+        for combination in itertools.product(*map(_values, overrides)):
+            yield from self._cells(combination) if grids else [combination]
+
+    def _cells(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The overrides once for every cell of the grid that an experiment brings."""
+        lines = self._open_grid(words)
+        parts = [line for line in lines if _key(line) == _EXPERIMENT]
+        if parts:
+            # An experiment of several experiments, one after another.
+            others = [word for word in words if _key(word) != _EXPERIMENT]
+            for (part,) in itertools.product(*map(_values, self._parse(parts, multirun=True))):
+                yield from self._cells([*others, part])
+            return
+        for cell in itertools.product(*map(_values, self._parse(lines, multirun=True))):
+            yield [*words, *cell]
+
+    def _open_grid(self, words: Sequence[str]) -> list[str]:
+        """What of ``hydra.sweeper.params``, the grid of an experiment, the overrides leave open."""
+        if _EXPERIMENT not in self.groups:
+            return []
+        grid = self._compose(words, return_hydra_config=True).hydra.sweeper.params or {}
+        given = {_key(word) for word in words} - {_EXPERIMENT}
+        return [f"{key}={value}" for key, value in grid.items() if key not in given]
+
+    def refuse_grid(self, lines: Sequence[str]) -> None:
+        """Refuses to run an experiment of many runs as one.
+
+        Raises:
+            ConfigError: naming what is open, and both ways on.
+        """
+        words = [str(override.input_line) for override in self._parse(lines, multirun=False)]
+        grid = self._open_grid(words)
+        if grid:
+            raise ConfigError(
+                f"this experiment is a grid over {', '.join(_key(line) for line in grid)}: add -m "
+                "to run all of it, or give one value for each to run a single cell."
+            )
+
+    def refuse_launcher(self, lines: Sequence[str]) -> None:
+        """Refuses a launcher where nothing is launched.
+
+        Raises:
+            ConfigError: naming the override.
+        """
+        for line in lines:
+            if _key(line).startswith(("hydra/launcher", "hydra.launcher")):
+                raise ConfigError(
+                    f"{line}: a launcher runs the cells of python -m msea_lightning.train -m; this "
+                    "command launches nothing. Leave it out."
+                )
+
+    def start(
+        self, lines: Sequence[str], task: Task, jobs: Sequence[Job[Root]]
+    ) -> Sequence[JobReturn]:
+        """Hands jobs to Hydra's launcher.
+
+        Args:
+            lines: The overrides of the command line, which choose the launcher.
+            task: What the launcher calls with the composed configuration of each.
+            jobs: The jobs.
+
+        Returns:
+            What the launcher returns of each.
+        """
+        own = [line for line in lines if _is_of_hydra(line)]
+        config = self.hydra.compose_config(
+            self.config_name, [*own, *jobs[0].overrides], RunMode.MULTIRUN, False
+        )
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(context, task, config)
+        return launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+
+    def show(self, flags: argparse.Namespace) -> None:
+        """Writes the composed configuration to standard output as YAML; of a grid the first cell.
+
+        Raises:
+            ConfigError: naming the override and what is legal.
+        """
+        words = next(iter(self._combinations(flags.overrides, multirun=False, grids=True)))
+        to_typed(self._compose(words), self.root)
         self.hydra.show_cfg(
             config_name=self.config_name,
-            overrides=overrides,
+            overrides=list(words),
             cfg_type=flags.cfg,
             package=flags.package,
             resolve=flags.resolve,
         )
-
-    def sweep(
-        self, job: Callable[[Root], None], lines: Sequence[str], jobs: list[_Job[Root]]
-    ) -> int:
-        """Runs all jobs through Hydra's sweeper and launcher; the exit code.
-
-        A job that fails says so at once, the others run, and the exit code is 1.
-        """
-        root, count = self.root, len(jobs)
-        failed: list[str] = []
-
-        def task(config: DictConfig) -> None:
-            hydra = HydraConfig.get()
-            name = f"job {hydra.job.num + 1} of {count} ({' '.join(hydra.overrides.task)})"
-            _logger.info(name)
-            try:
-                job(to_typed(config, root))
-            except Exception as error:
-                brief = isinstance(error, UserError) and not _wants_traceback()
-                _say(f"error: {name} failed: {error if brief else traceback.format_exc()}")
-                failed.append(name)
-                raise _JobError(name) from error
-
-        overrides = [str(override.input_line) for override in self._parse(lines, multirun=True)]
-        try:
-            self.hydra.multirun(
-                config_name=self.config_name,
-                task_function=task,
-                overrides=[*overrides, "hydra.mode=MULTIRUN"],
-            )
-        except _JobError:
-            _say(f"error: {len(failed)} of {count} jobs failed: {'; '.join(failed)}")
-            return 1
-        return 0
 
     def help(self, lines: Sequence[str]) -> str:
         """The help text: usage, choices, and every option with the value it would have."""
@@ -413,15 +497,44 @@ class _Composer(Generic[Root]):
             f"{override.input_line}: these are several values; add -m to run once with each.{hint}"
         )
 
-    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+    def _compose(
+        self, overrides: Sequence[str], *, return_hydra_config: bool = False
+    ) -> DictConfig:
         try:
-            return hydra_compose(self.config_name, list(overrides))
+            return hydra_compose(self.config_name, list(overrides), return_hydra_config)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             reasons = [error, error.__cause__] if error.__cause__ else [error]
             lines = [line.strip() for reason in reasons for line in str(reason).splitlines()]
             noise = ("reference_type=", "object_type=", "provider=", "Config search path")
             text = " ".join(line for line in lines if line and not line.startswith(noise))
-            raise ConfigError(f"The configuration cannot be composed: {text}") from error
+            hint = _EXTRAS if "hydra/launcher" in text else ""
+            raise ConfigError(f"The configuration cannot be composed: {text}{hint}") from error
+
+    def _compose_once(
+        self, words: Sequence[str], composed: dict[tuple[str, ...], DictConfig]
+    ) -> DictConfig:
+        """The configuration of one of many jobs, which composes each set of choices once.
+
+        Composing takes most of a second for ten jobs, and most jobs of a sweep differ in their seed
+        alone: an option has no part in choosing files, so that Hydra, too, sets it at the end.
+
+        Args:
+            words: The overrides.
+            composed: What has been composed before, by the overrides.
+        """
+        choosing = tuple(
+            word for word in words if word.startswith(("+", "~")) or not self._is_option(_key(word))
+        )
+        if choosing not in composed:
+            composed[choosing] = self._compose(choosing)
+        config = copy.deepcopy(composed[choosing])
+        setting = [word for word in words if word not in choosing]
+        for override in self.parser.parse_overrides(setting):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        return config
+
+    def _is_option(self, key: str) -> bool:
+        return key in self.options and key not in self.groups
 
     def _refuse_devices(self, config: Root) -> None:
         trainer = getattr(config, "trainer", None)
@@ -490,6 +603,16 @@ def _folders(overrides: Sequence[Override]) -> list[Path]:
         if override.key_or_group == "hydra.searchpath" and isinstance(value, list):
             folders += [Path(str(entry).removeprefix("file://")) for entry in value]
     return folders
+
+
+def _key(word: str) -> str:
+    """What an override is for."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _is_of_hydra(word: str) -> bool:
+    """Whether an override is for Hydra itself."""
+    return _key(word).startswith(("hydra.", "hydra/"))
 
 
 def _values(override: Override) -> list[str]:

@@ -1,10 +1,10 @@
 """Every option of the framework: its type, unit, range and the checks between options.
 
 One dataclass per component, composed into one root per entry point (:class:`TrainConfig`,
-:class:`PrepareConfig`, :class:`EvaluateConfig`, :class:`DoctorConfig`). The dataclasses are the
-schema of ``conf/``: Hydra composes the YAML files into them, :func:`to_typed` turns the result into
-plain typed objects and refuses whatever the schema does not know or allow. Modules never receive
-these objects whole, only the plain values that they need.
+:class:`PrepareConfig`, :class:`EvaluateConfig`, :class:`DoctorConfig`, :class:`ReportConfig`). The
+dataclasses are the schema of ``conf/``: Hydra composes the YAML files into them, :func:`to_typed`
+turns the result into plain typed objects and refuses whatever the schema does not know or allow.
+Modules never receive these objects whole, only the plain values that they need.
 """
 
 from __future__ import annotations
@@ -259,6 +259,9 @@ class DatasetConfig:
     expected_test: int | None = option(None, "utterances in test as published", low=0)
     valid_fraction: float = option(
         0.15, "part of train held out where there is no valid split", above=0, below=1
+    )
+    train_fraction: float = option(
+        1.0, "part of the training utterances to train on, stratified by label", above=0, high=1
     )
     standardize: bool = option(
         False, "zero mean, unit variance per feature, fitted on the training part"
@@ -515,7 +518,9 @@ class LoggerConfig:
     wandb_mode: WandbMode = option(WandbMode.auto, "where W&B runs go")
     wandb_project: str = option("msea_lightning", "W&B project")
     wandb_entity: str | None = option(None, "W&B team or user")
-    wandb_group: str | None = option(None, "W&B group; dataset/adapter-backbone where not given")
+    wandb_group: str | None = option(
+        None, "W&B group; [experiment/]dataset/adapter-backbone where not given"
+    )
 
 
 @dataclass
@@ -533,10 +538,17 @@ class TrainConfig:
     logger: LoggerConfig = option(LoggerConfig, "loggers")
     decode: Decode = option(Decode.greedy, "how an answer is picked")
     recipe: str | None = option(None, "published recipe in use; set by conf/recipe")
+    experiment: str | None = option(
+        None, "table or figure of the paper that the run belongs to; set by conf/experiment"
+    )
+    size_only: bool = option(False, "count parameters and estimate memory, and train nothing")
     seed: int = option(1111, "seed of weights, batches and splits", low=0, high=2**32 - 1)
     runs: str = option("runs", "folder of all run folders")
     ckpt: str | None = option(
-        None, "'last' resumes this cell's latest run; or a run folder to resume"
+        None,
+        "'auto' does nothing where a run of these very options is finished, resumes it where it "
+        "is not, and else begins it, as every run of a sweep does; 'last' resumes this cell's "
+        "latest run; or a run folder to resume",
     )
 
     def check(self, where: str) -> None:
@@ -578,6 +590,14 @@ class DoctorConfig:
     backbones: str | None = option(None, "a folder to search for folders with checkpoints")
     accelerator: Accelerator = option(Accelerator.auto, "hardware that the cells would run on")
     json: str | None = option(None, "a file for the findings as JSON, besides the tables")
+
+
+@dataclass
+class ReportConfig:
+    """``python -m msea_lightning.report``."""
+
+    runs: str = option("runs", "a folder with run folders anywhere beneath it")
+    out: str | None = option(None, "folder to write into; the folder of runs where not given")
 
 
 Root = TypeVar("Root")

@@ -111,13 +111,19 @@ class MemoryEstimate:
         listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
         return f"about {readable_bytes(self.total)} at its peak: {listed}"
 
-    def report(self, measured: int | None = None) -> dict[str, Any]:
+    def report(self, trainable_parameters: int, measured: int | None = None) -> dict[str, Any]:
         """Everything in bytes, as ``memory.json`` has it.
 
         Args:
+            trainable_parameters: Of the adapter.
             measured: The measured peak, where the run has ended.
         """
-        return {"parts": asdict(self), "total": self.total, "measured_peak": measured}
+        return {
+            "trainable_parameters": trainable_parameters,
+            "parts": asdict(self),
+            "total": self.total,
+            "measured_peak": measured,
+        }
 
 
 class MemoryEstimator:
@@ -168,6 +174,11 @@ class MemoryEstimator:
         self._longest_text = self._prompt.pad_to or self._prompt.text_tokens
         self._activations: dict[tuple[Stored, Reading], int] = {}
         self._distinct_tokens = len(seen) + self._prompt.longest
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter."""
+        return trainable(self._adapter)
 
     def estimate(
         self,

@@ -9,8 +9,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +28,7 @@ from msea_lightning.backbone import (
 )
 from msea_lightning.backbone.loading import backbone_place
 from msea_lightning.backbone.memory import free_bytes, peak_bytes, readable_bytes, reset_peak
-from msea_lightning.callbacks import EpochHistory
+from msea_lightning.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.config import (
     BackboneConfig,
     Split,
@@ -42,7 +40,13 @@ from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.metrics import METRICS, selection_metric
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import describe, save_plugin
-from msea_lightning.runs import RunFolder, open_run, write_atomically, write_json
+from msea_lightning.runs import (
+    RunFolder,
+    open_run,
+    with_absolute_places,
+    write_atomically,
+    write_json,
+)
 from msea_lightning.task import AdapterTask, Prediction, build_task, trainable
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ def fit(config: TrainConfig) -> RunFolder:
     """Trains an adapter, tests the best validation epoch once, and writes the run folder.
 
     Args:
-        config: All options of the run.
+        config: All options of the run. With ``ckpt=auto`` a run that is finished stays as it is.
 
     Returns:
         The finished run folder.
@@ -67,8 +71,11 @@ def fit(config: TrainConfig) -> RunFolder:
     Raises:
         UserError: whatever is wrong with data, backbone, options, or training that diverged.
     """
-    config = _with_absolute_places(config)
+    config = with_absolute_places(config)
     with open_run(config) as run:
+        if run.finished:
+            _log.info("finished earlier: %s", run.path)
+            return run
         seed_everything(config.seed, workers=True, verbose=False)
         if config.trainer.threads is not None:
             torch.set_num_threads(config.trainer.threads)
@@ -85,7 +92,7 @@ def fit(config: TrainConfig) -> RunFolder:
         _announce(config, task, data)
         with _loggers(config, run, task) as loggers:
             trainer = _trainer(config, run, task, device, loggers)
-            resume = run.last if config.ckpt is not None else None
+            resume = run.last if config.ckpt is not None and run.last.exists() else None
             try:
                 trainer.fit(task, datamodule=data, ckpt_path=resume)
             except SystemExit as leaving:
@@ -95,35 +102,8 @@ def fit(config: TrainConfig) -> RunFolder:
                 if run.last.exists():
                     _log.warning("the same command with ckpt=last resumes this run")
                 raise KeyboardInterrupt from leaving
-            _finish(config, run, task, data, trainer)
-            if estimate is not None and trainer.is_global_zero:
-                measured = peak_bytes(device)
-                write_json(run.memory, estimate.report(measured))
-                _log.info(
-                    "memory: %s measured, %s estimated",
-                    readable_bytes(measured),
-                    readable_bytes(estimate.total),
-                )
+            _finish(config, run, task, data, trainer, estimate)
     return run
-
-
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """The options with local files and folders named from the root, valid from any folder."""
-
-    def absolute(place: str | None) -> str | None:
-        if place is None or not Path(place).expanduser().exists():
-            return place
-        return str(Path(place).expanduser().resolve())
-
-    backbone = replace(
-        config.backbone,
-        path=absolute(config.backbone.path),
-        tokenizer=absolute(config.backbone.tokenizer),
-    )
-    dataset = replace(
-        config.dataset, path=absolute(config.dataset.path), cache=absolute(config.dataset.cache)
-    )
-    return replace(config, backbone=backbone, dataset=dataset)
 
 
 def load_config_backbone(
@@ -211,7 +191,7 @@ def _estimate(
     # The processes of a DDP run on a CPU share one memory; the first has counted them all.
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _log.info("memory: %s; %s free on %s", estimate, readable_bytes(free_bytes(device)), device)
-        write_json(run.memory, estimate.report())
+        write_json(run.memory, estimate.report(estimator.trainable))
         if config.backbone.check_memory:
             estimator.check(estimate)
     reset_peak(device)
@@ -368,6 +348,7 @@ def _trainer(
         logger=loggers or False,
         log_every_n_steps=10,
         default_root_dir=run.path,
+        plugins=[WholeCheckpoints()],
     )
 
 
@@ -377,6 +358,7 @@ def _finish(
     task: AdapterTask,
     data: UtteranceDataModule,
     trainer: Trainer,
+    estimate: MemoryEstimate | None,
 ) -> None:
     """Tests the best validation epoch and writes everything that a finished run has."""
     best = torch.load(run.best, map_location=task.device, weights_only=True)
@@ -399,6 +381,14 @@ def _finish(
         test=results["test"],
     )
     save_plugin(run.plugin, task, facts)
+    if estimate is not None:
+        measured = peak_bytes(task.device)
+        write_json(run.memory, estimate.report(trainable(task), measured))
+        _log.info(
+            "memory: %s measured, %s estimated",
+            readable_bytes(measured),
+            readable_bytes(estimate.total),
+        )
     write_json(run.metrics, results)
     show_results(
         results,
@@ -409,6 +399,18 @@ def _finish(
     )
     _doubt_validation(task, results)
     Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
+    if config.logger.wandb:
+        from msea_lightning.wandb_run import log_results
+
+        log_results(
+            trainer.loggers,
+            config,
+            run,
+            task,
+            results=results,
+            predictions=predictions,
+            best_epoch=best["epoch"],
+        )
 
 
 def _doubt_validation(task: AdapterTask, results: Mapping[str, Mapping[str, float]]) -> None:
@@ -432,7 +434,7 @@ def _loggers(config: TrainConfig, run: RunFolder, task: AdapterTask) -> Iterator
     if not config.logger.wandb:
         yield []
         return
-    from msea_lightning.wandb_run import wandb_logger
+    from msea_lightning.wandb_run import wandb_loggers
 
-    with wandb_logger(config, run, trainable=trainable(task)) as logger:
-        yield [logger]
+    with wandb_loggers(config, run, trainable=trainable(task)) as loggers:
+        yield loggers

@@ -3,7 +3,10 @@
 ``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/`` holds ``config.yaml``,
 ``env.json``, ``memory.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,
 ``checkpoints/`` and ``train.log``. ``metrics.json`` is written last and atomically: a run that has
-it is finished.
+it is finished. One that failed has ``error.json`` instead.
+
+What a run *is* does not hang on its folder's name but on its options: :func:`fingerprint`. Reading
+run folders takes neither torch nor lightning.
 """
 
 from __future__ import annotations
@@ -11,48 +14,61 @@ from __future__ import annotations
 import csv
 import dataclasses
 import enum
+import hashlib
 import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from msea_lightning.config import TrainConfig, UserError, to_typed
+from msea_lightning.config import TrainConfig, UserError, options, to_typed
+from msea_lightning.environment import environment
 
 _STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
-"""All runs of one sweep in one process share their time: the seeds lie side by side."""
+_STARTED_VARIABLE = "MSEA_STARTED"
+"""Tells the processes of a sweep when it was started: its runs share their time, so that the seeds
+lie side by side."""
 
 _FOLDER_VARIABLE = "MSEA_RUN_FOLDER"
 """Tells the other processes of a DDP run which folder the first one has made."""
 
-_NOT_COMPARED = frozenset({"ckpt", "runs", "trainer", "logger"})
-"""Options that may differ between a run and its continuation."""
-
-_PACKAGES = (
-    "msea_lightning",
-    "torch",
-    "lightning",
-    "transformers",
-    "tokenizers",
-    "torchmetrics",
-    "hydra-core",
-    "omegaconf",
-    "bitsandbytes",
-    "numpy",
-    "safetensors",
-    "wandb",
+_NOT_COMPARED = frozenset(
+    {
+        "ckpt",
+        "runs",
+        "experiment",
+        "trainer",
+        "logger",
+        "dataset.cache",
+        "dataset.download",
+        "dataset.workers",
+        "backbone.check_memory",
+    }
 )
+"""Options that say where and how something runs, not what: they may differ between a run and its
+continuation, and a cell of one experiment is also that of another."""
+
+_MAPPINGS = frozenset(info.key for info in options(TrainConfig) if info.type == "mapping")
+"""Options that are mappings themselves, not sections of options."""
+
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Five times as fast where it is there."""
+
+_LOCKS = ".locks"
+"""Folder of the files that a process holds while it trains, below the folder of all runs."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""How PyTorch speaks of too little memory: of a GPU, and in an ordinary RuntimeError of a CPU."""
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +133,11 @@ class RunFolder:
         return self.path / "memory.json"
 
     @property
+    def error(self) -> Path:
+        """Why the last attempt failed; absent in a run that has not."""
+        return self.path / "error.json"
+
+    @property
     def finished(self) -> bool:
         """Whether the run has ended well."""
         return self.metrics.exists()
@@ -136,6 +157,20 @@ class RunFolder:
         assert isinstance(loaded, DictConfig)
         return to_typed(loaded, TrainConfig)
 
+    def fingerprint(self) -> str | None:
+        """The :func:`fingerprint` of the run's options; None where they cannot be read.
+
+        Much faster than loading the options, because nothing is checked.
+        """
+        try:
+            written = yaml.load(self.config.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        if not isinstance(written, dict):
+            return None
+        # Options that are newer than the run have their defaults.
+        return _hash({**comparable(TrainConfig()), **dict(_flat(written))})
+
 
 def cell_folder(config: TrainConfig) -> Path:
     """Folder of all runs of a cell: one data set, adapter, backbone and ablation."""
@@ -145,23 +180,153 @@ def cell_folder(config: TrainConfig) -> Path:
     return Path(config.runs) / config.dataset.name / "-".join(parts)
 
 
+def share_start() -> None:
+    """Makes the runs of all processes that this one starts share its time in their folders."""
+    os.environ[_STARTED_VARIABLE] = _STARTED
+
+
+def with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """The options with local files and folders named from the root, valid from any folder."""
+
+    def absolute(place: str | None) -> str | None:
+        if place is None or not Path(place).expanduser().exists():
+            return place
+        return str(Path(place).expanduser().resolve())
+
+    backbone = replace(
+        config.backbone,
+        path=absolute(config.backbone.path),
+        tokenizer=absolute(config.backbone.tokenizer),
+    )
+    dataset = replace(
+        config.dataset, path=absolute(config.dataset.path), cache=absolute(config.dataset.cache)
+    )
+    return replace(config, backbone=backbone, dataset=dataset)
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A hash of the resolved options that make a run what it is, as hexadecimal digits.
+
+    Two runs with the same one have the same results. Where it runs, what it logs to, and which
+    experiment asked for it have no part in it.
+
+    Args:
+        config: All options of the run; local places as :func:`with_absolute_places` has them.
+    """
+    return _hash(comparable(config))
+
+
+def _hash(options: Mapping[str, Any]) -> str:
+    text = json.dumps(options, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_runs(root: Path) -> Iterator[RunFolder]:
+    """All run folders below a folder, whatever they are called, in the order of their paths.
+
+    Args:
+        root: The folder; it need not exist.
+    """
+    for path, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "config.yaml" in files:
+            folders.clear()  # what is inside belongs to the run
+            yield RunFolder(Path(path))
+
+
+def runs_of(config: TrainConfig) -> list[RunFolder]:
+    """All runs of exactly these options below ``config.runs``, the most useful one first.
+
+    A finished run comes before one that can be resumed, and that before one that cannot; among
+    equals the latest.
+
+    Args:
+        config: All options of the run; local places as :func:`with_absolute_places` has them.
+    """
+    return runs_by_fingerprint(Path(config.runs)).get(fingerprint(config), [])
+
+
+def runs_by_fingerprint(root: Path) -> dict[str, list[RunFolder]]:
+    """All run folders below a folder by their fingerprints, of each the most useful one first.
+
+    Args:
+        root: The folder; it need not exist.
+    """
+    found: dict[str, list[RunFolder]] = {}
+    for run in find_runs(root):
+        mark = run.fingerprint()
+        if mark is not None:
+            found.setdefault(mark, []).append(run)
+    return {key: sorted(runs, key=_usefulness, reverse=True) for key, runs in found.items()}
+
+
+def _usefulness(run: RunFolder) -> tuple[bool, bool, float]:
+    return (run.finished, run.last.exists(), run.config.stat().st_mtime)
+
+
+def is_held(config: TrainConfig) -> bool:
+    """Whether a process trains a run of exactly these options at the moment.
+
+    Args:
+        config: All options of the run; local places as :func:`with_absolute_places` has them.
+    """
+    try:
+        with _lock(config):
+            return False
+    except Timeout:
+        return True
+
+
+def _lock(config: TrainConfig) -> FileLock:
+    """The lock of a run. It ends with its process, whatever ends that."""
+    folder = Path(config.runs) / _LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{fingerprint(config)[:32]}.lock", timeout=0)
+
+
 @contextmanager
 def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     """The folder of a run, new or resumed, with ``train.log`` attached to the log.
 
-    In the other processes of a DDP run it is the folder that the first process has made.
+    In the other processes of a DDP run it is the folder that the first process has made. A run
+    that fails leaves the reason in ``error.json``.
 
     Args:
-        config: Options of the run; ``ckpt`` chooses between a new and an earlier folder.
+        config: Options of the run; ``ckpt`` chooses between a new and an earlier folder. With
+            ``ckpt=auto`` the folder may be that of a run that is finished.
 
     Raises:
-        RunError: if there is nothing to resume, or it was started with other options.
+        RunError: if there is nothing to resume, it was started with other options, or with
+            ``ckpt=auto`` another process trains the same run.
     """
     inherited = os.environ.get(_FOLDER_VARIABLE)
     if inherited is not None:
         yield RunFolder(Path(inherited))
         return
-    folder = _new_folder(config) if config.ckpt is None else _earlier_folder(config)
+    with ExitStack() as stack:
+        if config.ckpt == "auto":
+            try:
+                stack.enter_context(_lock(config))
+            except Timeout:
+                raise RunError(
+                    f"another process trains this very run at the moment (seed {config.seed} in "
+                    f"{cell_folder(config)}). Wait for it, or start a second one with ckpt=null."
+                ) from None
+        yield stack.enter_context(_logged(_folder(config)))
+
+
+def _folder(config: TrainConfig) -> RunFolder:
+    if config.ckpt is None:
+        return _new_folder(config)
+    if config.ckpt == "auto":
+        earlier = runs_of(config)
+        return earlier[0] if earlier else _new_folder(config)
+    return _earlier_folder(config)
+
+
+@contextmanager
+def _logged(folder: RunFolder) -> Iterator[RunFolder]:
+    """Attaches ``train.log`` to the log, and leaves ``error.json`` behind a failure."""
     log_file = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -170,6 +335,7 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     if ours.level == logging.NOTSET:
         ours.setLevel(logging.INFO)
     os.environ[_FOLDER_VARIABLE] = str(folder.path.resolve())
+    folder.error.unlink(missing_ok=True)
     try:
         yield folder
     except BaseException as error:
@@ -180,6 +346,8 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
         log_file.handle(
             _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
         )
+        if isinstance(error, Exception):
+            write_json(folder.error, describe_error(error))
         raise
     finally:
         del os.environ[_FOLDER_VARIABLE]
@@ -187,8 +355,26 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
         log_file.close()
 
 
+def describe_error(error: Exception) -> dict[str, str]:
+    """What ``error.json`` says of a failure: its kind and its text.
+
+    Kinds: ``refused`` (the user can mend it), ``memory`` (there was not enough), ``crashed``.
+    """
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    short = isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+    if isinstance(error, UserError):
+        return {"kind": "memory" if short else "refused", "error": text}
+    if short:
+        remedy = (
+            "Make training.batch_size smaller, or store the backbone in fewer bits "
+            "(backbone.quantization=int8 or nf4)."
+        )
+        return {"kind": "memory", "error": f"out of memory ({text.strip()}). {remedy}"}
+    return {"kind": "crashed", "error": text}
+
+
 def _new_folder(config: TrainConfig) -> RunFolder:
-    base = cell_folder(config) / _STARTED
+    base = cell_folder(config) / os.environ.get(_STARTED_VARIABLE, _STARTED)
     base.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, 10_000):
         # Runs of a sweep that differ in another option than the seed share a name up to here.
@@ -228,7 +414,7 @@ def _earlier_folder(config: TrainConfig) -> RunFolder:
             f"{folder.path} is a finished run (it has metrics.json); there is nothing to resume. "
             "Start a new run without ckpt."
         )
-    before, now = _flat(folder.load_config()), _flat(config)
+    before, now = comparable(folder.load_config()), comparable(config)
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)}, is now {now[key]}" for key in changed)
@@ -243,20 +429,38 @@ def _same_seed(run: RunFolder, seed: int) -> bool:
     return run.path.name.split("-")[1] == str(seed)
 
 
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Options that must not change between a run and its continuation, by dotted key."""
-    flat: dict[str, Any] = {}
+def comparable(config: TrainConfig) -> dict[str, Any]:
+    """The options that make a run what it is, by dotted key, as plain values."""
+    return dict(_flat(config))
 
-    def walk(value: Any, key: str) -> None:
-        if dataclasses.is_dataclass(value):
-            for item in dataclasses.fields(value):
-                if key or item.name not in _NOT_COMPARED:
-                    walk(getattr(value, item.name), f"{key}.{item.name}" if key else item.name)
+
+def _flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a dataclass, or of a mapping that a file has of it, that are compared."""
+    for name, part in _items(value):
+        key = f"{where}{name}"
+        if key in _NOT_COMPARED:
+            continue
+        if dataclasses.is_dataclass(part) or (isinstance(part, dict) and key not in _MAPPINGS):
+            yield from _flat(part, f"{key}.")
         else:
-            flat[key] = value.value if isinstance(value, enum.Enum) else value
+            yield key, _plain(part)
 
-    walk(config, "")
-    return flat
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return value.items()
+    return [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
+
+
+def _plain(value: Any) -> Any:
+    """The value of an option as JSON has it."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(part) for name, part in _items(value)}
+    return value
 
 
 def _as_yaml(config: TrainConfig) -> str:
@@ -298,41 +502,3 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and hardware of this run."""
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "cpu": platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        if cuda
-        else [],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that runs; None where the project is installed from a wheel."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

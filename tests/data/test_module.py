@@ -151,6 +151,53 @@ def test_groupless_data_sets_are_held_out_by_utterance(
     assert sum(map(float, data.splits["valid"].labels)) == 120
 
 
+@pytest.mark.parametrize("valid", [7, None])
+def test_a_fraction_is_taken_of_the_training_part_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, valid: int | None
+) -> None:
+    """Also where the validation part comes out of train: it is held out first."""
+    counts = {"train": 60, "test": 8} if valid is None else {"train": 60, "valid": valid, "test": 8}
+    store = stored(tmp_path, corpus(counts, labels=[-1.0, 0.2, 0.6, 0.9]))
+    whole, half = build(store), build(store, train_fraction=0.5, standardize=True)
+    whole.setup()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        half.setup()
+    size = len(whole.splits["train"])
+    assert size == 60 if valid else size < 60
+    message = f"training on a part: {round(size / 2)} of {size} utterances (train_fraction 0.5)"
+    assert caplog.messages[-1] == f"{message}, stratified by label, seed 1"
+    for split in ("valid", "test"):
+        assert half.splits[split].ids == whole.splits[split].ids
+    kept = half.splits["train"].ids
+    assert kept == [identity for identity in whole.splits["train"].ids if identity in set(kept)]
+    assert len(kept) == round(size / 2)
+    frames = np.concatenate([one.audio for one in half.splits["train"] if one.audio is not None])
+    assert half.feature_statistics()["audio"][0] == pytest.approx(frames.mean(axis=0), abs=1e-6)
+
+
+def test_label_space_and_metrics_do_not_depend_on_the_fraction(tmp_path: Path) -> None:
+    """One utterance is trained on; the space still has what only the others show."""
+    store = stored(tmp_path, corpus({"train": 40, "valid": 4, "test": 4}, labels=[0.2, -0.4, 0.8]))
+    whole, one = build(store), build(store, train_fraction=0.01)
+    whole.setup()
+    one.setup()
+    assert len(one.splits["train"]) == 1
+    assert (one.labels, one.metrics) == (whole.labels, whole.metrics)
+    assert (one.audio_dim, one.vision_dim) == (whole.audio_dim, whole.vision_dim)
+    assert [len(batch) for batch in one.train_dataloader()] == [1]
+
+
+def test_the_whole_training_part_is_no_sample(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = build(store, train_fraction=1.0)
+    with caplog.at_level(logging.INFO):
+        data.setup()
+    assert data.splits["train"] is store.splits["train"]
+    assert "part" not in caplog.text
+
+
 def test_refused_data_sets(tmp_path: Path) -> None:
     without_test = stored(tmp_path / "a", corpus({"train": 6, "valid": 3}))
     with pytest.raises(DataError, match=r"'table' has no test split .* has train, valid. Mark"):

@@ -102,6 +102,11 @@ def _reason(place: str, error: Exception) -> str:
             "architectures that transformers implements can be a backbone. Give a checkpoint in "
             "a native format as backbone.path."
         )
+    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in text:
+        return (
+            f"The machine ran out of memory while {place} was loaded ({first_line}). Free some, "
+            "or store the backbone in fewer bits (backbone.quantization=int8 or nf4)."
+        )
     if "does not recognize this architecture" in text or "model type" in text.lower():
         return (
             f"The installed transformers does not know the architecture of {place}: {first_line} "

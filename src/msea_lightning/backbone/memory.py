@@ -134,6 +134,15 @@ def weight_memory(
     return WeightMemory(total, files=dense_linear if quantized else 0)
 
 
+def parameter_count(config: PretrainedConfig) -> int:
+    """Parameters of an architecture; built without memory for it.
+
+    Args:
+        config: The architecture.
+    """
+    return int(_on_meta(config, torch.float32).num_parameters())
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a language model is given at a time.

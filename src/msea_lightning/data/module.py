@@ -26,6 +26,7 @@ from msea_lightning.config import (
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import EvaluationSampler, TrainingBatchSampler, reading_costs
+from msea_lightning.data.sampling import sample
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch, Utterance
 from msea_lightning.data.validation import hold_out
@@ -47,7 +48,7 @@ class UtteranceDataModule(LightningDataModule):
         dataset: The data set's options.
         batch_size: Utterances per training batch, all devices together.
         eval_batch_size: Utterances per evaluation batch and device.
-        seed: Seed of the training order and of a held-out validation part.
+        seed: Seed of the training order, of a held-out validation part, and of a part to train on.
         store: The prepared data set, where it is at hand; else it is prepared on first use.
     """
 
@@ -79,7 +80,10 @@ class UtteranceDataModule(LightningDataModule):
             self._store = prepare_store(self._dataset)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data set, settles its label space, and holds out a validation part if needed.
+        """Opens the data set, settles its label space, and parts its utterances.
+
+        A validation part is held out where there is none, then ``dataset.train_fraction`` of what
+        remains is sampled to train on. The label space comes before both.
 
         Args:
             stage: Lightning's stage; all stages use the same splits.
@@ -106,6 +110,8 @@ class UtteranceDataModule(LightningDataModule):
                 _say("no %s in %s: no branch is trained for it", modality, self._dataset.name)
         if "valid" not in splits:
             splits |= self._hold_out(splits["train"])
+        if self._dataset.train_fraction < 1:
+            splits["train"] = self._sample(splits["train"])
         self._splits = {split: splits[split] for split in ("train", "valid", "test")}
 
     def teardown(self, stage: str | None = None) -> None:
@@ -254,6 +260,20 @@ class UtteranceDataModule(LightningDataModule):
         )
         return {"train": train.select(kept), "valid": train.select(held)}
 
+    def _sample(self, train: StoreSplit) -> StoreSplit:
+        """Takes a part of the training utterances (paper, Figure 4), and says so."""
+        fraction = self._dataset.train_fraction
+        kept = sample(train.labels, fraction=fraction, seed=self._seed)
+        _say(
+            "training on a part: %s of %s utterances (train_fraction %s), stratified by label, "
+            "seed %d",
+            f"{len(kept):,}",
+            f"{len(train):,}",
+            fraction,
+            self._seed,
+        )
+        return train.select(kept)
+
 
 class Mosei(UtteranceDataModule):
     """CMU-MOSEI: English monologues, intensities from -3 to 3 (paper, Table 6)."""
@@ -334,7 +354,7 @@ def build_datamodule(
     Args:
         dataset: The data set's options.
         training: Batch sizes.
-        seed: Seed of the training order and of a held-out validation part.
+        seed: Seed of the training order, of a held-out validation part, and of a part to train on.
         store: The prepared data set, where it is at hand.
     """
     chosen = DATAMODULES.get(dataset.name)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.config import UserError
-
-_INTENSITY_STRATA = 5
+from msea_lightning.data.strata import label_strata
 
 
 class ValidationError(UserError):
@@ -74,12 +73,8 @@ def _counts(
     labels: Sequence[float] | Sequence[str], group_of: NDArray[np.int64], group_count: int
 ) -> NDArray[np.int64]:
     """(G, K) utterances of each group in each stratum of labels."""
-    values = np.asarray(labels)
-    if values.dtype.kind == "f" and len(np.unique(values)) > _INTENSITY_STRATA:
-        edges = np.quantile(values, np.linspace(0, 1, _INTENSITY_STRATA + 1)[1:-1])
-        values = np.searchsorted(np.unique(edges), values, side="right")
-    strata, stratum_of = np.unique(values, return_inverse=True)
-    counts = np.zeros((group_count, len(strata)), dtype=np.int64)
+    stratum_of = label_strata(labels)
+    counts = np.zeros((group_count, int(stratum_of.max()) + 1), dtype=np.int64)
     np.add.at(counts, (group_of, stratum_of), 1)
     return counts
 

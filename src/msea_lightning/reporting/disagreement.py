@@ -1,0 +1,103 @@
+"""Utterances on which models disagree most."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msea_lightning.config import MetricKind
+from msea_lightning.reporting.grouping import Cell
+
+SHOWN = 20
+"""Utterances shown per data set."""
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """An utterance that models answer differently.
+
+    Attributes:
+        id: Its id.
+        text: Its text.
+        truth: Its label.
+        spread: For emotions the share of answers that are not the most frequent one, 0..1; for
+            intensities the sample standard deviation of all answers.
+        answers: One text per cell: the most frequent answer with how many seeds gave it, or the
+            mean intensity; empty where the cell has no such utterance.
+    """
+
+    id: str
+    text: str
+    truth: str
+    spread: float
+    answers: tuple[str, ...]
+
+
+def most_disputed(cells: Sequence[Cell], limit: int = SHOWN) -> list[Disputed]:
+    """The utterances with the largest spread over all runs of some cells of one data set.
+
+    Args:
+        cells: Cells of one data set and one kind of labels, all of them with finished runs.
+        limit: How many utterances at most; those on which all runs agree are left out.
+    """
+    emotions = cells[0].kind is MetricKind.emotion
+    answers: dict[tuple[str, str], dict[int, list[str | float]]] = defaultdict(dict)
+    texts: dict[tuple[str, str], str] = {}
+    for index, cell in enumerate(cells):
+        for run in cell.runs:
+            part = run.predictions
+            if part is None:
+                continue
+            labels = list(part.labels) if isinstance(part.labels, list) else part.labels.tolist()
+            given = list(part.answers) if isinstance(part.answers, list) else part.answers.tolist()
+            for name, text, label, answer in zip(part.ids, part.texts, labels, given, strict=True):
+                key = (name, str(label))
+                texts.setdefault(key, text)
+                answers[key].setdefault(index, []).append(answer)
+    spread = _share_of_minority if emotions else _deviation
+    spreads = {
+        key: spread([answer for given in by_cell.values() for answer in given])
+        for key, by_cell in answers.items()
+    }
+    disputed = sorted((key for key in spreads if spreads[key] > 0), key=lambda k: (-spreads[k], k))
+    write = _majority if emotions else _mean
+    return [
+        Disputed(
+            id=key[0],
+            text=texts[key],
+            truth=key[1] if emotions else f"{float(key[1]):g}",
+            spread=spreads[key],
+            answers=tuple(
+                write(answers[key][index]) if index in answers[key] else ""
+                for index in range(len(cells))
+            ),
+        )
+        for key in disputed[:limit]
+    ]
+
+
+def _share_of_minority(answers: Sequence[str | float]) -> float:
+    return 1 - max(Counter(answers).values()) / len(answers)
+
+
+def _deviation(answers: Sequence[str | float]) -> float:
+    known = _known(answers)
+    return statistics.stdev(known) if len(known) > 1 else 0.0
+
+
+def _majority(answers: Sequence[str | float]) -> str:
+    counts = Counter(str(answer) for answer in answers)
+    answer, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f"{answer} ({count}/{len(answers)})"
+
+
+def _mean(answers: Sequence[str | float]) -> str:
+    known = _known(answers)
+    return f"{math.fsum(known) / len(known):+.2f}" if known else "undefined"
+
+
+def _known(answers: Sequence[str | float]) -> list[float]:
+    return [float(answer) for answer in answers if not math.isnan(float(answer))]

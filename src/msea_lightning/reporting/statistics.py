@@ -1,0 +1,168 @@
+"""Means over seeds, the paired test of ablations, and how good the probabilities are."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+
+from msea_lightning.metrics import MetricInfo
+
+_SAME = 1e-12
+"""Differences of metrics (in shares) that lie this close together are equal but for rounding."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric of one cell over its seeds, in the unit of the paper's tables.
+
+    Attributes:
+        values: Seed to value, by seed; seeds with an undefined value (NaN) are left out.
+        undefined: Seeds whose value is undefined.
+        mean: Arithmetic mean; NaN without values.
+        sd: Sample standard deviation (n - 1); NaN with fewer than two values.
+        best: Seed of the best value; None where no direction is better, or without values. Of
+            equal values the smallest seed counts, here and below.
+        median: Seed of the median run: the lower one of the two in the middle where n is even.
+    """
+
+    values: dict[int, float]
+    undefined: tuple[int, ...]
+    mean: float
+    sd: float
+    best: int | None
+    median: int | None
+
+    @property
+    def n(self) -> int:
+        """Number of seeds with a defined value."""
+        return len(self.values)
+
+
+def summarize(info: MetricInfo, by_seed: Mapping[int, float], *, directed: bool = True) -> Summary:
+    """Mean, spread and outstanding runs of one metric over seeds.
+
+    Args:
+        info: The metric.
+        by_seed: Seed to value as in ``metrics.json``: shares as shares, NaN for undefined.
+        directed: False where neither high nor low values are better.
+    """
+    unit = 100.0 if info.percent else 1.0
+    values = {seed: unit * by_seed[seed] for seed in sorted(by_seed)}
+    defined = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    n = len(defined)
+    in_order = sorted(defined, key=lambda seed: (defined[seed], seed))
+    sign = -1.0 if info.higher_is_better else 1.0
+    best = min(defined, key=lambda seed: (sign * defined[seed], seed)) if n and directed else None
+    return Summary(
+        values=defined,
+        undefined=tuple(seed for seed in values if seed not in defined),
+        mean=math.fsum(defined.values()) / n if n else math.nan,
+        sd=statistics.stdev(defined.values()) if n > 1 else math.nan,
+        best=best,
+        median=in_order[(n - 1) // 2] if n else None,
+    )
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A two-sided paired t test of an ablation against the full model.
+
+    Attributes:
+        seeds: Seeds that both have.
+        difference: Mean of ablation minus full model over these seeds, in the table's unit; NaN
+            without common seeds.
+        p: The p value; None where there is none.
+        reason: Why there is none.
+        holm: The p value after Holm's correction; None where there is no p value.
+    """
+
+    seeds: tuple[int, ...]
+    difference: float
+    p: float | None
+    reason: str | None = None
+    holm: float | None = None
+
+
+def paired_test(ablation: Summary, full: Summary) -> PairedTest:
+    """Student's paired t test over the common seeds (``scipy.stats.ttest_rel``, two-sided).
+
+    Where all differences are zero the two do not differ, and p is 1. Where all are equal but not
+    zero, the statistic divides by a variance of zero, and p is undefined.
+    """
+    seeds = tuple(seed for seed in ablation.values if seed in full.values)
+    ours = [ablation.values[seed] for seed in seeds]
+    theirs = [full.values[seed] for seed in seeds]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if not seeds:
+        return PairedTest(seeds, math.nan, None, "no common seed")
+    mean = math.fsum(differences) / len(differences)
+    if len(seeds) < 2:
+        return PairedTest(seeds, mean, None, "needs two seeds")
+    tolerance = 100 * _SAME
+    if max(abs(value) for value in differences) <= tolerance:
+        return PairedTest(seeds, mean, 1.0)
+    if max(differences) - min(differences) <= tolerance:
+        return PairedTest(seeds, mean, None, "undefined: the differences do not vary")
+    return PairedTest(seeds, mean, float(ttest_rel(ours, theirs).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values after the step-down correction of Holm (1979), in the given order.
+
+    The k-th smallest of m is multiplied by m - k + 1, made at least as large as the one before it,
+    and at most 1.
+    """
+    corrected = [0.0] * len(p_values)
+    running = 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = running
+    return corrected
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often answers of a given probability are right.
+
+    Attributes:
+        counts: (K,) answers in each of K bins of equal width between 0 and 1.
+        confidence: (K,) their mean probability; NaN in an empty bin.
+        accuracy: (K,) the share of them that is right; NaN in an empty bin.
+        ece: Expected calibration error (Guo et al. 2017): the mean distance of the two, weighted
+            with the counts; NaN without answers.
+    """
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    ece: float
+
+
+def reliability(
+    probabilities: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
+) -> Reliability:
+    """Bins answers by their probability.
+
+    Args:
+        probabilities: (N,) between 0 and 1; answers without one (NaN) are left out.
+        right: (N,) whether each answer is right.
+        bins: K, the number of bins; a probability on an edge belongs to the upper bin.
+    """
+    known = np.isfinite(probabilities)
+    values, hits = probabilities[known], right[known].astype(np.float64)
+    index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(index, weights=values, minlength=bins) / counts
+        accuracy = np.bincount(index, weights=hits, minlength=bins) / counts
+    filled = counts > 0
+    gaps = np.abs(accuracy[filled] - confidence[filled]) * counts[filled]
+    ece = float(gaps.sum()) / len(values) if len(values) else math.nan
+    return Reliability(counts, confidence, accuracy, ece)

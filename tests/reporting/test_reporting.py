@@ -1,0 +1,447 @@
+"""The report as a whole: what is in the tables and the page for run folders in every state."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from msea_lightning.config import MetricKind
+from msea_lightning.reporting import Report, write_report
+from msea_lightning.reporting.tables import RESULTS_COLUMNS
+from tests.reporting.folders import (
+    make_config,
+    write_answers,
+    write_config,
+    write_manifest,
+    write_metrics,
+    write_run,
+)
+
+MELD = ("dataset=meld", "dataset.path=published", "backbone=chatglm3")
+SIMSV2 = ("dataset=simsv2", "dataset.path=published", "backbone=chatglm3")
+NASTY = "<script>alert(1)</script> a|b & 50 % _x_ $5 你好 #1 {y} \\z ~ ^"
+
+
+class Page(HTMLParser):
+    """Texts of table cells by row, ids, and every address that the page names."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.ids: list[str] = []
+        self.places: list[str] = []
+        self.tags: set[str] = set()
+        self.targets: set[str] = set()
+        self.images: list[dict[str, str | None]] = []
+        self._inside = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._inside = True
+            self.rows[-1].append("")
+        if tag == "svg":
+            self.images.append(values)
+        if (name := values.get("id")) is not None:
+            self.ids.append(name)
+        for key in ("href", "src", "xlink:href", "srcset", "data", "action"):
+            if (place := values.get(key)) is not None:
+                self.places.append(place)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.rows[-1][-1] += data
+
+
+def results(report: Report) -> list[dict[str, str]]:
+    with report.results[0].open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(report: Report) -> Page:
+    return Page(report.page.read_text(encoding="utf-8"))
+
+
+def markdown_rows(report: Report) -> list[list[str]]:
+    lines = report.results[1].read_text(encoding="utf-8").splitlines()
+    return [
+        [cell.strip().replace("\\_", "_") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+        if line.startswith("|")
+    ]
+
+
+def latex_rows(report: Report) -> list[list[str]]:
+    lines = report.results[2].read_text(encoding="utf-8").splitlines()
+    return [
+        [cell.strip().replace("\\_", "_") for cell in line.removesuffix(r" \\").split(" & ")]
+        for line in lines
+        if line.endswith(r" \\")
+    ]
+
+
+def write_seeds(root: Path, words: Sequence[str], seeds: Sequence[int], skill: float = 0.6) -> None:
+    for seed in seeds:
+        name = "-".join(word.partition("=")[2] for word in words)
+        write_run(root / f"{name}-{seed}", make_config(*words, seed=seed), skill=skill)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The paper's data sets with ablations of one, an adapter of Tables 5 and 10, and the demo."""
+    root = tmp_path_factory.mktemp("runs")
+    write_seeds(root, MELD, (1, 2, 3), 0.7)
+    write_seeds(root, (*MELD, "ablation=no_text"), (1, 2, 3), 0.4)
+    write_seeds(root, (*MELD, "ablation=no_audio"), (1, 2, 3), 0.6)
+    for dataset in ("mosei", "simsv2", "meld", "cherma"):
+        words = (f"dataset={dataset}", "dataset.path=published", "backbone=chatglm3")
+        write_seeds(root, (*words, "adapter=mag"), (1,))
+    write_seeds(root, SIMSV2, (1, 2))
+    write_seeds(root, ("dataset=mosei", "dataset.path=published", "backbone=qwen"), (1,))
+    write_seeds(root, ("dataset=cherma", "dataset.path=published", "backbone=llama2"), (1,))
+    write_seeds(root, ("dataset=demo",), (1,))
+    return write_report(root)
+
+
+def test_results_are_what_the_predictions_say(report: Report) -> None:
+    rows = {(r["dataset"], r["ablation"], r["adapter"], r["metric"]): r for r in results(report)}
+
+    def predictions(name: str, seed: int) -> list[dict[str, str]]:
+        with (report.page.parent / f"{name}-{seed}" / "predictions.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    accuracies = []
+    for seed in (1, 2, 3):
+        answers = predictions("meld-published-chatglm3", seed)
+        right = sum(row["label"] == row["prediction"] for row in answers)
+        accuracies.append(100 * right / len(answers))
+    row = rows["meld", "none", "mse", "acc"]
+    assert float(row["mean"]) == pytest.approx(statistics.mean(accuracies), abs=1e-9)
+    assert float(row["sd"]) == pytest.approx(statistics.stdev(accuracies), abs=1e-9)
+    assert float(row["max"]) == float(row["best"]) == pytest.approx(max(accuracies), abs=1e-9)
+    assert float(row["min"]) == pytest.approx(min(accuracies), abs=1e-9)
+    assert float(row["median"]) == pytest.approx(sorted(accuracies)[1], abs=1e-9)
+    assert int(row["best_seed"]) == 1 + accuracies.index(max(accuracies))
+    assert (row["n"], row["seeds"], row["unit"]) == ("3", "1;2;3", "%")
+    errors = []
+    for seed in (1, 2):
+        answers = predictions("simsv2-published-chatglm3", seed)
+        wrong = [abs(float(row["label"]) - float(row["prediction"])) for row in answers]
+        errors.append(statistics.mean(wrong))
+    row = rows["simsv2", "none", "mse", "mae"]
+    # Intensities are compared in float32.
+    assert float(row["mean"]) == pytest.approx(statistics.mean(errors), abs=1e-7)
+    assert float(row["best"]) == pytest.approx(min(errors), abs=1e-7)
+    assert row["unit"] == ""
+    assert list(row) == list(RESULTS_COLUMNS)
+
+
+def test_the_papers_numbers_are_its_own(report: Report, shared: Path) -> None:
+    def read(name: str) -> list[dict[str, str]]:
+        lines = (shared / "paper" / name).read_text(encoding="utf-8").splitlines()
+        return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+    rows = {
+        "html": page(report).rows,
+        "md": markdown_rows(report),
+        "tex": latex_rows(report),
+    }
+    paper = [*read("results_msa.csv"), *read("results_erc.csv")]
+    for table in rows.values():
+        for row in paper:
+            source = "cited" if row["cited"] == "yes" else "paper"
+            names = [n for n in row if n not in ("dataset", "model", "cited")]
+            columns = {
+                "mosei": ("acc2", "f1", "acc7", "mae", "corr"),
+                "simsv2": ("acc2", "f1", "acc2_weak", "mae", "corr"),
+            }.get(row["dataset"], tuple(names))
+            expected = [row["model"], source, "", *(row[name] for name in columns)]
+            assert any(found[: len(expected)] == expected for found in table), expected
+        for row in read("ablation.csv"):
+            expected = [row["variant"], "paper", "", row["meld_acc"], row["meld_wf1"]]
+            assert expected in table
+    reported = {
+        (r["dataset"], r["backbone"], r["adapter"], r["ablation"], r["metric"]): r["paper"]
+        for r in results(report)
+    }
+    assert reported["meld", "chatglm3", "mse", "none", "acc"] == "66.23"
+    assert reported["meld", "chatglm3", "mse", "no_text", "wf1"] == "36.53"
+    assert reported["meld", "chatglm3", "mag", "none", "acc"] == "60.38"
+    assert reported["simsv2", "chatglm3", "mse", "none", "corr"] == "0.720"
+    assert reported["mosei", "qwen", "mse", "none", "acc7"] == "52.02"
+    assert reported["demo", "tiny", "mse", "none", "acc"] == ""
+    # Table 1
+    for row in read("trainable_parameters.csv"):
+        if row["model"] in ("MSE-ChatGLM3-6B", "MSE-LLaMA2-7B", "MSE-Qwen-1.8B"):
+            names = ("mosei", "simsv2", "meld", "cherma")
+            expected = [row["model"], "paper", *(row[name] for name in names), ""]
+            for table in rows.values():
+                assert expected in table
+
+
+def test_tables_name_what_is_missing(report: Report) -> None:
+    rows = page(report).rows
+    assert ["MSE-LLaMA2-7B", "ours", "0", "missing", "missing"] in rows
+    assert ["w/o TGM", "ours", "0", "missing", "missing"] in rows
+
+
+def test_ablations_are_tested_against_the_full_model(report: Report) -> None:
+    def accuracies(words: Sequence[str]) -> list[float]:
+        name = "-".join(word.partition("=")[2] for word in words)
+        folders = [report.page.parent / f"{name}-{seed}" for seed in (1, 2, 3)]
+        return [json.loads((f / "metrics.json").read_text())["test"]["acc"] for f in folders]
+
+    full = accuracies(MELD)
+    p_values = [
+        stats.ttest_rel(accuracies((*MELD, f"ablation={name}")), full).pvalue
+        for name in ("no_audio", "no_text")
+    ]
+    smaller = min(p_values)
+    corrected = [min(1, max(2 * smaller, p if p > smaller else 2 * p)) for p in p_values]
+    rows = {(r["ablation"], r["metric"]): r for r in results(report) if r["dataset"] == "meld"}
+    for index, name in enumerate(("no_audio", "no_text")):
+        row = rows[name, "acc"]
+        assert float(row["p_value"]) == pytest.approx(p_values[index], rel=1e-6)
+        assert float(row["p_holm"]) == pytest.approx(corrected[index], rel=1e-6)
+    assert rows["none", "acc"]["p_value"] == ""
+    assert "scipy.stats.ttest_rel" in report.page.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(report: Report) -> None:
+    html = report.page.read_text(encoding="utf-8")
+    found = page(report)
+    assert not re.search(r"https?:|@import|url\((?!#)|//[a-z]", html)
+    assert "script" not in found.tags
+    assert all(place.startswith("#") or place == "data:," for place in found.places)
+    assert len(found.ids) == len(set(found.ids))
+    # Clip paths and anchors lead somewhere.
+    targets = {place[1:] for place in found.places if place.startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", html))
+    assert targets <= set(found.ids)
+    assert found.images
+    for image in found.images:
+        assert image["role"] == "img"
+        assert image["aria-label"]
+        assert int(image["width"] or 0) <= 350
+    assert "prefers-color-scheme: dark" in html
+    assert not re.search(r"#0102[01]", html)
+
+
+def test_charts_of_every_kind(report: Report) -> None:
+    html = report.page.read_text(encoding="utf-8")
+    for heading in (
+        "Spread over seeds",
+        "Learning curves",
+        "Confusion matrices",
+        "Predicted and true intensity",
+        "Reliability of the probabilities",
+        "Time and memory",
+        "Disputed utterances",
+    ):
+        assert heading in html
+
+
+def test_names_and_order_of_folders_change_nothing(report: Report, tmp_path: Path) -> None:
+    source = report.page.parent
+    runs = sorted(path for path in source.iterdir() if path.is_dir())
+    for index, run in enumerate(reversed(runs)):
+        shutil.copytree(run, tmp_path / "deep" / f"{index:02d}" / "x", copy_function=shutil.copy)
+    again = write_report(tmp_path)
+    before, after = (report.page, *report.results), (again.page, *again.results)
+    for one, other in zip(before, after, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_planned_failed_and_partial(tmp_path: Path) -> None:
+    seeds = (1, 2, 3, 4, 5)
+    write_seeds(tmp_path, MELD, (1, 2, 3))
+    failed = tmp_path / "failed"
+    write_config(failed, make_config(*MELD, seed=4))
+    (failed / "error.json").write_text(json.dumps({"error": NASTY, "kind": "memory"}))
+    (failed / ".metrics.json.partial").write_text("{}")
+    none = (*MELD, "ablation=no_msf")
+    plans = [(make_config(*words, seed=seed), words) for words in (MELD, none) for seed in seeds]
+    write_manifest(tmp_path, plans)
+    # The same runs as another sweep writes them down, and one that trains nothing.
+    again = [
+        (config, ("experiment=figure4", "dataset.train_fraction=1.0", *words))
+        for config, words in plans
+    ]
+    write_manifest(tmp_path, again, name="again")
+    size = make_config("dataset=mosei", "backbone=qwen", "size_only=true")
+    write_manifest(tmp_path, [(size, ("dataset=mosei",))], name="size", experiment="table1")
+    report = write_report(tmp_path)
+    assert (report.counts.finished, report.counts.missing, report.counts.failed) == (3, 8, 1)
+    found = page(report).rows
+    assert any(row[0] == "MSE-ChatGLM3-6B" and row[2] == "3 of 5 seeds" for row in found)
+    assert ["w/o MSF", "ours", "0 of 5 seeds", "missing", "missing"] in found
+    assert ["MELD", "MSE-ChatGLM3-6B", "4", f"memory: {NASTY}"] in found
+    assert ["MELD", "MSE-ChatGLM3-6B", "5", "planned, not begun"] in found
+    assert ["MOSEI", "MSE-Qwen-1.8B, size only", "1111", "planned, not begun"] in found
+    rows = {(r["ablation"], r["metric"]): r for r in results(report)}
+    assert rows["none", "acc"]["missing_seeds"] == "4;5"
+    assert rows["no_msf", "acc"]["n"] == "0"
+    assert rows["no_msf", "acc"]["paper"] == "62.72"
+    assert rows["no_msf", "acc"]["missing_seeds"] == "1;2;3;4;5"
+
+
+def test_of_two_runs_with_the_same_options_the_later_counts(tmp_path: Path) -> None:
+    config = make_config("dataset=demo")
+    write_run(tmp_path / "b-old", config, skill=0.2)
+    late = write_run(tmp_path / "a-new", config, skill=0.9)
+    os.utime(tmp_path / "b-old" / "metrics.json", (1, 1))
+    report = write_report(tmp_path)
+    (row,) = (r for r in results(report) if r["metric"] == "acc")
+    assert (row["n"], float(row["mean"])) == ("1", pytest.approx(100 * late["acc"]))
+    assert any(
+        row[0] == "b-old" and "a-new has the same options" in row[1] for row in page(report).rows
+    )
+
+
+def test_runs_that_differ_in_an_option_are_not_averaged(tmp_path: Path) -> None:
+    write_seeds(tmp_path, MELD, (1, 2))
+    write_seeds(tmp_path, (*MELD, "adapter.pseudo_tokens=7"), (1, 2))
+    # Where and how they ran is no difference.
+    write_run(tmp_path / "elsewhere", make_config(*MELD, "trainer.threads=3", "runs=there", seed=3))
+    rows = [r for r in results(write_report(tmp_path)) if r["metric"] == "acc"]
+    assert {(r["options"], r["n"]) for r in rows} == {
+        ("adapter.pseudo_tokens=4", "3"),
+        ("adapter.pseudo_tokens=7", "2"),
+    }
+
+
+def test_two_kinds_of_labels_under_one_name_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "emotions", make_config("dataset=demo"))
+    write_run(tmp_path / "scale", make_config("dataset=demo", "dataset.demo_task=msa"), high=3)
+    html = write_report(tmp_path).page.read_text(encoding="utf-8")
+    assert "Layout of Table 2: demo (mosei)" in html
+    assert "Layout of Table 3: demo (emotion)" in html
+
+
+def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
+    write_seeds(tmp_path, MELD, (1, 2, 3, 4, 5, 6))
+    name = "meld-published-chatglm3"
+    (tmp_path / f"{name}-1" / "predictions.csv").write_text("id,text\n1\n")
+    (tmp_path / f"{name}-2" / "history.csv").unlink()
+    (tmp_path / f"{name}-3" / "memory.json").write_text('{"total": "much"}')
+    (tmp_path / f"{name}-4" / "metrics.json").write_text("{")
+    (tmp_path / f"{name}-5" / "config.yaml").write_text("- a list")
+    (tmp_path / f"{name}-6" / "config.yaml").write_text("seed: [")
+    write_seeds(tmp_path, MELD, (7,))
+    (tmp_path / f"{name}-7" / "history.csv").write_text("epoch,seconds\n0,1.5\n")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "broken.json").write_text('{"cells": []}')
+    report = write_report(tmp_path)
+    found = page(report).rows
+    for run, text in (
+        (f"{name}-1", "predictions.csv is broken: record 1 has more or fewer cells"),
+        (f"{name}-2", "history.csv is missing"),
+        (f"{name}-3", "memory.json is broken: total is 'much'"),
+        (f"{name}-7", "history.csv is broken: it has no column train/loss, valid/wf1"),
+        (f"{name}-5", "config.yaml: it holds no options"),
+        (f"{name}-6", "config.yaml: "),
+        ("sweeps/broken.json", "the manifest is broken: 'experiment' is missing"),
+    ):
+        assert any(row[0] == run and row[1].startswith(text) for row in found if len(row) == 2)
+    assert any(
+        row[2] == "4" and "metrics.json is broken" in row[3] for row in found if len(row) == 4
+    )
+    assert report.counts.finished == 4
+
+
+def test_wrong_metrics_are_called_out(tmp_path: Path) -> None:
+    config = make_config("dataset=demo")
+    metrics = write_run(tmp_path / "run", config)
+    write_metrics(tmp_path / "run", {**metrics, "acc": 0.123})
+    report = write_report(tmp_path)
+    text = f"metrics.json states acc 0.123, but predictions.csv gives {metrics['acc']!r}"
+    assert any(row[0] == "run" and text in row[1] for row in page(report).rows)
+    assert "1 metric in metrics.json disagrees" in report.page.read_text(encoding="utf-8")
+    (row,) = (r for r in results(report) if r["metric"] == "acc")
+    assert float(row["mean"]) == pytest.approx(100 * metrics["acc"])
+
+
+def test_undefined_metrics(tmp_path: Path) -> None:
+    for seed, answer in ((1, 0.5), (2, -0.5)):
+        folder = tmp_path / str(seed)
+        write_config(folder, make_config(*SIMSV2, seed=seed))
+        rows = [
+            {"id": i, "text": "", "label": label, "prediction": answer, "probability": 0.5}
+            for i, label in enumerate((-0.8, 0.8))
+        ]
+        metrics = write_answers(folder, MetricKind.simsv2, rows)
+        assert math.isnan(metrics["corr"])
+    report = write_report(tmp_path)
+    rows_by_metric = {r["metric"]: r for r in results(report)}
+    assert rows_by_metric["corr"]["n"] == "0"
+    assert rows_by_metric["corr"]["mean"] == ""
+    assert rows_by_metric["corr"]["undefined_seeds"] == "1;2"
+    assert rows_by_metric["mae"]["n"] == "2"
+    assert any("undefined" in row for row in markdown_rows(report))
+
+
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    config = make_config("dataset=demo", "dataset.name='<b>x|&_%</b>'")
+    names = ("<i>a|b</i>", "$c_d%")
+    for seed in (1, 2):
+        run = make_config("dataset=demo", "dataset.name='<b>x|&_%</b>'", seed=seed)
+        write_run(tmp_path / f"<run {seed}>", run, texts=[NASTY] * 40, emotions=names, skill=0.1)
+    assert config.dataset.name == "<b>x|&_%</b>"
+    report = write_report(tmp_path)
+    html = report.page.read_text(encoding="utf-8")
+    for raw in ("<script", "<b>", "<i>"):
+        assert raw not in html
+    assert any(NASTY in row for row in page(report).rows)
+    markdown = report.results[1].read_text(encoding="utf-8")
+    assert "## Layout of Table 3: &lt;b&gt;x\\|&amp;\\_%&lt;/b&gt;" in markdown
+    latex = report.results[2].read_text(encoding="utf-8")
+    assert r"\textless{}b\textgreater{}x\textbar{}\&\_\%\textless{}/b\textgreater{}" in latex
+    assert len({len(row) for row in latex_rows(report)}) == 2  # Table 1 has other columns.
+
+
+def test_sizes(tmp_path: Path) -> None:
+    for name, measured in (("done", True), ("begun", False)):
+        words = (*MELD, "size_only=true", f"seed={1 if measured else 2}")
+        write_config(tmp_path / name, make_config(*words[:-1], seed=1 if measured else 2))
+    size = {"trainable_parameters": 2_634_567, "backbone_parameters": 1, "memory_bytes": 2**34}
+    (tmp_path / "done" / "metrics.json").write_text(json.dumps({"size": size}))
+    report = write_report(tmp_path)
+    rows = page(report).rows
+    assert ["MSE-ChatGLM3-6B", "paper", "2.63"] in rows
+    assert ["MSE-ChatGLM3-6B", "ours", "2.63"] in rows
+    assert ["MSE-ChatGLM3-6B", "memory", "16.00 GiB"] in rows
+    assert any("size only" in row[1] for row in rows if len(row) == 4)
+    assert results(report) == []
+
+
+def test_amounts_of_training_data(tmp_path: Path) -> None:
+    words = ("dataset=cherma", "dataset.path=published", "backbone=llama2")
+    for fraction in ("0.2", "1.0"):
+        write_seeds(tmp_path, (*words, f"dataset.train_fraction={fraction}"), (1, 2))
+    report = write_report(tmp_path)
+    assert "Amount of training data" in report.page.read_text(encoding="utf-8")
+    found = {
+        (r["train_fraction"], r["paper"], r["tables"])
+        for r in results(report)
+        if r["metric"] == "acc"
+    }
+    assert found == {("0.2", "", "figure4"), ("1.0", "71.58", "table3;figure4")}

@@ -1,0 +1,136 @@
+"""Run folders: what makes a run the same one, and where it is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msea_lightning.cli import compose
+from msea_lightning.config import TrainConfig, options
+from msea_lightning.runs import (
+    RunFolder,
+    comparable,
+    find_runs,
+    fingerprint,
+    open_run,
+    runs_by_fingerprint,
+    runs_of,
+    with_absolute_places,
+)
+
+BASE = compose("train", TrainConfig)
+
+
+def opened(*words: str) -> RunFolder:
+    with open_run(compose("train", TrainConfig, words)) as run:
+        return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["backbone=gemma3-1b"],
+        ["dataset=cherma", "backbone=llama2"],
+        ["adapter=mag", "adapter.beta=1", "training.learning_rate=1e-10"],
+        ["dataset.labels.names=[yes,on,'1e5','null']", "dataset.labels.kind=emotions"],
+        ["prompt.task='你好: {a}\\n- b'", "dataset.path='~'", "seed=4294967295"],
+        ["backbone.architecture={hidden_size: 32, rope: {theta: 1e6, types: [a, 1]}}"],
+    ],
+)
+def test_a_run_has_the_fingerprint_of_its_options(tmp_path: Path, words: list[str]) -> None:
+    run = opened(*words, f"runs={tmp_path}")
+    assert run.fingerprint() == fingerprint(run.load_config())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs=elsewhere"],
+        ["ckpt=auto"],
+        ["trainer=ddp", "trainer.threads=3"],
+        ["logger=wandb", "logger.wandb_project=mine"],
+        ["dataset.cache=elsewhere", "dataset.workers=2"],
+        ["backbone.check_memory=false"],
+    ],
+)
+def test_where_a_run_happens_has_no_part_in_it(words: list[str]) -> None:
+    assert fingerprint(compose("train", TrainConfig, words)) == fingerprint(BASE)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=2"],
+        ["ablation=no_msf"],
+        ["adapter=chfn"],
+        ["dataset.train_fraction=0.5"],
+        ["dataset.demo_task=msa"],
+        ["training.eps=1e-9"],
+        ["decode=mean"],
+        ["backbone.architecture.hidden_size=32"],
+        ["size_only=true"],
+    ],
+)
+def test_what_changes_a_result_changes_the_fingerprint(words: list[str]) -> None:
+    assert fingerprint(compose("train", TrainConfig, words)) != fingerprint(BASE)
+
+
+def test_every_option_is_compared_or_has_a_reason_not_to_be() -> None:
+    left_out = {info.key for info in options(TrainConfig)} - set(comparable(BASE))
+    places = {"runs", "ckpt", "experiment", "backbone.check_memory"}
+    places |= {f"dataset.{name}" for name in ("cache", "download", "workers")}
+    assert {key for key in left_out if not key.startswith(("trainer.", "logger."))} == places
+
+
+def test_a_run_of_an_older_version_lacks_new_options(tmp_path: Path) -> None:
+    run = opened(f"runs={tmp_path}")
+    lines = run.config.read_text().splitlines()
+    assert "size_only: false" in lines
+    run.config.write_text("\n".join(line for line in lines if not line.startswith("size_only")))
+    assert run.fingerprint() == fingerprint(BASE)
+
+
+@given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
+def test_what_cannot_be_read_is_no_run_of_these_options(
+    tmp_path_factory: pytest.TempPathFactory, junk: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / "config.yaml").write_bytes(junk)
+    assert RunFolder(folder).fingerprint() != fingerprint(BASE)
+    assert runs_of(compose("train", TrainConfig, [f"runs={folder.parent}", "seed=987"])) == []
+
+
+def test_runs_are_found_by_their_files_not_their_names(tmp_path: Path) -> None:
+    first = opened(f"runs={tmp_path}", "seed=1")
+    first.path.rename(tmp_path / "b")
+    # W&B keeps a file of the same name inside of a run.
+    (tmp_path / "b" / "wandb" / "files").mkdir(parents=True)
+    (tmp_path / "b" / "wandb" / "files" / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "config.yaml").write_text("seed: 1\n")
+    assert [run.path for run in find_runs(tmp_path)] == [tmp_path / "b"]
+    assert list(find_runs(tmp_path / "nowhere")) == []
+
+
+def test_a_finished_run_comes_before_one_to_resume(tmp_path: Path) -> None:
+    runs = [opened(f"runs={tmp_path}") for _ in range(3)]
+    runs[1].checkpoints.mkdir()
+    runs[1].last.touch()
+    runs[0].metrics.touch()
+    ((_, found),) = runs_by_fingerprint(tmp_path).items()
+    assert [run.path for run in found] == [runs[index].path for index in (0, 1, 2)]
+
+
+def test_places_are_named_from_the_root_where_they_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    config = compose("train", TrainConfig, ["dataset.path=data", "dataset.cache=gone"])
+    absolute = with_absolute_places(config)
+    assert absolute.dataset.path == str(tmp_path / "data")
+    assert absolute.dataset.cache == "gone"
