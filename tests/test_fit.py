@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from msea_lightning.callbacks import EpochHistory
+from msea_lightning.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.config import Decode, EvaluateConfig, Split, TrainConfig
 from msea_lightning.evaluate import evaluate
 from msea_lightning.fit import fit
@@ -98,11 +98,59 @@ def test_resuming_ends_where_an_undisturbed_run_ends(
     with pytest.raises(Interrupted):
         fit(options("training.schedule_epochs=3", f"runs={runs}"))
     monkeypatch.setattr(AdapterTask, "training_step", ordinary)
-    run = fit(options("training.schedule_epochs=3", f"runs={runs}", "ckpt=last"))
+    ckpt = "auto" if epoch == 2 else "last"
+    run = fit(options("training.schedule_epochs=3", f"runs={runs}", f"ckpt={ckpt}"))
     assert same(run, undisturbed)
     assert run.metrics.read_bytes() == undisturbed.metrics.read_bytes()
     with run.history.open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_auto_begins_resumes_or_leaves_alone(
+    options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ordinary = AdapterTask.training_step
+
+    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise Interrupted("the power went out")
+
+    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options("ckpt=auto"))
+    (error,) = Path(options().runs).rglob("error.json")
+    assert json.loads(error.read_text()) == {
+        "kind": "crashed",
+        "error": "Interrupted: the power went out",
+    }
+    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    # No epoch was complete: it begins again, in the same folder.
+    run = fit(options("ckpt=auto"))
+    assert run.path == error.parent
+    assert not error.exists()
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.INFO):
+        assert fit(options("ckpt=auto")).path == run.path
+    assert f"finished earlier: {run.path}" in caplog.text
+    untouched = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
+    assert untouched == set(before) - {run.path / "train.log"}
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "checkpoints" / "last.ckpt"
+    writer = WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, place)
+    assert torch.load(place, weights_only=True) == {"epoch": 1}
+
+    def breaks_off(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise Interrupted
+
+    monkeypatch.setattr(torch, "save", breaks_off)
+    with pytest.raises(Interrupted):
+        writer.save_checkpoint({"epoch": 2}, place)
+    assert torch.load(place, weights_only=True) == {"epoch": 1}
 
 
 def test_nothing_to_resume(options: Options) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +91,8 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainer:
     stand_in = Trainer()
     monkeypatch.setattr(sweep, "supervise", stand_in.supervise)
     monkeypatch.setattr(sweep, "_POLL", 0.01)
-    monkeypatch.setattr("msea_lightning.reporting.write_report", lambda root: None)
+    report = SimpleNamespace(page=Path("runs/report.html"))
+    monkeypatch.setattr("msea_lightning.reporting.write_report", lambda root: report)
     return stand_in
 
 

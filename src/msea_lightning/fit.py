@@ -389,16 +389,6 @@ def _finish(
             readable_bytes(measured),
             readable_bytes(estimate.total),
         )
-    write_json(run.metrics, results)
-    show_results(
-        results,
-        dataset=config.dataset.name,
-        backbone=config.backbone.name,
-        adapter=config.adapter.name,
-        ablation=config.ablation.name,
-    )
-    _doubt_validation(task, results)
-    Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
     if config.logger.wandb:
         from msea_lightning.wandb_run import log_results
 
@@ -411,6 +401,17 @@ def _finish(
             predictions=predictions,
             best_epoch=best["epoch"],
         )
+    # Last of all: a run that has it is left alone from now on.
+    write_json(run.metrics, results)
+    show_results(
+        results,
+        dataset=config.dataset.name,
+        backbone=config.backbone.name,
+        adapter=config.adapter.name,
+        ablation=config.ablation.name,
+    )
+    _doubt_validation(task, results)
+    Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
 
 
 def _doubt_validation(task: AdapterTask, results: Mapping[str, Mapping[str, float]]) -> None:

@@ -2,8 +2,9 @@
 
 ``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/`` holds ``config.yaml``,
 ``env.json``, ``memory.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,
-``checkpoints/`` and ``train.log``. ``metrics.json`` is written last and atomically: a run that has
-it is finished. One that failed has ``error.json`` instead.
+``checkpoints/`` and ``train.log`` (with W&B also ``wandb/`` and ``wandb_id.txt``). ``metrics.json``
+is written last and atomically: a run that has it is finished. One that failed has ``error.json``
+instead.
 
 What a run *is* does not hang on its folder's name but on its options: :func:`fingerprint`. Reading
 run folders takes neither torch nor lightning.
@@ -154,7 +155,8 @@ class RunFolder:
                 "training printed, such as runs/demo/mse-tiny/<time>/seed-1111."
             )
         loaded = OmegaConf.load(self.config)
-        assert isinstance(loaded, DictConfig)
+        if not isinstance(loaded, DictConfig):
+            raise RunError(f"{self.config} holds no options: it is a list. It was changed by hand.")
         return to_typed(loaded, TrainConfig)
 
     def fingerprint(self) -> str | None:

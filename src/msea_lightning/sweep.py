@@ -233,14 +233,15 @@ def _wait_for_one(cells: Sequence[Cell]) -> None:
 
 
 def _report(root: Path) -> bool:
-    """Writes the report of all runs; whether that went well."""
+    """Writes the report of all runs, and says where; whether that went well."""
     from msea_lightning.reporting import write_report
 
     try:
-        write_report(root)
+        report = write_report(root)
     except UserError as error:
         _say(f"error: the report was not written: {error}")
         return False
+    _say(f"report: {report.page}")
     return True
 
 

@@ -268,9 +268,9 @@ class _ConfigReader:
         return config
 
 
-def _read_run(path: Path, name: str, config: TrainConfig, print_: str) -> Run:
+def _read_run(path: Path, name: str, config: TrainConfig, mark: str) -> Run:
     folder = RunFolder(path)
-    run = Run(name, config, print_)
+    run = Run(name, config, mark)
     if not folder.finished:
         run.error = _read_error(folder.error)
         return run
