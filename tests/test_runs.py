@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from filelock import FileLock
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msea_lightning.cli import compose
 from msea_lightning.config import TrainConfig, options
 from msea_lightning.runs import (
+    RunError,
     RunFolder,
     comparable,
     find_runs,
@@ -95,13 +98,14 @@ def test_a_run_of_an_older_version_lacks_new_options(tmp_path: Path) -> None:
 
 
 @given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
+@settings(max_examples=50)
 def test_what_cannot_be_read_is_no_run_of_these_options(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("junk")
     (folder / "config.yaml").write_bytes(junk)
     assert RunFolder(folder).fingerprint() != fingerprint(BASE)
-    assert runs_of(compose("train", TrainConfig, [f"runs={folder.parent}", "seed=987"])) == []
+    assert runs_of(replace(BASE, runs=str(folder), seed=987)) == []
 
 
 def test_runs_are_found_by_their_files_not_their_names(tmp_path: Path) -> None:
@@ -114,6 +118,19 @@ def test_runs_are_found_by_their_files_not_their_names(tmp_path: Path) -> None:
     (tmp_path / ".hidden" / "config.yaml").write_text("seed: 1\n")
     assert [run.path for run in find_runs(tmp_path)] == [tmp_path / "b"]
     assert list(find_runs(tmp_path / "nowhere")) == []
+
+
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(lock: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    with pytest.raises(
+        RunError, match=r"has no file locks .* Choose a folder for runs= on another"
+    ):
+        opened(f"runs={tmp_path}", "ckpt=auto")
 
 
 def test_a_finished_run_comes_before_one_to_resume(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,8 +202,6 @@ def test_an_old_error_is_not_told_of_a_new_attempt(
     run("seed=1")
     capsys.readouterr()
     monkeypatch.setattr(sweep, "supervise", lambda *_, **__: Ended(-signal.SIGSEGV, "the second"))
-    later = time.time() + 60
-    monkeypatch.setattr(sweep.time, "time", lambda: later)
     assert run("seed=1") == 1
     said = capsys.readouterr().err
     assert "ended by SIGSEGV. Its last lines:\nthe second" in said

@@ -68,6 +68,9 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LOCKS = ".locks"
 """Folder of the files that a process holds while it trains, below the folder of all runs."""
 
+_PATIENCE = 2.0
+"""Seconds that a run waits for its lock, which others hold for moments when they look at it."""
+
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 """How PyTorch speaks of too little memory: of a GPU, and in an ordinary RuntimeError of a CPU."""
 
@@ -273,17 +276,34 @@ def is_held(config: TrainConfig) -> bool:
         config: All options of the run; local places as :func:`with_absolute_places` has them.
     """
     try:
-        with _lock(config):
+        with _locked(config, patience=0):
             return False
     except Timeout:
         return True
 
 
-def _lock(config: TrainConfig) -> FileLock:
-    """The lock of a run. It ends with its process, whatever ends that."""
+@contextmanager
+def _locked(config: TrainConfig, *, patience: float) -> Iterator[None]:
+    """Holds the lock of a run, which ends with its process, whatever ends that.
+
+    Raises:
+        Timeout: where another process holds it for longer than the patience, in seconds.
+        RunError: where the file system has no locks.
+    """
     folder = Path(config.runs) / _LOCKS
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{fingerprint(config)[:32]}.lock", timeout=0)
+    lock = FileLock(folder / f"{fingerprint(config)[:32]}.lock", timeout=patience)
+    try:
+        lock.acquire()
+    except NotImplementedError as error:
+        raise RunError(
+            f"runs={config.runs}: this file system has no file locks ({error}), without which two "
+            "processes could train the same run. Choose a folder for runs= on another one."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -308,7 +328,7 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     with ExitStack() as stack:
         if config.ckpt == "auto":
             try:
-                stack.enter_context(_lock(config))
+                stack.enter_context(_locked(config, patience=_PATIENCE))
             except Timeout:
                 raise RunError(
                     f"another process trains this very run at the moment (seed {config.seed} in "

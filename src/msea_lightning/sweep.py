@@ -266,24 +266,31 @@ def run_cell(config: DictConfig) -> Outcome:
     prefix = f"{hydra.job.num + 1:>3} | "
     _say(f"{prefix}train {' '.join(words)}")
     command = [sys.executable, "-m", "msea_lightning.train", *words, *searched, "ckpt=auto"]
-    started = time.time()
+    before = _written(runs)
     on_cpu = typed.trainer.accelerator is Accelerator.cpu
     gpu: AbstractContextManager[dict[str, str]] = nullcontext({}) if on_cpu else gpu_of_its_own()
     with gpu as environment:
         ended = supervise(command, prefix=prefix, environment=environment)
-    return _outcome(typed, ended, started)
+    return _outcome(typed, ended, before)
 
 
-def _outcome(config: TrainConfig, ended: Ended, started: float) -> Outcome:
+def _outcome(config: TrainConfig, ended: Ended, before: tuple[Path, int] | None) -> Outcome:
     if ended.returncode == _INTERRUPTED or ended.signal == "SIGINT":
         return Outcome(State.interrupted)
     runs = runs_of(config)
     if runs and not runs[0].finished and not is_held(config):
-        run = runs[0]
-        if not run.error.exists() or run.error.stat().st_mtime < started:
+        written = _written(runs)
+        if written is None or written == before:
             # It was ended before it could say a word.
-            write_json(run.error, _describe(ended))
+            write_json(runs[0].error, _describe(ended))
     return _found(config, _describe(ended)["error"])
+
+
+def _written(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
+    """The error that a run has written, and when; None without one."""
+    if not runs or not runs[0].error.exists():
+        return None
+    return runs[0].error, runs[0].error.stat().st_mtime_ns
 
 
 def _describe(ended: Ended) -> dict[str, str]:

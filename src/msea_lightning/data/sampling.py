@@ -2,8 +2,8 @@
 
 The paper samples "in proportion" from the training split and leaves validation and test unchanged
 (appendix, "The Impact of Training Data Volume"); it says neither how nor with which seed. Here the
-parts are stratified by label, so that a small one misses no emotion that it could have, and nested,
-so that a larger fraction adds utterances and exchanges none.
+parts are stratified by label, so that each emotion keeps its share, and nested, so that a larger
+fraction adds utterances and exchanges none.
 """
 
 from __future__ import annotations

@@ -220,10 +220,10 @@ def _others_uncollected() -> Iterator[None]:
 def _finish_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, labelpad=3)
     axes.set_ylabel(y, labelpad=3)
-    axes.tick_params(length=3, pad=2)
+    axes.tick_params(length=3, pad=4)
 
 
-def _named(cell: Cell, rest: str, width: int = 47) -> str:
+def _named(cell: Cell, rest: str, width: int = 42) -> str:
     """A cell's label, cut where it would leave the chart, and what follows it whole.
 
     The caption of a chart has the whole label. Chinese characters are two wide.
