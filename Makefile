@@ -21,6 +21,8 @@ DATASET_PATH ?=
 RUNS ?= runs
 LAUNCHER ?= local
 OPTIONS ?=
+# An option whose value is one text, whatever is in it: quoted for the option, and for the shell.
+text = '$(1)="$(subst ','\'',$(2))"'
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +44,9 @@ demo: setup ## train and test an adapter on the built-in demo (minutes on a CPU)
 
 reproduce: setup ## a table or figure of the paper: make reproduce EXPERIMENT=table4 BACKBONE=tiny
 	.venv/bin/python -m msea_lightning.train -m experiment=$(EXPERIMENT) \
-	  hydra/launcher=$(LAUNCHER) 'runs=$(RUNS)' $(if $(BACKBONE),backbone=$(BACKBONE)) \
-	  $(if $(DATASET),dataset=$(DATASET)) $(if $(DATASET_PATH),'dataset.path=$(DATASET_PATH)') \
-	  $(OPTIONS)
+	  hydra/launcher=$(LAUNCHER) $(call text,runs,$(RUNS)) \
+	  $(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(DATASET),dataset=$(DATASET)) \
+	  $(if $(DATASET_PATH),$(call text,dataset.path,$(DATASET_PATH))) $(OPTIONS)
 
 check: setup ## what has to be clean: format, lint, types, tests
 	.venv/bin/ruff format --check .

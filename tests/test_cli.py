@@ -119,6 +119,7 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
             r"^hydra/launcher=local: a launcher runs the cells of .*-m; this",
         ),
         (["hydra.launcher.n_jobs=2", "-m", "seed=1,2"], r"this command launches nothing"),
+        (["-m", "hydra.sweep.dir=a,b"], r"hydra\.sweep\.dir=a,b: all runs are launched in one way"),
         (["++x.y=1"], r"^\+\+x\.y=1: there is no option x\.y\."),
         (["dataset/foo=1"], r"there is no option dataset/foo\. Did you mean dataset\?"),
         (["hydra=foo"], r"there is no option hydra\."),

@@ -106,6 +106,30 @@ def test_resuming_ends_where_an_undisturbed_run_ends(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
 
+def test_a_run_that_had_stopped_early_is_not_trained_on(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["training.schedule_epochs=6", "training.patience=1", "seed=2"]
+    undisturbed = fit(options(*words))
+    with undisturbed.history.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) < 6, "it is to stop early, or shows nothing"
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise Interrupted
+
+    runs = f"runs={options().runs}-resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr("msea_lightning.fit.evaluate_split", interrupted)
+        with pytest.raises(Interrupted):
+            fit(options(*words, runs))
+    run = fit(options(*words, runs, "ckpt=auto"))
+    assert run.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    assert same(run, undisturbed)
+    with run.history.open(newline="") as one, undisturbed.history.open(newline="") as other:
+        epochs = [[row["epoch"] for row in csv.DictReader(file)] for file in (one, other)]
+    assert epochs[0] == epochs[1]
+
+
 def test_auto_begins_resumes_or_leaves_alone(
     options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

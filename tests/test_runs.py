@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +24,14 @@ from msea_lightning.runs import (
     runs_by_fingerprint,
     runs_of,
     with_absolute_places,
+    write_json,
 )
 
 BASE = compose("train", TrainConfig)
+
+
+def words_of(word: str) -> list[str]:
+    return ["backbone=auto", word] if word.startswith("backbone") else [word]
 
 
 def opened(*words: str) -> RunFolder:
@@ -137,7 +144,7 @@ def test_a_finished_run_comes_before_one_to_resume(tmp_path: Path) -> None:
     runs = [opened(f"runs={tmp_path}") for _ in range(3)]
     runs[1].checkpoints.mkdir()
     runs[1].last.touch()
-    runs[0].metrics.touch()
+    runs[0].metrics.write_text('{"test": {}}')
     ((_, found),) = runs_by_fingerprint(tmp_path).items()
     assert [run.path for run in found] == [runs[index].path for index in (0, 1, 2)]
 
@@ -147,7 +154,53 @@ def test_places_are_named_from_the_root_where_they_exist(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    config = compose("train", TrainConfig, ["dataset.path=data", "dataset.cache=gone"])
-    absolute = with_absolute_places(config)
+    words = ["dataset.path=data", "backbone=auto", "backbone.path=data", "backbone.tokenizer=a/b"]
+    absolute = with_absolute_places(compose("train", TrainConfig, words))
     assert absolute.dataset.path == str(tmp_path / "data")
-    assert absolute.dataset.cache == "gone"
+    assert absolute.backbone.path == str(tmp_path / "data")
+    assert absolute.backbone.tokenizer == "a/b"  # may be on the Hub
+
+
+@pytest.mark.parametrize("word", ["dataset.path=data", "backbone.path=./model"])
+def test_a_run_is_the_same_once_its_files_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose("train", TrainConfig, words_of(word))
+    before = fingerprint(with_absolute_places(config))
+    (tmp_path / word.partition("=")[2]).mkdir()
+    assert fingerprint(with_absolute_places(config)) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "finished"),
+    [
+        ('{"test": {"acc": 1.0}, "valid": {}}', True),
+        ('{"size": {}}', True),
+        ('{"test": []}', False),
+        ('{"test"', False),
+        ("[]", False),
+        ("", False),
+    ],
+)
+def test_a_run_is_finished_when_its_metrics_can_be_read(
+    tmp_path: Path, text: str, finished: bool
+) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.finished
+    run.metrics.write_text(text)
+    assert run.finished is finished
+
+
+def test_two_that_write_one_file_are_not_in_each_others_way(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    texts = {"a": 20_000 * "a", "b": 20_000 * "b"}
+
+    def write(name: str) -> None:
+        for _ in range(50):
+            write_json(path, texts[name])
+            assert json.loads(path.read_text()) in texts.values()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, texts))
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]

@@ -384,6 +384,12 @@ class _Composer(Generic[Root]):
     def _parse(self, lines: Sequence[str], *, multirun: bool) -> list[Override]:
         """Parses overrides, checks each, and refuses those that contradict each other."""
         overrides = [self._parse_line(line) for line in lines]
+        for override in overrides:
+            if override.is_hydra_override() and override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line}: all runs are launched in one way; give "
+                    f"{override.key_or_group} one value."
+                )
         own = [override for override in overrides if not override.is_hydra_override()]
         for first, second in itertools.combinations(own, 2):
             one, other = first.key_or_group, second.key_or_group

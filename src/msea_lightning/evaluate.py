@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     options = run.load_config()
     if not run.finished:
         raise RunError(
-            f"{run.path} is not finished (it has no metrics.json): resume it with "
+            f"{run.path} is not finished (it has no metrics.json, or a broken one): resume it with "
             f"`python -m msea_lightning.train ... ckpt={run.path}`."
         )
     if config.dataset_path is not None:

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,17 +94,42 @@ def fit(config: TrainConfig) -> RunFolder:
         with _loggers(config, run, task) as loggers:
             trainer = _trainer(config, run, task, device, loggers)
             resume = run.last if config.ckpt is not None and run.last.exists() else None
-            try:
-                trainer.fit(task, datamodule=data, ckpt_path=resume)
-            except SystemExit as leaving:
-                # So Lightning leaves after Ctrl-C.
-                if not trainer.interrupted:
-                    raise
-                if run.last.exists():
-                    _log.warning("the same command with ckpt=last resumes this run")
-                raise KeyboardInterrupt from leaving
+            if resume is None or not _had_stopped(resume, trainer):
+                _train(config, run, task, data, trainer, resume)
             _finish(config, run, task, data, trainer, estimate)
     return run
+
+
+def _had_stopped(checkpoint: Path, trainer: Trainer) -> bool:
+    """Whether a run had run out of patience when it was interrupted.
+
+    Lightning asks for that at the end of an epoch only, and would train one too many, which may
+    even be a better one.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    stopping = [call for call in trainer.callbacks if isinstance(call, EarlyStopping)]  # type: ignore[attr-defined]
+    states = [saved[call.state_key] for call in stopping if call.state_key in saved]
+    return any(state["wait_count"] >= state["patience"] for state in states)
+
+
+def _train(
+    config: TrainConfig,
+    run: RunFolder,
+    task: AdapterTask,
+    data: UtteranceDataModule,
+    trainer: Trainer,
+    resume: Path | None,
+) -> None:
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume)
+    except SystemExit as leaving:
+        # So Lightning leaves after Ctrl-C.
+        if not trainer.interrupted:
+            raise
+        if run.last.exists():
+            again = "" if config.ckpt == "auto" else " with ckpt=last"
+            _log.warning("the same command%s resumes this run", again)
+        raise KeyboardInterrupt from leaving
 
 
 def load_config_backbone(

@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -143,8 +144,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended well."""
-        return self.metrics.exists()
+        """Whether the run has ended well, and what it found can be read."""
+        try:
+            found = json.loads(self.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and any(
+            isinstance(found.get(part), dict) for part in ("test", "size")
+        )
 
     def load_config(self) -> TrainConfig:
         """The options of the run.
@@ -191,17 +198,24 @@ def share_start() -> None:
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """The options with local files and folders named from the root, valid from any folder."""
+    """The options with local files and folders named from the root, valid from any folder.
+
+    The data set's are local whether they exist yet or not. What is neither there nor written as a
+    path, such as ``THUDM/chatglm3-6b-base``, may be on the Hub and stays as it is.
+    """
 
     def absolute(place: str | None) -> str | None:
-        if place is None or not Path(place).expanduser().exists():
-            return place
-        return str(Path(place).expanduser().resolve())
+        return None if place is None else str(Path(place).expanduser().resolve())
+
+    def local(place: str | None) -> str | None:
+        if place is None or place.startswith(("/", "./", "../", "~")):
+            return absolute(place)
+        return absolute(place) if Path(place).exists() else place
 
     backbone = replace(
         config.backbone,
-        path=absolute(config.backbone.path),
-        tokenizer=absolute(config.backbone.tokenizer),
+        path=local(config.backbone.path),
+        tokenizer=local(config.backbone.tokenizer),
     )
     dataset = replace(
         config.dataset, path=absolute(config.dataset.path), cache=absolute(config.dataset.cache)
@@ -490,8 +504,8 @@ def _as_yaml(config: TrainConfig) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that it is either absent or complete."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Writes a text file so that it is either absent or complete, whoever else writes it."""
+    temporary = _beside(path)
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -501,6 +515,11 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """A name for a file until it is complete; of two processes each has its own."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -518,7 +537,7 @@ def _defined(value: Any) -> Any:
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a CSV file atomically; a missing value is an empty cell."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _beside(path)
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
         writer.writeheader()

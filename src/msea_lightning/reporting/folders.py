@@ -219,7 +219,7 @@ def read_folder(root: Path) -> Folder:
             "folders; training prints where that is."
         )
     folders = [run.path for run in find_runs(root)]
-    if not folders:
+    if not folders and not list((root / "sweeps").glob("[!.]*.json")):
         raise ReportError(
             f"runs={root}: no run folder (a folder with config.yaml) is in it. Give the folder in "
             "which training put its run folders, such as runs."
@@ -271,7 +271,7 @@ class _ConfigReader:
 def _read_run(path: Path, name: str, config: TrainConfig, mark: str) -> Run:
     folder = RunFolder(path)
     run = Run(name, config, mark)
-    if not folder.finished:
+    if not folder.metrics.exists():
         run.error = _read_error(folder.error)
         return run
     try:

@@ -210,12 +210,14 @@ class Grouped:
     Attributes:
         cells: In order: data sets and backbones as in the paper, then the others by name.
         sizes: Sizes of full models.
+        measured: Those of runs that measured nothing else.
         missing_sizes: Runs that only measure sizes, planned or begun, and not finished.
         duplicates: Runs that do not count.
     """
 
     cells: list[Cell]
     sizes: list[Measured]
+    measured: list[Measured]
     missing_sizes: list[MissingSize]
     duplicates: list[Duplicate]
 
@@ -245,7 +247,7 @@ def group(folder: Folder) -> Grouped:
     _name_differences(list(cells.values()))
     ordered = sorted(cells.values(), key=order)
     _test_ablations(ordered)
-    return Grouped(ordered, _sizes(sizes, ordered), missing_sizes, duplicates)
+    return Grouped(ordered, _sizes(sizes, ordered), _sizes(sizes, []), missing_sizes, duplicates)
 
 
 def order(cell: Cell) -> tuple[Any, ...]:

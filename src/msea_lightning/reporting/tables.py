@@ -32,6 +32,9 @@ from msea_lightning.reporting.grouping import (
 )
 from msea_lightning.reporting.statistics import Summary
 
+_UNKNOWN = ""
+"""Stands for the metrics of a data set of which no run is finished, so that none is known."""
+
 MISSING = "missing"
 """What a table shows for a cell without a finished run."""
 
@@ -163,7 +166,7 @@ def _digits(metric: str) -> int:
 
 
 def _heading(metric: str) -> str:
-    return metric_info(metric).title
+    return "Result" if metric == _UNKNOWN else metric_info(metric).title
 
 
 def paper_layouts(grouped: Grouped) -> list[Table]:
@@ -196,13 +199,15 @@ def paper_layouts(grouped: Grouped) -> list[Table]:
 
 
 def table_metrics(dataset: str, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """The metrics that the paper reports for a data set; of another one all that it has."""
+    """The metrics that the paper reports for a data set; of another one all that it has.
+
+    One without a name where no run of it is finished.
+    """
     if dataset in _PAPER_METRICS:
         return _PAPER_METRICS[dataset]
     kinds = {cell.kind for cell in cells if cell.kind is not None}
-    return tuple(
-        dict.fromkeys(name for kind in METRIC_NAMES if kind in kinds for name in METRIC_NAMES[kind])
-    )
+    known = (name for kind in METRIC_NAMES if kind in kinds for name in METRIC_NAMES[kind])
+    return tuple(dict.fromkeys(known)) or (_UNKNOWN,)
 
 
 def _title(number: str, dataset: str, rest: str = "") -> str:
@@ -575,7 +580,7 @@ def _of_seed(metric: str, summary: Summary, seed: int | None) -> str:
 
 
 def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
-    """The tidy results: one row per cell and metric of the test part.
+    """The tidy results: one row per cell and metric of the test part, and per measured size.
 
     Numbers have full precision; shares are in percent, as in the paper. What is undefined or does
     not exist is empty. Nothing in it depends on when or where the runs were made.
@@ -603,13 +608,31 @@ def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
                     "missing_seeds": ";".join(str(missing.seed) for missing in cell.missing),
                 }
             )
+    for item in grouped.measured:
+        paper = _paper_parameters(item.adapter, item.backbone, item.dataset)
+        millions = item.size.trainable / 1e6
+        writer.writerow(
+            {
+                "tables": "table1",
+                "dataset": item.dataset,
+                "adapter": item.adapter,
+                "backbone": item.backbone,
+                "ablation": FULL,
+                "metric": "trainable_parameters",
+                "unit": "M",
+                "n": "1",
+                "mean": repr(millions),
+                "paper": paper,
+                "difference": repr(millions - float(paper)) if paper else "",
+            }
+        )
     return buffer.getvalue()
 
 
 def _metric_columns(cell: Cell, metric: str) -> dict[str, str]:
     columns = {
         "metric": metric,
-        "unit": "%" if metric_info(metric).percent else "",
+        "unit": "%" if metric != _UNKNOWN and metric_info(metric).percent else "",
         "paper": paper_text(cell, metric),
         "n": "0",
     }
