@@ -28,6 +28,11 @@ def test_the_command(tmp_path: Path) -> None:
         assert str(tmp_path / "runs" / name) in done.stdout
 
 
+def test_a_report_takes_no_pytorch() -> None:
+    code = "import sys, msea_lightning.reporting; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_another_place(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", make_config("dataset=demo"))
     report(ReportConfig(runs=str(tmp_path / "runs"), out=str(tmp_path / "new" / "place")))

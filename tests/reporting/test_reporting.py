@@ -430,7 +430,30 @@ def test_sizes(tmp_path: Path) -> None:
     assert ["MSE-ChatGLM3-6B", "ours", "2.63"] in rows
     assert ["MSE-ChatGLM3-6B", "memory", "16.00 GiB"] in rows
     assert any("size only" in row[1] for row in rows if len(row) == 4)
-    assert results(report) == []
+    (counted,) = results(report)
+    assert (counted["metric"], counted["unit"], counted["paper"]) == (
+        "trainable_parameters",
+        "M",
+        "2.63",
+    )
+    assert float(counted["mean"]) == 2.634567
+    assert float(counted["difference"]) == pytest.approx(0.004567)
+
+
+def test_a_data_set_of_which_nothing_is_finished(tmp_path: Path) -> None:
+    words = ("dataset=table", "dataset.path=mine")
+    write_manifest(tmp_path, [(make_config(*words, seed=seed), words) for seed in (1, 2)])
+    report = write_report(tmp_path)
+    assert (report.counts.finished, report.counts.missing) == (0, 2)
+    (row,) = results(report)
+    assert (row["dataset"], row["metric"], row["n"], row["missing_seeds"]) == (
+        "table",
+        "",
+        "0",
+        "1;2",
+    )
+    assert ["MSE-tiny", "ours", "0 of 2 seeds", "missing"] in markdown_rows(report)
+    assert ["MSE-tiny", "ours", "0 of 2 seeds", "missing"] in page(report).rows
 
 
 def test_amounts_of_training_data(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Metrics of the paper, to the digit of the original implementation.
+"""Metrics of the paper, to the digit of the original implementation, as pure functions.
 
-:func:`score` is the one entrance; below it is one pure function per family of metrics, above it a
-thin torchmetrics shell, :class:`UtteranceScore`. Everything about how a metric is named, written
-and compared is in :data:`METRICS`.
+:func:`score` is the one entrance; below it is one pure function per family of metrics. Everything
+about how a metric is named, written and compared is in :data:`METRICS`. Tensors are welcome, but
+PyTorch is not needed: whoever reads results from files is spared its seconds of loading.
 
 Rules that hold for all of them:
 
@@ -17,21 +17,21 @@ Rules that hold for all of them:
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from msea_lightning.config import MetricKind, UserError
 
-Values = Sequence[Any] | NDArray[Any] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values: TypeAlias = "Sequence[Any] | NDArray[Any] | Tensor"
 """Predictions or targets, (N,): a list, an array or a tensor of any dtype on any device."""
 
 _Floats = NDArray[np.float32]
@@ -122,7 +122,7 @@ _SELECTION = {
 
 def selection_metric(kind: MetricKind | str) -> MetricInfo:
     """The metric by which the best validation epoch is chosen: MAE (MSA) or WF1 (ERC)."""
-    return METRICS[_SELECTION[_kind(kind)]]
+    return METRICS[_SELECTION[kind_of(kind)]]
 
 
 def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, float]:
@@ -141,7 +141,7 @@ def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, f
     Raises:
         MetricError: if the kind is unknown, or the numbers of predictions and targets differ.
     """
-    kind = _kind(kind)
+    kind = kind_of(kind)
     if kind is MetricKind.emotion:
         return emotion_scores(preds, targets)
     return _INTENSITY_SCORES[kind](preds, targets)
@@ -159,7 +159,7 @@ def mosei_scores(preds: Values, targets: Values) -> dict[str, float]:
       rounded to the even integer.
     * ``mae``, ``corr``: of the values as they are, without clipping.
     """
-    pred, true = _intensities(preds, targets)
+    pred, true = intensities(preds, targets)
     acc2, f1 = _sign_scores(pred, true, pred >= 0, true >= 0)
     kept = true != 0
     acc2_non0, f1_non0 = _sign_scores(pred[kept], true[kept], pred[kept] > 0, true[kept] > 0)
@@ -186,7 +186,7 @@ def simsv2_scores(preds: Values, targets: Values) -> dict[str, float]:
     * ``acc5``: bins with the edges -0.7, -0.1, 0.1 and 0.7.
     * ``mae``, ``corr``: of the clipped values.
     """
-    pred, true = (np.clip(values, -1, 1) for values in _intensities(preds, targets))
+    pred, true = (np.clip(values, -1, 1) for values in intensities(preds, targets))
     acc2, f1 = _sign_scores(pred, true, pred > 0, true > 0)
     weak = np.abs(true) <= np.float32(0.4)
     return {
@@ -201,7 +201,7 @@ def simsv2_scores(preds: Values, targets: Values) -> dict[str, float]:
 
 def scale_scores(preds: Values, targets: Values) -> dict[str, float]:
     """``mae`` and ``corr`` of intensities on any range, without clipping."""
-    return _distances(*_intensities(preds, targets))
+    return _distances(*intensities(preds, targets))
 
 
 def emotion_scores(preds: Values, targets: Values) -> dict[str, float]:
@@ -236,7 +236,7 @@ def weighted_f1(preds: Sequence[Hashable], targets: Sequence[Hashable]) -> float
 
 def mean_absolute_error(preds: Values, targets: Values) -> float:
     """Mean absolute difference of float32 values; NaN without utterances (MAE)."""
-    pred, true = _intensities(preds, targets)
+    pred, true = intensities(preds, targets)
     if len(pred) == 0:
         return NAN
     with np.errstate(invalid="ignore"):
@@ -248,7 +248,7 @@ def pearson(preds: Values, targets: Values) -> float:
 
     NaN with fewer than two utterances, and where predictions or truth are constant or not finite.
     """
-    pair = [values.astype(np.float64) for values in _intensities(preds, targets)]
+    pair = [values.astype(np.float64) for values in intensities(preds, targets)]
     if any(len(v) < 2 or not np.isfinite(v).all() or v.min() == v.max() for v in pair):
         return NAN
     # In float64 neither the squares of the largest nor of the smallest float32 leave the range.
@@ -267,52 +267,12 @@ def zero_share(preds: Values) -> float:
     return _share(_float32(preds) == 0)
 
 
-class UtteranceScore(Metric):
-    """:func:`score` over all utterances that were seen, on all devices.
+def kind_of(kind: MetricKind | str) -> MetricKind:
+    """A kind of metrics by its name.
 
-    It keeps every prediction, because no metric here is a mean of batch metrics, and hands all of
-    them to :func:`score` at the end.
-
-    Args:
-        kind: As in :func:`score`.
-        **settings: Settings of :class:`torchmetrics.Metric`.
+    Raises:
+        MetricError: if there is none of that name.
     """
-
-    is_differentiable = False
-    full_state_update = False
-    preds: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, kind: MetricKind | str, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.kind = _kind(kind)
-        self.add_state("preds", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-
-    def update(self, preds: Values, targets: Values) -> None:
-        """Adds a batch.
-
-        Args:
-            preds: (B,) predicted intensities, or class ids (numbers, not names).
-            targets: (B,) true intensities or class ids.
-
-        Raises:
-            MetricError: if their numbers differ.
-        """
-        pred, true = _intensities(preds, targets)
-        self.preds.append(torch.tensor(pred, device=self.device))
-        self.targets.append(torch.tensor(true, device=self.device))
-
-    def compute(self) -> dict[str, float]:
-        """Name to value; all NaN where nothing was seen."""
-        preds, targets = (
-            dim_zero_cat(values) if len(values) else torch.empty(0)
-            for values in (self.preds, self.targets)
-        )
-        return score(self.kind, preds, targets)
-
-
-def _kind(kind: MetricKind | str) -> MetricKind:
     try:
         known = MetricKind(kind)
     except ValueError:
@@ -347,8 +307,14 @@ def _check_same_coding(pred: list[Any], true: list[Any]) -> None:
             )
 
 
+def _is_tensor(values: Values) -> TypeGuard[Tensor]:
+    """Whether values are a tensor; where PyTorch is not loaded there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
 def _objects(values: Values) -> list[Any]:
-    if isinstance(values, Tensor):
+    if _is_tensor(values):
         values = values.detach().cpu()
         return list((values.double() if values.is_floating_point() else values).flatten().tolist())
     if isinstance(values, np.ndarray):
@@ -357,8 +323,8 @@ def _objects(values: Values) -> list[Any]:
 
 
 def _float32(values: Values) -> _Floats:
-    if isinstance(values, Tensor):
-        return values.detach().to("cpu", torch.float32).flatten().numpy()
+    if _is_tensor(values):
+        return values.detach().cpu().float().flatten().numpy()
     array = np.asarray(values if isinstance(values, np.ndarray) else _objects(values))
     try:
         with np.errstate(over="ignore"):
@@ -370,7 +336,12 @@ def _float32(values: Values) -> _Floats:
         ) from error
 
 
-def _intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
+def intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
+    """Predictions and targets as two (N,) arrays of float32.
+
+    Raises:
+        MetricError: if they are no numbers, or not equally many.
+    """
     pred, true = _float32(preds), _float32(targets)
     _check_lengths(len(pred), len(true))
     return pred, true
