@@ -165,6 +165,7 @@ def test_a_run_says_what_it_estimates_and_measures(
     assert "memory: about" in caplog.text
     assert "GiB measured" in caplog.text
     values: dict[str, Any] = json.loads(run.memory.read_text("utf-8"))
-    assert set(values) == {"parts", "total", "measured_peak"}
+    assert set(values) == {"trainable_parameters", "parts", "total", "measured_peak"}
+    assert values["trainable_parameters"] == 164_884
     assert values["parts"]["weights"] > 0
     assert values["measured_peak"] > 0

@@ -41,6 +41,7 @@ _OPTIONAL = (Requirement("flash-attn>=2"),)
 
 _MODULES = {
     "hydra-core": "hydra",
+    "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
     "lightning": "lightning.pytorch",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
