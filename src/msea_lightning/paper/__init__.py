@@ -10,13 +10,13 @@ import csv
 from functools import cache
 from importlib import resources
 
-_BACKBONES = {"qwen": "Qwen-1.8B", "llama2": "LLaMA2-7B", "chatglm3": "ChatGLM3-6B"}
+BACKBONES = {"qwen": "Qwen-1.8B", "llama2": "LLaMA2-7B", "chatglm3": "ChatGLM3-6B"}
 """``backbone.name`` to the model's name in the tables."""
 
-_ADAPTERS = {"mse": "MSE", "mag": "MAG", "chfn": "CHFN"}
+ADAPTERS = {"mse": "MSE", "mag": "MAG", "chfn": "CHFN"}
 """``adapter.name`` to the prefix of a model in the tables."""
 
-_VARIANTS = {
+VARIANTS = {
     "no_audio": "w/o A",
     "no_vision": "w/o V",
     "no_text": "w/o T",
@@ -68,8 +68,8 @@ def paper_result(
 def _results() -> dict[tuple[str, str, str, str], dict[str, float]]:
     models = {
         f"{prefix}-{model}": (backbone, adapter)
-        for backbone, model in _BACKBONES.items()
-        for adapter, prefix in _ADAPTERS.items()
+        for backbone, model in BACKBONES.items()
+        for adapter, prefix in ADAPTERS.items()
     }
     results = {}
     for row in paper_table("results_msa") + paper_table("results_erc"):
@@ -78,7 +78,7 @@ def _results() -> dict[tuple[str, str, str, str], dict[str, float]]:
             backbone, adapter = models[model]
             results[dataset, backbone, adapter, "none"] = _numbers(row)
     variants = {row.pop("variant"): row for row in paper_table("ablation")}
-    for ablation, variant in _VARIANTS.items():
+    for ablation, variant in VARIANTS.items():
         for dataset in ("meld", "simsv2"):
             results[dataset, _ABLATION_BACKBONE, "mse", ablation] = _numbers(
                 {

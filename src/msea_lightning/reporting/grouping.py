@@ -16,6 +16,7 @@ from typing import Any
 
 from msea_lightning.config import ADAPTER_OPTIONS, AblationConfig, MetricKind, TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, selection_metric
+from msea_lightning.paper import ADAPTERS, BACKBONES, VARIANTS
 from msea_lightning.reporting.folders import (
     ZERO_SHARE,
     Folder,
@@ -30,24 +31,10 @@ from msea_lightning.runs import comparable, fingerprint
 DATASETS = {"mosei": "MOSEI", "simsv2": "SIMS-V2", "meld": "MELD", "cherma": "CHERMA"}
 """Data sets of the paper, in its order, with their titles."""
 
-BACKBONES = {"qwen": "Qwen-1.8B", "llama2": "LLaMA2-7B", "chatglm3": "ChatGLM3-6B"}
-"""Backbones of the paper, in the order of its tables, with their titles."""
-
-ADAPTERS = {"mse": "MSE", "mag": "MAG", "chfn": "CHFN"}
-"""Adapters with the prefix that their models have in the paper's tables."""
-
 FULL = "none"
 """``ablation.name`` of the full model."""
 
-ABLATIONS = {
-    "no_audio": "w/o A",
-    "no_vision": "w/o V",
-    "no_text": "w/o T",
-    "no_audio_vision": "w/o A V",
-    "no_tgm": "w/o TGM",
-    "no_msf": "w/o MSF",
-    FULL: "MSE-Adapter",
-}
+ABLATIONS = {**VARIANTS, FULL: "MSE-Adapter"}
 """Rows of Table 4, in its order."""
 
 _NAMING = ("dataset", "backbone", "adapter", "ablation", "dataset.train_fraction")

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from msea_lightning.config import ADAPTER_OPTIONS
 from msea_lightning.metrics import METRIC_NAMES
-from msea_lightning.paper import paper_result, paper_table
+from msea_lightning.paper import BACKBONES, paper_result, paper_table
 from msea_lightning.reporting.folders import metric_info
 from msea_lightning.reporting.grouping import (
     ABLATIONS,
-    BACKBONES,
     DATASETS,
     FULL,
     Cell,
