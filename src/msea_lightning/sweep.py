@@ -100,7 +100,8 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
         0 where all cells are finished, 1 where some are not.
 
     Raises:
-        SweepError: where ``ckpt`` is given, which every cell decides by itself.
+        SweepError: where ``ckpt`` is given, which every cell decides by itself, or the cells would
+            go into several folders.
     """
     cells = _plan(jobs)
     root = Path(cells[0].config.runs)

@@ -214,9 +214,7 @@ def _title(number: str, dataset: str, rest: str = "") -> str:
     return f"{place}: {DATASETS.get(dataset, dataset)}{rest}"
 
 
-def _cell_rows(
-    cells: Sequence[Cell], label: str, metrics: Sequence[str], *, whole_label: bool = False
-) -> list[Row]:
+def _cell_rows(cells: Sequence[Cell], label: str, metrics: Sequence[str]) -> list[Row]:
     """Our row, and the difference from the paper, for each of the cells of one place."""
     if not cells:
         return [Row(OURS, (label, OURS, "0", *(MISSING for _ in metrics)))]
