@@ -11,6 +11,7 @@ from msea_lightning.cli import compose, conf_folder
 from msea_lightning.config import (
     ADAPTER_OPTIONS,
     BackboneConfig,
+    BenchConfig,
     ConfigError,
     DoctorConfig,
     EvaluateConfig,
@@ -33,6 +34,7 @@ ROOTS: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,
+    "bench": BenchConfig,
 }
 NEEDED = {"evaluate": ["run=somewhere"]}
 PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from safetensors.numpy import save_file
 from msea_lightning import doctor, examine
 from msea_lightning.backbone import load_tokenizer
 from msea_lightning.backbone.memory import HEADROOM, Reading
-from msea_lightning.cells import CellEstimator
+from msea_lightning.benchmark.shapes import SHAPES
+from msea_lightning.cells import ASSUMED_SHARE, CellEstimator, examine_cells
 from msea_lightning.cli import compose, launch
 from msea_lightning.config import (
     Accelerator,
@@ -45,6 +47,9 @@ GIB = 2**30
 VECTORS = Path(__file__).parent / "vectors" / "adapter" / "parameter_counts.json"
 ORIGINAL_NAMES = {"llama2": "LLaMA2-7B", "qwen": "Qwen-1.8B", "chatglm3": "ChatGLM3-6B"}
 LLAMA2 = "meta-llama/Llama-2-7b-hf"
+RATE = 4e13
+"""Operations per second that every device is said to have."""
+MATRIX_RATE = "msea_lightning.backbone.flops.matrix_rate"
 
 
 def refuse_connections(*_: Any, **__: Any) -> NoReturn:
@@ -53,7 +58,7 @@ def refuse_connections(*_: Any, **__: Any) -> NoReturn:
 
 @pytest.fixture(scope="module", autouse=True)
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Empty caches of the project and of the Hub, nobody logged in, and no network."""
+    """Empty caches of the project and of the Hub, nobody logged in, no network, and no clock."""
     folder = tmp_path_factory.mktemp("doctor")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSEA_CACHE", str(folder / "cache"))
@@ -61,6 +66,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(huggingface_hub, "get_token", lambda: None)
         patch.setattr(socket.socket, "connect", refuse_connections)
         patch.setattr(socket, "getaddrinfo", refuse_connections)
+        patch.setattr(MATRIX_RATE, lambda dtype, device: RATE)
         yield folder
 
 
@@ -519,13 +525,52 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -
         assert estimator._prompt.longest + estimator._more_tokens == prompt.longest
 
 
-def test_what_is_here_is_ready(findings: Findings) -> None:
-    from msea_lightning.cells import examine_cells
+def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> None:
+    assert findings.rate == RATE
+    for config, found in zip(doctor.paper_cells(), findings.cells, strict=True):
+        test = CellEstimator(config, torch.device("cpu")).flops()[1]
+        flops = found.flops_epoch * config.training.schedule_epochs + test
+        assert found.hours == flops / (RATE * ASSUMED_SHARE) / 3600
+    by_pair = {(found.dataset, found.backbone): found for found in findings.cells}
+    # By hand: 24 layers, in training each weight forward and again backward, attention thrice.
+    # Texts are a little shorter than their distribution's mean, because long ones are cut.
+    fixed, text = 95 - 50, 22.6
+    assert text < SHAPES["mosei"].text.mean
+    matrices = 24 * (4 * 2048**2 + 3 * 2048 * 5504)
+    attention = 24 * 4 * 2048
 
+    def mean(tokens: float, products: int, mixing: int, predicted: int) -> float:
+        head = 2048 * 151936 * predicted
+        return products * (matrices * tokens + head) + mixing * attention * tokens**2
+
+    train = 16326 * mean(fixed + text + 3, 4, 3, 4)
+    valid = 1871 * mean(fixed + text + 18, 2, 1, 19)
+    assert by_pair["mosei", "qwen"].flops_epoch == pytest.approx(train + valid, rel=0.005)
+
+
+def test_without_a_rate_there_are_no_hours(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(dtype: torch.dtype, device: torch.device) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(MATRIX_RATE, full)
+    device = findings.machine.device
+    assert doctor._rate(device) is None
+    nowhere = {name: Place(name, "missing") for name in ("simsv2", "qwen")}
+    (found,), _ = examine_cells([cell("simsv2", "qwen")], device, nowhere, nowhere, None)
+    assert found.hours is None
+    assert found.flops_epoch == pytest.approx(1.18e15, rel=0.01)
+    text = printed(replace(findings, rate=None, cells=[found], fitting={}))
+    assert re.search(r"simsv2 .* 1\.2 +- (yes|no) ", text)
+    assert "hours: the speed of cpu cannot be measured; is its memory full?\n" in text
+
+
+def test_what_is_here_is_ready(findings: Findings) -> None:
     roomy = replace(findings.machine.device, free=100 * GIB)
     data = {"mosei": Place("mosei", "found", "x", option="dataset.path=x")}
     models = {"qwen": Place("qwen", "complete", "y", option="backbone.path=y")}
-    (ready,), fitting = examine_cells([cell("mosei", "qwen")], roomy, data, models)
+    (ready,), fitting = examine_cells([cell("mosei", "qwen")], roomy, data, models, RATE)
     assert ready.ready
     assert fitting == {}
     assert ready.command == (
@@ -534,7 +579,7 @@ def test_what_is_here_is_ready(findings: Findings) -> None:
     text = printed(replace(findings, cells=[ready], fitting={}))
     assert f"1 of 1 cells can be run as they are.\n  {ready.command}\n" in text
     tight = replace(roomy, free=GIB)
-    (cramped,), fitting = examine_cells([cell("mosei", "qwen")], tight, data, models)
+    (cramped,), fitting = examine_cells([cell("mosei", "qwen")], tight, data, models, RATE)
     assert not cramped.fits
     assert fitting == {"qwen": {}}
     assert "qwen: its largest cell fits neither" in printed(
@@ -556,15 +601,20 @@ def test_what_is_printed_can_be_read_and_copied(findings: Findings, width: int) 
     for found in findings.cells:
         assert f"{found.trainable:,}" in text
     assert "google and meta-llama: accept the licence" in text
+    assert "\nPFLOP: operations of the language model in an epoch and its validation.\n" in text
+    assert "\nhours: the whole schedule at 50% (assumed) of the measured 40.00 TFLOP/s.\n" in text
     assert "0 of 12 cells can be run as they are." in text
     assert (
         "\nllama2: all its cells fit with backbone.quantization=int8 (15.0 GiB) or "
         "backbone.quantization=nf4 (10.0 GiB).\n"
     ) in text
     # Only lines with a command, a path or options may be longer.
-    long = [line for line in text.splitlines() if len(line.rstrip()) > 80]
+    lines = text.splitlines()
+    long = [line for line in lines if len(line.rstrip()) > 80]
     assert all(" -m msea_lightning" in line or "/" in line or "llama2: " in line for line in long)
-    assert len(text.splitlines()) < 90
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("Cells of")) :]
+    assert max(len(line.rstrip()) for line in table if "llama2: " not in line) <= 80
+    assert len(lines) < 90
 
 
 def test_flaws_are_printed(findings: Findings) -> None:

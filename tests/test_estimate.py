@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,18 +20,24 @@ from msea_lightning.config import Quantization, TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.fit import fit
+from msea_lightning.prompt import encode_all
 from msea_lightning.task import build_task, trainable
 
 Options = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
-def estimator(config: TrainConfig) -> MemoryEstimator:
+def estimator(
+    config: TrainConfig, *, device: torch.device = CPU, tokenise: bool = False
+) -> MemoryEstimator:
     """The estimator of a run with the built-in backbone."""
     data = build_datamodule(config.dataset, config.training, config.seed)
     data.setup()
     tokenizer = load_backbone(None).tokenizer
-    return MemoryEstimator(config, data, tokenizer, backbone_config(str(tiny_backbone())), CPU)
+    if tokenise:
+        data.tokenize(partial(encode_all, tokenizer))
+    language = backbone_config(str(tiny_backbone()))
+    return MemoryEstimator(config, data, tokenizer, language, device)
 
 
 def parts(**sizes: int) -> MemoryEstimate:
@@ -78,6 +86,60 @@ def test_devices_share_a_batch(options: Options) -> None:
         options("training.batch_size=16", "training.eval_batch_size=1", "trainer.devices=2")
     )
     assert two.estimate().activations < 0.7 * one.estimate().activations
+
+
+def test_parts_of_a_share_take_less(options: Options) -> None:
+    words = ("training.batch_size=16", "training.eval_batch_size=1")
+    halves = estimator(options(*words, "trainer.accumulate=2")).estimate()
+    whole, eight = (
+        estimator(options(f"training.batch_size={size}", *words[1:])).estimate() for size in (16, 8)
+    )
+    assert halves.activations < 0.7 * whole.activations
+    # Batches of 90 utterances differ by one at most, and so do their halves.
+    assert halves.activations == pytest.approx(eight.activations, rel=0.15)
+
+
+def test_layers_that_compute_again_are_counted(options: Options) -> None:
+    words = ("training.batch_size=64", "training.eval_batch_size=1")
+    again = estimator(options(*words, "backbone.checkpoint_activations=true")).estimate()
+    assert again.activations < estimator(options(*words)).estimate().activations
+
+
+def test_texts_are_as_long_tokenised_before_or_now(options: Options) -> None:
+    config = options("dataset.text_tokens=12")
+    now, before = (estimator(config, tokenise=first).estimate() for first in (False, True))
+    assert (now.activations, now.weights) == (before.activations, before.weights)
+
+
+def test_the_evaluation_batch_is_the_one_that_is_given(options: Options) -> None:
+    config = options("training.eval_batch_size=7")
+    assert estimator(config).eval_batch_size == 7
+    assert estimator(config, device=torch.device("cuda")).eval_batch_size == 7
+
+
+def test_by_itself_an_evaluation_batch_takes_what_a_step_does(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, in powers of two up to 256; on a CPU, where more is no faster, it is 32."""
+    config = options("training.eval_batch_size=null")
+    on_cpu, on_gpu = estimator(config), estimator(config, device=torch.device("cuda"))
+    assert on_cpu.eval_batch_size == 32
+    monkeypatch.setattr(MemoryEstimator, "_train_bytes", lambda *_: 1024)
+    for per_utterance, taken in (
+        (0.1, 256),
+        (4, 256),
+        (4.1, 128),
+        (100, 8),
+        (512, 2),
+        (513, 1),
+        (5000, 1),
+    ):
+        monkeypatch.setattr(
+            MemoryEstimator,
+            "_evaluation_bytes",
+            lambda _, stored, size, each=per_utterance: size * each,
+        )
+        assert copy.copy(on_gpu).eval_batch_size == taken
 
 
 @pytest.mark.parametrize(
@@ -165,7 +227,14 @@ def test_a_run_says_what_it_estimates_and_measures(
     assert "memory: about" in caplog.text
     assert "GiB measured" in caplog.text
     values: dict[str, Any] = json.loads(run.memory.read_text("utf-8"))
-    assert set(values) == {"trainable_parameters", "parts", "total", "measured_peak"}
+    assert set(values) == {
+        "trainable_parameters",
+        "eval_batch_size",
+        "parts",
+        "total",
+        "measured_peak",
+    }
     assert values["trainable_parameters"] == 164_884
+    assert values["eval_batch_size"] == run.eval_batch_size == 32
     assert values["parts"]["weights"] > 0
     assert values["measured_peak"] > 0

@@ -65,6 +65,8 @@ def test_a_run_has_the_fingerprint_of_its_options(tmp_path: Path, words: list[st
         ["logger=wandb", "logger.wandb_project=mine"],
         ["dataset.cache=elsewhere", "dataset.workers=2"],
         ["backbone.check_memory=false"],
+        ["backbone.compile=true", "backbone.checkpoint_activations=true"],
+        ["training.eval_batch_size=7", "trainer.accumulate=2"],
     ],
 )
 def test_where_a_run_happens_has_no_part_in_it(words: list[str]) -> None:
@@ -93,6 +95,8 @@ def test_every_option_is_compared_or_has_a_reason_not_to_be() -> None:
     left_out = {info.key for info in options(TrainConfig)} - set(comparable(BASE))
     places = {"runs", "ckpt", "experiment", "backbone.check_memory"}
     places |= {f"dataset.{name}" for name in ("cache", "download", "workers")}
+    # How fast and in how much memory, with the same results.
+    places |= {"backbone.compile", "backbone.checkpoint_activations", "training.eval_batch_size"}
     assert {key for key in left_out if not key.startswith(("trainer.", "logger."))} == places
 
 
@@ -190,6 +194,26 @@ def test_a_run_is_finished_when_its_metrics_can_be_read(
     assert not run.finished
     run.metrics.write_text(text)
     assert run.finished is finished
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ('{"eval_batch_size": 64, "total": 1}', 64),
+        ('{"total": 1}', None),  # of an older version
+        ('{"eval_batch_size": null}', None),
+        ("[]", None),
+        ('{"eval', None),
+        (None, None),
+    ],
+)
+def test_the_evaluation_batch_of_a_run_is_known_where_it_was_written(
+    tmp_path: Path, text: str | None, size: int | None
+) -> None:
+    run = RunFolder(tmp_path)
+    if text is not None:
+        run.memory.write_text(text)
+    assert run.eval_batch_size == size
 
 
 def test_two_that_write_one_file_are_not_in_each_others_way(tmp_path: Path) -> None:

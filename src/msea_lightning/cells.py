@@ -1,13 +1,13 @@
-"""What the cells of the paper take of a device's memory, told before any of their files is here.
+"""What the cells of the paper take of a device, told before any of their files is here.
 
 A cell is a data set with a backbone, by its recipe. Sizes of the data set, architecture and length
 of the sequences are those that were published, so that the numbers do not depend on what is on this
-machine; they come from the estimate that a run itself makes before it loads its backbone.
+machine. Memory is what a run itself estimates before it loads its backbone; time comes from the
+operations that the backbone takes.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from msea_lightning.backbone import load_tokenizer
+from msea_lightning.backbone.flops import UtteranceFlops, with_layers
 from msea_lightning.backbone.loading import backbone_config, tiny_backbone
 from msea_lightning.backbone.memory import HEADROOM, Reading, Stored, activation_bytes, smaller
 from msea_lightning.backbone.tokenizers import add_special_tokens
+from msea_lightning.benchmark.shapes import SHAPES
 from msea_lightning.config import DatasetConfig, LabelConfig, TrainConfig, Weights
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
@@ -53,6 +55,12 @@ _FEW, _MORE = 2, 3
 """Layers of the small models that activations are taken from: from two layers on every further one
 adds the same."""
 
+ASSUMED_SHARE = 0.5
+"""Assumed: the part of a device's rate in products of large matrices that a run reaches."""
+
+_PROBABILITIES = np.linspace(0, 1, 1001)[1:] - 0.0005
+"""Of the texts that stand for all of a data set."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -73,6 +81,9 @@ class Cell:
         needed: Bytes that have to be free.
         free: Bytes that are free.
         fits: Whether the run would be started.
+        flops_epoch: Floating point operations of the backbone in an epoch and its validation.
+        hours: Expected for the whole schedule, if nothing stops it early, and the test; None where
+            the device's rate is not known.
         dataset_found: Whether the data set is on this machine.
         backbone_found: Whether the backbone is.
         command: The command that runs it here.
@@ -92,6 +103,8 @@ class Cell:
     needed: int
     free: int
     fits: bool
+    flops_epoch: float
+    hours: float | None
     dataset_found: bool
     backbone_found: bool
     command: str
@@ -107,6 +120,7 @@ def examine_cells(
     device: Device,
     datasets: Mapping[str, Place],
     backbones: Mapping[str, Place],
+    rate: float | None,
 ) -> tuple[list[Cell], dict[str, dict[str, int]]]:
     """What runs would take of a device, and for each backbone that does not fit, what would.
 
@@ -115,6 +129,7 @@ def examine_cells(
         device: Where they would go.
         datasets: Where the data sets are, by name.
         backbones: Where the backbones are, by name.
+        rate: Operations per second of the device in products of large matrices, where known.
 
     Returns:
         A cell for each run. And by the name of a backbone that does not fit in all of them the
@@ -125,7 +140,7 @@ def examine_cells(
     for config in configs:
         estimator = CellEstimator(config, torch.device(device.name))
         places = datasets[config.dataset.name], backbones[config.backbone.name]
-        cell = _cell(config, estimator, device, *places)
+        cell = _cell(config, estimator, device, *places, rate)
         found.append(cell)
         before = largest.get(cell.backbone)
         if not cell.fits and (before is None or before[0].needed < cell.needed):
@@ -135,7 +150,8 @@ def examine_cells(
 
 def is_published(config: TrainConfig) -> bool:
     """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
-    return (config.dataset.name, config.backbone.name) in _LONGEST
+    resized = config.backbone.hidden_size or config.backbone.num_layers
+    return not resized and (config.dataset.name, config.backbone.name) in _LONGEST
 
 
 def _cell(
@@ -144,8 +160,11 @@ def _cell(
     device: Device,
     dataset: Place,
     backbone: Place,
+    rate: float | None,
 ) -> Cell:
     estimate = estimator.estimate()
+    epoch, test = estimator.flops()
+    flops = config.training.schedule_epochs * epoch + test
     command = f"python -m msea_lightning.train dataset={dataset.name} backbone={backbone.name}"
     return Cell(
         dataset=dataset.name,
@@ -162,6 +181,8 @@ def _cell(
         needed=estimate.needed,
         free=device.free,
         fits=_fits(estimate, device),
+        flops_epoch=epoch,
+        hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,
         dataset_found=dataset.usable,
         backbone_found=backbone.usable,
         command=" ".join(filter(None, [command, dataset.option, backbone.option])),
@@ -206,6 +227,24 @@ class CellEstimator(MemoryEstimator):
             if _fits(estimate, device)
         }
 
+    def flops(self) -> tuple[float, float]:
+        """Operations of the backbone: of an epoch with its validation, and of the test.
+
+        Every utterance by itself: what batches are padded with is not counted, nor is the adapter,
+        which takes less than a thousandth of it. Texts are as long as the data set's are, in tokens
+        of LLaMA2's tokenizer, which makes more of Chinese than the others do.
+        """
+        longest = self._prompt.longest + self._more_tokens
+        texts = SHAPES[self._config.dataset.name].text.at(_PROBABILITIES)
+        cut = self._prompt.text_tokens
+        tokens = longest - cut + np.minimum(texts, cut)
+        labels = self._label_tokens
+        train = UtteranceFlops(self._language, labels=labels)(tokens + labels - 1).mean()
+        evaluate = UtteranceFlops(self._language, nodes=self._nodes)(tokens).mean()
+        sizes = {split: len(part) for split, part in self._data.splits.items()}
+        epoch = sizes["train"] * train + sizes["valid"] * evaluate
+        return float(epoch), float(sizes["test"] * evaluate)
+
     def _backbone_bytes(self, stored: Stored, reading: Reading) -> int:
         """Activations of the whole model, from two small ones: an estimate takes half a second."""
         key = (stored, reading)
@@ -217,10 +256,15 @@ class CellEstimator(MemoryEstimator):
         return self._activations[key]
 
     def _with_layers(self, layers: int, stored: Stored, reading: Reading) -> int:
-        language = copy.deepcopy(self._language)
-        language.num_hidden_layers = layers
-        attention = self._config.backbone.attention
-        return activation_bytes(language, stored, attention, self._device, reading)
+        backbone = self._config.backbone
+        return activation_bytes(
+            with_layers(self._language, layers),
+            stored,
+            backbone.attention,
+            self._device,
+            reading,
+            checkpointed=backbone.checkpoint_activations,
+        )
 
 
 def published_architecture(config: TrainConfig) -> PretrainedConfig:
@@ -244,6 +288,7 @@ class PublishedSplit:
         audio_dim: Features of a frame of audio.
         vision_dim: Features of a frame of vision.
         texts: A text that is longer than any is read.
+        tokens: None: the texts have not been tokenised.
     """
 
     utterances: int
@@ -252,6 +297,7 @@ class PublishedSplit:
     audio_dim: int | None
     vision_dim: int | None
     texts: list[str]
+    tokens: None = None
 
     def __len__(self) -> int:
         return self.utterances

@@ -1,7 +1,7 @@
 """Every option of the framework: its type, unit, range and the checks between options.
 
 One dataclass per component, composed into one root per entry point (:class:`TrainConfig`,
-:class:`PrepareConfig`, :class:`EvaluateConfig`, :class:`DoctorConfig`, :class:`ReportConfig`). The
+:class:`BenchConfig`, :class:`PrepareConfig`, :class:`EvaluateConfig`, ...). The
 dataclasses are the schema of ``conf/``: Hydra composes the YAML files into them, :func:`to_typed`
 turns the result into plain typed objects and refuses whatever the schema does not know or allow.
 Modules never receive these objects whole, only the plain values that they need.
@@ -323,6 +323,12 @@ class BackboneConfig:
     dtype: Dtype = option(Dtype.auto, "compute dtype, also of quantised layers")
     attention: Attention = option(Attention.auto, "implementation of the attention")
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
+    compile: bool = option(
+        False, "compile its layers: each step is faster, the first ones take a minute longer"
+    )
+    checkpoint_activations: bool = option(
+        False, "compute activations again in the backward pass: a third slower, far less memory"
+    )
     signed_labels: bool | None = option(
         None,
         "write intensities of zero and above with a plus sign; null: where the tokenizer needs it "
@@ -332,6 +338,12 @@ class BackboneConfig:
     pad_token: str | None = option(None, "padding token; the tokenizer's own where not given")
     architecture: dict[str, Any] = option(
         {}, "weights=random: fields of the transformers config, model_type among them"
+    )
+    hidden_size: int | None = option(
+        None, "weights=random: width instead of the architecture's, a multiple of 16", low=16
+    )
+    num_layers: int | None = option(
+        None, "weights=random: layers instead of the architecture's", low=1
     )
 
     @property
@@ -347,6 +359,19 @@ class BackboneConfig:
                 f"{where}={self.name} needs {where}.path: a Hub id such as Qwen/Qwen2.5-0.5B, or "
                 "a folder with a checkpoint."
             )
+        for name in ("hidden_size", "num_layers"):
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if self.weights is not Weights.random or "model_type" not in self.architecture:
+                raise ConfigError(
+                    f"{where}.{name}={size} is for measuring, with {where}.weights=random and a "
+                    f"backbone whose {where}.architecture is known, such as {where}=llama2; here "
+                    f"are {where}.weights={self.weights.value} and {where}={self.name}. Leave it "
+                    "out, or change these."
+                )
+        if self.hidden_size is not None and self.hidden_size % 16:
+            raise ConfigError(f"{where}.hidden_size={self.hidden_size} is no multiple of 16.")
         for index, segment in enumerate(self.layout):
             segment.check(f"{where}.layout[{index}]")
         for kind in (SegmentKind.pseudo, SegmentKind.text, SegmentKind.prompt):
@@ -486,7 +511,12 @@ class TrainingConfig:
     """Optimisation (paper, Tables 7-9)."""
 
     batch_size: int = option(16, "utterances per optimizer step, all devices together", low=1)
-    eval_batch_size: int = option(32, "utterances per evaluation batch and device", low=1)
+    eval_batch_size: int | None = option(
+        None,
+        "utterances per evaluation batch and device; null: 32 on a CPU, on a GPU as many as take "
+        "no more memory than a training step, at most 256",
+        low=1,
+    )
     learning_rate: float = option(5e-4, "peak learning rate of AdamW", above=0)
     weight_decay: float = option(0.01, "weight decay of AdamW", low=0)
     eps: float = option(1e-4, "epsilon of AdamW", above=0)
@@ -504,6 +534,12 @@ class TrainerConfig:
 
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
     devices: int = option(1, "number of devices; more than one trains with DDP", low=1)
+    accumulate: int = option(
+        1,
+        "parts in which a device takes its share of a batch, one after another: less memory, the "
+        "same results",
+        low=1,
+    )
     threads: int | None = option(
         None, "CPU threads of this process; null leaves the default", low=1
     )
@@ -524,8 +560,8 @@ class LoggerConfig:
 
 
 @dataclass
-class TrainConfig:
-    """``python -m msea_lightning.train``."""
+class CellConfig:
+    """What every run has, to train or to measure: a data set, a model, and how it is trained."""
 
     dataset: DatasetConfig = option(DatasetConfig, "data set")
     backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
@@ -535,21 +571,9 @@ class TrainConfig:
     prompt: PromptConfig = option(PromptConfig, "task prompt")
     training: TrainingConfig = option(TrainingConfig, "optimisation")
     trainer: TrainerConfig = option(TrainerConfig, "hardware")
-    logger: LoggerConfig = option(LoggerConfig, "loggers")
     decode: Decode = option(Decode.greedy, "how an answer is picked")
     recipe: str | None = option(None, "published recipe in use; set by conf/recipe")
-    experiment: str | None = option(
-        None, "table or figure of the paper that the run belongs to; set by conf/experiment"
-    )
-    size_only: bool = option(False, "count parameters and estimate memory, and train nothing")
     seed: int = option(1111, "seed of weights, batches and splits", low=0, high=2**32 - 1)
-    runs: str = option("runs", "folder of all run folders")
-    ckpt: str | None = option(
-        None,
-        "'auto' does nothing where a run of these very options is finished, resumes it where it "
-        "is not, and else begins it, as every run of a sweep does; 'last' resumes this cell's "
-        "latest run; or a run folder to resume",
-    )
 
     def check(self, where: str) -> None:
         """Refuses an ablation of what the adapter does not have."""
@@ -562,6 +586,85 @@ class TrainConfig:
                     f"{self.adapter.name} has nothing of that kind to leave out; it has "
                     f"{' and '.join(own)}. Choose ablation=none, no_audio or no_vision."
                 )
+
+
+@dataclass
+class TrainConfig(CellConfig):
+    """``python -m msea_lightning.train``."""
+
+    logger: LoggerConfig = option(LoggerConfig, "loggers")
+    experiment: str | None = option(
+        None, "table or figure of the paper that the run belongs to; set by conf/experiment"
+    )
+    size_only: bool = option(False, "count parameters and estimate memory, and train nothing")
+    runs: str = option("runs", "folder of all run folders")
+    ckpt: str | None = option(
+        None,
+        "'auto' does nothing where a run of these very options is finished, resumes it where it "
+        "is not, and else begins it, as every run of a sweep does; 'last' resumes this cell's "
+        "latest run; or a run folder to resume",
+    )
+
+
+class Measured(enum.Enum):
+    """What a benchmark measures."""
+
+    everything = "everything"
+    start = "start"
+    """From the start of the process to the end of the first step."""
+    train = "train"
+    """The start and training."""
+    evaluate = "evaluate"
+    """The start and evaluation."""
+
+
+@dataclass
+class BenchOptions:
+    """What is measured, and against what."""
+
+    shape: str = option(
+        "meld",
+        "data set whose sizes and lengths the generated data has: mosei, simsv2, meld or cherma; "
+        "the same as dataset",
+    )
+    compare: list[str] = option(
+        ["original", "ours"],
+        "variants, the first of which the others are compared with: original (written to the "
+        "original implementation's behaviour), ours (the options as they are), or options that "
+        "differ from ours, such as backbone.dtype=bfloat16, several of them joined by '+'",
+    )
+    measure: Measured = option(Measured.everything, "what is measured")
+    utterances: int | None = option(
+        256,
+        "training utterances, all of which a round trains on; null: as many as published",
+        low=1,
+    )
+    eval_utterances: int | None = option(
+        256, "test utterances, all of which a round evaluates; null: as many as published", low=1
+    )
+    rounds: int = option(3, "rounds, after a short one that is not counted", low=1)
+    together: bool = option(
+        True,
+        "variants are in memory together and take turns, so that a machine that gets slower slows "
+        "all of them; false: one after another",
+    )
+    json: str | None = option(None, "a file for all numbers as JSON, besides the table")
+
+    def check(self, where: str) -> None:
+        """Refuses a comparison of nothing, or of a variant with itself."""
+        doubles = sorted({name for name in self.compare if self.compare.count(name) > 1})
+        if not self.compare or doubles:
+            raise ConfigError(
+                f"{where}.compare={self.compare}: give one or more different variants, such as "
+                "[original,ours]."
+            )
+
+
+@dataclass
+class BenchConfig(CellConfig):
+    """``python -m msea_lightning.bench``."""
+
+    bench: BenchOptions = option(BenchOptions, "what is measured")
 
 
 @dataclass

@@ -64,6 +64,8 @@ class Findings:
         datasets: Every choice of ``conf/dataset``.
         backbones: Every choice of ``conf/backbone``, and the further checkpoints of the folder that
             was searched.
+        rate: Floating point operations per second of the chosen device in matrix products; None
+            where that cannot be measured.
         cells: The twelve cells of the paper.
         fitting: By the name of a backbone that does not fit: the options that make its largest
             cell fit, each with the bytes that it needs then.
@@ -75,6 +77,7 @@ class Findings:
     disks: list[Disk] = field(default_factory=list)
     datasets: list[Place] = field(default_factory=list)
     backbones: list[Place] = field(default_factory=list)
+    rate: float | None = None
     cells: list[Cell] = field(default_factory=list)
     fitting: dict[str, dict[str, int]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
@@ -126,7 +129,8 @@ def diagnose(config: DoctorConfig) -> Findings:
 
         datasets = {place.name: place for place in findings.datasets}
         backbones = {place.name: place for place in findings.backbones}
-        return examine_cells(paper_cells(), machine.device, datasets, backbones)
+        findings.rate = _rate(machine.device)
+        return examine_cells(paper_cells(), machine.device, datasets, backbones, findings.rate)
 
     findings.disks = section("disks", examine.disks, [])
     findings.datasets = section(
@@ -186,6 +190,18 @@ def _tried(package: Package, device: str) -> Package:
         return package
     flaw = f"cannot quantise on {device}: {flaw}"
     return replace(package, flaw=flaw, remedy=reinstall(package))
+
+
+def _rate(device: Device) -> float | None:
+    """Operations per second of a device in what a backbone computes in."""
+    import torch
+
+    from msea_lightning.backbone.flops import matrix_rate
+
+    try:
+        return matrix_rate(getattr(torch, device.dtype), torch.device(device.name))
+    except RuntimeError:  # where others fill the memory, the library fails, if not the allocator
+        return None
 
 
 # ---- what is printed ---------------------------------------------------------------------------
@@ -277,10 +293,12 @@ def _show_cells(findings: Findings, console: Console) -> None:
     device, cells = findings.machine.device, findings.cells
     title = f"Cells of the paper on {device.name}, in {cells[0].dtype}; memory in GiB"
     table = _table(title, "")
-    for column in ("trainable", "batch", "weights", "activ.", "adapter", "total"):
-        table.add_column(column, justify="right")
+    table.padding = (0, 0, 0, 0)  # 80 columns have room for no more
+    for column in ("trainable", "batch", "weights", "activ.", "total", "PFLOP/\nepoch"):
+        table.add_column(column, justify="right", vertical="bottom")
+    table.add_column("hours\nat most", justify="right", vertical="bottom")
     for column in ("fits", "data", "model"):
-        table.add_column(column)
+        table.add_column(column, vertical="bottom")
     for name in dict.fromkeys(cell.backbone for cell in cells):
         table.add_row(name)
         for cell in cells:
@@ -291,12 +309,14 @@ def _show_cells(findings: Findings, console: Console) -> None:
                     f"{cell.batch_size}",
                     _number(cell.weights),
                     _number(cell.activations),
-                    _number(cell.adapter),
                     _number(cell.needed),
+                    f"{cell.flops_epoch / 1e15:.1f}",
+                    "-" if cell.hours is None else _hours(cell.hours),
                     *map(_yes, (cell.fits, cell.dataset_found, cell.backbone_found)),
                 )
     console.print(table)
     _say(console, f"{_gib(device.free)} are free; {HEADROOM} times what a cell needs must be.")
+    _show_rate(findings, console)
     for name, options in findings.fitting.items():
         listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
         would = f"all its cells fit with {listed}" if options else _NOTHING_FITS
@@ -305,6 +325,19 @@ def _show_cells(findings: Findings, console: Console) -> None:
     _say(console, f"{len(ready)} of {len(cells)} cells can be run as they are.")
     for cell in ready:
         _say(console, f"  {cell.command}")
+
+
+def _show_rate(findings: Findings, console: Console) -> None:
+    """What the hours are made of, and how sure they are."""
+    from msea_lightning.cells import ASSUMED_SHARE
+
+    _say(console, "PFLOP: operations of the language model in an epoch and its validation.")
+    if findings.rate is None:
+        device = findings.machine.device.name
+        _say(console, f"hours: the speed of {device} cannot be measured; is its memory full?")
+        return
+    rate = f"{ASSUMED_SHARE:.0%} (assumed) of the measured {findings.rate / 1e12:.2f} TFLOP/s"
+    _say(console, f"hours: the whole schedule at {rate}.")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -331,6 +364,12 @@ def _yes(value: bool) -> str:
 
 def _number(size: float) -> str:
     return f"{size / 2**30:.2f}" if size < 0.1 * 2**30 else f"{size / 2**30:.1f}"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 10:
+        return f"{hours:,.0f}"
+    return f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
 
 
 def _gib(size: float) -> str:

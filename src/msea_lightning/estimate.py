@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from msea_lightning.backbone.loading import compute_dtype
 from msea_lightning.backbone.memory import (
@@ -26,7 +27,8 @@ from msea_lightning.backbone.memory import (
     weight_memory,
 )
 from msea_lightning.config import Quantization, TrainConfig
-from msea_lightning.data.module import UtteranceDataModule
+from msea_lightning.data.module import EVALUATION_BATCH, UtteranceDataModule
+from msea_lightning.prompt import encode_all
 from msea_lightning.task import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ batch find no room in."""
 
 _FLOAT = 4
 """Bytes of a float32, in which features are stored and the adapter computes."""
+
+_LARGEST_EVALUATION_BATCH = 256
 
 _COPIES = 3
 """A batch of features is there as collated, as standardised, and as sorted for the LSTM."""
@@ -111,15 +115,19 @@ class MemoryEstimate:
         listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
         return f"about {readable_bytes(self.total)} at its peak: {listed}"
 
-    def report(self, trainable_parameters: int, measured: int | None = None) -> dict[str, Any]:
+    def report(
+        self, trainable_parameters: int, eval_batch_size: int, measured: int | None = None
+    ) -> dict[str, Any]:
         """Everything in bytes, as ``memory.json`` has it.
 
         Args:
             trainable_parameters: Of the adapter.
+            eval_batch_size: Utterances per evaluation batch and device.
             measured: The measured peak, where the run has ended.
         """
         return {
             "trainable_parameters": trainable_parameters,
+            "eval_batch_size": eval_batch_size,
             "parts": asdict(self),
             "total": self.total,
             "measured_peak": measured,
@@ -168,9 +176,11 @@ class MemoryEstimator:
         self._text_tokens: dict[str, int] = {}
         seen = set(tree.answer_ids.flatten().tolist())
         for split, part in data.splits.items():
-            ids = self._prompt.encode_texts(part.texts).ids
-            self._text_tokens[split] = ids.shape[1] if config.ablation.text else 0
-            seen |= set(np.unique(ids.numpy()).tolist())
+            texts = part.tokens
+            if texts is None:
+                texts = [np.array(ids) for ids in encode_all(tokenizer, part.texts)]
+            self._text_tokens[split] = self._width(texts) if config.ablation.text else 0
+            seen |= set(np.unique(np.concatenate(texts)).tolist())
         self._longest_text = self._prompt.pad_to or self._prompt.text_tokens
         self._activations: dict[tuple[Stored, Reading], int] = {}
         self._distinct_tokens = len(seen) + self._prompt.longest
@@ -179,6 +189,27 @@ class MemoryEstimator:
     def trainable(self) -> int:
         """Parameters of the adapter."""
         return trainable(self._adapter)
+
+    @cached_property
+    def eval_batch_size(self) -> int:
+        """Utterances per evaluation batch and device.
+
+        Where none is given: on a GPU, which is faster the more it has to do, the largest power of
+        two up to 256 whose batch takes no more memory than a training step.
+        """
+        return self._eval_batch_size(self._stored)
+
+    def _eval_batch_size(self, stored: Stored) -> int:
+        training = self._config.training
+        if training.eval_batch_size is not None:
+            return training.eval_batch_size
+        if self._device.type == "cpu":
+            return EVALUATION_BATCH
+        step = self._train_bytes(stored, training.batch_size)
+        size = _LARGEST_EVALUATION_BATCH
+        while size > 1 and self._evaluation_bytes(stored, size) > step:
+            size //= 2
+        return size
 
     def estimate(
         self,
@@ -198,7 +229,7 @@ class MemoryEstimator:
         training = self._config.training
         weights = weight_memory(self._language, stored, self._device, rows=self._distinct_tokens)
         train = self._train_bytes(stored, batch_size or training.batch_size)
-        evaluate = self._evaluation_bytes(stored, eval_batch_size or training.eval_batch_size)
+        evaluate = self._evaluation_bytes(stored, eval_batch_size or self._eval_batch_size(stored))
         numbers = trainable(self._adapter) * _FLOAT
         on_cpu = self._device.type == "cpu"
         scattered = _SCATTERED if on_cpu else 0
@@ -248,13 +279,13 @@ class MemoryEstimator:
         Evaluation batches first, because they change no result; then training batches, then both.
         """
         training = self._config.training
-        least = self._config.trainer.devices
+        least = self._config.trainer.devices * self._config.trainer.accumulate
 
         def fits(batch_size: int, eval_batch_size: int) -> bool:
             sizes = self.estimate(batch_size=batch_size, eval_batch_size=eval_batch_size)
             return sizes.needed <= limit
 
-        train, evaluate = training.batch_size, training.eval_batch_size
+        train, evaluate = training.batch_size, self.eval_batch_size
         if largest := _largest(evaluate, 1, lambda size: fits(train, size)):
             return {"eval_batch_size": largest}
         if largest := _largest(train, least, lambda size: fits(size, evaluate)):
@@ -265,12 +296,17 @@ class MemoryEstimator:
         beside = _largest(evaluate, 1, lambda size: fits(batch, size))
         return {"batch_size": batch, "eval_batch_size": beside}
 
+    def _width(self, texts: Sequence[NDArray[np.int32]]) -> int:
+        """Tokens of the longest text as it is read."""
+        return self._prompt.pad_to or min(self._prompt.text_tokens, max(map(len, texts)))
+
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of the largest training batch of one device."""
         utterances = len(self._data.splits["train"])
         batches = -(-utterances // batch_size)
         batch = -(-utterances // batches)  # batches differ by one utterance at most
         batch = -(-batch // self._config.trainer.devices)
+        batch = -(-batch // self._config.trainer.accumulate)
         fixed = self._prompt.longest - self._longest_text
         reading = Reading(
             batch,
@@ -300,7 +336,12 @@ class MemoryEstimator:
         key = (stored, reading)
         if key not in self._activations:
             self._activations[key] = activation_bytes(
-                self._language, stored, self._config.backbone.attention, self._device, reading
+                self._language,
+                stored,
+                self._config.backbone.attention,
+                self._device,
+                reading,
+                checkpointed=self._config.backbone.checkpoint_activations,
             )
         return self._activations[key]
 

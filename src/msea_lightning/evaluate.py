@@ -24,6 +24,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     Raises:
         UserError: if the folder is no finished run, or its data set or backbone is gone.
     """
+    from functools import partial
+
     from msea_lightning.backbone import resolve_device
     from msea_lightning.data.module import build_datamodule
     from msea_lightning.fit import (
@@ -34,6 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
         show_results,
     )
     from msea_lightning.plugin import attach, load_plugin
+    from msea_lightning.prompt import encode_all
     from msea_lightning.runs import RunError, RunFolder, write_atomically, write_json
 
     run = RunFolder(Path(config.run).expanduser())
@@ -48,9 +51,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     data = build_datamodule(options.dataset, options.training, options.seed)
     data.prepare_data()
     data.setup()
+    # The company that an utterance is read in moves its numbers by rounding.
+    data.eval_batch_size = run.eval_batch_size or data.eval_batch_size
     device = resolve_device(config.accelerator)
     task = attach(load_plugin(run.plugin), load_config_backbone(options.backbone, device))
     task.rule = config.decode or options.decode
+    data.tokenize(partial(encode_all, task.prompt.tokenizer))
     trainer = make_trainer(
         device,
         logger=False,

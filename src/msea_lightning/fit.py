@@ -9,6 +9,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from msea_lightning.backbone import (
 )
 from msea_lightning.backbone.loading import backbone_place
 from msea_lightning.backbone.memory import free_bytes, peak_bytes, readable_bytes, reset_peak
+from msea_lightning.backbone.resize import resized
 from msea_lightning.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.config import (
     BackboneConfig,
@@ -37,10 +40,12 @@ from msea_lightning.config import (
     Weights,
 )
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.store import Store
 from msea_lightning.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.metrics import METRICS, selection_metric
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import describe, save_plugin
+from msea_lightning.prompt import encode_all
 from msea_lightning.runs import (
     RunFolder,
     open_run,
@@ -77,27 +82,68 @@ def fit(config: TrainConfig) -> RunFolder:
         if run.finished:
             _log.info("finished earlier: %s", run.path)
             return run
-        seed_everything(config.seed, workers=True, verbose=False)
-        if config.trainer.threads is not None:
-            torch.set_num_threads(config.trainer.threads)
-        data = build_datamodule(config.dataset, config.training, config.seed)
-        data.prepare_data()
-        data.setup()
-        device = resolve_device(config.trainer.accelerator)
-        architecture, tokenizer = _read_backbone(config.backbone)
-        estimate = _estimate(config, run, data, tokenizer, architecture, device)
-        backbone = load_config_backbone(config.backbone, device, tokenizer)
-        # Weights depend on the seed alone, not on what was drawn while loading.
-        seed_everything(config.seed, workers=True, verbose=False)
-        task = build_task(config, data, backbone)
+        ready = make_ready(config, memory_file=run.memory)
+        task, data = ready.task, ready.data
         _announce(config, task, data)
         with _loggers(config, run, task) as loggers:
-            trainer = _trainer(config, run, task, device, loggers)
+            trainer = _trainer(config, run, task, ready.device, loggers)
             resume = run.last if config.ckpt is not None and run.last.exists() else None
             if resume is None or not _had_stopped(resume, trainer):
                 _train(config, run, task, data, trainer, resume)
-            _finish(config, run, task, data, trainer, estimate)
+            _finish(config, run, task, data, trainer, ready.estimate)
     return run
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a run has before it trains.
+
+    Attributes:
+        task: The adapter in front of its backbone.
+        data: The data module, set up and tokenised.
+        device: Where it trains.
+        estimate: How much memory it is expected to take; None where that is not known.
+    """
+
+    task: AdapterTask
+    data: UtteranceDataModule
+    device: torch.device
+    estimate: MemoryEstimate | None
+
+
+def make_ready(
+    config: TrainConfig, *, store: Store | None = None, memory_file: Path | None = None
+) -> Ready:
+    """Makes everything ready to train, from the cheapest to the dearest.
+
+    Args:
+        config: All options of the run.
+        store: The prepared data set, where it is at hand.
+        memory_file: Where to write how much memory the run is expected to take.
+
+    Raises:
+        UserError: whatever is wrong with data, backbone or options, or does not fit.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    data = build_datamodule(
+        config.dataset,
+        config.training,
+        config.seed,
+        parts=config.trainer.accumulate,
+        store=store,
+    )
+    data.prepare_data()
+    data.setup()
+    device = resolve_device(config.trainer.accelerator)
+    architecture, tokenizer = _read_backbone(config.backbone)
+    data.tokenize(partial(encode_all, tokenizer))
+    estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
+    backbone = load_config_backbone(config.backbone, device, tokenizer)
+    # Weights depend on the seed alone, not on what was drawn while loading.
+    seed_everything(config.seed, workers=True, verbose=False)
+    return Ready(build_task(config, data, backbone), data, device, estimate)
 
 
 def _had_stopped(checkpoint: Path, trainer: Trainer) -> bool:
@@ -149,7 +195,7 @@ def load_config_backbone(
     language_model = load_language_model(
         backbone_place(config.path),
         weights=config.weights,
-        architecture=config.architecture,
+        architecture=_architecture(config),
         quantization=config.quantization,
         double_quantization=config.double_quantization,
         dtype=config.dtype,
@@ -157,13 +203,25 @@ def load_config_backbone(
         device=device,
         check_fit=config.check_memory,
     )
-    return FrozenBackbone(language_model, tokenizer, pad_token=config.pad_token)
+    return FrozenBackbone(
+        language_model,
+        tokenizer,
+        pad_token=config.pad_token,
+        compile=config.compile,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+
+
+def _architecture(config: BackboneConfig) -> dict[str, Any]:
+    return resized(
+        config.architecture, hidden_size=config.hidden_size, num_layers=config.num_layers
+    )
 
 
 def _read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Architecture and tokenizer, which say what is wrong before anything large is loaded."""
     architecture = backbone_config(
-        backbone_place(config.path), weights=config.weights, architecture=config.architecture
+        backbone_place(config.path), weights=config.weights, architecture=_architecture(config)
     )
     tokenizer = backbone_tokenizer(
         config.path,
@@ -195,7 +253,7 @@ def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfi
 
 def _estimate(
     config: TrainConfig,
-    run: RunFolder,
+    memory_file: Path | None,
     data: UtteranceDataModule,
     tokenizer: PreTrainedTokenizerBase,
     architecture: PretrainedConfig,
@@ -207,6 +265,7 @@ def _estimate(
     """
     estimator = MemoryEstimator(config, data, tokenizer, architecture, device)
     try:
+        data.eval_batch_size = estimator.eval_batch_size
         estimate = estimator.estimate()
     except BackboneError as error:
         if config.backbone.check_memory:
@@ -217,7 +276,8 @@ def _estimate(
     # The processes of a DDP run on a CPU share one memory; the first has counted them all.
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _log.info("memory: %s; %s free on %s", estimate, readable_bytes(free_bytes(device)), device)
-        write_json(run.memory, estimate.report(estimator.trainable))
+        if memory_file is not None:
+            write_json(memory_file, estimate.report(estimator.trainable, data.eval_batch_size))
         if config.backbone.check_memory:
             estimator.check(estimate)
     reset_peak(device)
@@ -362,12 +422,14 @@ def _trainer(
     # A bar in a file or a pipe is thousands of lines; there the log has one line an epoch.
     bar = config.trainer.progress_bar and Console(stderr=True).is_terminal
     if bar:
-        callbacks.append(TQDMProgressBar())
+        # Showing a loss means to wait for the device.
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
     return make_trainer(
         device,
         devices=config.trainer.devices,
         max_epochs=config.training.schedule_epochs,
         gradient_clip_val=config.training.gradient_clip,
+        accumulate_grad_batches=config.trainer.accumulate,
         num_sanity_val_steps=0,
         enable_progress_bar=bar,
         callbacks=callbacks,
@@ -409,7 +471,7 @@ def _finish(
     save_plugin(run.plugin, task, facts)
     if estimate is not None:
         measured = peak_bytes(task.device)
-        write_json(run.memory, estimate.report(trainable(task), measured))
+        write_json(run.memory, estimate.report(trainable(task), data.eval_batch_size, measured))
         _log.info(
             "memory: %s measured, %s estimated",
             readable_bytes(measured),

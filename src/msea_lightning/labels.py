@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -212,6 +213,14 @@ class EmotionSet(LabelSpace):
         return False
 
 
+class TreeTensors(NamedTuple):
+    """Nodes of an :class:`AnswerTree` on a device: its ``tokens``, ``depths`` and ``attends``."""
+
+    tokens: Tensor
+    depths: Tensor
+    attends: Tensor
+
+
 class AnswerTree:
     """The token ids of all legal answers as a prefix tree.
 
@@ -276,6 +285,7 @@ class AnswerTree:
                     nodes.setdefault(tuple(path[:end]), len(nodes))
         self.space = space
         self._encode = encode
+        self._written = dict(zip(space.answers, ids, strict=True))
         self.answer_ids = torch.tensor([path + [-1] * (longest - len(path)) for path in ids])
         self.predictors = torch.tensor(
             [
@@ -290,10 +300,22 @@ class AnswerTree:
         for prefix, node in nodes.items():
             for end in range(1, len(prefix) + 1):
                 self.attends[node, nodes[prefix[:end]]] = True
+        self._moved: dict[torch.device, TreeTensors] = {}
 
     def ids(self, label: float | str) -> list[int]:
         """Token ids of the answer that training teaches for a label."""
-        return self._encode(self.space.text(label))
+        text = self.space.text(label)
+        if text not in self._written:
+            self._written[text] = self._encode(text)
+        return self._written[text]
+
+    def to(self, device: torch.device) -> TreeTensors:
+        """What one pass over the tree needs, on a device; moved there once."""
+        if device not in self._moved:
+            self._moved[device] = TreeTensors(
+                *(tensor.to(device) for tensor in (self.tokens, self.depths, self.attends))
+            )
+        return self._moved[device]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from msea_lightning.config import Language, SegmentConfig, SegmentKind, UserError
@@ -32,6 +34,12 @@ class PromptError(UserError):
 def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
     """Token ids of one piece of a sequence, without special tokens."""
     ids: list[int] = tokenizer(string, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[list[int]]:
+    """Token ids of many strings, each by itself, without special tokens."""
+    ids: list[list[int]] = tokenizer(list(strings), add_special_tokens=False)["input_ids"]
     return ids
 
 
@@ -79,14 +87,17 @@ class Texts:
 class Sequences:
     """Sequences of a batch, padded on the left to the longest.
 
+    What says where something is stays on the CPU, so that looking it up waits for no device.
+
     Attributes:
         ids: (B, S) token ids; the pad id where a pseudo token goes.
         mask: (B, S) bool, False at padding.
         positions: (B, S) positions counted from each sequence's first real token.
-        pseudo: (B, S) bool, where the pseudo tokens go; n in every row, one after the other.
-        text: (B, S) bool, where the text is; as many in a row as its ``Texts.mask`` has.
-        targets: (B, L) label token ids that the last L positions predict, aligned right, -100
-            where a label is shorter; None without labels.
+        pseudo: (B, S) bool on the CPU, where the pseudo tokens go; n in every row, one after the
+            other.
+        text: (B, S) bool on the CPU, where the text is; as many in a row as its ``Texts.mask`` has.
+        targets: (B, L) on the CPU, label token ids that the last L positions predict, aligned
+            right, -100 where a label is shorter; None without labels.
     """
 
     ids: Tensor
@@ -97,14 +108,12 @@ class Sequences:
     targets: Tensor | None
 
     def to(self, device: torch.device) -> Sequences:
-        """The sequences on another device."""
-        return Sequences(
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            positions=self.positions.to(device),
-            pseudo=self.pseudo.to(device),
-            text=self.text.to(device),
-            targets=None if self.targets is None else self.targets.to(device),
+        """The sequences with ids, mask and positions on another device."""
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
         )
 
 
@@ -155,6 +164,16 @@ class Prompt:
         ]
 
     @property
+    def opening(self) -> list[int]:
+        """Token ids that all sequences begin with, whatever is said."""
+        ids: list[int] = []
+        for segment in self._segments:
+            if not isinstance(segment, list):
+                break
+            ids += segment
+        return ids
+
+    @property
     def longest(self) -> int:
         """Most tokens that a sequence has without its label."""
         fixed = sum(len(segment) for segment in self._segments if isinstance(segment, list))
@@ -197,20 +216,32 @@ class Prompt:
         Args:
             texts: B texts.
         """
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self.pad_texts(encode_all(self.tokenizer, texts))
+
+    def pad_texts(self, encoded: Sequence[Sequence[int] | NDArray[np.int32]]) -> Texts:
+        """Cuts B tokenised texts on the right and pads them on the left.
+
+        Args:
+            encoded: B lists of token ids.
+        """
         limit = self.text_tokens if self.pad_to is None else min(self.text_tokens, self.pad_to)
         rows = [ids[:limit] for ids in encoded]
         width = self.pad_to or max(map(len, rows))
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
-        mask = torch.full((len(rows), width), self.attend_padding, dtype=torch.bool)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        mask = np.full((len(rows), width), self.attend_padding, dtype=np.bool_)
         for row, row_ids in enumerate(rows):
-            if row_ids:
-                ids[row, -len(row_ids) :] = torch.tensor(row_ids)
+            if len(row_ids):
+                ids[row, -len(row_ids) :] = row_ids
                 mask[row, -len(row_ids) :] = True
-        return Texts(ids, mask)
+        return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
 
     def assemble(
-        self, texts: Texts | None, count: int, labels: Sequence[Sequence[int]] | None = None
+        self,
+        texts: Texts | None,
+        count: int,
+        labels: Sequence[Sequence[int]] | None = None,
+        *,
+        after: int = 0,
     ) -> Sequences:
         """Lays out the sequences of a batch.
 
@@ -219,6 +250,8 @@ class Prompt:
             count: B, the number of utterances.
             labels: Token ids of the B labels, in training. The last token of each is only
                 predicted, never read.
+            after: So many tokens of the opening have been read already and are left out; positions
+                go on from there.
         """
         rows: list[list[int]] = []
         kinds: list[list[int]] = []
@@ -241,8 +274,8 @@ class Prompt:
             if labels is not None:
                 ids += labels[row][:-1]
                 kind += [_FIXED] * (len(labels[row]) - 1)
-            rows.append(ids)
-            kinds.append(kind)
+            rows.append(ids[after:])
+            kinds.append(kind[after:])
         width = max(map(len, rows))
         all_ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
         all_kinds = torch.tensor([[_PADDING] * (width - len(row)) + row for row in kinds])
@@ -250,7 +283,7 @@ class Prompt:
         return Sequences(
             ids=all_ids,
             mask=mask,
-            positions=(mask.long().cumsum(-1) - 1).clamp(min=0),
+            positions=(mask.long().cumsum(-1) - 1).clamp(min=0) + after,
             pseudo=all_kinds == _PSEUDO,
             text=all_kinds == _TEXT,
             targets=None if labels is None else _right_aligned(labels),

@@ -50,11 +50,14 @@ _NOT_COMPARED = frozenset(
         "runs",
         "experiment",
         "trainer",
+        "training.eval_batch_size",
         "logger",
         "dataset.cache",
         "dataset.download",
         "dataset.workers",
         "backbone.check_memory",
+        "backbone.compile",
+        "backbone.checkpoint_activations",
     }
 )
 """Options that say where and how something runs, not what: they may differ between a run and its
@@ -152,6 +155,15 @@ class RunFolder:
         return isinstance(found, dict) and any(
             isinstance(found.get(part), dict) for part in ("test", "size")
         )
+
+    @property
+    def eval_batch_size(self) -> int | None:
+        """Utterances per evaluation batch and device; None where ``memory.json`` is missing."""
+        try:
+            found = json.loads(self.memory.read_text(encoding="utf-8"))["eval_batch_size"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, int) else None
 
     def load_config(self) -> TrainConfig:
         """The options of the run.

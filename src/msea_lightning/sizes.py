@@ -7,6 +7,7 @@ import logging
 from msea_lightning.backbone import backbone_config, backbone_tokenizer, resolve_device
 from msea_lightning.backbone.loading import backbone_place
 from msea_lightning.backbone.memory import parameter_count, readable_bytes
+from msea_lightning.backbone.resize import resized
 from msea_lightning.cells import CellEstimator, is_published, published_architecture
 from msea_lightning.config import TrainConfig
 from msea_lightning.data.module import build_datamodule
@@ -50,7 +51,11 @@ def measure_size(config: TrainConfig) -> RunFolder:
             language = backbone_config(
                 backbone_place(backbone.path),
                 weights=backbone.weights,
-                architecture=backbone.architecture,
+                architecture=resized(
+                    backbone.architecture,
+                    hidden_size=backbone.hidden_size,
+                    num_layers=backbone.num_layers,
+                ),
             )
             tokenizer = backbone_tokenizer(
                 backbone.path,
@@ -61,7 +66,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
             estimator = MemoryEstimator(config, data, tokenizer, language, device)
         estimate = estimator.estimate()
         frozen = parameter_count(language)
-        write_json(run.memory, estimate.report(estimator.trainable))
+        write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size))
         size = {
             "trainable_parameters": estimator.trainable,
             "backbone_parameters": frozen,

@@ -7,7 +7,7 @@ tokens, M nodes of the answer tree, d width of the language model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,15 @@ from msea_lightning.prompt import Prompt, Sequences, Texts, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_STEPS_UNSEEN = 10
+"""Steps after which a device is asked whether a gradient was not finite."""
+
+_NEVER = 2**62
+"""A step that no run comes to."""
+
+_NOTHING = torch.empty(0)
+"""In place of what is not kept."""
 
 
 class TaskError(UserError):
@@ -98,9 +107,10 @@ class AdapterTask(LightningModule):
         self.score = score
         self.predictions: list[Prediction] = []
         self._training = training or TrainingConfig()
-        self._gathering: list[Prediction] = []
+        self._gathering: list[tuple[Batch, Answers]] = []
         self._seed = torch.initial_seed()
         self._metrics: dict[str, float] = {}
+        self._diverged: Tensor | None = None
         self._check_length()
 
     # ---- the model ---------------------------------------------------------------------------
@@ -128,13 +138,18 @@ class AdapterTask(LightningModule):
         """
         texts, prefix, text = self._adapt(batch)
         labels = [self.tree.ids(label) for label in batch.labels]
-        sequences = self.prompt.assemble(texts, len(batch), labels).to(self.device)
+        opening = self.backbone.opening(self.prompt.opening)
+        after = opening.tokens if opening is not None else 0
+        sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
         embedded = self._embed(sequences, prefix, text)
-        hidden = self.backbone.hidden(embedded, sequences.mask, sequences.positions)
+        hidden = self.backbone.hidden(embedded, sequences.mask, sequences.positions, opening)
         assert sequences.targets is not None
         wanted = sequences.targets != -100
-        hidden = hidden[:, -wanted.shape[1] :][wanted]
-        return self.backbone.logits(hidden), sequences.targets[wanted]
+        # The last L positions of each row predict its label.
+        predicting = functional.pad(wanted, (hidden.shape[1] - wanted.shape[1], 0))
+        states = hidden.flatten(0, 1).index_select(0, self._places(predicting))
+        targets = sequences.targets[wanted].to(self.device, non_blocking=True)
+        return self.backbone.logits(states), targets
 
     @torch.no_grad()
     def answer_logp(self, batch: Batch) -> Tensor:
@@ -150,17 +165,19 @@ class AdapterTask(LightningModule):
             (B, A, L) float32.
         """
         texts, prefix, text = self._adapt(batch)
-        sequences = self.prompt.assemble(texts, len(batch)).to(self.device)
+        opening = self.backbone.opening(self.prompt.opening)
+        after = opening.tokens if opening is not None else 0
+        sequences = self.prompt.assemble(texts, len(batch), after=after).to(self.device)
         embedded = self._embed(sequences, prefix, text)
         mask, positions = sequences.mask, sequences.positions
         nodes = len(self.tree)
         if nodes:
-            tokens = self.tree.tokens.to(self.device).expand(len(batch), -1)
+            tree = self.tree.to(self.device)
+            tokens = tree.tokens.expand(len(batch), -1)
             embedded = torch.cat([embedded, self.backbone.embed(tokens)], dim=1)
-            depths = self.tree.depths.to(self.device)
-            positions = torch.cat([positions, positions[:, -1:] + depths], dim=1)
-            mask = _tree_mask(mask, self.tree.attends.to(self.device))
-        hidden = self.backbone.hidden(embedded, mask, positions)
+            positions = torch.cat([positions, positions[:, -1:] + tree.depths], dim=1)
+            mask = _tree_mask(mask, tree.attends)
+        hidden = self.backbone.hidden(embedded, mask, positions, opening)
         return self.backbone.token_logp(
             hidden[:, -1 - nodes :], self.tree.predictors, self.tree.answer_ids
         )
@@ -183,9 +200,12 @@ class AdapterTask(LightningModule):
             batch.audio, batch.audio_lengths, batch.vision, batch.vision_lengths
         )
         if self.adapter.use_text:
-            texts = self.prompt.encode_texts(batch.texts)
-            text_mask = texts.mask.to(self.device)
-            text = self.backbone.embed(texts.ids.to(self.device))
+            if batch.tokens is None:
+                texts = self.prompt.encode_texts(batch.texts)
+            else:
+                texts = self.prompt.pad_texts(batch.tokens)
+            text_mask = texts.mask.to(self.device, non_blocking=True)
+            text = self.backbone.embed(texts.ids.to(self.device, non_blocking=True))
         else:
             texts = None
             text_mask = torch.zeros(len(batch), 0, dtype=torch.bool, device=self.device)
@@ -193,8 +213,9 @@ class AdapterTask(LightningModule):
         prefix, adapted = self.adapter(
             text, text_mask, audio, batch.audio_lengths, vision, batch.vision_lengths
         )
-        unchanged = adapted is text or texts is None
-        return texts, prefix, None if unchanged else adapted[text_mask]
+        if adapted is text or texts is None:
+            return texts, prefix, None
+        return texts, prefix, adapted.flatten(0, 1).index_select(0, self._places(texts.mask))
 
     def _embed(self, sequences: Sequences, prefix: Tensor | None, text: Tensor | None) -> Tensor:
         """Embeddings (B, S, d) with what the adapter returned in its places."""
@@ -202,8 +223,14 @@ class AdapterTask(LightningModule):
         for place, values in ((sequences.pseudo, prefix), (sequences.text, text)):
             if values is not None:
                 rows = values.reshape(-1, values.shape[-1]).to(embedded.dtype)
-                embedded = embedded.masked_scatter(place[:, :, None], rows)
+                flat = embedded.flatten(0, 1).index_copy(0, self._places(place), rows)
+                embedded = flat.view_as(embedded)
         return embedded
+
+    def _places(self, where: Tensor) -> Tensor:
+        """Row-major positions (N,) on the device of what a mask on the CPU marks."""
+        found = where.flatten().nonzero().squeeze(1)
+        return found.to(self.device, non_blocking=True)
 
     def _check_length(self) -> None:
         limit = self.backbone.max_positions
@@ -236,12 +263,9 @@ class AdapterTask(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the label tokens of the global batch."""
         loss, count = self.loss(batch)
-        total = torch.tensor(float(count), device=self.device)
-        world = self.trainer.world_size
-        if world > 1:
-            # DDP averages gradients over devices; devices may hold different numbers of tokens.
-            torch.distributed.all_reduce(total)
-        mean = loss * world / total
+        world, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        labels = batch.labels if batch.step_labels is None else batch.step_labels
+        total = sum(len(self.tree.ids(label)) for label in labels)
         self.log(
             "train/loss",
             loss.detach() / count,
@@ -251,20 +275,35 @@ class AdapterTask(LightningModule):
             batch_size=count,
             sync_dist=world > 1,
         )
-        return mean
+        # Gradients are averaged over devices and parts, which may hold different numbers of tokens.
+        return loss * (world * parts / total)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stops at once when training has diverged, before the weights are spoilt."""
-        norms = torch.stack(
-            [p.grad.norm() for p in self.adapter.parameters() if p.grad is not None]
+        """Notices when training has diverged.
+
+        On a CPU at once, before the weights are spoilt; elsewhere, where looking means to wait for
+        the device, every few steps and before the epoch's checkpoint.
+        """
+        gradients = [p.grad for p in self.adapter.parameters() if p.grad is not None]
+        broken = ~torch.isfinite(nn.utils.get_total_norm(gradients))
+        step = torch.where(broken, self.global_step, _NEVER)
+        self._diverged = step if self._diverged is None else self._diverged.minimum(step)
+        if self.device.type == "cpu" or self.global_step % _STEPS_UNSEEN == 0:
+            self._refuse_divergence()
+
+    def on_train_epoch_end(self) -> None:
+        """Looks once more whether training has diverged."""
+        self._refuse_divergence()
+
+    def _refuse_divergence(self) -> None:
+        if self._diverged is None or (step := int(self._diverged)) == _NEVER:
+            return
+        raise TaskError(
+            f"The gradient is not finite in epoch {self.current_epoch}, step {step}: training has "
+            "diverged. Lower training.learning_rate="
+            f"{self._training.learning_rate}, set training.gradient_clip=1, standardise the "
+            "features (dataset.standardize=true), or use backbone.dtype=float32."
         )
-        if not torch.isfinite(norms).all():
-            raise TaskError(
-                f"The gradient is not finite in epoch {self.current_epoch}, step "
-                f"{self.global_step}: training has diverged. Lower training.learning_rate="
-                f"{self._training.learning_rate}, set training.gradient_clip=1, standardise the "
-                "features (dataset.standardize=true), or use backbone.dtype=float32."
-            )
 
     def on_validation_epoch_start(self) -> None:
         """Empties the collected predictions."""
@@ -278,21 +317,11 @@ class AdapterTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Decodes a batch."""
         answers = self.answers(batch)
-        space = self.tree.space
-        targets = torch.tensor([space.target(label) for label in batch.labels])
-        self.score.update(answers.value, targets)
-        self._gathering += [
-            Prediction(index, utterance, text, label, space.label(value), probability)
-            for index, utterance, text, label, value, probability in zip(
-                batch.index.tolist(),
-                batch.ids,
-                batch.texts,
-                batch.labels,
-                answers.value.tolist(),
-                answers.probability.tolist(),
-                strict=True,
-            )
-        ]
+        # Read at the end of the epoch, because reading means to wait for the device. Features are
+        # not kept, nor are distributions.
+        self._gathering.append(
+            (replace(batch, audio=None, vision=None), replace(answers, distribution=_NOTHING))
+        )
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Decodes a batch."""
@@ -316,6 +345,7 @@ class AdapterTask(LightningModule):
             lr=options.learning_rate,
             eps=options.eps,
             weight_decay=options.weight_decay,
+            fused=True,
         )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(
@@ -337,11 +367,35 @@ class AdapterTask(LightningModule):
             values["zero_share"] = zero_share([p.prediction for p in self.predictions])
         return values
 
+    def _read(self) -> list[Prediction]:
+        """This device's predictions, which also go into the metrics."""
+        space, decoded = self.tree.space, self._gathering
+        self._gathering = []
+        if not decoded:
+            return []
+        values = torch.cat([answers.value for _, answers in decoded]).tolist()
+        probabilities = torch.cat([answers.probability for _, answers in decoded]).tolist()
+        labels = [label for batch, _ in decoded for label in batch.labels]
+        self.score.update(values, [space.target(label) for label in labels])
+        return [
+            Prediction(index, utterance, text, label, space.label(value), probability)
+            for index, utterance, text, label, value, probability in zip(
+                torch.cat([batch.index for batch, _ in decoded]).tolist(),
+                [utterance for batch, _ in decoded for utterance in batch.ids],
+                [text for batch, _ in decoded for text in batch.texts],
+                labels,
+                values,
+                probabilities,
+                strict=True,
+            )
+        ]
+
     def _log_metrics(self, stage: str) -> None:
-        gathered = [self._gathering]
+        own = self._read()
+        gathered = [own]
         if self.trainer.world_size > 1:
             gathered = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self._gathering)
+            torch.distributed.all_gather_object(gathered, own)
         self.predictions = sorted(
             (prediction for part in gathered for prediction in part), key=lambda p: p.index
         )

@@ -50,8 +50,9 @@ def architecture(fields: dict[str, Any], **changes: Any) -> PretrainedConfig:
 
 def activations(config: PretrainedConfig, reading: Reading, **how: Any) -> int:
     """Activations in float32 on a CPU."""
-    attention = how.pop("attention", Attention.sdpa)
-    return activation_bytes(config, Stored(torch.float32, **how), attention, CPU, reading)
+    attention, checkpointed = how.pop("attention", Attention.sdpa), how.pop("checkpointed", False)
+    stored = Stored(torch.float32, **how)
+    return activation_bytes(config, stored, attention, CPU, reading, checkpointed=checkpointed)
 
 
 def test_dense_weights_are_counted_exactly() -> None:
@@ -147,6 +148,15 @@ def test_training_keeps_what_evaluation_lets_go() -> None:
     train, evaluate = Reading(4, 100, labels=1), Reading(4, 100)
     assert activations(many, train) > 3 * activations(few, train)
     assert activations(many, evaluate) == activations(few, evaluate)
+
+
+def test_layers_that_compute_again_keep_little() -> None:
+    few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
+    train, evaluate = Reading(4, 100, labels=1), Reading(4, 100)
+    growth = activations(many, train) - activations(few, train)
+    again = activations(many, train, checkpointed=True) - activations(few, train, checkpointed=True)
+    assert 0 < again < growth / 5
+    assert activations(many, evaluate, checkpointed=True) == activations(many, evaluate)
 
 
 @pytest.mark.parametrize(

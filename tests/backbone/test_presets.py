@@ -2,7 +2,7 @@
 
 The contract is all that an adapter needs of a language model: sequences in the preset's layout, a
 loss with a gradient at the pseudo tokens, the probability of every answer, and an utterance that is
-the same in whatever company it is read.
+the same in whatever company it is read, after an opening that is read once or with every sequence.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from tests.test_task import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
+READ_EVERY_TIME: frozenset[str] = frozenset()
+"""Presets whose opening is read with every sequence, because they cannot go on from one: none."""
 TEXTS = [
     "no",
     "it was the best of all evenings, and everybody said so again and again until we left",
@@ -167,10 +169,13 @@ def test_the_small_model_is_of_all_kinds_of_the_published_one(preset: str) -> No
 
 
 @pytest.mark.parametrize("variant", ["erc", "msa"])
-def test_backbone_contract(make: Make, variant: str) -> None:
+def test_backbone_contract(
+    make: Make, preset: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, batch = make(variant, "mse")
     check_company(task, batch)
     check_answers(task, part(batch, [1, 4]))
+    check_opening(task, part(batch, [1, 4, 6]), monkeypatch, once=preset not in READ_EVERY_TIME)
     check_step(task, batch)
 
 
@@ -186,6 +191,33 @@ def test_backbone_contract_of_adapters_that_change_the_text(make: Make, adapter:
     task.eval()
     check_company(task, batch)
     check_step(task, batch)
+
+
+def check_opening(
+    task: AdapterTask, batch: Batch, monkeypatch: pytest.MonkeyPatch, *, once: bool
+) -> None:
+    """Loss, gradients and answers are the same after an opening that was read before."""
+    opening = task.backbone.opening(task.prompt.opening)
+    assert (opening is not None) == once
+    if opening is None:
+        return
+    assert opening.tokens == len(task.prompt.opening) > 0
+    found = read(task, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(task.backbone, "_reads_on", False)
+        assert task.backbone.opening(task.prompt.opening) is None
+        expected = read(task, batch)
+    names = ["loss", "log probabilities", *dict(task.adapter.named_parameters())]
+    for name, one, other in zip(names, found, expected, strict=True):
+        scale = 1 + float(other.abs().max())
+        assert float((one - other).abs().max()) < 1e-5 * scale, name
+
+
+def read(task: AdapterTask, batch: Batch) -> list[Tensor]:
+    """Mean loss, log probabilities of all answers, and the gradient of every weight."""
+    loss, count = task.loss(batch)
+    gradients = torch.autograd.grad(loss / count, list(task.adapter.parameters()))
+    return [loss.detach() / count, task.answer_logp(batch), *gradients]
 
 
 def check_company(task: AdapterTask, batch: Batch) -> None:

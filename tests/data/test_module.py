@@ -225,17 +225,147 @@ def test_training_batches_hold_every_utterance_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_evaluation_goes_in_order(store: Store, split: str) -> None:
+def test_evaluation_goes_from_the_longest_to_the_shortest(store: Store, split: str) -> None:
     data = build(store)
     data.setup()
     loaders = {"valid": data.val_dataloader, "test": data.test_dataloader}
+    part = data.splits[split]
     for loader in (loaders[split](), data.evaluation_dataloader(split)):
         found = list(loader)
-        assert [identity for batch in found for identity in batch.ids] == data.splits[split].ids
+        assert sorted(flat(batch.ids for batch in found)) == sorted(part.ids)
+        tokens = [-(-len(text) // 4) for text in flat(batch.texts for batch in found)]
+        assert tokens == sorted(tokens, reverse=True)
         assert [len(batch) for batch in found][:-1] == [3] * (len(found) - 1)
         for batch in found:
+            assert batch.step_labels == batch.labels
             for row, index in enumerate(batch.index.tolist()):
-                check_row(batch, row, data.splits[split][index])
+                check_row(batch, row, part[index])
+
+
+def by_words(texts: list[str]) -> list[list[int]]:
+    """A tokenizer that makes a token of every word, the number of its letters."""
+    return [[len(word) for word in text.split()] for text in texts]
+
+
+def test_tokenised_batches_carry_the_ids(store: Store) -> None:
+    data = build(store)
+    data.setup()
+    assert all(batch.tokens is None for batch in data.train_dataloader())
+    assert data.splits["train"].tokens is None
+    data.tokenize(lambda texts: [list(map(ord, text)) for text in texts])
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        for batch in loader:
+            assert batch.tokens is not None
+            for text, ids in zip(batch.texts, batch.tokens, strict=True):
+                assert ids.dtype == np.int32
+                assert ids.tolist() == list(map(ord, text))
+    # The store, which other modules may read, is as it was.
+    assert store.splits["test"].tokens is None
+
+
+def test_a_part_of_a_tokenised_split_keeps_its_ids(store: Store) -> None:
+    encode = [[1], [], [2, 3], *[[4]] * 5]
+    whole = store.splits["test"].tokenized(lambda _: encode)
+    picked = whole.select(np.array([2, 1, 0]))
+    assert whole.tokens is not None
+    assert picked.tokens is not None
+    assert [ids.tolist() for ids in whole.tokens] == encode
+    assert [ids.tolist() for ids in picked.tokens] == [[2, 3], [], [1]]
+    assert picked.ids == [whole.ids[index] for index in (2, 1, 0)]
+
+
+def with_texts(folder: Path, texts: list[str], frames: list[int] | None = None) -> Store:
+    """A store whose training part says these things, with so many frames of audio each."""
+    lengths = frames or [1] * len(texts)
+    train = [
+        utterance(
+            f"{number}",
+            text=text,
+            label=float(number % 2),
+            audio=np.zeros((length, 4), dtype=np.float32),
+            vision=None,
+        )
+        for number, (text, length) in enumerate(zip(texts, lengths, strict=True))
+    ]
+    rest = {split: [utterance(split, vision=None, label=0.0)] for split in ("valid", "test")}
+    return stored(folder, {"train": train, **rest})
+
+
+@pytest.mark.parametrize(
+    ("text_tokens", "tokenised", "expected"),
+    [
+        # 50, 3, 5 and 4 words; 25, 2, 3 and 2 tokens at four letters each.
+        (100, True, ["0", "2", "3", "1"]),
+        (100, False, ["0", "2", "1", "3"]),
+        (4, True, ["3", "2", "0", "1"]),
+        (3, True, ["1", "3", "2", "0"]),
+        (2, False, ["1", "3", "2", "0"]),
+    ],
+)
+def test_what_is_cut_off_a_text_costs_nothing(
+    tmp_path: Path, text_tokens: int, tokenised: bool, expected: list[str]
+) -> None:
+    """Of texts that are read alike, the frames decide."""
+    texts = ["a " * words for words in (50, 3, 5, 4)]
+    data = build(with_texts(tmp_path, texts, [1, 9, 2, 3]), text_tokens=text_tokens)
+    data.setup()
+    if tokenised:
+        data.tokenize(by_words)
+    found = flat(batch.ids for batch in data.evaluation_dataloader("train"))
+    assert found == expected
+
+
+def test_batches_by_real_lengths_hold_less_padding(tmp_path: Path) -> None:
+    """Long words are few tokens: what a text looks like is not what it is read as."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 20, (400, 2)).tolist()
+    store = with_texts(tmp_path, [" ".join(["x" * letters] * words) for letters, words in sizes])
+
+    def padding(*, tokenised: bool) -> float:
+        """Share of the places in the batches of an epoch that no token takes."""
+        data = build(store)
+        data.setup()
+        if tokenised:
+            data.tokenize(by_words)
+        lengths = [
+            np.array([len(text.split()) for text in batch.texts])
+            for batch in data.train_dataloader()
+        ]
+        places = sum(len(batch) * int(batch.max()) for batch in lengths)
+        return 1 - sum(int(batch.sum()) for batch in lengths) / places
+
+    assert 2 * padding(tokenised=True) < padding(tokenised=False)
+
+
+def test_parts_of_a_step_know_the_labels_of_all_of_it(store: Store) -> None:
+    def loaded(parts: int) -> list[Batch]:
+        training = TrainingConfig(batch_size=4, eval_batch_size=3)
+        dataset = DatasetConfig(name="table", reader=Reader.table)
+        data = build_datamodule(dataset, training, 1, parts=parts, store=store)
+        data.setup()
+        return list(data.train_dataloader())
+
+    whole, halves = loaded(1), loaded(2)
+    assert len(halves) == 2 * len(whole)
+    for number, batch in enumerate(whole):
+        pieces = halves[2 * number : 2 * number + 2]
+        assert flat(piece.ids for piece in pieces) == batch.ids
+        assert all(piece.step_labels == batch.labels for piece in (batch, *pieces))
+    with pytest.raises(SamplerError, match=r"4 parts cannot share .* of 3 .* trainer\.accumulate"):
+        loaded(4)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, 32), (7, 7)])
+def test_evaluation_batches_where_no_size_is_given(
+    store: Store, given: int | None, taken: int
+) -> None:
+    training = TrainingConfig(eval_batch_size=given)
+    dataset = DatasetConfig(name="table", reader=Reader.table)
+    data = build_datamodule(dataset, training, 1, store=store)
+    data.setup()
+    assert data.eval_batch_size == taken
+    data.eval_batch_size = 5
+    assert [len(batch) for batch in data.test_dataloader()] == [5, 3]
 
 
 def check_row(batch: Batch, row: int, expected: Utterance) -> None:
@@ -393,7 +523,7 @@ def test_lightning_trains_in_the_order_of_seed_and_epoch(store: Store, tmp_path:
     data.setup()
     loader = data.train_dataloader()
     assert isinstance(loader, DataLoader)
-    loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
+    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
     assert [batch.ids for batch in loader] == orders[2]
 
     part = trainer(1, tmp_path / "part")
@@ -403,10 +533,11 @@ def test_lightning_trains_in_the_order_of_seed_and_epoch(store: Store, tmp_path:
     assert first.seen | resumed.seen == whole.seen
 
 
-def test_lightning_tests_and_predicts_in_order(store: Store, tmp_path: Path) -> None:
+def test_lightning_tests_and_predicts_everything_once(store: Store, tmp_path: Path) -> None:
     recorder, data = Recorder(), build(store)
     trainer(1, tmp_path).test(recorder, data, verbose=False)
-    expected = store.splits["test"].ids
+    expected = flat(batch.ids for batch in data.test_dataloader())
+    assert sorted(expected) == sorted(store.splits["test"].ids)
     assert flat(recorder.seen["test 0"]) == expected
     predicted = trainer(1, tmp_path).predict(recorder, data)
     assert predicted is not None

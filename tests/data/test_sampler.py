@@ -1,4 +1,4 @@
-"""Batches: every utterance once per epoch, the same on any number of devices, little padding."""
+"""Batches: every utterance once per epoch, the same however they are shared, little padding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msea_lightning.data.sampler import (
-    EvaluationSampler,
+    EvaluationBatchSampler,
     SamplerError,
+    Share,
     TrainingBatchSampler,
+    estimated_tokens,
     reading_costs,
 )
 
@@ -19,12 +21,17 @@ costs = st.lists(st.integers(0, 50), min_size=1, max_size=300).map(np.array)
 batch_sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)
 worlds = st.integers(1, 5)
+parts_of_a_share = st.integers(1, 4)
 epochs = st.integers(0, 100)
 
 
-def batches(sampler: TrainingBatchSampler, epoch: int) -> list[list[int]]:
+def shares_of(sampler: TrainingBatchSampler, epoch: int) -> list[Share]:
     sampler.set_epoch(epoch)
     return list(sampler)
+
+
+def batches(sampler: TrainingBatchSampler, epoch: int) -> list[list[int]]:
+    return [share.indices for share in shares_of(sampler, epoch)]
 
 
 @given(costs, batch_sizes, seeds, epochs)
@@ -55,6 +62,28 @@ def test_devices_share_the_batches_of_one_device(
         assert all(parts)
         assert sorted(index for part in parts for index in part) == sorted(whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(costs, batch_sizes, seeds, epochs, worlds, parts_of_a_share)
+def test_parts_make_up_the_share_of_a_device_one_after_another(
+    values: NDArray[np.int64], batch_size: int, seed: int, epoch: int, world: int, parts: int
+) -> None:
+    alone = batches(TrainingBatchSampler(values, batch_size, seed=seed), epoch)
+    assume(min(len(batch) for batch in alone) >= world * parts)
+    for rank in range(world):
+        options = {"seed": seed, "rank": rank, "world": world}
+        whole = batches(TrainingBatchSampler(values, batch_size, **options), epoch)
+        sampler = TrainingBatchSampler(values, batch_size, parts=parts, **options)
+        taken = shares_of(sampler, epoch)
+        assert len(taken) == len(sampler) == parts * len(alone)
+        for number, (share, step) in enumerate(zip(whole, alone, strict=True)):
+            pieces = taken[number * parts : (number + 1) * parts]
+            assert [index for piece in pieces for index in piece.indices] == share
+            sizes = [len(piece.indices) for piece in pieces]
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 1
+            # Whichever part and device: what is averaged over is the whole step.
+            assert all(piece.step == step for piece in pieces)
 
 
 @given(costs, batch_sizes, seeds, epochs)
@@ -90,12 +119,14 @@ def test_batches_hold_utterances_of_similar_cost(size: int) -> None:
 
 def test_batches_come_in_no_order_of_cost() -> None:
     values = np.arange(1000)
-    means = [np.mean(values[batch]) for batch in TrainingBatchSampler(values, 10, seed=0)]
+    found = batches(TrainingBatchSampler(values, 10, seed=0), 0)
+    means = [np.mean(values[batch]) for batch in found]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
 
 
 def test_a_set_smaller_than_a_batch() -> None:
-    assert sorted(*TrainingBatchSampler(np.zeros(3), 16, seed=0)) == [0, 1, 2]
+    (batch,) = batches(TrainingBatchSampler(np.zeros(3), 16, seed=0), 0)
+    assert sorted(batch) == [0, 1, 2]
 
 
 def test_more_devices_than_a_batch_has_utterances() -> None:
@@ -105,30 +136,61 @@ def test_more_devices_than_a_batch_has_utterances() -> None:
         TrainingBatchSampler(np.zeros(8), 3, seed=0, world=3)
 
 
-@given(st.integers(1, 100), worlds)
-def test_evaluation_in_order_and_nothing_twice(size: int, world: int) -> None:
-    assert list(EvaluationSampler(size)) == list(range(size))
-    assume(size >= world)
-    shares = [EvaluationSampler(size, rank=rank, world=world) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == list(range(size))
-    for rank, share in enumerate(shares):
-        assert list(share) == list(range(size))[rank::world]
-        assert len(share) == len(list(share))
+def test_more_parts_than_a_batch_has_utterances() -> None:
+    TrainingBatchSampler(np.zeros(8), 4, seed=0, parts=4)
+    with pytest.raises(
+        SamplerError,
+        match=r"^5 parts cannot share training batches of 4 utterances \(8 utterances, "
+        r"training\.batch_size=4\): each needs at least one\. Raise training\.batch_size or lower "
+        r"trainer\.accumulate or trainer\.devices\.$",
+    ):
+        TrainingBatchSampler(np.zeros(8), 4, seed=0, parts=5)
+    TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, parts=2)
+    with pytest.raises(SamplerError, match="6 parts cannot share training batches of 4"):
+        TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, parts=3)
+
+
+@given(costs, batch_sizes, worlds)
+def test_evaluation_from_the_longest_and_nothing_twice(
+    values: NDArray[np.int64], batch_size: int, world: int
+) -> None:
+    assume(len(values) >= world)
+    orders = []
+    for rank in range(world):
+        sampler = EvaluationBatchSampler(values, batch_size, rank=rank, world=world)
+        found = list(sampler)
+        assert len(found) == len(sampler)
+        assert all(share.step == share.indices for share in found)
+        assert {len(share.indices) for share in found[:-1]} <= {batch_size}
+        assert 1 <= len(found[-1].indices) <= batch_size
+        orders.append([index for share in found for index in share.indices])
+        assert np.all(np.diff(values[orders[-1]]) <= 0)
+    assert sorted(index for order in orders for index in order) == list(range(len(values)))
+    # Devices take turns, so that none has the long utterances.
+    alone = EvaluationBatchSampler(values, len(values))
+    (whole,) = (share.indices for share in alone)
+    assert orders == [whole[rank::world] for rank in range(world)]
+
+
+def test_the_first_batch_of_an_evaluation_is_the_largest() -> None:
+    """What does not fit into the memory fails at once."""
+    values = np.random.default_rng(0).integers(1, 1000, 100)
+    sizes = [len(s.indices) * values[s.indices].max() for s in EvaluationBatchSampler(values, 8)]
+    assert sizes[0] == max(sizes)
 
 
 def test_more_devices_than_a_split_has_utterances() -> None:
     with pytest.raises(SamplerError, match="3 devices cannot share a split of 2 utterances"):
-        EvaluationSampler(2, world=3)
+        EvaluationBatchSampler(np.zeros(2), 8, world=3)
+
+
+def test_tokens_are_estimated_by_letters_and_wide_characters() -> None:
+    texts = ["", "a", "abcd", "abcde", "一二三", "あア가", "abcd一"]
+    assert estimated_tokens(texts).tolist() == [0, 1, 1, 2, 3, 3, 2]
 
 
 def test_costs_go_by_text_then_by_frames() -> None:
     texts = ["abcd" * 5, "一二三四五", "abcd" * 5, "a" * 21, "あア가"]
     audio, vision = np.array([9, 1, 0, 0, 100]), np.array([9, 1, 1, 0, 100])
-    order = np.argsort(reading_costs(texts, audio, vision))
+    order = np.argsort(reading_costs(estimated_tokens(texts), audio, vision))
     assert order.tolist() == [4, 2, 1, 0, 3]
-
-
-def test_lightning_reaches_the_sampler() -> None:
-    sampler = TrainingBatchSampler(np.zeros(40), 4, seed=0)
-    sampler.sampler.set_epoch(5)
-    assert list(sampler) == batches(TrainingBatchSampler(np.zeros(40), 4, seed=0), 5)

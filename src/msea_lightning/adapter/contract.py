@@ -270,5 +270,5 @@ def real_frames(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         (B, L, F) features and (B, L) bool.
     """
     positions = torch.arange(frames.shape[1], device=frames.device)
-    real_BL = positions < lengths.to(frames.device)[:, None]
+    real_BL = positions < lengths.to(frames.device, non_blocking=True)[:, None]
     return frames.masked_fill(~real_BL[:, :, None], 0.0), real_BL

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from msea_lightning.adapter.contract import Adapter, AdapterError, checked_frames
+from msea_lightning.adapter.lstm import LastStateLSTM
 
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
@@ -78,7 +78,7 @@ class ModalityBranch(nn.Module):
         super().__init__()
         self.name = name
         self.features = features
-        self.lstm = None if random else nn.LSTM(features, summary, batch_first=True)
+        self.lstm = None if random else LastStateLSTM(features, summary)
         self.summary: Tensor | None
         self.register_buffer("summary", torch.randn(summary) if random else None)
         self.proj = nn.Linear(summary, hidden)
@@ -110,15 +110,11 @@ class ModalityBranch(nn.Module):
         absent = lengths == 0
         some_absent = bool(absent.any())
         if some_absent:
-            # A packed sequence has at least one frame: an absent modality reads a frame of zeros,
+            # The LSTM reads at least one frame: an absent modality reads a frame of zeros,
             # and what becomes of it is cut off below. So every weight has a gradient, if zero.
-            absent_B = absent.to(frames_BLF.device)
+            absent_B = absent.to(frames_BLF.device, non_blocking=True)
             frames_BLF = frames_BLF.masked_fill(absent_B[:, None, None], 0.0)
-        packed = pack_padded_sequence(
-            frames_BLF, lengths.clamp(min=1), batch_first=True, enforce_sorted=False
-        )
-        _, (last_1BS, _) = self.lstm(packed)
-        projected_BH: Tensor = self.proj(last_1BS[0])
+        projected_BH: Tensor = self.proj(self.lstm(frames_BLF, lengths.clamp(min=1)))
         if some_absent:
             projected_BH = projected_BH.masked_fill(absent_B[:, None], 0.0)
         return projected_BH

@@ -133,5 +133,5 @@ def _standardize(
             f"over {len(mean)}: give the features that the run was trained on."
         )
     positions = torch.arange(frames.shape[1], device=frames.device)
-    real = positions[None, :] < lengths.to(frames.device)[:, None]
+    real = positions[None, :] < lengths.to(frames.device, non_blocking=True)[:, None]
     return ((frames - mean) / std).masked_fill(~real[:, :, None], 0.0)

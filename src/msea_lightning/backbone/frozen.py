@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,12 @@ _LOGITS_AT_ONCE = 1 << 24
 
 _READ_MASKS = frozenset({"sdpa", "eager"})
 """Attention implementations that take a mask between every two positions."""
+
+_TRIED = 2
+"""Tokens of the opening with which it is tried whether a model reads on from one."""
+
+_CANNOT = (TypeError, ValueError, RuntimeError, AttributeError)
+"""How a model fails that does not take what it is given."""
 
 _FINGERPRINT_ROWS = 16
 """Rows of each weight matrix that enter a fingerprint."""
@@ -46,6 +54,9 @@ class FrozenBackbone:
         tokenizer: Its tokenizer.
         pad_token: Token that fills up sequences; the tokenizer's own, else its unknown or end
             token, where not given.
+        compile: Compile the layers with ``torch.compile`` on their first use.
+        checkpoint_activations: Keep the input of each layer only, and compute the rest again in the
+            backward pass. Openings are then read with every sequence.
 
     Attributes:
         model: The language model, in evaluation mode.
@@ -57,24 +68,42 @@ class FrozenBackbone:
             not take a mask between every two positions; both are tried once with a few tokens.
     """
 
+    _run: Callable[..., Any]
+
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
         pad_token: str | None = None,
+        compile: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
-        self.model = model
-        self.model.train(mode=False)
-        self.model.requires_grad_(False)
-        keep_4bit_layout(self.model)
+        model.train(mode=False)
+        model.requires_grad_(False)
+        keep_4bit_layout(model)
+        if getattr(model, "is_loaded_in_8bit", False):
+            from msea_lightning.backbone.int8 import keep_no_inputs
+
+            keep_no_inputs(model)
+        self._take(model, checkpoint_activations=checkpoint_activations)
         self.tokenizer = tokenizer
         _check_size(tokenizer)
         self.pad_id = _pad_id(tokenizer, pad_token)
         self._check_vocabulary()
-        self._body: nn.Module = getattr(model, model.base_model_prefix)
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
         self._check()
+        if compile:
+            # Lengths differ from batch to batch: compiled once for all of them.
+            self._run = torch.compile(self._body, dynamic=True)
+
+    def _take(self, model: PreTrainedModel, *, checkpoint_activations: bool) -> None:
+        self.model = model
+        self._body: nn.Module = getattr(model, model.base_model_prefix)
+        self._run = self._body
+        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        self._openings: dict[tuple[tuple[int, ...], torch.device], Opening] = {}
+        self._reads_on = False
+        self._recomputed = recomputed_layers(model) if checkpoint_activations else []
 
     @property
     def width(self) -> int:
@@ -146,7 +175,32 @@ class FrozenBackbone:
         embedded: Tensor = self._embedding(ids)
         return embedded
 
-    def hidden(self, inputs_embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def opening(self, ids: Sequence[int]) -> Opening | None:
+        """The tokens that every sequence begins with, read once.
+
+        Args:
+            ids: O token ids.
+
+        Returns:
+            What :meth:`hidden` goes on from; None where there is nothing to read, or the model has
+            to read them with every sequence.
+        """
+        if not ids or not self._reads_on:
+            return None
+        key = (tuple(ids), self.device)
+        if key not in self._openings:
+            self._openings[key] = Opening.read(
+                self._body, self.embed(torch.tensor([ids], device=self.device))
+            )
+        return self._openings[key]
+
+    def hidden(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        opening: Opening | None = None,
+    ) -> Tensor:
         """Final hidden states, from which :meth:`logits` are made.
 
         Args:
@@ -154,6 +208,7 @@ class FrozenBackbone:
             mask: (B, S) bool, False at padding; or (B, S, S) bool, whether position i attends to
                 position j, where that is not all of the positions before it.
             positions: (B, S) positions.
+            opening: O tokens that were read before; all S positions attend to all of them.
 
         Returns:
             (B, S, d).
@@ -161,14 +216,23 @@ class FrozenBackbone:
         Raises:
             BackboneError: if causal sequences are longer than the model was made for.
         """
-        extra = {"position_ids": positions} if self._takes_positions else {}
+        extra: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         between = mask.dim() == 3
         if not between:
-            self._check_width(inputs_embeds.shape[1])
+            self._check_width(inputs_embeds.shape[1] + (opening.tokens if opening else 0))
+            if self._explicit_masks:
+                # transformers makes the same of it, but asks the device what is in it first.
+                mask, between = _causal(mask), True
+        if opening is not None:
+            mask = functional.pad(mask, (opening.tokens, 0), value=True)
+            extra["past_key_values"] = opening
         attention = _additive(mask, inputs_embeds.dtype) if between else mask.long()
-        with self._reading_masks() if between else nullcontext():
-            output = self._body(
-                inputs_embeds=inputs_embeds, attention_mask=attention, use_cache=False, **extra
+        with self._reading_masks() if between else nullcontext(), self._recomputing():
+            output = self._run(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention,
+                use_cache=opening is not None,
+                **extra,
             )
         states: Tensor = output.last_hidden_state
         return states
@@ -199,23 +263,25 @@ class FrozenBackbone:
 
         Args:
             hidden: (B, P, d) hidden states at the P places that predict something.
-            predictors: (A, L) place that predicts each token of each answer; -1 for none.
+            predictors: (A, L) place that predicts each token of each answer; -1 for none. Wanted on
+                the CPU, as the next one: elsewhere each call waits for the device.
             token_ids: (A, L) the tokens; -1 for none.
 
         Returns:
             (B, A, L) float32 log probabilities among the whole vocabulary; 0 where there is none.
         """
         batch, places, _ = hidden.shape
-        predictors, token_ids = predictors.to(hidden.device), token_ids.to(hidden.device)
         out = hidden.new_zeros(batch, *predictors.shape, dtype=torch.float32)
         rows = max(1, _LOGITS_AT_ONCE // (batch * self.vocabulary))
         for start in range(0, places, rows):
             logp = self.logits(hidden[:, start : start + rows]).log_softmax(-1)
             here = (predictors >= start) & (predictors < start + rows)
             answer, step = here.nonzero(as_tuple=True)
-            out[:, answer, step] = logp[
-                :, predictors[answer, step] - start, token_ids[answer, step]
-            ]
+            place, token = predictors[here] - start, token_ids[here]
+            answer, step, place, token = (
+                index.to(hidden.device, non_blocking=True) for index in (answer, step, place, token)
+            )
+            out[:, answer, step] = logp[:, place, token]
         return out
 
     def fingerprint(self) -> dict[str, str]:
@@ -260,6 +326,26 @@ class FrozenBackbone:
         finally:
             self.model.set_attn_implementation(own)
 
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Layers in training mode, in which alone they keep nothing but their input.
+
+        What is inside of them stays in evaluation mode.
+        """
+        layers = self._recomputed if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    @property
+    def _explicit_masks(self) -> bool:
+        """Whether masks and positions can be given as they are meant."""
+        return self._takes_positions and self.model.config._attn_implementation in _READ_MASKS
+
     @property
     def _embedding(self) -> nn.Embedding:
         return cast("nn.Embedding", self.model.get_input_embeddings())
@@ -288,22 +374,26 @@ class FrozenBackbone:
 
     @torch.no_grad()
     def _check(self) -> None:
+        """Tries whether the model's parts add up to it, and whether it reads on from an opening."""
         count = min(5, self.vocabulary)
         ids = torch.arange(count, device=self.device)[None]
         positions = torch.arange(count, device=self.device)[None]
         embedded = self.embed(ids)
+        everything = torch.ones_like(ids, dtype=torch.bool)
         causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None]
         expected = self.model(input_ids=ids, use_cache=False).logits.float()
         # Reduced precision orders sums differently for different masks; wrong parts are far off.
         tolerance = 1e-3 if self.dtype is torch.float32 and not self.quantized else 0.25
         scale = expected.std().clamp(min=1e-6)
         for what, mask in (
-            ("its own logits", torch.ones_like(ids, dtype=torch.bool)),
+            ("its own logits", everything),
             ("the same logits under an explicit mask between positions", causal),
         ):
             try:
-                found = self.logits(self.hidden(embedded, mask, positions))
-            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                # As in training, where recomputed layers may turn out to drop something.
+                with torch.enable_grad():
+                    found = self.logits(self.hidden(embedded, mask, positions))
+            except _CANNOT as error:
                 raise BackboneError(
                     f"{type(self.model).__name__} cannot be a backbone: reading embeddings failed "
                     f"with {type(error).__name__}: {error}"
@@ -316,6 +406,15 @@ class FrozenBackbone:
                     f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
                     "with ordinary attention."
                 )
+        if self._explicit_masks and not self._recomputed and count > _TRIED:
+            rest = (embedded[:, _TRIED:], everything[:, _TRIED:], positions[:, _TRIED:])
+            try:
+                opening = Opening.read(self._body, embedded[:, :_TRIED])
+                found = self.logits(self.hidden(*rest, opening))
+            except _CANNOT:
+                return  # it reads the opening with every sequence, as any model does
+            difference = ((found - expected[:, _TRIED:]).abs().max() / scale).item()
+            self._reads_on = difference < tolerance
 
 
 def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -376,6 +475,39 @@ def keep_4bit_layout(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.training = True
+
+
+def recomputed_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Layers that compute their activations again in the backward pass from now on.
+
+    Args:
+        model: The language model. Its results do not change.
+
+    Raises:
+        BackboneError: for an architecture whose layers cannot do that.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise BackboneError(
+            f"backbone.checkpoint_activations=true: the layers of a {model.config.model_type} "
+            "backbone cannot compute their activations again. Leave it false; "
+            "trainer.accumulate=2 or more takes less memory too."
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return layers
+
+
+def _causal(mask: Tensor) -> Tensor:
+    """(B, S) bool, False at padding, to (B, S, S): who attends to whom."""
+    width = mask.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    # Padding attends to itself: a row without any place would give NaN.
+    itself = torch.eye(width, dtype=torch.bool, device=mask.device)
+    return (before & mask[:, None, :]) | itself
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

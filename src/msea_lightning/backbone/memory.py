@@ -10,7 +10,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -166,6 +165,8 @@ def activation_bytes(
     attention: Attention,
     device: torch.device,
     reading: Reading,
+    *,
+    checkpointed: bool = False,
 ) -> int:
     """Bytes that the activations of one step take at their height.
 
@@ -175,6 +176,7 @@ def activation_bytes(
         attention: Implementation of the attention.
         device: Where it computes. On a CPU the holes that the allocator leaves are counted.
         reading: What it reads: forward and backward with label tokens, else forward alone.
+        checkpointed: Whether activations are computed again in the backward pass.
 
     Raises:
         BackboneError: if the architecture does not run without numbers.
@@ -190,7 +192,8 @@ def activation_bytes(
             model = _architecture(config, stored.dtype, implementation)
             tracker = _LiveBytes(model, resident)
             with tracker:
-                (_train if reading.labels else _evaluate)(_Shadow(model), reading)
+                shadow = _Shadow(model, checkpoint_activations=checkpointed)
+                (_train if reading.labels else _evaluate)(shadow, reading)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise BackboneError(
@@ -386,10 +389,8 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Shadow(FrozenBackbone):
     """The same computation on fake tensors, without a tokenizer and without comparing numbers."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self._body: nn.Module = getattr(model, model.base_model_prefix)
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+    def __init__(self, model: PreTrainedModel, *, checkpoint_activations: bool = False) -> None:
+        self._take(model, checkpoint_activations=checkpoint_activations)
 
 
 def _train(backbone: FrozenBackbone, reading: Reading) -> None:
@@ -464,23 +465,6 @@ def _quantized_bytes(stored: Stored) -> Callable[[Tensor], float]:
     # A scale for 64 weights: 32 bits; or 8, and 32 more for 256 scales.
     scale = 1 + 4 / 256 if stored.double_quantization else 4
     return lambda weight: weight.numel() * (0.5 + scale / 64)
-
-
-def _keep_inputs(model: PreTrainedModel) -> list[Tensor]:
-    """Makes linear layers keep their inputs until the step ends, as bitsandbytes' int8 does.
-
-    Returns:
-        Where they are kept.
-    """
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if torch.is_grad_enabled():
-            kept.append(inputs[0])
-
-    for layer in _quantizable(model):
-        layer.register_forward_pre_hook(keep)
-    return kept
 
 
 def _quantized_workspace(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config import (
     DatasetConfig,
@@ -25,13 +25,23 @@ from msea_lightning.config import (
 )
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
-from msea_lightning.data.sampler import EvaluationSampler, TrainingBatchSampler, reading_costs
+from msea_lightning.data.sampler import (
+    EvaluationBatchSampler,
+    Share,
+    TrainingBatchSampler,
+    estimated_tokens,
+    reading_costs,
+)
 from msea_lightning.data.sampling import sample
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch, Utterance
 from msea_lightning.data.validation import hold_out
 
 _log = logging.getLogger(__name__)
+
+
+EVALUATION_BATCH = 32
+"""Utterances per evaluation batch where none is given; more are no faster on a CPU."""
 
 
 class DataError(UserError):
@@ -49,7 +59,11 @@ class UtteranceDataModule(LightningDataModule):
         batch_size: Utterances per training batch, all devices together.
         eval_batch_size: Utterances per evaluation batch and device.
         seed: Seed of the training order, of a held-out validation part, and of a part to train on.
+        parts: A device takes its share of a training batch in as many parts, one after another.
         store: The prepared data set, where it is at hand; else it is prepared on first use.
+
+    Attributes:
+        eval_batch_size: As given; it changes no result, and may be set later.
     """
 
     readers: ClassVar[frozenset[Reader]] = frozenset(Reader)
@@ -62,13 +76,15 @@ class UtteranceDataModule(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         seed: int,
+        parts: int = 1,
         store: Store | None = None,
     ) -> None:
         super().__init__()
         self._dataset = dataset
         self._batch_size = batch_size
-        self._eval_batch_size = eval_batch_size
+        self.eval_batch_size = eval_batch_size
         self._seed = seed
+        self._parts = parts
         self._store = store
         self._splits: dict[str, StoreSplit] | None = None
         self._labels: LabelConfig | None = None
@@ -163,58 +179,73 @@ class UtteranceDataModule(LightningDataModule):
             }
         return self._statistics
 
-    def train_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
+    def tokenize(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
+        """Tokenises all texts at once, so that no step has to, and batches go by real lengths.
+
+        Args:
+            encode: Tokenises N texts, without special tokens and uncut.
+        """
+        self._splits = {split: part.tokenized(encode) for split, part in self.splits.items()}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, length-bucketed batches of the training part; see TrainingBatchSampler."""
         train = self.splits["train"]
         sampler = TrainingBatchSampler(
-            reading_costs(train.texts, train.audio_lengths, train.vision_lengths),
+            self._costs(train),
             self._batch_size,
             seed=self._seed,
             rank=self._rank,
             world=self._world,
+            parts=self._parts,
         )
-        return DataLoader(
-            _Numbered(train),
-            batch_sampler=sampler,
-            collate_fn=partial(collate, audio_dim=train.audio_dim, vision_dim=train.vision_dim),
-            num_workers=self._dataset.workers,
-            persistent_workers=self._dataset.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator, so that loading draws nothing from the one that dropout draws from.
-            generator=torch.Generator().manual_seed(self._seed),
-        )
+        return self._loader(train, sampler)
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[tuple[int, Utterance]]:
-        """Batches of a split in its order; see EvaluationSampler.
+    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Length-bucketed batches of a split, the longest first; see EvaluationBatchSampler.
 
         Args:
             split: ``train``, ``valid`` or ``test``.
         """
         utterances = self.splits[split]
-        return DataLoader(
-            _Numbered(utterances),
-            batch_size=self._eval_batch_size,
-            sampler=EvaluationSampler(len(utterances), rank=self._rank, world=self._world),
-            collate_fn=partial(
-                collate, audio_dim=utterances.audio_dim, vision_dim=utterances.vision_dim
-            ),
-            num_workers=self._dataset.workers,
-            persistent_workers=self._dataset.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self._seed),
+        sampler = EvaluationBatchSampler(
+            self._costs(utterances), self.eval_batch_size, rank=self._rank, world=self._world
         )
+        return self._loader(utterances, sampler)
 
-    def val_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
-        """Batches of the validation part, in order."""
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation part."""
         return self.evaluation_dataloader("valid")
 
-    def test_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
-        """Batches of the test split, in order."""
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
         return self.evaluation_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[tuple[int, Utterance]]:
-        """Batches of the test split, in order."""
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
         return self.evaluation_dataloader("test")
+
+    def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
+        if split.tokens is None:
+            tokens = estimated_tokens(split.texts)
+        else:
+            tokens = np.array([len(ids) for ids in split.tokens])
+        # What is cut off costs nothing.
+        read = np.minimum(tokens, self._dataset.text_tokens)
+        return reading_costs(read, split.audio_lengths, split.vision_lengths)
+
+    def _loader(self, split: StoreSplit, sampler: Sampler[Share]) -> DataLoader[Batch]:
+        workers = self._dataset.workers
+        return DataLoader(
+            _Batches(split),
+            # An item of the sampler is a whole batch.
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator, so that loading draws nothing from the one that dropout draws from.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
 
     @property
     def _rank(self) -> int:
@@ -344,7 +375,12 @@ DATAMODULES: dict[str, type[UtteranceDataModule]] = {
 
 
 def build_datamodule(
-    dataset: DatasetConfig, training: TrainingConfig, seed: int, *, store: Store | None = None
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    seed: int,
+    *,
+    parts: int = 1,
+    store: Store | None = None,
 ) -> UtteranceDataModule:
     """The data module of a data set.
 
@@ -355,6 +391,7 @@ def build_datamodule(
         dataset: The data set's options.
         training: Batch sizes.
         seed: Seed of the training order, of a held-out validation part, and of a part to train on.
+        parts: A device takes its share of a training batch in as many parts.
         store: The prepared data set, where it is at hand.
     """
     chosen = DATAMODULES.get(dataset.name)
@@ -363,8 +400,9 @@ def build_datamodule(
     return chosen(
         dataset,
         batch_size=training.batch_size,
-        eval_batch_size=training.eval_batch_size,
+        eval_batch_size=training.eval_batch_size or EVALUATION_BATCH,
         seed=seed,
+        parts=parts,
         store=store,
     )
 
@@ -413,17 +451,25 @@ def _pad(
     return padded, lengths
 
 
-class _Numbered(Dataset[tuple[int, Utterance]]):
-    """The utterances of a split with their positions."""
+class _Batches(Dataset[Batch]):
+    """Batches of a split."""
 
     def __init__(self, split: StoreSplit) -> None:
         self._split = split
 
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, index: int) -> tuple[int, Utterance]:
-        return index, self._split[index]
+    def __getitem__(self, share: Share) -> Batch:
+        split, (indices, step) = self._split, share
+        batch = collate(
+            [(index, split[index]) for index in indices],
+            audio_dim=split.audio_dim,
+            vision_dim=split.vision_dim,
+        )
+        labels = [split.labels[index] for index in step]
+        return replace(
+            batch,
+            tokens=None if split.tokens is None else [split.tokens[index] for index in indices],
+            step_labels=cast("list[float] | list[str]", labels),
+        )
 
 
 def _frame_statistics(

@@ -1,14 +1,16 @@
 """Which utterances form a batch, and in which order, on one device or several.
 
-Training batches hold utterances of similar length, so that little of a batch is padding. They are
-*global* batches: the same whatever the number of devices, each of which takes its share of each
-batch, so several devices train on what one would. Evaluation goes through a split in its order.
+Batches hold utterances of similar length, so that little of a batch is padding. Training batches
+are *global*: the same whatever the number of devices and of parts that one takes them in, so that
+neither changes what is trained on. Evaluation goes through a split from its longest utterances to
+its shortest; what is computed of an utterance does not depend on its company.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,34 +28,57 @@ class SamplerError(UserError):
     """Fewer utterances than devices to share them."""
 
 
+class Share(NamedTuple):
+    """What one device reads at a time.
+
+    Attributes:
+        indices: Positions of its utterances in the split.
+        step: Positions of all utterances of the optimizer step that they belong to.
+    """
+
+    indices: list[int]
+    step: list[int]
+
+
+def estimated_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
+    """About how many tokens texts are, without a tokenizer: four Latin letters or one wide one.
+
+    Args:
+        texts: N texts.
+
+    Returns:
+        (N,) numbers.
+    """
+    letters = np.array(
+        [len(text) + (_LETTERS_PER_TOKEN - 1) * len(_WIDE.findall(text)) for text in texts],
+        dtype=np.int64,
+    )
+    return np.asarray(-(-letters // _LETTERS_PER_TOKEN), dtype=np.int64)
+
+
 def reading_costs(
-    texts: Sequence[str],
+    tokens: NDArray[np.int64],
     audio_lengths: NDArray[np.int64],
     vision_lengths: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """How long each utterance takes, for sorting; the unit is arbitrary.
 
-    The text decides, counted in estimated tokens (four Latin letters or one Chinese character),
-    because the language model takes most of the time; among texts of equal length the frames do.
+    The tokens of the text decide, because the language model takes most of the time; among texts of
+    equally many the frames do.
 
     Args:
-        texts: N texts.
+        tokens: (N,) tokens of the texts that are read.
         audio_lengths: (N,) audio frames.
         vision_lengths: (N,) vision frames.
 
     Returns:
         (N,) costs.
     """
-    letters = np.array(
-        [len(text) + (_LETTERS_PER_TOKEN - 1) * len(_WIDE.findall(text)) for text in texts],
-        dtype=np.int64,
-    )
-    tokens = -(-letters // _LETTERS_PER_TOKEN)
     frames = audio_lengths + vision_lengths
     return np.asarray(tokens * (frames.max(initial=0) + 1) + frames, dtype=np.int64)
 
 
-class TrainingBatchSampler(Sampler[list[int]]):
+class TrainingBatchSampler(Sampler[Share]):
     """Shuffled batches of utterances of similar cost, every utterance exactly once per epoch.
 
     The utterances are shuffled and cut into windows of some batches; each window is sorted by cost
@@ -63,15 +88,16 @@ class TrainingBatchSampler(Sampler[list[int]]):
 
     Args:
         costs: (N,) what to sort by, see :func:`reading_costs`.
-        batch_size: Utterances per batch, all devices together.
+        batch_size: Utterances per batch, all devices and parts together.
         seed: Seed of the order.
         rank: This device's number.
         world: Number of devices. The device takes every world-th utterance of each batch.
+        parts: A device takes its share of a batch in as many parts, one after another.
         window: Batches per window; at most a quarter of the epoch is taken, because a window of the
             whole epoch would make the same batches in every epoch.
 
     Raises:
-        SamplerError: where a batch has fewer utterances than there are devices.
+        SamplerError: where a batch has fewer utterances than there are devices, or parts of it.
     """
 
     def __init__(
@@ -82,36 +108,36 @@ class TrainingBatchSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         window: int = 50,
     ) -> None:
         self._costs = np.asarray(costs)
         self._batches = -(-len(self._costs) // batch_size)
         self._window = max(1, min(window, self._batches // 4))
-        self._seed, self._rank, self._world = seed, rank, world
+        self._seed, self._rank, self._world, self._parts = seed, rank, world, parts
         self._epoch = 0
         smallest = len(self._costs) // max(1, self._batches)
-        if smallest < world:
+        if smallest < world * parts:
+            sharing = f"{world} devices" if parts == 1 else f"{world * parts} parts"
+            remedy = "trainer.devices" if parts == 1 else "trainer.accumulate or trainer.devices"
             raise SamplerError(
-                f"{world} devices cannot share training batches of {smallest} utterances "
-                f"({len(self._costs)} utterances, training.batch_size={batch_size}): each device "
-                "needs at least one. Raise training.batch_size or lower trainer.devices."
+                f"{sharing} cannot share training batches of {smallest} utterances "
+                f"({len(self._costs)} utterances, training.batch_size={batch_size}): each "
+                f"needs at least one. Raise training.batch_size or lower {remedy}."
             )
-
-    @property
-    def sampler(self) -> TrainingBatchSampler:
-        """Itself: Lightning calls ``set_epoch`` of a batch sampler's ``sampler`` only."""
-        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0, that the next iteration goes through."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._batches
+        return self._batches * self._parts
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Share]:
         for batch in self.global_batches(self._epoch):
-            yield batch[self._rank :: self._world].tolist()
+            step = batch.tolist()
+            for part in np.array_split(batch[self._rank :: self._world], self._parts):
+                yield Share(part.tolist(), step)
 
     def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """The batches of an epoch in order, all devices together."""
@@ -126,14 +152,16 @@ class TrainingBatchSampler(Sampler[list[int]]):
         return [batches[index] for index in random.permutation(self._batches)]
 
 
-class EvaluationSampler(Sampler[int]):
-    """The utterances of a split in order; device r of k takes numbers r, r + k, r + 2k, ...
+class EvaluationBatchSampler(Sampler[Share]):
+    """The utterances of a split from the costliest to the cheapest, in batches.
 
-    Every utterance belongs to one device alone, so none is counted twice; devices may differ by
-    one utterance.
+    The first batch is the largest: what does not fit fails at once. Device r of k takes numbers r,
+    r + k, r + 2k, ... of that order, so that devices have equal work; every utterance belongs to
+    one device alone, and none is counted twice.
 
     Args:
-        size: Utterances of the split.
+        costs: (N,) what to sort by, see :func:`reading_costs`.
+        batch_size: Utterances per batch of a device.
         rank: This device's number.
         world: Number of devices.
 
@@ -141,16 +169,20 @@ class EvaluationSampler(Sampler[int]):
         SamplerError: where there are fewer utterances than devices.
     """
 
-    def __init__(self, size: int, *, rank: int = 0, world: int = 1) -> None:
-        if size < world:
+    def __init__(
+        self, costs: NDArray[np.int64], batch_size: int, *, rank: int = 0, world: int = 1
+    ) -> None:
+        if len(costs) < world:
             raise SamplerError(
-                f"{world} devices cannot share a split of {size} utterances: each device needs at "
-                "least one. Lower trainer.devices."
+                f"{world} devices cannot share a split of {len(costs)} utterances: each device "
+                "needs at least one. Lower trainer.devices."
             )
-        self._indices = range(rank, size, world)
+        order = np.argsort(-np.asarray(costs), kind="stable")[rank::world]
+        cuts = np.arange(batch_size, len(order), batch_size)
+        self._batches: list[list[int]] = [part.tolist() for part in np.split(order, cuts)]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+    def __iter__(self) -> Iterator[Share]:
+        return (Share(batch, batch) for batch in self._batches)

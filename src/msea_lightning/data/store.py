@@ -20,9 +20,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,6 +65,7 @@ class StoreSplit:
         vision_dim: Vision features per frame; None where no utterance of the data set has vision.
         audio_lengths: (N,) int64, audio frames of each utterance; 0 where it has none.
         vision_lengths: (N,) int64, vision frames of each utterance; 0 where it has none.
+        tokens: N arrays of token ids, where the texts have been tokenised.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class StoreSplit:
         dims: Mapping[str, int | None],
         starts: Mapping[str, NDArray[np.int64]],
         lengths: Mapping[str, NDArray[np.int64]],
+        tokens: Sequence[NDArray[np.int32]] | None = None,
     ) -> None:
         self._frames = frames
         self._rows = rows
         self._starts = starts
+        self.tokens = tokens
         self.ids: list[str] = [row["id"] for row in rows]
         self.texts: list[str] = [row["text"] for row in rows]
         self.labels: list[float] | list[str] = [row["label"] for row in rows]
@@ -129,7 +133,21 @@ class StoreSplit:
             self._dims,
             {modality: starts[picked] for modality, starts in self._starts.items()},
             {modality: lengths[picked] for modality, lengths in self._lengths.items()},
+            None if self.tokens is None else [self.tokens[index] for index in picked],
         )
+
+    def tokenized(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> StoreSplit:
+        """The same utterances with the token ids of their texts.
+
+        Args:
+            encode: Tokenises N texts.
+        """
+        encoded = encode(self.texts)
+        # One array for all: thousands of small ones would cost more than the numbers in them.
+        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
+        tokens = np.split(flat, np.cumsum(lengths)[:-1])
+        return StoreSplit(self._frames, self._rows, self._dims, self._starts, self._lengths, tokens)
 
     def close(self) -> None:
         """Lets go of the memory-mapped file; reading opens it again."""

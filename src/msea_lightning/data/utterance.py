@@ -5,6 +5,7 @@ Shape legend: B utterances, La and Lv frames of audio and vision, da and dv feat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,9 @@ class Batch:
         audio_lengths: (B,) int64 on the CPU, frames of each utterance; 0 where audio is absent.
         vision: (B, Lv, dv) float32, zeros beyond each length; None where the data set has none.
         vision_lengths: (B,) int64 on the CPU, frames of each utterance; 0 where it is absent.
+        tokens: B arrays of token ids, uncut, where the data set has been tokenised beforehand.
+        step_labels: Labels of all utterances of the optimizer step, where the batch is only a part
+            of it: other devices, or the same one before or afterwards, have the rest.
     """
 
     index: Tensor
@@ -59,6 +63,8 @@ class Batch:
     audio_lengths: Tensor
     vision: Tensor | None
     vision_lengths: Tensor
+    tokens: Sequence[NDArray[np.int32]] | None = None
+    step_labels: Sequence[float] | Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,0 +1,65 @@
+"""``python -m msea_lightning.bench``: speed and memory of variants, side by side."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from msea_lightning.cli import launch
+from msea_lightning.config import BenchConfig
+
+
+def bench(config: BenchConfig) -> None:
+    """Measures, prints a table, and writes all numbers to a file if asked to.
+
+    Args:
+        config: What is measured, and against what.
+
+    Raises:
+        UserError: for a data set whose lengths are not known, a variant that cannot be run, or a
+            place that cannot be written to.
+    """
+    from rich.console import Console
+
+    from msea_lightning.benchmark.comparison import BenchError, compare
+    from msea_lightning.benchmark.results import as_json, show
+    from msea_lightning.runs import write_json
+
+    target = None if config.bench.json is None else Path(config.bench.json).expanduser()
+    if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
+        flaw = "is there already" if target.exists() else "is in a folder that is not there"
+        raise BenchError(
+            f"bench.json={target} {flaw}: give a new file in a folder that is there; with -m one "
+            "for each benchmark, such as bench.json='${bench.shape}-${backbone.name}.json'."
+        )
+    comparison = compare(config)
+    console = Console()
+    show(comparison, console)
+    if target is not None:
+        write_json(target, as_json(comparison))
+        console.print(f"numbers: {target}", soft_wrap=True, highlight=False)
+
+
+def with_dataset(words: Sequence[str]) -> list[str]:
+    """A command line in which ``bench.shape=meld`` chooses the data set, prompt and recipe.
+
+    Args:
+        words: The words of the command line.
+    """
+    return [
+        word.replace("bench.shape=", "dataset=", 1) if word.startswith("bench.shape=") else word
+        for word in words
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    # Before anything is imported that might look something up on the Hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    launch(bench, config_name="bench", root=BenchConfig, arguments=with_dataset(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

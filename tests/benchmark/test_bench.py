@@ -1,0 +1,165 @@
+"""The benchmark's command: variants, what it finds of them, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from msea_lightning.bench import bench, with_dataset
+from msea_lightning.benchmark import comparison as comparison_under_test
+from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant, compare, ratios
+from msea_lightning.benchmark.results import as_json, share_of_limit, show, speed
+from msea_lightning.benchmark.subject import Round, rest
+from msea_lightning.cli import compose
+from msea_lightning.config import BenchConfig, ConfigError
+
+SMALL = [
+    "backbone.hidden_size=32",
+    "backbone.num_layers=1",
+    "backbone.architecture.vocab_size=6000",
+    "training.batch_size=4",
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "bench.utterances=8",
+    "bench.eval_utterances=4",
+    "bench.rounds=1",
+]
+
+
+def options(*overrides: str) -> BenchConfig:
+    given = {override.partition("=")[0] for override in overrides}
+    kept = [override for override in SMALL if override.partition("=")[0] not in given]
+    return compose("bench", BenchConfig, [*kept, *overrides])
+
+
+@pytest.fixture
+def found() -> Comparison:
+    """Two variants with made-up numbers."""
+    slow = Variant("original", "cpu", 10.0, {"import": 4.0, "load": 6.0}, 2 << 30, 4 << 30)
+    fast = Variant("ours", "cpu", 5.0, {"import": 4.0, "load": 1.0}, 1 << 30, 1 << 30)
+    slow.rounds = {"train": [Round(2.0, 16, 160), Round(4.0, 16, 160), Round(2.0, 16, 160)]}
+    fast.rounds = {"train": [Round(0.5, 16, 160), Round(0.5, 16, 160), Round(1.0, 16, 160)]}
+    fast.stages = {"train": {"backbone": 3.0, "head": 1.0}}
+    fast.limit = {"train": 1e9, "evaluate": 1e9, "rate": 4e9}
+    return Comparison("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
+
+
+def test_speed_is_the_median_and_ratios_go_round_by_round(found: Comparison) -> None:
+    slow, fast = found.variants
+    assert speed(slow.rounds["train"]) == 8.0
+    assert speed(fast.rounds["train"], "tokens") == 320.0
+    assert ratios(fast.rounds["train"], slow.rounds["train"]) == [4.0, 8.0, 2.0]
+
+
+def test_the_share_of_the_limit(found: Comparison) -> None:
+    slow, fast = found.variants
+    assert share_of_limit(fast, "train") == pytest.approx(1e9 / 0.5 / 4e9)
+    assert share_of_limit(slow, "train") is None
+    assert share_of_limit(fast, "evaluate") is None
+
+
+def test_what_is_left_of_a_step() -> None:
+    stages = {"data": 9.0, "step": 5.0, "backbone": 3.0, "head": 1.0, "optimizer": 2.0}
+    assert rest(stages, "step", "adapter") == {
+        "data": 9.0,
+        "backbone": 3.0,
+        "head": 1.0,
+        "optimizer": 2.0,
+        "adapter": 1.0,
+    }
+
+
+def test_tables_and_numbers_say_the_same(found: Comparison) -> None:
+    text = io.StringIO()
+    show(found, Console(width=100, file=text))
+    assert all(len(line) <= 100 for line in text.getvalue().splitlines())
+    numbers = as_json(found)["variants"]
+    assert numbers[1]["ratios"]["train"] == [4.0, 8.0, 2.0]
+    assert numbers[1]["peak_ratio"] == 0.25
+    for part in ("4.00", "2.00", "8.00", "50%", "0.25", "75.0"):
+        assert part in text.getvalue()
+    assert json.loads(json.dumps(numbers)) == numbers
+
+
+def test_shape_chooses_the_data_set() -> None:
+    words = with_dataset(["bench.shape=mosei", "backbone=qwen", "bench.rounds=1"])
+    assert words == ["dataset=mosei", "backbone=qwen", "bench.rounds=1"]
+    config = compose("bench", BenchConfig, words)
+    assert (config.bench.shape, config.dataset.name) == ("mosei", "mosei")
+    assert config.recipe == "mosei_qwen"
+    assert config.adapter.audio_hidden == 64
+
+
+def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way: generated data, a process for each variant, turns, tables and JSON."""
+    file = tmp_path / "found.json"
+    compared = "bench.compare=[original,ours]"
+    bench(options(compared, f"bench.json={file}"))
+    printed = capsys.readouterr().out
+    assert "training" in printed
+    assert "share of limit" in printed
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert [variant["name"] for variant in found["variants"]] == ["original", "ours"]
+    for variant in found["variants"]:
+        assert [item["utterances"] for item in variant["rounds"]["train"]] == [8]
+        assert [item["utterances"] for item in variant["rounds"]["evaluate"]] == [4]
+        assert variant["peak"] >= variant["start_resident"] // 2 > 0
+        assert variant["limit"]["rate"] > 0
+        assert set(variant["start_stages"]) == {"import", "load", "first step"}
+    first, second = found["variants"]
+    assert first["rounds"]["train"][0]["tokens"] == second["rounds"]["train"][0]["tokens"]
+    assert first["limit"]["train"] == second["limit"]["train"]
+
+
+def test_a_variant_that_fails_says_why() -> None:
+    config = options("bench.compare=['backbone.attention=flash_attention_2']")
+    with pytest.raises(BenchError, match=r"'backbone.attention=flash_attention_2': .*not possible"):
+        compare(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bench.compare=[ours,quick]"], "'quick' is neither original nor ours, nor options such"),
+        (["bench.compare=['backbone.nosuch=1']"], "'backbone.nosuch=1'.*nosuch"),
+        (["bench.compare=['training.batch_size=many']"], "'training.batch_size=many'.*many"),
+        (["dataset=mosi"], "bench.shape=mosi: only the lengths of .*mosei"),
+        (["adapter=mag"], "adapter mse with its text only; here are .*mag"),
+    ],
+)
+def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        compare(options(*overrides))
+
+
+def test_the_range_of_an_option_holds_in_a_variant() -> None:
+    with pytest.raises(ConfigError, match=r"training\.batch_size=0 is out of range"):
+        compare(options("bench.compare=['training.batch_size=0']"))
+
+
+@pytest.mark.parametrize("compared", ["[]", "[ours,ours]"])
+def test_nothing_to_compare(compared: str) -> None:
+    with pytest.raises(ConfigError, match="give one or more different variants"):
+        options(f"bench.compare={compared}")
+
+
+def test_data_that_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        free = 1 << 10
+
+    monkeypatch.setattr(comparison_under_test.shutil, "disk_usage", lambda _: Full)
+    with pytest.raises(BenchError, match=r"GiB are free: lower bench\.utterances=8"):
+        compare(options())
+
+
+def test_a_place_for_the_numbers_that_is_not_there_or_taken(tmp_path: Path) -> None:
+    taken = tmp_path / "found.json"
+    taken.write_text("{}")
+    for place, flaw in ((taken, "is there already"), (tmp_path / "no" / "a.json", "not there")):
+        with pytest.raises(BenchError, match=f"{flaw}: give a new file"):
+            bench(options(f"bench.json={place}"))
+    assert taken.read_text() == "{}"
