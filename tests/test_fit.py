@@ -15,8 +15,12 @@ import torch
 
 from msea_lightning.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.config import Decode, EvaluateConfig, Split, TrainConfig
+from msea_lightning.data.module import build_datamodule
+from msea_lightning.data.sampler import SamplerError
+from msea_lightning.data.utterance import Batch
 from msea_lightning.evaluate import evaluate
 from msea_lightning.fit import fit
+from msea_lightning.labels import AnswerTree
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs import RunError, RunFolder
 from msea_lightning.task import AdapterTask, TaskError
@@ -214,6 +218,41 @@ def test_evaluation_reproduces_the_run(options: Options, variant: str) -> None:
     assert again.read_bytes() == run.predictions.read_bytes()
 
 
+def test_predictions_come_in_the_order_of_the_split(options: Options) -> None:
+    """Whatever the order that utterances are read in, which is that of their lengths."""
+    config = options("training.eval_batch_size=4", "training.schedule_epochs=1")
+    run = fit(config)
+    with run.predictions.open(newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.setup()
+    assert ids == data.splits["test"].ids
+    read = [identity for batch in data.test_dataloader() for identity in batch.ids]
+    assert read != ids
+
+
+def test_evaluation_takes_the_batches_of_the_run(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Company moves the numbers of an utterance by rounding."""
+    run = fit(options("training.schedule_epochs=1"))
+    sizes = []
+    ordinary = AdapterTask.test_step
+
+    def noted(task: AdapterTask, batch: Batch, batch_idx: int) -> None:
+        sizes.append(len(batch))
+        ordinary(task, batch, batch_idx)
+
+    monkeypatch.setattr(AdapterTask, "test_step", noted)
+    recorded = json.loads(run.memory.read_text())
+    for size, expected in ((5, 5), (None, 32)):  # as of a run of an older version
+        sizes.clear()
+        run.memory.write_text(json.dumps({**recorded, "eval_batch_size": size}))
+        evaluate(EvaluateConfig(run=str(run.path)))
+        assert sizes[0] == min(expected, sum(sizes))
+        assert set(sizes[:-1]) <= {expected}
+
+
 def test_evaluation_with_another_rule_and_split(options: Options) -> None:
     run = fit(options("dataset.demo_task=msa"))
     median = evaluate(EvaluateConfig(run=str(run.path), split=Split.train, decode=Decode.median))
@@ -245,9 +284,68 @@ def test_plugin_is_refused_by_another_language_model(options: Options, backbone:
         attach(plugin, FrozenBackbone(other, backbone.tokenizer))
 
 
+def test_a_step_in_parts_trains_the_same(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of labels that are unequally many tokens, so that the parts of a step are."""
+    taught = AnswerTree.ids
+
+    def longer(tree: AnswerTree, label: float | str) -> list[int]:
+        ids = taught(tree, label)
+        return ids * (1 + tree.space.answers.index(tree.space.text(label)) % 3)
+
+    monkeypatch.setattr(AnswerTree, "ids", longer)
+    whole, *others = (fit(options(f"trainer.accumulate={parts}")) for parts in (1, 2, 3))
+    expected, rows = weights(whole), history(whole)
+    assert int(rows[-1]["step"]) > 4
+    for other in others:
+        found = weights(other)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        assert [row["step"] for row in history(other)] == [row["step"] for row in rows]
+        for name in ("learning_rate", "train/loss"):
+            assert [float(row[name]) for row in history(other)] == pytest.approx(
+                [float(row[name]) for row in rows], rel=1e-5
+            )
+        assert json.loads(other.metrics.read_text()) == json.loads(whole.metrics.read_text())
+
+
+def history(run: RunFolder) -> list[dict[str, str]]:
+    with run.history.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_more_parts_than_a_batch_has_utterances(options: Options) -> None:
+    with pytest.raises(SamplerError, match=r"17 parts cannot share .* lower trainer\.accumulate"):
+        fit(options("trainer.accumulate=17"))
+
+
 def test_divergence_is_refused(options: Options) -> None:
     with pytest.raises(TaskError, match=r"diverged\. Lower training\.learning_rate"):
         fit(options("training.learning_rate=1e30", "training.schedule_epochs=3"))
+
+
+def test_no_checkpoint_holds_what_diverged(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a step does not look, as on a GPU: the end of the epoch does."""
+    ordinary = AdapterTask.on_before_optimizer_step
+
+    def unseen(task: AdapterTask, optimizer: torch.optim.Optimizer) -> None:
+        if (task.current_epoch, task.global_step % 4) == (1, 3):
+            next(task.adapter.parameters()).grad.fill_(float("nan"))
+        with monkeypatch.context() as patch:
+            patch.setattr(AdapterTask, "device", torch.device("cuda"))
+            patch.setattr("msea_lightning.task._STEPS_UNSEEN", 1000)
+            ordinary(task, optimizer)
+
+    monkeypatch.setattr(AdapterTask, "on_before_optimizer_step", unseen)
+    config = options("training.schedule_epochs=3")
+    with pytest.raises(TaskError, match=r"not finite in epoch 1, step \d: training has diverged"):
+        fit(config)
+    kept = {path.name: path for path in Path(config.runs).rglob("*.ckpt")}
+    assert set(kept) == {"best.ckpt", "last.ckpt"}
+    for path in kept.values():
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 def test_failed_run_says_why_in_its_log(options: Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config import Language, SegmentConfig, SegmentKind
-from msea_lightning.prompt import Prompt, PromptError, beginning
+from msea_lightning.prompt import Prompt, PromptError, beginning, encode_all
 
 LAYOUT = [
     SegmentConfig(SegmentKind.token, token="<s>"),
@@ -147,6 +148,56 @@ def test_padded_text_is_hidden_or_attended(backbone: FrozenBackbone) -> None:
     assert everything.mask.all()
     assert everything.ids.shape == (1, attended.longest)
     assert torch.equal(everything.ids, hidden.assemble(texts, 1).ids)
+
+
+@given(texts=st.lists(st.text("abc ", min_size=1, max_size=40), min_size=1, max_size=4))
+def test_after_an_opening_that_was_read_the_rest_is_the_same(
+    backbone: FrozenBackbone, texts: list[str]
+) -> None:
+    prompt = make(backbone)
+    opening = prompt.opening
+    assert opening == [
+        backbone.tokenizer.convert_tokens_to_ids("<s>"),
+        *prompt.encode("<Multimodal>"),
+    ]
+    labels = [[5] * (1 + index % 3) for index in range(len(texts))]
+    encoded = prompt.encode_texts(texts)
+    whole = prompt.assemble(encoded, len(texts), labels)
+    rest = prompt.assemble(encoded, len(texts), labels, after=len(opening))
+    assert whole.ids.shape[1] == rest.ids.shape[1] + len(opening)
+    for row in range(len(texts)):
+        read = int(whole.mask[row].sum()) - len(opening)
+        assert whole.ids[row, -read - len(opening) : -read].tolist() == opening
+        assert int(rest.mask[row].sum()) == read
+        for part in ("ids", "positions", "pseudo", "text"):
+            assert torch.equal(getattr(rest, part)[row, -read:], getattr(whole, part)[row, -read:])
+    assert torch.equal(rest.targets, whole.targets)
+
+
+def test_the_opening_ends_where_sequences_begin_to_differ(backbone: FrozenBackbone) -> None:
+    assert make(backbone, layout=LAYOUT[2:]).opening == []
+    # Without pseudo tokens their place says nothing, and is still where an adapter would write.
+    assert make(backbone, pseudo_tokens=0).opening == make(backbone).opening
+    shown_first = make(backbone, layout=[*LAYOUT[:2], LAYOUT[5], *LAYOUT[2:5], LAYOUT[5]])
+    assert shown_first.opening == [*make(backbone).opening, *shown_first.encode("The emotion is")]
+
+
+@given(
+    texts=st.lists(st.text("abc ", max_size=40), min_size=1, max_size=4),
+    text_tokens=st.integers(1, 12),
+)
+def test_texts_tokenised_all_at_once_are_padded_as_any(
+    backbone: FrozenBackbone, texts: list[str], text_tokens: int
+) -> None:
+    prompt = make(backbone, text_tokens=text_tokens)
+    encoded = encode_all(backbone.tokenizer, texts)
+    assert encoded == [prompt.encode(text) for text in texts]
+    now = prompt.encode_texts(texts)
+    before = prompt.pad_texts([np.array(ids, dtype=np.int32) for ids in encoded])
+    assert now.ids.dtype == before.ids.dtype == torch.int64
+    assert torch.equal(now.ids, before.ids)
+    assert torch.equal(now.mask, before.mask)
+    assert now.mask.sum(dim=1).tolist() == [min(text_tokens, len(ids)) for ids in encoded]
 
 
 def test_unknown_special_token_is_refused(backbone: FrozenBackbone) -> None:

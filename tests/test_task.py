@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from msea_lightning.config import Quantization, TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.plugin import describe
+from msea_lightning.prompt import encode_all
 from msea_lightning.task import AdapterTask, TaskError, build_task, trainable
 
 Options = Callable[..., TrainConfig]
@@ -203,3 +205,116 @@ def test_distribution_covers_every_legal_answer(options: Options, backbone: Froz
     torch.testing.assert_close(
         answers.distribution.sum(-1), torch.ones(len(batch), dtype=torch.float64)
     )
+
+
+def alone(task: AdapterTask, monkeypatch: pytest.MonkeyPatch, **state: int) -> None:
+    """Puts a task into a trainer's place in training, without a trainer."""
+    standing = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 0, "current_epoch": 0}
+    task._trainer = SimpleNamespace(**{**standing, **state})
+    monkeypatch.setattr(AdapterTask, "log", lambda *_, **__: None)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_all_its_label_tokens(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its parts hold labels of different lengths."""
+    task, _, batch = make(options("training.batch_size=16"), backbone)
+    short = task.tree.ids
+    longer = {label: short(label) * (1 + number) for number, label in enumerate(set(batch.labels))}
+    monkeypatch.setattr(task.tree, "ids", longer.__getitem__)
+    alone(task, monkeypatch, accumulate_grad_batches=3)
+    # The order makes the first part's labels the shortest.
+    rows = sorted(range(12), key=lambda row: len(longer[batch.labels[row]]))
+    whole = dataclasses.replace(part(batch, rows), step_labels=None)
+    pieces = [part(batch, rows[start : start + 4]) for start in (0, 4, 8)]
+    pieces = [dataclasses.replace(piece, step_labels=whole.labels) for piece in pieces]
+    counts = [sum(len(longer[label]) for label in piece.labels) for piece in pieces]
+    assert len(set(counts)) > 1, "it is to be uneven, or shows nothing"
+
+    loss, count = task.loss(whole)
+    assert count == sum(counts)
+    expected = torch.autograd.grad(loss / count, list(task.adapter.parameters()))
+    for number, piece in enumerate(pieces):
+        # Lightning divides by the number of parts.
+        (task.training_step(piece, number) / 3).backward()
+    for parameter, gradient in zip(task.adapter.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+    alone(task, monkeypatch)
+    assert task.training_step(whole, 0).item() == pytest.approx(loss.item() / count)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_devices_and_parts_are_averaged_over(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    task, _, batch = make(options(), backbone)
+    alone(task, monkeypatch)
+    mean = task.training_step(batch, 0).item()
+    alone(task, monkeypatch, world_size=world, accumulate_grad_batches=3)
+    assert task.training_step(batch, 0).item() == pytest.approx(3 * world * mean)
+
+
+def broken(task: AdapterTask, *, how: float) -> torch.optim.Optimizer:
+    """Gives every weight a gradient, one number of which is not a number, or infinite."""
+    for parameter in task.adapter.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    next(task.adapter.parameters()).grad.view(-1)[3] = how
+    return torch.optim.AdamW(task.adapter.parameters())
+
+
+@pytest.mark.parametrize("how", [float("nan"), float("inf")])
+def test_on_a_cpu_divergence_is_refused_before_the_weights_are_spoilt(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, how: float
+) -> None:
+    task, *_ = make(options("training.learning_rate=0.25"), backbone)
+    alone(task, monkeypatch, global_step=3, current_epoch=2)
+    task.on_before_optimizer_step(broken(task, how=1.0))
+    with pytest.raises(
+        TaskError,
+        match=r"^The gradient is not finite in epoch 2, step 3: training has diverged\. Lower "
+        r"training\.learning_rate=0\.25, set training\.gradient_clip=1, standardise the features "
+        r"\(dataset\.standardize=true\), or use backbone\.dtype=float32\.$",
+    ):
+        task.on_before_optimizer_step(broken(task, how=how))
+
+
+@pytest.mark.parametrize("later", ["step", "epoch"])
+def test_elsewhere_divergence_is_refused_some_steps_later_or_at_the_end_of_the_epoch(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """Looking means to wait for the device; the first such step is the one that is named."""
+    task, *_ = make(options(), backbone)
+    task.on_train_epoch_end()  # nothing has happened yet
+    monkeypatch.setattr(AdapterTask, "device", torch.device("cuda"))
+    for step, how in ((10, 1.0), (11, 1.0), (12, float("nan")), (13, 1.0), (14, float("nan"))):
+        alone(task, monkeypatch, global_step=step, current_epoch=1)
+        task.on_before_optimizer_step(broken(task, how=how))
+    optimizer = broken(task, how=1.0)
+    alone(task, monkeypatch, global_step=20, current_epoch=1)
+    with pytest.raises(TaskError, match="not finite in epoch 1, step 12: training has diverged"):
+        task.on_train_epoch_end() if later == "epoch" else task.on_before_optimizer_step(optimizer)
+
+
+def test_steps_without_an_error_are_not_refused(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, *_ = make(options(), backbone)
+    for step in range(12):
+        alone(task, monkeypatch, global_step=step)
+        task.on_before_optimizer_step(broken(task, how=1e9))
+    task.on_train_epoch_end()
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_texts_tokenised_beforehand_are_read_as_they_would_be_now(
+    options: Options, backbone: FrozenBackbone, variant: str
+) -> None:
+    config = options(f"dataset.demo_task={variant}", "dataset.text_tokens=9")
+    task, data, batch = make(config, backbone)
+    data.tokenize(lambda texts: encode_all(backbone.tokenizer, texts))
+    tokens = [data.splits["valid"].tokens[index] for index in batch.index.tolist()]
+    assert max(map(len, tokens)) > 9, "some text is to be cut, or it shows nothing"
+    before = dataclasses.replace(batch, tokens=tokens)
+    task.eval()
+    assert torch.equal(task.answer_logp(before), task.answer_logp(batch))
+    assert torch.equal(task.loss(before)[0], task.loss(batch)[0])

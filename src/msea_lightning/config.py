@@ -635,14 +635,18 @@ class BenchOptions:
     )
     measure: Measured = option(Measured.everything, "what is measured")
     utterances: int | None = option(
-        256,
-        "training utterances, all of which a round trains on; null: as many as published",
-        low=1,
+        1024, "training utterances that there are; null: as many as published", low=1
     )
     eval_utterances: int | None = option(
-        256, "test utterances, all of which a round evaluates; null: as many as published", low=1
+        512, "test utterances that there are; null: as many as published", low=1
     )
-    rounds: int = option(3, "rounds, after a short one that is not counted", low=1)
+    steps: int = option(
+        16,
+        "training batches of a round, at most all; its evaluation has as many utterances. Where "
+        "batches go by length, some of every length are taken",
+        low=1,
+    )
+    rounds: int = option(3, "rounds, after two steps that are not counted", low=1)
     together: bool = option(
         True,
         "variants are in memory together and take turns, so that a machine that gets slower slows "

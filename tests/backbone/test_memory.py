@@ -136,11 +136,22 @@ def test_attention_scores_are_kept_by_eager_attention_only() -> None:
     assert plain - fused > 2 * (2 * 4 * 300 * 300 * 4)  # layers, and B heads S S floats
 
 
-def test_layers_in_int8_keep_their_inputs() -> None:
-    config, reading = architecture(LLAMA), Reading(4, 100, labels=1)
-    dense = activations(config, reading)
-    assert activations(config, reading, quantization=Quantization.nf4) < 1.3 * dense
-    assert activations(config, reading, quantization=Quantization.int8) > 1.5 * dense
+def test_quantised_layers_keep_no_more_than_dense_ones() -> None:
+    """Where the allocator leaves no holes, a further layer takes what it takes when it is dense."""
+    few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
+    anywhere, reading = torch.device("meta"), Reading(4, 100, labels=1)
+
+    def growth(how: Quantization) -> int:
+        stored = Stored(torch.float32, how)
+        sizes = (
+            activation_bytes(config, stored, Attention.sdpa, anywhere, reading)
+            for config in (few, many)
+        )
+        smaller, larger = sizes
+        return larger - smaller
+
+    dense = growth(Quantization.none)
+    assert growth(Quantization.int8) == growth(Quantization.nf4) == dense > 0
 
 
 def test_training_keeps_what_evaluation_lets_go() -> None:

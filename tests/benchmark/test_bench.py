@@ -26,6 +26,7 @@ SMALL = [
     "trainer.threads=1",
     "bench.utterances=8",
     "bench.eval_utterances=4",
+    "bench.steps=2",
     "bench.rounds=1",
 ]
 
@@ -44,7 +45,7 @@ def found() -> Comparison:
     slow.rounds = {"train": [Round(2.0, 16, 160), Round(4.0, 16, 160), Round(2.0, 16, 160)]}
     fast.rounds = {"train": [Round(0.5, 16, 160), Round(0.5, 16, 160), Round(1.0, 16, 160)]}
     fast.stages = {"train": {"backbone": 3.0, "head": 1.0}}
-    fast.limit = {"train": 1e9, "evaluate": 1e9, "rate": 4e9}
+    fast.limit = {"train": 6.25e7, "evaluate": 6.25e7, "rate": 4e9}
     return Comparison("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
 
 
@@ -57,7 +58,7 @@ def test_speed_is_the_median_and_ratios_go_round_by_round(found: Comparison) -> 
 
 def test_the_share_of_the_limit(found: Comparison) -> None:
     slow, fast = found.variants
-    assert share_of_limit(fast, "train") == pytest.approx(1e9 / 0.5 / 4e9)
+    assert share_of_limit(fast, "train") == pytest.approx(6.25e7 * 16 / 0.5 / 4e9)
     assert share_of_limit(slow, "train") is None
     assert share_of_limit(fast, "evaluate") is None
 
@@ -111,6 +112,7 @@ def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFix
         assert variant["limit"]["rate"] > 0
         assert set(variant["start_stages"]) == {"import", "load", "first step"}
     first, second = found["variants"]
+    # All of the data, in two batches each.
     assert first["rounds"]["train"][0]["tokens"] == second["rounds"]["train"][0]["tokens"]
     assert first["limit"]["train"] == second["limit"]["train"]
 

@@ -72,12 +72,15 @@ class UtteranceFlops:
         labels: Training: label tokens L that the last positions predict.
         nodes: Evaluation: nodes M of the answer tree, behind the tokens.
 
+    Attributes:
+        shortest: Tokens of the shortest sequence that there can be.
+
     Raises:
         BackboneError: if the architecture does not run without numbers.
     """
 
     def __init__(self, config: PretrainedConfig, *, labels: int = 0, nodes: int = 0) -> None:
-        first = max(1, labels)
+        self.shortest = first = max(1, labels)
         readings = [Reading(1, first + more, labels=labels, nodes=nodes) for more in range(3)]
         start, middle, end = _utterance_flops(config, readings)
         # Half the second difference is whole, as all three coefficients are.

@@ -66,7 +66,7 @@ class Variant:
         peak: Most bytes that it held at any time.
         rounds: Rounds by what was done, ``train`` and ``evaluate``.
         stages: Seconds of the stages of a step, by what was done.
-        limit: Operations of a round by what was done, and the rate of the machine.
+        limit: Operations of an utterance by what was done, and the rate of the machine.
     """
 
     name: str
@@ -203,7 +203,7 @@ def _measure(
     kinds, rounds = _TURNS[config.bench.measure], config.bench.rounds
     turns = ["start"]
     for kind in kinds:
-        turns += [kind] * (1 + rounds)  # the first is not counted
+        turns += [f"warm {kind}", *[kind] * rounds]
     variants = {name: Variant(name) for name in runs}
     with ExitStack() as stack:
         workers = {}
@@ -215,6 +215,7 @@ def _measure(
                 store=str(material.store),
                 published=None if material.published is None else str(material.published),
                 turns=own,
+                steps=config.bench.steps,
                 started=time.time(),
             )
             worker = stack.enter_context(_worker(order, folder))
@@ -222,11 +223,12 @@ def _measure(
             # Alone, because loading several at a time would slow each of them.
             _take_start(variants[name], worker.ask("start"))
         for kind in kinds:
-            for number in range(1 + rounds):
+            for worker in workers.values():
+                worker.ask(f"warm {kind}")
+            for _ in range(rounds):
                 for name, worker in workers.items():
                     found = Round(**worker.ask(kind))
-                    if number:
-                        variants[name].rounds.setdefault(kind, []).append(found)
+                    variants[name].rounds.setdefault(kind, []).append(found)
         for name, worker in workers.items():
             variants[name].peak = worker.ask("peak")
             if kinds and _alone(runs[name]):
@@ -325,7 +327,7 @@ def _title(config: BenchConfig) -> str:
     size += [f"{backbone.num_layers} layers"] if backbone.num_layers else []
     parts = [f"{config.dataset.name}: {config.adapter.name} on {backbone.name}", *size]
     parts.append(f"batch {config.training.batch_size}")
-    parts.append(f"{bench.utterances or 'all'} training utterances")
+    parts.append(f"{bench.rounds} rounds of {bench.steps} batches")
     return ", ".join(parts)
 
 

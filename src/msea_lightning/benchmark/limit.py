@@ -13,11 +13,12 @@ from msea_lightning.benchmark.subject import Subject
 
 @dataclass(frozen=True)
 class Limit:
-    """Floating point operations that a round has to do, and those that the machine does.
+    """Floating point operations that have to be done, and those that the machine does.
 
     Attributes:
-        train: Forward and input-gradient passes through the frozen model, for a training round.
-        evaluate: Forward passes, for an evaluation round.
+        train: Forward and input-gradient pass through the frozen model, mean of the training
+            utterances.
+        evaluate: Forward pass, mean of the test utterances.
         rate: Operations per second of a product of large matrices in the same dtype.
     """
 
@@ -36,12 +37,13 @@ def limit(subject: Subject) -> Limit:
     train = UtteranceFlops(work.language, labels=work.labels)
     evaluate = UtteranceFlops(work.language, nodes=work.nodes)
     return Limit(
-        train=_all(train, work.train, work.opening),
-        evaluate=_all(evaluate, work.test, work.opening),
+        train=_mean(train, work.train, work.opening),
+        evaluate=_mean(evaluate, work.test, work.opening),
         rate=matrix_rate(work.dtype, subject.device),
     )
 
 
-def _all(flops: UtteranceFlops, lengths: NDArray[np.int64], opening: int) -> float:
-    """Operations of all utterances, of which none has to read the opening."""
-    return float(flops(lengths).sum()) - len(lengths) * (flops(1 + opening) - flops(1))
+def _mean(flops: UtteranceFlops, lengths: NDArray[np.int64], opening: int) -> float:
+    """Operations of an utterance, which does not have to read the opening."""
+    first = flops.shortest
+    return float(flops(lengths).mean()) - (flops(first + opening) - flops(first))

@@ -134,24 +134,27 @@ class Original(Subject):
         """See the base class."""
         return self._device
 
-    def train(self) -> Round:
+    def train(self, steps: int) -> Round:
         """See the base class."""
-        since = self._instant()
-        for batch in self._loader("train"):
+        since, read = self._instant(), []
+        for batch in islice(self._loader("train"), steps):
             self._step(batch)
-        return self._round("train", since)
+            read += batch["index"].tolist()
+        return self._round("train", since, read)
 
-    def evaluate(self) -> Round:
+    def evaluate(self, utterances: int) -> Round:
         """See the base class."""
-        score, since = UtteranceScore(self._metrics), self._instant()
+        score, since, read = UtteranceScore(self._metrics), self._instant(), []
         split = self._splits["test"]
-        for batch in self._loader("test"):
+        steps = -(-utterances // self.config.training.batch_size)
+        for batch in islice(self._loader("test"), steps):
+            read += batch["index"].tolist()
             answers = self._read(self._generate(batch))
             score.update(
                 answers, [self._tree.space.target(split.labels[index]) for index in batch["index"]]
             )
         score.compute()
-        return self._round("test", since)
+        return self._round("test", since, read)
 
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
         """See the base class."""
@@ -340,10 +343,10 @@ class Original(Subject):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _round(self, split: str, since: float) -> Round:
+    def _round(self, split: str, since: float, read: list[int]) -> Round:
         seconds, work = self._instant() - since, self.workload()
         tokens = work.train if split == "train" else work.test
-        return Round(seconds, len(tokens), int(tokens.sum()))
+        return Round(seconds, len(read), int(tokens[read].sum()))
 
     def workload(self) -> Workload:
         """See the base class."""

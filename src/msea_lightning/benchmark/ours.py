@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from torch.nn import functional
 
 from msea_lightning.benchmark.subject import Material, Round, StageClock, Subject, Workload, rest
 from msea_lightning.config import TrainConfig
+from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch
 from msea_lightning.fit import Ready, make_ready, make_trainer
+
+Item = TypeVar("Item")
 
 _PROFILED = 4
 """Batches whose stages are timed."""
@@ -41,26 +44,54 @@ class Ours(Subject):
         with clock.during("load"):
             self._ready = make_ready(self.config, store=Store.open(self.material.store))
         with clock.during("first step"):
-            self._fit(max_steps=1)
+            trainer = self._trainer_of_steps(_EpochClock(), max_steps=1)
+            trainer.fit(self._parts.task, datamodule=self._parts.data)
 
     @property
     def device(self) -> torch.device:
         """See the base class."""
         return self._parts.device
 
-    def train(self) -> Round:
+    def train(self, steps: int) -> Round:
         """See the base class."""
-        clock = self._fit(max_epochs=1)
-        train = self._parts.data.splits["train"]
-        return Round(clock.seconds, len(train), int(self._lengths(train, training=True).sum()))
+        clock, data = _EpochClock(), self._parts.data
+        trainer = self._trainer_of_steps(clock, max_epochs=1)
+        parts = self.config.trainer.accumulate
+        shares = list(cast("TrainingBatchSampler", data.train_dataloader().sampler))
+        # Whole steps, whose parts stay together.
+        wholes = [shares[start : start + parts] for start in range(0, len(shares), parts)]
+        wholes.sort(key=lambda whole: self._cost("train", whole[0].step))
+        picked = [share for whole in _evenly(wholes, steps) for share in whole]
+        loader = data.loader(data.splits["train"], picked)
+        # Lightning asks for validation batches where there is a step for them.
+        trainer.fit(self._parts.task, loader, data.val_dataloader())
+        return self._round("train", picked, clock)
 
-    def evaluate(self) -> Round:
+    def evaluate(self, utterances: int) -> Round:
         """See the base class."""
-        clock, (task, data) = _EpochClock(), (self._parts.task, self._parts.data)
+        clock, data = _EpochClock(), self._parts.data
         trainer = self._trainer(callbacks=[clock])
-        trainer.test(task, dataloaders=data.evaluation_dataloader("test"), verbose=False)
-        test = data.splits["test"]
-        return Round(clock.seconds, len(test), int(self._lengths(test, training=False).sum()))
+        shares = list(cast("EvaluationBatchSampler", data.test_dataloader().sampler))
+        picked = _evenly(shares, -(-utterances // data.eval_batch_size))
+        loader = data.loader(data.splits["test"], picked)
+        trainer.test(self._parts.task, dataloaders=loader, verbose=False)
+        return self._round("test", picked, clock)
+
+    def _cost(self, split: str, indices: Sequence[int]) -> int:
+        tokens = self._parts.data.splits[split].tokens
+        assert tokens is not None
+        return max(len(tokens[index]) for index in indices)
+
+    def _round(self, split: str, shares: Sequence[Share], clock: _EpochClock) -> Round:
+        """What was read, by all devices together."""
+        work = self.workload()
+        if split == "train":
+            read = {index for share in shares for index in share.step}
+            return Round(clock.seconds, len(read), int(work.train[sorted(read)].sum()))
+        # Devices have equal parts of an evaluation; this is one of them.
+        own = [index for share in shares for index in share.indices]
+        world = self.config.trainer.devices
+        return Round(clock.seconds, world * len(own), world * int(work.test[own].sum()))
 
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
         """See the base class."""
@@ -114,21 +145,17 @@ class Ours(Subject):
                 batches.append(loader.dataset[share].to(self.device))
         return batches[:_PROFILED]
 
-    def _fit(self, **options: Any) -> _EpochClock:
-        """Trains, and says how long the epoch took."""
-        clock = _EpochClock()
-        trainer = self._trainer(
+    def _trainer_of_steps(self, clock: _EpochClock, **options: Any) -> Trainer:
+        return self._trainer(
             callbacks=[clock],
             accumulate_grad_batches=self.config.trainer.accumulate,
             gradient_clip_val=self.config.training.gradient_clip,
             limit_val_batches=0,
             **options,
         )
-        trainer.fit(self._parts.task, datamodule=self._parts.data)
-        return clock
 
     def _trainer(self, **options: Any) -> Trainer:
-        return make_trainer(
+        trainer = make_trainer(
             self.device,
             devices=self.config.trainer.devices,
             logger=False,
@@ -137,6 +164,9 @@ class Ours(Subject):
             num_sanity_val_steps=0,
             **options,
         )
+        # So that its batches are shared among devices, whoever makes the loader.
+        self._parts.data.trainer = trainer
+        return trainer
 
     def workload(self) -> Workload:
         """See the base class."""
@@ -161,6 +191,14 @@ class Ours(Subject):
             # The last token of a label is predicted, and not read.
             lengths += np.array([len(tree.ids(label)) - 1 for label in split.labels])
         return lengths
+
+
+def _evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Some items from all over a sequence."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)) + 2)[1:-1]
+    if count >= len(items):
+        return list(items)
+    return [items[round(place)] for place in places]
 
 
 class _EpochClock(Callback):

@@ -28,8 +28,7 @@ def share_of_limit(variant: Variant, doing: str) -> float | None:
     rounds = variant.rounds.get(doing)
     if not rounds or not variant.limit:
         return None
-    seconds = median(item.seconds for item in rounds)
-    return variant.limit[doing] / seconds / variant.limit["rate"]
+    return variant.limit[doing] * speed(rounds) / variant.limit["rate"]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """One pass over the data.
+    """Some batches, one after another.
 
     Attributes:
         seconds: How long it took.
@@ -52,7 +52,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a round has to compute.
+    """What there is to compute.
 
     Attributes:
         language: The language model's architecture.
@@ -94,12 +94,20 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def train(self) -> Round:
-        """Trains on all training utterances once."""
+    def train(self, steps: int) -> Round:
+        """Trains on some batches, the same in each round; all where there are no more.
+
+        Args:
+            steps: How many.
+        """
 
     @abstractmethod
-    def evaluate(self) -> Round:
-        """Decodes all test utterances once, metrics included."""
+    def evaluate(self, utterances: int) -> Round:
+        """Decodes some test utterances, metrics included, the same in each round.
+
+        Args:
+            utterances: How many, rounded up to whole batches; all where there are no more.
+        """
 
     @abstractmethod
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
@@ -110,7 +118,7 @@ class Subject(ABC):
 
     @abstractmethod
     def workload(self) -> Workload:
-        """What a round has to compute, whatever is computed beyond that."""
+        """What has to be computed of the data, whatever is computed beyond that."""
 
     @property
     @abstractmethod

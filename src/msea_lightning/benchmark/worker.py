@@ -23,6 +23,9 @@ from omegaconf import DictConfig
 
 from msea_lightning.config import UserError
 
+_WARM = 2
+"""Training batches before any are counted."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -34,6 +37,7 @@ class Order:
         store: Folder of the data.
         published: The data as they are published; None where no variant reads them.
         turns: The words that it will be told, in order.
+        steps: Training batches of a round.
         started: When its process was started, in seconds since the epoch.
     """
 
@@ -42,6 +46,7 @@ class Order:
     store: str
     published: str | None
     turns: list[str]
+    steps: int
     started: float
 
 
@@ -67,6 +72,7 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
     published = None if order.published is None else Path(order.published)
     material = Material(Path(order.store), published)
     subject = (Original if order.variant == "original" else Ours)(config, material)
+    batch = config.training.batch_size
     imported = time.time() - order.started
 
     def start() -> dict[str, Any]:
@@ -85,8 +91,10 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
 
     return {
         "start": start,
-        "train": lambda: asdict(subject.train()),
-        "evaluate": lambda: asdict(subject.evaluate()),
+        "warm train": lambda: asdict(subject.train(_WARM)),
+        "warm evaluate": lambda: asdict(subject.evaluate(_WARM * batch)),
+        "train": lambda: asdict(subject.train(order.steps)),
+        "evaluate": lambda: asdict(subject.evaluate(order.steps * batch)),
         "stages": stages,
         "limit": lambda: asdict(limit(subject)),
         "peak": lambda: peak_bytes(subject.device),

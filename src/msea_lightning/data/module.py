@@ -198,7 +198,7 @@ class UtteranceDataModule(LightningDataModule):
             world=self._world,
             parts=self._parts,
         )
-        return self._loader(train, sampler)
+        return self.loader(train, sampler)
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """Length-bucketed batches of a split, the longest first; see EvaluationBatchSampler.
@@ -210,7 +210,7 @@ class UtteranceDataModule(LightningDataModule):
         sampler = EvaluationBatchSampler(
             self._costs(utterances), self.eval_batch_size, rank=self._rank, world=self._world
         )
-        return self._loader(utterances, sampler)
+        return self.loader(utterances, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation part."""
@@ -233,7 +233,15 @@ class UtteranceDataModule(LightningDataModule):
         read = np.minimum(tokens, self._dataset.text_tokens)
         return reading_costs(read, split.audio_lengths, split.vision_lengths)
 
-    def _loader(self, split: StoreSplit, sampler: Sampler[Share]) -> DataLoader[Batch]:
+    def loader(
+        self, split: StoreSplit, sampler: Sampler[Share] | Sequence[Share]
+    ) -> DataLoader[Batch]:
+        """Batches of utterances of one's own choice.
+
+        Args:
+            split: One of ``splits``.
+            sampler: The utterances of each batch.
+        """
         workers = self._dataset.workers
         return DataLoader(
             _Batches(split),
