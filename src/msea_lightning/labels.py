@@ -214,11 +214,13 @@ class EmotionSet(LabelSpace):
 
 
 class TreeTensors(NamedTuple):
-    """Nodes of an :class:`AnswerTree` on a device: its ``tokens``, ``depths`` and ``attends``."""
+    """An :class:`AnswerTree` on a device: its tensors of these names, and (A,) float64 values."""
 
     tokens: Tensor
     depths: Tensor
     attends: Tensor
+    answer_ids: Tensor
+    values: Tensor
 
 
 class AnswerTree:
@@ -310,11 +312,11 @@ class AnswerTree:
         return self._written[text]
 
     def to(self, device: torch.device) -> TreeTensors:
-        """What one pass over the tree needs, on a device; moved there once."""
+        """What scoring and decoding need, on a device; moved there once."""
         if device not in self._moved:
-            self._moved[device] = TreeTensors(
-                *(tensor.to(device) for tensor in (self.tokens, self.depths, self.attends))
-            )
+            values = torch.tensor(self.space.values, dtype=torch.float64)
+            tensors = (self.tokens, self.depths, self.attends, self.answer_ids, values)
+            self._moved[device] = TreeTensors(*(tensor.to(device) for tensor in tensors))
         return self._moved[device]
 
     def __len__(self) -> int:
@@ -361,11 +363,11 @@ def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
         raise LabelError(
             f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
         )
-    answer_ids = tree.answer_ids.to(token_logp.device)
+    on_device = tree.to(token_logp.device)
+    answer_ids, values = on_device.answer_ids, on_device.values
     beyond = answer_ids < 0
     logp = token_logp.double().masked_fill(beyond, 0.0)
     distribution = logp.sum(-1).softmax(-1)
-    values = torch.tensor(tree.space.values, dtype=torch.float64, device=logp.device)
     if how is Decode.mean:
         value = distribution @ values
         nearest = (value[:, None] - values).abs().argmin(-1)

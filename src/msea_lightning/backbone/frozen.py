@@ -9,11 +9,13 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
@@ -326,6 +328,12 @@ class FrozenBackbone:
         finally:
             self.model.set_attn_implementation(own)
 
+    @property
+    def _or_leave_out(self) -> str:
+        if not self._recomputed:
+            return ""
+        return ", or backbone.checkpoint_activations=false: layers that drop something cannot do it"
+
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
         """Layers in training mode, in which alone they keep nothing but their input.
@@ -404,7 +412,7 @@ class FrozenBackbone:
                     f"{type(self.model).__name__} cannot be a backbone: its embeddings, layers and "
                     f"output head do not give {what} (they differ by {difference:.3g} standard "
                     f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
-                    "with ordinary attention."
+                    f"with ordinary attention{self._or_leave_out}."
                 )
         if self._explicit_masks and not self._recomputed and count > _TRIED:
             rest = (embedded[:, _TRIED:], everything[:, _TRIED:], positions[:, _TRIED:])
@@ -497,7 +505,10 @@ def recomputed_layers(model: PreTrainedModel) -> list[nn.Module]:
             "backbone cannot compute their activations again. Leave it false; "
             "trainer.accumulate=2 or more takes less memory too."
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Its public name is another one in later releases of transformers.
+    model._set_gradient_checkpointing(
+        enable=True, gradient_checkpointing_func=partial(checkpoint, use_reentrant=False)
+    )
     return layers
 
 

@@ -69,8 +69,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch with its feature tensors on another device; lengths stay on the CPU."""
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The batch with its feature tensors on another device; lengths stay on the CPU.
+
+        Args:
+            device: The device.
+            non_blocking: Go on before they are there, as Lightning asks of plain tensors only.
+        """
         return replace(
             self,
             audio=None if self.audio is None else self.audio.to(device, non_blocking=non_blocking),
