@@ -142,9 +142,11 @@ class AdapterTask(LightningModule):
         after = opening.tokens if opening is not None else 0
         sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
         embedded = self._embed(sequences, prefix, text)
-        hidden = self.backbone.hidden(embedded, sequences.mask, sequences.positions, opening)
         assert sequences.targets is not None
         wanted = sequences.targets != -100
+        hidden = self.backbone.hidden(
+            embedded, sequences.mask, sequences.positions, opening, wanted=wanted.shape[1]
+        )
         # The last L positions of each row predict its label.
         predicting = functional.pad(wanted, (hidden.shape[1] - wanted.shape[1], 0))
         states = hidden.flatten(0, 1).index_select(0, self._places(predicting))
@@ -177,7 +179,7 @@ class AdapterTask(LightningModule):
             embedded = torch.cat([embedded, self.backbone.embed(tokens)], dim=1)
             positions = torch.cat([positions, positions[:, -1:] + tree.depths], dim=1)
             mask = _tree_mask(mask, tree.attends)
-        hidden = self.backbone.hidden(embedded, mask, positions, opening)
+        hidden = self.backbone.hidden(embedded, mask, positions, opening, wanted=1 + nodes)
         return self.backbone.token_logp(
             hidden[:, -1 - nodes :], self.tree.predictors, self.tree.answer_ids
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from msea_lightning.backbone.narrowing import last_perceptron, narrowed
 from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
 
@@ -71,6 +72,7 @@ class FrozenBackbone:
     """
 
     _run: Callable[..., Any]
+    _perceptron: nn.Module | None
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class FrozenBackbone:
         if compile:
             # Lengths differ from batch to batch: compiled once for all of them.
             self._run = torch.compile(self._body, dynamic=True)
+            self._perceptron = None
 
     def _take(self, model: PreTrainedModel, *, checkpoint_activations: bool) -> None:
         self.model = model
@@ -105,6 +108,7 @@ class FrozenBackbone:
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
         self._openings: dict[tuple[tuple[int, ...], torch.device], Opening] = {}
         self._reads_on = False
+        self._perceptron = None
         self._recomputed = recomputed_layers(model) if checkpoint_activations else []
 
     @property
@@ -202,6 +206,8 @@ class FrozenBackbone:
         mask: Tensor,
         positions: Tensor,
         opening: Opening | None = None,
+        *,
+        wanted: int | None = None,
     ) -> Tensor:
         """Final hidden states, from which :meth:`logits` are made.
 
@@ -211,6 +217,8 @@ class FrozenBackbone:
                 position j, where that is not all of the positions before it.
             positions: (B, S) positions.
             opening: O tokens that were read before; all S positions attend to all of them.
+            wanted: Only so many of the last positions are read; what is returned for the others
+                may be anything. All where not given.
 
         Returns:
             (B, S, d).
@@ -229,7 +237,13 @@ class FrozenBackbone:
             mask = functional.pad(mask, (opening.tokens, 0), value=True)
             extra["past_key_values"] = opening
         attention = _additive(mask, inputs_embeds.dtype) if between else mask.long()
-        with self._reading_masks() if between else nullcontext(), self._recomputing():
+        with (
+            self._reading_masks() if between else nullcontext(),
+            self._recomputing(),
+            nullcontext()
+            if wanted is None or self._perceptron is None
+            else narrowed(self._perceptron, wanted),
+        ):
             output = self._run(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention,
@@ -414,15 +428,25 @@ class FrozenBackbone:
                     f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
                     f"with ordinary attention{self._or_leave_out}."
                 )
-        if self._explicit_masks and not self._recomputed and count > _TRIED:
-            rest = (embedded[:, _TRIED:], everything[:, _TRIED:], positions[:, _TRIED:])
-            try:
+        if self._recomputed or count <= _TRIED:
+            return
+        # What a model cannot do of the following, it does as any model does.
+        rest = (embedded[:, _TRIED:], everything[:, _TRIED:], positions[:, _TRIED:])
+        if self._explicit_masks:
+            with suppress(*_CANNOT):
                 opening = Opening.read(self._body, embedded[:, :_TRIED])
                 found = self.logits(self.hidden(*rest, opening))
-            except _CANNOT:
-                return  # it reads the opening with every sequence, as any model does
-            difference = ((found - expected[:, _TRIED:]).abs().max() / scale).item()
-            self._reads_on = difference < tolerance
+                difference = ((found - expected[:, _TRIED:]).abs().max() / scale).item()
+                self._reads_on = difference < tolerance
+        layers = self.model.config.get_text_config().num_hidden_layers
+        self._perceptron = last_perceptron(self._body, layers)
+        difference = float("inf")
+        with suppress(*_CANNOT):
+            states = self.hidden(embedded, everything, positions, wanted=_TRIED)
+            found = self.logits(states[:, -_TRIED:])
+            difference = ((found - expected[:, -_TRIED:]).abs().max() / scale).item()
+        if not difference < tolerance:
+            self._perceptron = None
 
 
 def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,6 +15,8 @@ from msea_lightning.benchmark.subject import Subject
 class Limit:
     """Floating point operations that have to be done, and those that the machine does.
 
+    What a variant manages to leave out counts as done.
+
     Attributes:
         train: Forward and input-gradient pass through the frozen model, mean of the training
             utterances.
