@@ -12,7 +12,6 @@ autocast, on a CPU in float32. The attention is that of this framework, which is
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -35,6 +34,7 @@ from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
 from msea_lightning.benchmark.subject import Material, Round, StageClock, Subject, Workload, rest
 from msea_lightning.config import Dtype, LabelKind, Reader, TrainConfig
+from msea_lightning.data.unpickle import load_pickle
 from msea_lightning.fit import load_config_backbone
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.prompt import Prompt, Texts, encode
@@ -219,12 +219,12 @@ class Original(Subject):
         """Loads a split; of one file for all of them, all of it."""
         place = cast("Path", self.material.published)
         if self.config.dataset.reader is Reader.mmsa:
-            content = _unpickle(place)[split]
+            content = load_pickle(place)[split]
             texts, labels = list(content["raw_text"]), list(content["regression_labels"])
             names = ("audio", "vision", "audio_lengths", "vision_lengths")
             arrays = [np.array(content[name]) for name in names]
         else:
-            items = _unpickle(place / f"{self.config.dataset.name}_{split}.pkl")
+            items = load_pickle(place / f"{self.config.dataset.name}_{split}.pkl")
             features = [item["features"] for item in items]
             texts, labels = [item["text"] for item in features], [item["label"] for item in items]
             keys = ("audio", "video", "audio_len", "video_len")
@@ -386,12 +386,6 @@ class _Packed(nn.LSTM):
         packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
         _, (last, _) = super().forward(packed)
         return last[0]
-
-
-def _unpickle(path: Path) -> Any:
-    """A file that this benchmark has written itself."""
-    with path.open("rb") as file:
-        return pickle.load(file)
 
 
 def _number(text: str) -> float:
