@@ -257,6 +257,10 @@ class AdapterTask(LightningModule):
         """Puts the backbone where the adapter goes."""
         self.backbone.to(self.trainer.strategy.root_device)
 
+    def on_fit_start(self) -> None:
+        """Forgets that an earlier training diverged."""
+        self._diverged = None
+
     def on_train_epoch_start(self) -> None:
         """Draws dropout anew from seed, epoch and device: a resumed run draws what others do."""
         earlier = self.current_epoch * self.trainer.world_size + self.global_rank
