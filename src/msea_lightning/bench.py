@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def with_dataset(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """The command line."""
+    # A terminated benchmark ends its processes and removes its data, as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Before anything is imported that might look something up on the Hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     launch(bench, config_name="bench", root=BenchConfig, arguments=with_dataset(sys.argv[1:]))

@@ -631,7 +631,8 @@ class BenchOptions:
         ["original", "ours"],
         "variants, the first of which the others are compared with: original (written to the "
         "original implementation's behaviour), ours (the options as they are), or options that "
-        "differ from ours, such as backbone.dtype=bfloat16, several of them joined by '+'",
+        "differ from ours, several of them joined by '+': "
+        "'bench.compare=[ours,\"backbone.dtype=bfloat16\"]'",
     )
     measure: Measured = option(Measured.everything, "what is measured")
     utterances: int | None = option(
@@ -670,6 +671,15 @@ class BenchConfig(CellConfig):
 
     bench: BenchOptions = option(BenchOptions, "what is measured")
 
+    def check(self, where: str) -> None:
+        """Refuses data of another shape than the data set's, besides what all runs refuse."""
+        super().check(where)
+        if self.bench.shape != self.dataset.name:
+            raise ConfigError(
+                f"bench.shape={self.bench.shape}, but dataset={self.dataset.name}: they are the "
+                "same; give one of them."
+            )
+
 
 @dataclass
 class PrepareConfig:
@@ -686,6 +696,9 @@ class EvaluateConfig:
     split: Split = option(Split.test, "part of the data set")
     decode: Decode | None = option(None, "how an answer is picked; the run's own where not given")
     dataset_path: str | None = option(None, "the data set's place here, where it has moved")
+    eval_batch_size: int | None = option(
+        None, "utterances per batch; as in the run where not given", low=1
+    )
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
 
 

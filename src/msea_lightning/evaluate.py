@@ -52,7 +52,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     data.prepare_data()
     data.setup()
     # The company that an utterance is read in moves its numbers by rounding.
-    data.eval_batch_size = run.eval_batch_size or data.eval_batch_size
+    recorded = run.eval_batch_size or data.eval_batch_size
+    data.eval_batch_size = config.eval_batch_size or recorded
     device = resolve_device(config.accelerator)
     task = attach(load_plugin(run.plugin), load_config_backbone(options.backbone, device))
     task.rule = config.decode or options.decode

@@ -43,11 +43,16 @@ def preset(name: str) -> PretrainedConfig:
     return backbone_config(config.path, weights=Weights.random, architecture=config.architecture)
 
 
-def by_hand(tokens: int, *, keys: int = WIDTH, width: int = WIDTH, layers: int = LAYERS) -> int:
-    """Operations of a forward pass over a sequence, without the head."""
-    matrices = 2 * WIDTH * width + 2 * WIDTH * keys + 3 * WIDTH * INNER
-    scores_and_mixing = 4 * tokens**2 * width
-    return layers * (2 * matrices * tokens + scores_and_mixing)
+def by_hand(tokens: int, read: int, *, keys: int = WIDTH, width: int = WIDTH) -> int:
+    """Operations of a forward pass over a sequence, without the head.
+
+    The last layer's perceptron is there for the positions that are read alone.
+    """
+    attention = 2 * WIDTH * width + 2 * WIDTH * keys
+    perceptron = 3 * WIDTH * INNER
+    scores_and_mixing = LAYERS * 4 * tokens**2 * width
+    perceptrons = 2 * perceptron * ((LAYERS - 1) * tokens + read)
+    return LAYERS * 2 * attention * tokens + perceptrons + scores_and_mixing
 
 
 def head(places: int) -> int:
@@ -58,7 +63,7 @@ def head(places: int) -> int:
 def test_training_takes_what_is_counted_by_hand(batch: int, tokens: int, labels: int) -> None:
     # The gradient of a product by a fixed matrix is one more product; that of a product of two
     # activations, of which attention consists, is two.
-    matrices = by_hand(tokens) - LAYERS * 4 * tokens**2 * WIDTH
+    matrices = by_hand(tokens, labels) - LAYERS * 4 * tokens**2 * WIDTH
     attention = LAYERS * 4 * tokens**2 * WIDTH
     expected = 2 * matrices + 3 * attention + 2 * head(labels)
     found = reading_flops(architecture(LLAMA), Reading(batch, tokens, labels=labels))
@@ -68,12 +73,12 @@ def test_training_takes_what_is_counted_by_hand(batch: int, tokens: int, labels:
 @pytest.mark.parametrize(("batch", "tokens", "nodes"), [(1, 20, 0), (3, 50, 7), (64, 30, 500)])
 def test_evaluation_reads_the_nodes_too(batch: int, tokens: int, nodes: int) -> None:
     found = reading_flops(architecture(LLAMA), Reading(batch, tokens, nodes=nodes))
-    assert found == batch * (by_hand(tokens + nodes) + head(1 + nodes))
+    assert found == batch * (by_hand(tokens + nodes, 1 + nodes) + head(1 + nodes))
 
 
 def test_heads_that_share_keys_save_the_matrices_of_keys_alone() -> None:
     config = architecture(LLAMA, num_key_value_heads=1, head_dim=32)
-    assert reading_flops(config, Reading(1, 30)) == by_hand(30, keys=32, width=128) + head(1)
+    assert reading_flops(config, Reading(1, 30)) == by_hand(30, 1, keys=32, width=128) + head(1)
 
 
 def test_neither_dtype_nor_attention_of_the_config_matters() -> None:
@@ -151,8 +156,9 @@ def test_seven_billion_weights_are_counted_without_memory_for_them() -> None:
     before = memory.process_bytes(CPU)
     memory.reset_peak(CPU)
     # Twice the weights of all layers for each token, forward and again backward, and attention.
-    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    expected = 4 * linear * 100 + 3 * 32 * 4 * 100**2 * 4096 + 4 * 4096 * 32000 * 2
+    # Of the last layer's perceptron two positions are read.
+    linear = 32 * 4 * 4096**2 * 100 + 3 * 4096 * 11008 * (31 * 100 + 2)
+    expected = 4 * linear + 3 * 32 * 4 * 100**2 * 4096 + 4 * 4096 * 32000 * 2
     assert UtteranceFlops(config, labels=2)(100) == expected
     assert memory.peak_bytes(CPU) - before < 100 << 20
 

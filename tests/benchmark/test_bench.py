@@ -40,12 +40,17 @@ def options(*overrides: str) -> BenchConfig:
 @pytest.fixture
 def found() -> Comparison:
     """Two variants with made-up numbers."""
-    slow = Variant("original", "cpu", 10.0, {"import": 4.0, "load": 6.0}, 2 << 30, 4 << 30)
-    fast = Variant("ours", "cpu", 5.0, {"import": 4.0, "load": 1.0}, 1 << 30, 1 << 30)
-    slow.rounds = {"train": [Round(2.0, 16, 160), Round(4.0, 16, 160), Round(2.0, 16, 160)]}
-    fast.rounds = {"train": [Round(0.5, 16, 160), Round(0.5, 16, 160), Round(1.0, 16, 160)]}
+    slow = Variant("original", "cpu", 10.0, {"import": 4.0, "load": 6.0}, 2 << 30, peak=4 << 30)
+    fast = Variant("ours", "cpu", 5.0, {"import": 4.0, "load": 1.0}, 1 << 30, peak=1 << 30)
+    slow.rounds = {
+        "train": [Round(2.0, 16, 160, 1e9), Round(4.0, 16, 160, 1e9), Round(2.0, 16, 160, 1e9)]
+    }
+    fast.rounds = {
+        "train": [Round(0.5, 16, 160, 1e9), Round(0.5, 16, 160, 1e9), Round(1.0, 16, 160, 1e9)]
+    }
     fast.stages = {"train": {"backbone": 3.0, "head": 1.0}}
-    fast.limit = {"train": 6.25e7, "evaluate": 6.25e7, "rate": 4e9}
+    fast.rate = 4e9
+    slow.weights = fast.weights = 1 << 29
     return Comparison("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
 
 
@@ -58,7 +63,7 @@ def test_speed_is_the_median_and_ratios_go_round_by_round(found: Comparison) -> 
 
 def test_the_share_of_the_limit(found: Comparison) -> None:
     slow, fast = found.variants
-    assert share_of_limit(fast, "train") == pytest.approx(6.25e7 * 16 / 0.5 / 4e9)
+    assert share_of_limit(fast, "train") == pytest.approx(1e9 / 0.5 / 4e9)
     assert share_of_limit(slow, "train") is None
     assert share_of_limit(fast, "evaluate") is None
 
@@ -81,6 +86,7 @@ def test_tables_and_numbers_say_the_same(found: Comparison) -> None:
     numbers = as_json(found)["variants"]
     assert numbers[1]["ratios"]["train"] == [4.0, 8.0, 2.0]
     assert numbers[1]["peak_ratio"] == 0.25
+    assert numbers[1]["above_weights_ratio"] == pytest.approx(0.5 / 3.5)
     for part in ("4.00", "2.00", "8.00", "50%", "0.25", "75.0"):
         assert part in text.getvalue()
     assert json.loads(json.dumps(numbers)) == numbers
@@ -109,12 +115,13 @@ def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFix
         assert [item["utterances"] for item in variant["rounds"]["train"]] == [8]
         assert [item["utterances"] for item in variant["rounds"]["evaluate"]] == [4]
         assert variant["peak"] >= variant["start_resident"] // 2 > 0
-        assert variant["limit"]["rate"] > 0
+        assert variant["rate"] > 0
+        assert 0 < variant["weights"] < variant["peak"]
         assert set(variant["start_stages"]) == {"import", "load", "first step"}
     first, second = found["variants"]
     # All of the data, in two batches each.
     assert first["rounds"]["train"][0]["tokens"] == second["rounds"]["train"][0]["tokens"]
-    assert first["limit"]["train"] == second["limit"]["train"]
+    assert first["rounds"]["train"][0]["operations"] == second["rounds"]["train"][0]["operations"]
 
 
 def test_a_variant_that_fails_says_why() -> None:
@@ -126,11 +133,17 @@ def test_a_variant_that_fails_says_why() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["bench.compare=[ours,quick]"], "'quick' is neither original nor ours, nor options such"),
+        (
+            ["bench.compare=[ours,quick]"],
+            "'quick' is neither original nor ours, nor options, such as",
+        ),
         (["bench.compare=['backbone.nosuch=1']"], "'backbone.nosuch=1'.*nosuch"),
         (["bench.compare=['training.batch_size=many']"], "'training.batch_size=many'.*many"),
         (["dataset=mosi"], "bench.shape=mosi: only the lengths of .*mosei"),
-        (["adapter=mag"], "adapter mse with its text only; here are .*mag"),
+        (["adapter=mag"], "'original' has the adapter mse.*here are adapter=mag"),
+        (["trainer.devices=2"], r"'original' has .*here are trainer\.devices=2\. Leave original"),
+        (["bench.compare=['adapter=mag']"], "'adapter=mag': .*go on the command line"),
+        (["bench.compare=['dataset.path=x']"], "all variants read the same generated data"),
     ],
 )
 def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:
@@ -141,6 +154,11 @@ def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:
 def test_the_range_of_an_option_holds_in_a_variant() -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size=0 is out of range"):
         compare(options("bench.compare=['training.batch_size=0']"))
+
+
+def test_another_shape_than_the_data_set_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bench\.shape=mosei, but dataset=meld: they are the"):
+        options("bench.shape=mosei")
 
 
 @pytest.mark.parametrize("compared", ["[]", "[ours,ours]"])

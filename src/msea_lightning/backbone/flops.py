@@ -9,8 +9,8 @@ no gradient of a weight, for nothing of the language model is trained. Attention
 S positions with all S: the task gives explicit masks between positions, under which every
 implementation computes the part that a causal mask hides as well. What an implementation computes
 twice to save memory counts once: activations that are recomputed, scores that fused attention makes
-again in its backward pass. An opening that a run reads once for all of its utterances counts with
-each of them.
+again in its backward pass. The perceptron of the last layer counts where its result is read. An
+opening that a run reads once for all of its utterances counts with each of them.
 
 Shape legend: S tokens, L label tokens, M nodes of the answer tree.
 """
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone
@@ -189,7 +190,15 @@ def _count(config: PretrainedConfig, readings: Sequence[Reading]) -> list[int]:
 
 def _shadow(config: PretrainedConfig) -> _Shadow:
     # Eager attention consists of plain matrix products; fused kernels are counted on GPUs only.
-    return _Shadow(_architecture(config, torch.float32, Attention.eager.value))
+    shadow = _Shadow(_architecture(config, torch.float32, Attention.eager.value))
+    shadow.narrow(_with_two_tokens(shadow.width))
+    return shadow
+
+
+def _with_two_tokens(width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, mask and positions, to try something with."""
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    return torch.empty(1, 2, width), mask, torch.arange(2)[None]
 
 
 def _flops(backbone: FrozenBackbone, reading: Reading) -> int:
@@ -209,5 +218,6 @@ def _evaluate(backbone: FrozenBackbone, reading: Reading) -> None:
     tokens = reading.tokens + reading.nodes
     mask = torch.ones(1, tokens, tokens, dtype=torch.bool)
     embedded = torch.empty(1, tokens, backbone.width, dtype=backbone.dtype)
-    hidden = backbone.hidden(embedded, mask, torch.arange(tokens)[None])
-    backbone.logits(hidden[:, -1 - reading.nodes :])
+    wanted = 1 + reading.nodes
+    hidden = backbone.hidden(embedded, mask, torch.arange(tokens)[None], wanted=wanted)
+    backbone.logits(hidden[:, -wanted:])

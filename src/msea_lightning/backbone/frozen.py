@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -23,6 +24,8 @@ from msea_lightning.config import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time when scoring answers (64 MiB in float32)."""
@@ -50,7 +53,9 @@ class FrozenBackbone:
     Deliberately not an ``nn.Module``: held by a LightningModule it is not one of its modules, so
     none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. No method of the
     language model is patched and none of its parameters requires a gradient; gradients flow
-    through it to its inputs only.
+    through it to its inputs only. Two things reach into it and change no result: int8 layers forget
+    their inputs (``int8.py``), and during :meth:`hidden` the last layer's perceptron has hooks
+    (``narrowing.py``).
 
     Args:
         model: A causal language model of transformers.
@@ -438,15 +443,35 @@ class FrozenBackbone:
                 found = self.logits(self.hidden(*rest, opening))
                 difference = ((found - expected[:, _TRIED:]).abs().max() / scale).item()
                 self._reads_on = difference < tolerance
+        states = self.narrow((embedded, everything, positions))
+        if states is not None:
+            found = self.logits(states)
+            difference = ((found - expected[:, -1:]).abs().max() / scale).item()
+            if not difference < tolerance:
+                self._perceptron = None
+        for can, what in (
+            (self._reads_on, "reads what all sequences begin with once for every batch"),
+            (self._perceptron is not None, "leaves out of its last layer what nobody reads"),
+        ):
+            if not can:
+                _log.info("%s: not %s; slower, the same results", type(self.model).__name__, what)
+
+    def narrow(self, tried: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
+        """Lets the last layer compute only what is read, where the architecture can.
+
+        Args:
+            tried: Embeddings, mask and positions, arguments of :meth:`hidden`, to try it with.
+
+        Returns:
+            (B, 1, d) last states computed so; None where it cannot.
+        """
         layers = self.model.config.get_text_config().num_hidden_layers
         self._perceptron = last_perceptron(self._body, layers)
-        difference = float("inf")
-        with suppress(*_CANNOT):
-            states = self.hidden(embedded, everything, positions, wanted=_TRIED)
-            found = self.logits(states[:, -_TRIED:])
-            difference = ((found - expected[:, -_TRIED:]).abs().max() / scale).item()
-        if not difference < tolerance:
-            self._perceptron = None
+        if self._perceptron is not None:
+            with suppress(*_CANNOT):
+                return self.hidden(*tried, wanted=1)[:, -1:]
+        self._perceptron = None
+        return None
 
 
 def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -399,7 +399,8 @@ def _train(backbone: FrozenBackbone, reading: Reading) -> None:
     # A mask between positions, as sequences of different lengths get from transformers.
     mask = torch.ones(batch, tokens, tokens, dtype=torch.bool)
     embedded = torch.empty(batch, tokens, backbone.width, dtype=backbone.dtype, requires_grad=True)
-    hidden = backbone.hidden(embedded, mask, torch.arange(tokens).expand(batch, -1))
+    positions = torch.arange(tokens).expand(batch, -1)
+    hidden = backbone.hidden(embedded, mask, positions, wanted=reading.labels)
     predicting = hidden[:, -reading.labels :].reshape(-1, backbone.width)
     targets = torch.zeros(len(predicting), dtype=torch.long)
     loss = functional.cross_entropy(backbone.logits(predicting), targets, reduction="sum")

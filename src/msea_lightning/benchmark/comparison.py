@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from msea_lightning.config import (
     BenchConfig,
     CellConfig,
     Measured,
+    Quantization,
     TrainConfig,
     UserError,
     to_typed,
@@ -36,6 +38,8 @@ from msea_lightning.data.store import write_store
 from msea_lightning.environment import environment
 
 ORIGINAL, OURS = "original", "ours"
+
+_KILLED = " (killed, perhaps for want of memory)"
 
 _FLOAT = 4
 """Bytes of a number in the data."""
@@ -63,10 +67,12 @@ class Variant:
         start: Seconds from the start of its process to the end of the first training step.
         start_stages: Seconds of the stages of that.
         start_resident: Bytes of the device's memory that it held then.
-        peak: Most bytes that it held at any time.
+        weights: Bytes of the language model's weights.
+        peak: Most bytes that it held at any time; of several devices, the first one's process.
         rounds: Rounds by what was done, ``train`` and ``evaluate``.
         stages: Seconds of the stages of a step, by what was done.
-        limit: Operations of an utterance by what was done, and the rate of the machine.
+        rate: Operations per second of a product of large matrices in the same dtype; None where it
+            was not measured.
     """
 
     name: str
@@ -74,10 +80,11 @@ class Variant:
     start: float = 0.0
     start_stages: dict[str, float] = field(default_factory=dict)
     start_resident: int = 0
+    weights: int = 0
     peak: int = 0
     rounds: dict[str, list[Round]] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    limit: dict[str, float] = field(default_factory=dict)
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,17 +138,14 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
     """The options of a variant."""
     shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(CellConfig)}
     if variant in (ORIGINAL, OURS):
-        if variant == ORIGINAL and (config.adapter.name != "mse" or not config.ablation.text):
-            raise BenchError(
-                "bench.compare: the variant 'original' has the adapter mse with its text only; "
-                f"here are adapter={config.adapter.name} and ablation={config.ablation.name}."
-            )
+        if variant == ORIGINAL:
+            _check_original(config)
         return TrainConfig(**shared)
     words = variant.split("+")
     if not all("=" in word for word in words):
         raise BenchError(
-            f"bench.compare: {variant!r} is neither {ORIGINAL} nor {OURS}, nor options such as "
-            "backbone.dtype=bfloat16, joined by '+'."
+            f"bench.compare: {variant!r} is neither {ORIGINAL} nor {OURS}, nor options, such as in "
+            "'bench.compare=[ours,\"backbone.dtype=bfloat16\"]', joined by '+'."
         )
     try:
         changed = OmegaConf.merge(
@@ -149,8 +153,36 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
         )
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
-        raise BenchError(f"bench.compare: {variant!r}: {reason}") from error
+        raise BenchError(
+            f"bench.compare: {variant!r}: {reason}. A variant has options of "
+            "python -m msea_lightning.train, such as backbone.dtype=bfloat16; choices of whole "
+            "groups, such as adapter=mag, go on the command line and hold for all variants."
+        ) from error
+    if any(word.startswith("dataset.path=") for word in words):
+        raise BenchError(
+            f"bench.compare: {variant!r}: all variants read the same generated data. Leave "
+            "dataset.path out."
+        )
     return to_typed(changed, TrainConfig)  # type: ignore[arg-type]
+
+
+def _check_original(config: BenchConfig) -> None:
+    """Refuses to measure the original with what it does not have."""
+    flaws = {
+        f"adapter={config.adapter.name}": config.adapter.name != "mse",
+        f"ablation={config.ablation.name}": not config.ablation.text,
+        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
+        f"backbone.quantization={config.backbone.quantization.value}": (
+            config.backbone.quantization is not Quantization.none
+        ),
+    }
+    found = [flaw for flaw, holds in flaws.items() if holds]
+    if found:
+        raise BenchError(
+            "bench.compare: the variant 'original' has the adapter mse with its text, one device "
+            f"and no quantisation; here are {', '.join(found)}. Leave original out, or give these "
+            "to a variant, such as 'bench.compare=[original,\"trainer.devices=2\"]'."
+        )
 
 
 def _generate(config: BenchConfig, folder: Path) -> Material:
@@ -208,7 +240,7 @@ def _measure(
     with ExitStack() as stack:
         workers = {}
         for name, options in runs.items():
-            own = [*turns, "peak", *(["stages", "limit"] if kinds and _alone(options) else [])]
+            own = [*turns, "peak", *(["stages", "rate"] if kinds and _alone(options) else [])]
             order = Order(
                 variant=name,
                 config=str(_written(options, folder)),
@@ -232,8 +264,9 @@ def _measure(
         for name, worker in workers.items():
             variants[name].peak = worker.ask("peak")
             if kinds and _alone(runs[name]):
-                variants[name].stages = worker.ask("stages")
-                variants[name].limit = worker.ask("limit")
+                stages = worker.ask("stages")
+                variants[name].stages = {kind: stages[kind] for kind in kinds}
+                variants[name].rate = worker.ask("rate")
     return list(variants.values())
 
 
@@ -245,7 +278,7 @@ def _alone(options: TrainConfig) -> bool:
 def _take_start(variant: Variant, found: Mapping[str, Any]) -> None:
     variant.device = found["device"]
     variant.start, variant.start_stages = found["seconds"], found["stages"]
-    variant.start_resident = found["resident"]
+    variant.start_resident, variant.weights = found["resident"], found["weights"]
 
 
 def _written(options: TrainConfig, folder: Path) -> Path:
@@ -279,9 +312,11 @@ class _Worker:
         if not line:
             self._process.wait()
             last = self._said.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
+            killed = self._process.returncode == -signal.SIGKILL
             raise BenchError(
                 f"the variant {self._order.variant!r} ended in the middle of '{turn}' with exit "
-                f"code {self._process.returncode}. It said last: {' / '.join(last) or 'nothing'}"
+                f"code {self._process.returncode}{_KILLED if killed else ''}. It said last: "
+                f"{' / '.join(last) or 'nothing'}"
             )
         answer = json.loads(line)
         if "error" in answer:

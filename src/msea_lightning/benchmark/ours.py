@@ -14,14 +14,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from msea_lightning.benchmark.subject import Material, Round, StageClock, Subject, Workload, rest
+from msea_lightning.benchmark.subject import (
+    Material,
+    Round,
+    StageClock,
+    Subject,
+    Workload,
+    rest,
+    weight_bytes,
+)
 from msea_lightning.config import TrainConfig
-from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
+from msea_lightning.data.sampler import EvaluationBatchSampler, TrainingBatchSampler
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch
 from msea_lightning.fit import Ready, make_ready, make_trainer
 
 Item = TypeVar("Item")
+
+_GOLDEN = 0.618
+"""Multiples of it are spread over the whole numbers' fractions, however many there are."""
 
 _PROFILED = 4
 """Batches whose stages are timed."""
@@ -38,6 +49,7 @@ class Ours(Subject):
     def __init__(self, config: TrainConfig, material: Material) -> None:
         super().__init__(config, material)
         self._ready: Ready | None = None
+        self._rounds = 0
 
     def start(self, clock: StageClock) -> None:
         """See the base class."""
@@ -61,37 +73,39 @@ class Ours(Subject):
         # Whole steps, whose parts stay together.
         wholes = [shares[start : start + parts] for start in range(0, len(shares), parts)]
         wholes.sort(key=lambda whole: self._cost("train", whole[0].step))
-        picked = [share for whole in _evenly(wholes, steps) for share in whole]
+        picked = [share for whole in self._picked(wholes, steps) for share in whole]
         loader = data.loader(data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
         trainer.fit(self._parts.task, loader, data.val_dataloader())
-        return self._round("train", picked, clock)
+        read = {index for share in picked for index in share.step}
+        return self.measured("train", clock.seconds, sorted(read))
 
     def evaluate(self, utterances: int) -> Round:
         """See the base class."""
         clock, data = _EpochClock(), self._parts.data
         trainer = self._trainer(callbacks=[clock])
         shares = list(cast("EvaluationBatchSampler", data.test_dataloader().sampler))
-        picked = _evenly(shares, -(-utterances // data.eval_batch_size))
+        picked = self._picked(shares, -(-utterances // data.eval_batch_size))
         loader = data.loader(data.splits["test"], picked)
         trainer.test(self._parts.task, dataloaders=loader, verbose=False)
-        return self._round("test", picked, clock)
+        # Devices have equal parts of an evaluation; this is one of them.
+        own = [index for share in picked for index in share.indices]
+        return self.measured("test", clock.seconds, own, times=self.config.trainer.devices)
+
+    def _picked(self, items: Sequence[Item], count: int) -> list[Item]:
+        """Some of what is in the order of its cost, each as likely as any other.
+
+        Every so manieth, from another beginning in each round.
+        """
+        self._rounds += 1
+        count = min(count, len(items))
+        beginning = self._rounds * _GOLDEN % 1
+        return [items[int((beginning + number) * len(items) / count)] for number in range(count)]
 
     def _cost(self, split: str, indices: Sequence[int]) -> int:
         tokens = self._parts.data.splits[split].tokens
         assert tokens is not None
         return max(len(tokens[index]) for index in indices)
-
-    def _round(self, split: str, shares: Sequence[Share], clock: _EpochClock) -> Round:
-        """What was read, by all devices together."""
-        work = self.workload()
-        if split == "train":
-            read = {index for share in shares for index in share.step}
-            return Round(clock.seconds, len(read), int(work.train[sorted(read)].sum()))
-        # Devices have equal parts of an evaluation; this is one of them.
-        own = [index for share in shares for index in share.indices]
-        world = self.config.trainer.devices
-        return Round(clock.seconds, world * len(own), world * int(work.test[own].sum()))
 
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
         """See the base class."""
@@ -174,6 +188,7 @@ class Ours(Subject):
         return Workload(
             language=task.backbone.model.config,
             dtype=task.backbone.dtype,
+            weights=weight_bytes(task.backbone.model),
             labels=int(task.tree.answer_ids.shape[1]),
             nodes=len(task.tree),
             opening=len(task.prompt.opening),
@@ -186,19 +201,12 @@ class Ours(Subject):
         assert split.tokens is not None
         prompt, tree = self._parts.task.prompt, self._parts.task.tree
         fixed = prompt.longest - (prompt.pad_to or prompt.text_tokens)
-        lengths = np.array([min(len(ids), prompt.text_tokens) for ids in split.tokens]) + fixed
+        lengths = np.array([min(len(ids), prompt.text_tokens) for ids in split.tokens])
+        lengths = lengths * self._parts.task.adapter.use_text + fixed
         if training:
             # The last token of a label is predicted, and not read.
             lengths += np.array([len(tree.ids(label)) - 1 for label in split.labels])
         return lengths
-
-
-def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """Some items from all over a sequence."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items)) + 2)[1:-1]
-    if count >= len(items):
-        return list(items)
-    return [items[round(place)] for place in places]
 
 
 class _EpochClock(Callback):
@@ -221,5 +229,6 @@ class _EpochClock(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._note(trainer, begins=True)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The module's own end of the epoch, with its metrics, comes after a callback's.
         self._note(trainer, begins=False)

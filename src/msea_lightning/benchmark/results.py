@@ -19,16 +19,16 @@ _DOING = {"train": "training", "evaluate": "evaluation"}
 
 
 def speed(rounds: Sequence[Round], what: str = "utterances") -> float:
-    """Median over rounds of utterances, or tokens, per second."""
+    """Median over rounds of utterances, tokens or operations per second."""
     return float(median(getattr(item, what) / item.seconds for item in rounds))
 
 
 def share_of_limit(variant: Variant, doing: str) -> float | None:
     """Useful operations per second by those of a matrix product; None where that is not known."""
     rounds = variant.rounds.get(doing)
-    if not rounds or not variant.limit:
+    if not rounds or variant.rate is None:
         return None
-    return variant.limit[doing] * speed(rounds) / variant.limit["rate"]
+    return speed(rounds, "operations") / variant.rate
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -59,6 +59,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                     doing: share_of_limit(variant, doing) for doing in variant.rounds
                 },
                 "peak_ratio": variant.peak / first.peak,
+                "above_weights_ratio": _above(variant) / _above(first),
             }
             for variant in comparison.variants
         ],
@@ -109,15 +110,22 @@ def _speeds(comparison: Comparison, doing: str, word: str) -> Table:
 
 def _memory(comparison: Comparison) -> Table:
     first = comparison.variants[0]
-    table = _table("memory", "peak", "ratio", "after the first step")
+    table = _table("memory", "peak", "ratio", "above weights", "ratio", "after the first step")
     for variant in comparison.variants:
         table.add_row(
             variant.name,
             readable_bytes(variant.peak),
             f"{variant.peak / first.peak:.2f}",
+            readable_bytes(_above(variant)),
+            f"{_above(variant) / _above(first):.2f}",
             readable_bytes(variant.start_resident),
         )
     return table
+
+
+def _above(variant: Variant) -> int:
+    """Bytes at the peak beside the language model's weights."""
+    return variant.peak - variant.weights
 
 
 def _shares(title: str, stages: Mapping[str, Mapping[str, float]]) -> Table:

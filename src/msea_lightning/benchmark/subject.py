@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from msea_lightning.backbone.flops import UtteranceFlops
 from msea_lightning.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -29,11 +30,14 @@ class Round:
         seconds: How long it took.
         utterances: Utterances that were read.
         tokens: Tokens of their sequences, padding not counted.
+        operations: Floating point operations that the frozen model needs for them: forward, and in
+            training backward to its input, without padding and with the opening read beforehand.
     """
 
     seconds: float
     utterances: int
     tokens: int
+    operations: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Workload:
     Attributes:
         language: The language model's architecture.
         dtype: What it computes in.
+        weights: Bytes of its weights.
         labels: Label tokens of an utterance.
         nodes: Nodes of the answer tree.
         opening: Tokens that all sequences begin with, which need to be read once only.
@@ -66,6 +71,7 @@ class Workload:
 
     language: PretrainedConfig
     dtype: torch.dtype
+    weights: int
     labels: int
     nodes: int
     opening: int
@@ -84,6 +90,7 @@ class Subject(ABC):
     def __init__(self, config: TrainConfig, material: Material) -> None:
         self.config = config
         self.material = material
+        self._flops: dict[str, UtteranceFlops] = {}
 
     @abstractmethod
     def start(self, clock: StageClock) -> None:
@@ -95,7 +102,7 @@ class Subject(ABC):
 
     @abstractmethod
     def train(self, steps: int) -> Round:
-        """Trains on some batches, the same in each round; all where there are no more.
+        """Trains on some batches; all where there are no more.
 
         Args:
             steps: How many.
@@ -103,7 +110,7 @@ class Subject(ABC):
 
     @abstractmethod
     def evaluate(self, utterances: int) -> Round:
-        """Decodes some test utterances, metrics included, the same in each round.
+        """Decodes some test utterances, metrics included.
 
         Args:
             utterances: How many, rounded up to whole batches; all where there are no more.
@@ -115,6 +122,25 @@ class Subject(ABC):
 
         Forward and backward are one stage where they belong to the same part.
         """
+
+    def measured(self, split: str, seconds: float, read: Sequence[int], *, times: int = 1) -> Round:
+        """A round.
+
+        Args:
+            split: ``train`` or ``test``.
+            seconds: How long it took.
+            read: Positions of the utterances in the split.
+            times: Devices that each read as much.
+        """
+        work, training = self.workload(), split == "train"
+        lengths = (work.train if training else work.test)[list(read)]
+        if split not in self._flops:
+            kind = {"labels": work.labels} if training else {"nodes": work.nodes}
+            self._flops[split] = UtteranceFlops(work.language, **kind)
+        flops = self._flops[split]
+        opening = flops(flops.shortest + work.opening) - flops(flops.shortest)
+        operations = float(flops(lengths).sum()) - len(lengths) * opening
+        return Round(seconds, times * len(lengths), times * int(lengths.sum()), times * operations)
 
     @abstractmethod
     def workload(self) -> Workload:
@@ -206,6 +232,13 @@ class StageClock:
 
 def _on_gradient(tensor: Tensor, act: Callable[[], None]) -> None:
     tensor.register_hook(lambda _: act())  # type: ignore[no-untyped-call]
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that the parameters and buffers of a model take."""
+    tensors = [*model.parameters(), *model.buffers()]
+    sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+    return sum(sizes.values())
 
 
 def rest(stages: dict[str, float], whole: str, name: str) -> dict[str, float]:

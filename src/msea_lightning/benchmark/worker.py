@@ -59,8 +59,8 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
     from omegaconf import OmegaConf
 
     from msea_lightning.backbone import resolve_device
+    from msea_lightning.backbone.flops import matrix_rate
     from msea_lightning.backbone.memory import peak_bytes, process_bytes
-    from msea_lightning.benchmark.limit import limit
     from msea_lightning.benchmark.original import Original
     from msea_lightning.benchmark.ours import Ours
     from msea_lightning.benchmark.subject import Material, StageClock
@@ -82,6 +82,7 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
             "seconds": time.time() - order.started,
             "stages": {"import": imported, **clock.seconds()},
             "resident": process_bytes(subject.device),
+            "weights": subject.workload().weights,
             "device": _name(subject.device),
         }
 
@@ -96,7 +97,7 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
         "train": lambda: asdict(subject.train(order.steps)),
         "evaluate": lambda: asdict(subject.evaluate(order.steps * batch)),
         "stages": stages,
-        "limit": lambda: asdict(limit(subject)),
+        "rate": lambda: matrix_rate(subject.workload().dtype, subject.device),
         "peak": lambda: peak_bytes(subject.device),
     }
 

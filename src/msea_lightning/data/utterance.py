@@ -69,13 +69,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+    def to(self, device: torch.device | str, *, non_blocking: bool | None = None) -> Batch:
         """The batch with its feature tensors on another device; lengths stay on the CPU.
 
         Args:
             device: The device.
-            non_blocking: Go on before they are there, as Lightning asks of plain tensors only.
+            non_blocking: Go on before they are there. Where not given, on the way to a GPU alone:
+                what comes back would be read before it is there.
         """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type != "cpu"
         return replace(
             self,
             audio=None if self.audio is None else self.audio.to(device, non_blocking=non_blocking),
