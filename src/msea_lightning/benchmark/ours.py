@@ -72,8 +72,13 @@ class Ours(Subject):
         shares = list(cast("TrainingBatchSampler", data.train_dataloader().sampler))
         # Whole steps, whose parts stay together.
         wholes = [shares[start : start + parts] for start in range(0, len(shares), parts)]
-        wholes.sort(key=lambda whole: self._cost("train", whole[0].step))
-        picked = [share for whole in self._picked(wholes, steps) for share in whole]
+        by_cost = sorted(
+            range(len(wholes)), key=lambda place: self._cost("train", wholes[place][0].step)
+        )
+        # In an epoch's own order: from cheap to dear, memory would grow as it never does.
+        picked = [
+            share for place in sorted(self._picked(by_cost, steps)) for share in wholes[place]
+        ]
         loader = data.loader(data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
         trainer.fit(self._parts.task, loader, data.val_dataloader())
