@@ -164,6 +164,10 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["adapter.scales=1,2"], r"add -m .* A list is written adapter\.scales=\[1,2\]"),
         (["prompt.task=a, b"], r"needs two pairs of quotes: \"prompt\.task='a, b'\""),
         (["seed"], r"^seed: options are written key=value, such as seed=3\."),
+        (
+            ["adapter.scales=[1,b=2]"],
+            r"the list cannot be read; .* the shell: 'adapter\.scales=\[a,\"b=c\"\]'$",
+        ),
         (["seed=(3"], r"the value cannot be read; in quotes it is one text: \"seed='\(3'\""),
         (["--seed=3"], r"unrecognized arguments: --seed=3\. Options are written without dashes"),
         (["--seed", "3"], r"unrecognized arguments: --seed\. Options are written without"),

@@ -424,6 +424,11 @@ class _Composer(Generic[Root]):
                 quoted = QuotedString(value, Quote.single).with_quotes()
                 return self.parser.parse_overrides([f"{key}={quoted}"])[0]
             reason = f"the value cannot be read; in quotes it is one text: \"{key}='{value}'\""
+            if option is not None and option.type.startswith("list"):
+                reason = (
+                    "the list cannot be read; texts with signs such as = are in quotes, and the "
+                    f"whole for the shell: '{key}=[a,\"b=c\"]'"
+                )
             if not equals:
                 reason = f"options are written key=value, such as seed=3.{self._listed(key)}"
             raise ConfigError(f"{line}: {reason}") from None

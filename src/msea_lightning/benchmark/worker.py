@@ -105,7 +105,8 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}"
 
 
 def work(order: Order, told: TextIO | None, channel: TextIO) -> None:
