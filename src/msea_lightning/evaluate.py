@@ -11,7 +11,9 @@ from msea_lightning.config import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
-    """Metrics of a run's plugin on a split; with the run's own rule they equal ``metrics.json``.
+    """Metrics of a run's plugin on a split.
+
+    With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
 
     Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder.
 

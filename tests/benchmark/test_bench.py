@@ -12,6 +12,7 @@ from rich.console import Console
 from msea_lightning.bench import bench, with_dataset
 from msea_lightning.benchmark import comparison as comparison_under_test
 from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant, compare, ratios
+from msea_lightning.benchmark.ours import spread
 from msea_lightning.benchmark.results import as_json, share_of_limit, show, speed
 from msea_lightning.benchmark.subject import Round, rest
 from msea_lightning.cli import compose
@@ -54,16 +55,32 @@ def found() -> Comparison:
     return Comparison("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
 
 
-def test_speed_is_the_median_and_ratios_go_round_by_round(found: Comparison) -> None:
+def test_speed_is_of_all_rounds_and_ratios_go_round_by_round(found: Comparison) -> None:
     slow, fast = found.variants
-    assert speed(slow.rounds["train"]) == 8.0
-    assert speed(fast.rounds["train"], "tokens") == 320.0
+    assert speed(slow.rounds["train"]) == 6.0
+    assert speed(fast.rounds["train"], "tokens") == 240.0
     assert ratios(fast.rounds["train"], slow.rounds["train"]) == [4.0, 8.0, 2.0]
+
+
+@pytest.mark.parametrize(("batches", "count", "rounds"), [(64, 8, 3), (48, 4, 6), (7, 7, 3)])
+def test_rounds_are_of_all_costs(batches: int, count: int, rounds: int) -> None:
+    beginnings = [(2 * number + 1) / (2 * rounds) for number in range(rounds)]
+    places = [spread(range(batches), count, beginning) for beginning in beginnings]
+    assert all(len(set(found)) == count and found == sorted(found) for found in places)
+    every = [place for found in places for place in found]
+    assert sum(every) / len(every) == pytest.approx((batches - 1) / 2, abs=0.5)
+    part = batches / count
+    assert min(every) <= part / rounds
+    assert max(every) >= batches - 1 - part / rounds
+
+
+def test_a_variant_has_fewer_batches_than_wanted() -> None:
+    assert spread("abc", 9, 0.9) == ["a", "b", "c"]
 
 
 def test_the_share_of_the_limit(found: Comparison) -> None:
     slow, fast = found.variants
-    assert share_of_limit(fast, "train") == pytest.approx(1e9 / 0.5 / 4e9)
+    assert share_of_limit(fast, "train") == pytest.approx(3e9 / 2.0 / 4e9)
     assert share_of_limit(slow, "train") is None
     assert share_of_limit(fast, "evaluate") is None
 
@@ -85,9 +102,10 @@ def test_tables_and_numbers_say_the_same(found: Comparison) -> None:
     assert all(len(line) <= 100 for line in text.getvalue().splitlines())
     numbers = as_json(found)["variants"]
     assert numbers[1]["ratios"]["train"] == [4.0, 8.0, 2.0]
+    assert numbers[1]["ratio"]["train"] == 4.0
     assert numbers[1]["peak_ratio"] == 0.25
     assert numbers[1]["above_weights_ratio"] == pytest.approx(0.5 / 3.5)
-    for part in ("4.00", "2.00", "8.00", "50%", "0.25", "75.0"):
+    for part in ("4.00", "2.00", "8.00", "38%", "0.25", "75.0"):
         assert part in text.getvalue()
     assert json.loads(json.dumps(numbers)) == numbers
 
@@ -140,10 +158,16 @@ def test_a_variant_that_fails_says_why() -> None:
         (["bench.compare=['backbone.nosuch=1']"], "'backbone.nosuch=1'.*nosuch"),
         (["bench.compare=['training.batch_size=many']"], "'training.batch_size=many'.*many"),
         (["dataset=mosi"], "bench.shape=mosi: only the lengths of .*mosei"),
-        (["adapter=mag"], "'original' has the adapter mse.*here are adapter=mag"),
-        (["trainer.devices=2"], r"'original' has .*here are trainer\.devices=2\. Leave original"),
+        (
+            ["adapter=mag"],
+            r"'original' has the adapter mse.*here: adapter=mag\. Leave original out\.$",
+        ),
+        (["trainer.devices=2"], r"here: trainer\.devices=2\. .*\[original,\"trainer\.devices=2\""),
         (["bench.compare=['adapter=mag']"], "'adapter=mag': .*go on the command line"),
         (["bench.compare=['dataset.path=x']"], "all variants read the same generated data"),
+        (["bench.compare=['dataset={path: x}']"], "all variants read the same generated data"),
+        (["bench.compare=['dataset.name=mosei']"], "all variants read the same generated data"),
+        (["bench.compare=['runs=x']"], "'runs=x': runs changes nothing of what is measured"),
     ],
 )
 def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:

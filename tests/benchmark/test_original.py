@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from msea_lightning.benchmark.shapes import SHAPES, generate, write_published
 from msea_lightning.benchmark.subject import Material, StageClock
 from msea_lightning.cli import compose
 from msea_lightning.config import BenchConfig, CellConfig, TrainConfig
-from msea_lightning.data.store import write_store
+from msea_lightning.data.sampler import Share
+from msea_lightning.data.store import StoreSplit, write_store
 from msea_lightning.data.utterance import Batch
 from msea_lightning.fit import load_config_backbone
 
@@ -149,6 +150,29 @@ def test_a_round_reads_as_much_as_it_is_told(subjects: tuple[Ours, Original]) ->
         assert (train.utterances, evaluation.utterances) == (6, 5)
         assert (train.tokens, evaluation.tokens) == (work.train.sum(), work.test.sum())
         assert min(train.seconds, evaluation.seconds) > 0
+
+
+def test_the_parts_of_a_step_stay_together(
+    subjects: tuple[Ours, Original], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = subjects
+    data = ours._parts.data
+    monkeypatch.setattr(ours.config.trainer, "accumulate", 2)
+    monkeypatch.setattr(data, "_parts", 2)
+    read: list[list[Share]] = []
+    loader = data.loader
+
+    def watched(split: StoreSplit, shares: Sequence[Share]) -> object:
+        if split is data.splits["train"]:
+            read.append(list(shares))
+        return loader(split, shares)
+
+    monkeypatch.setattr(data, "loader", watched)
+    found = ours.train(1)
+    everything, (one, other) = read
+    assert len(everything) == 4
+    assert list(one.step) == list(other.step) == [*one.indices, *other.indices]
+    assert found.utterances == len(one.step)
 
 
 def test_stages_are_parts_of_a_step(subjects: tuple[Ours, Original]) -> None:

@@ -450,11 +450,13 @@ class FrozenBackbone:
             if not difference < tolerance:
                 self._perceptron = None
         for can, what in (
-            (self._reads_on, "reads what all sequences begin with once for every batch"),
-            (self._perceptron is not None, "leaves out of its last layer what nobody reads"),
+            (self._reads_on, "read what all sequences begin with once for all batches"),
+            (self._perceptron is not None, "leave out of its last layer what nobody reads"),
         ):
             if not can:
-                _log.info("%s: not %s; slower, the same results", type(self.model).__name__, what)
+                _log.info(
+                    "%s does not %s: slower, the same results", type(self.model).__name__, what
+                )
 
     def narrow(self, tried: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
         """Lets the last layer compute only what is read, where the architecture can.

@@ -158,31 +158,43 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
             "python -m msea_lightning.train, such as backbone.dtype=bfloat16; choices of whole "
             "groups, such as adapter=mag, go on the command line and hold for all variants."
         ) from error
-    if any(word.startswith("dataset.path=") for word in words):
+    for word in words:
+        if (part := word.partition("=")[0].partition(".")[0]) not in shared:
+            raise BenchError(
+                f"bench.compare: {variant!r}: {part} changes nothing of what is measured. Variants "
+                f"have options of {', '.join(sorted(shared))}."
+            )
+    options = to_typed(changed, TrainConfig)  # type: ignore[arg-type]
+    if (options.dataset.name, options.dataset.path) != (config.dataset.name, config.dataset.path):
         raise BenchError(
             f"bench.compare: {variant!r}: all variants read the same generated data. Leave "
-            "dataset.path out."
+            "dataset.name and dataset.path out."
         )
-    return to_typed(changed, TrainConfig)  # type: ignore[arg-type]
+    return options
 
 
 def _check_original(config: BenchConfig) -> None:
     """Refuses to measure the original with what it does not have."""
-    flaws = {
+    of_all = {
         f"adapter={config.adapter.name}": config.adapter.name != "mse",
         f"ablation={config.ablation.name}": not config.ablation.text,
+    }
+    own = {
         f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
         f"backbone.quantization={config.backbone.quantization.value}": (
             config.backbone.quantization is not Quantization.none
         ),
     }
-    found = [flaw for flaw, holds in flaws.items() if holds]
-    if found:
-        raise BenchError(
-            "bench.compare: the variant 'original' has the adapter mse with its text, one device "
-            f"and no quantisation; here are {', '.join(found)}. Leave original out, or give these "
-            "to a variant, such as 'bench.compare=[original,\"trainer.devices=2\"]'."
-        )
+    found = [flaw for flaw, holds in (of_all | own).items() if holds]
+    if not found:
+        return
+    remedy = "Leave original out"
+    if not any(of_all.values()):
+        remedy += f", or give it to a variant: 'bench.compare=[original,\"{'+'.join(found)}\"]'"
+    raise BenchError(
+        "bench.compare: the variant 'original' has the adapter mse with its text, one device and "
+        f"no quantisation; here: {', '.join(found)}. {remedy}."
+    )
 
 
 def _generate(config: BenchConfig, folder: Path) -> Material:

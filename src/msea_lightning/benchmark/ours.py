@@ -31,9 +31,6 @@ from msea_lightning.fit import Ready, make_ready, make_trainer
 
 Item = TypeVar("Item")
 
-_GOLDEN = 0.618
-"""Multiples of it are spread over the whole numbers' fractions, however many there are."""
-
 _PROFILED = 4
 """Batches whose stages are timed."""
 
@@ -49,7 +46,6 @@ class Ours(Subject):
     def __init__(self, config: TrainConfig, material: Material) -> None:
         super().__init__(config, material)
         self._ready: Ready | None = None
-        self._rounds = 0
 
     def start(self, clock: StageClock) -> None:
         """See the base class."""
@@ -64,7 +60,7 @@ class Ours(Subject):
         """See the base class."""
         return self._parts.device
 
-    def train(self, steps: int) -> Round:
+    def train(self, steps: int, beginning: float = 0.5) -> Round:
         """See the base class."""
         clock, data = _EpochClock(), self._parts.data
         trainer = self._trainer_of_steps(clock, max_epochs=1)
@@ -77,7 +73,7 @@ class Ours(Subject):
         )
         # In an epoch's own order: from cheap to dear, memory would grow as it never does.
         picked = [
-            share for place in sorted(self._picked(by_cost, steps)) for share in wholes[place]
+            share for place in sorted(spread(by_cost, steps, beginning)) for share in wholes[place]
         ]
         loader = data.loader(data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
@@ -85,32 +81,24 @@ class Ours(Subject):
         read = {index for share in picked for index in share.step}
         return self.measured("train", clock.seconds, sorted(read))
 
-    def evaluate(self, utterances: int) -> Round:
+    def evaluate(self, utterances: int, beginning: float = 0.5) -> Round:
         """See the base class."""
         clock, data = _EpochClock(), self._parts.data
         trainer = self._trainer(callbacks=[clock])
         shares = list(cast("EvaluationBatchSampler", data.test_dataloader().sampler))
-        picked = self._picked(shares, -(-utterances // data.eval_batch_size))
+        together = data.eval_batch_size * self.config.trainer.devices
+        picked = spread(shares, -(-utterances // together), beginning)
         loader = data.loader(data.splits["test"], picked)
         trainer.test(self._parts.task, dataloaders=loader, verbose=False)
         # Devices have equal parts of an evaluation; this is one of them.
         own = [index for share in picked for index in share.indices]
         return self.measured("test", clock.seconds, own, times=self.config.trainer.devices)
 
-    def _picked(self, items: Sequence[Item], count: int) -> list[Item]:
-        """Some of what is in the order of its cost, each as likely as any other.
-
-        Every so manieth, from another beginning in each round.
-        """
-        self._rounds += 1
-        count = min(count, len(items))
-        beginning = self._rounds * _GOLDEN % 1
-        return [items[int((beginning + number) * len(items) / count)] for number in range(count)]
-
     def _cost(self, split: str, indices: Sequence[int]) -> int:
         tokens = self._parts.data.splits[split].tokens
         assert tokens is not None
-        return max(len(tokens[index]) for index in indices)
+        longest = max(len(tokens[index]) for index in indices)
+        return min(longest, self._parts.task.prompt.text_tokens)
 
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
         """See the base class."""
@@ -212,6 +200,18 @@ class Ours(Subject):
             # The last token of a label is predicted, and not read.
             lengths += np.array([len(tree.ids(label)) - 1 for label in split.labels])
         return lengths
+
+
+def spread(items: Sequence[Item], count: int, beginning: float) -> list[Item]:
+    """Some of what is in the order of its cost: every so manieth.
+
+    Args:
+        items: What is in that order.
+        count: How many; all where there are no more.
+        beginning: How far into each of as many equal parts the one to take is, in [0, 1).
+    """
+    count = min(count, len(items))
+    return [items[int((beginning + number) * len(items) / count)] for number in range(count)]
 
 
 class _EpochClock(Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 from rich import box
@@ -19,8 +18,11 @@ _DOING = {"train": "training", "evaluate": "evaluation"}
 
 
 def speed(rounds: Sequence[Round], what: str = "utterances") -> float:
-    """Median over rounds of utterances, tokens or operations per second."""
-    return float(median(getattr(item, what) / item.seconds for item in rounds))
+    """Utterances, tokens or operations of all rounds by their seconds.
+
+    No round stands for all: each has batches of its own.
+    """
+    return float(sum(getattr(item, what) for item in rounds) / sum(item.seconds for item in rounds))
 
 
 def share_of_limit(variant: Variant, doing: str) -> float | None:
@@ -50,6 +52,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 },
                 "tokens_per_second": {
                     doing: speed(rounds, "tokens") for doing, rounds in variant.rounds.items()
+                },
+                "ratio": {
+                    doing: speed(rounds) / speed(first.rounds[doing])
+                    for doing, rounds in variant.rounds.items()
                 },
                 "ratios": {
                     doing: ratios(rounds, first.rounds[doing])
@@ -100,7 +106,7 @@ def _speeds(comparison: Comparison, doing: str, word: str) -> Table:
             variant.name,
             f"{speed(rounds):.3g}",
             f"{speed(rounds, 'tokens'):.0f}",
-            f"{median(found):.2f}",
+            f"{speed(rounds) / speed(first.rounds[doing]):.2f}",
             f"{min(found):.2f}",
             f"{max(found):.2f}",
             "-" if share is None else f"{share:.0%}",

@@ -101,19 +101,22 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def train(self, steps: int) -> Round:
+    def train(self, steps: int, beginning: float = 0.5) -> Round:
         """Trains on some batches; all where there are no more.
 
         Args:
             steps: How many.
+            beginning: Which of them, in [0, 1): where batches cost differently, the order of their
+                cost is cut into as many parts as are wanted, and the one so far into each is taken.
         """
 
     @abstractmethod
-    def evaluate(self, utterances: int) -> Round:
+    def evaluate(self, utterances: int, beginning: float = 0.5) -> Round:
         """Decodes some test utterances, metrics included.
 
         Args:
             utterances: How many, rounded up to whole batches; all where there are no more.
+            beginning: Which of them, as in :meth:`train`.
         """
 
     @abstractmethod

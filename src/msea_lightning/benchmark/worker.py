@@ -86,6 +86,13 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
             "device": _name(subject.device),
         }
 
+    # The rounds of a kind begin at different places that lie evenly around the middle.
+    beginnings = {
+        kind: iter([(2 * number + 1) / (2 * rounds) for number in range(rounds)])
+        for kind in ("train", "evaluate")
+        if (rounds := order.turns.count(kind))
+    }
+
     def stages() -> dict[str, Any]:
         training, evaluation = subject.stages()
         return {"train": training, "evaluate": evaluation}
@@ -94,8 +101,10 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
         "start": start,
         "warm train": lambda: asdict(subject.train(_WARM)),
         "warm evaluate": lambda: asdict(subject.evaluate(_WARM * batch)),
-        "train": lambda: asdict(subject.train(order.steps)),
-        "evaluate": lambda: asdict(subject.evaluate(order.steps * batch)),
+        "train": lambda: asdict(subject.train(order.steps, next(beginnings["train"]))),
+        "evaluate": lambda: asdict(
+            subject.evaluate(order.steps * batch, next(beginnings["evaluate"]))
+        ),
         "stages": stages,
         "rate": lambda: matrix_rate(subject.workload().dtype, subject.device),
         "peak": lambda: peak_bytes(subject.device),
