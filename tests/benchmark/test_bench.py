@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -15,6 +17,7 @@ from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant,
 from msea_lightning.benchmark.ours import spread
 from msea_lightning.benchmark.results import as_json, share_of_limit, show, speed
 from msea_lightning.benchmark.subject import Round, rest
+from msea_lightning.benchmark.worker import Order
 from msea_lightning.cli import compose
 from msea_lightning.config import BenchConfig, ConfigError
 
@@ -146,6 +149,24 @@ def test_a_variant_that_fails_says_why() -> None:
     config = options("bench.compare=['backbone.attention=flash_attention_2']")
     with pytest.raises(BenchError, match=r"'backbone.attention=flash_attention_2': .*not possible"):
         compare(config)
+
+
+def test_a_process_that_does_not_end_is_killed_with_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = tmp_path / "python"
+    stubborn.write_text("#!/bin/sh\ntrap '' TERM\nsleep 600 &\necho $!\nwait\n", encoding="utf-8")
+    stubborn.chmod(0o755)
+    monkeypatch.setattr(comparison_under_test.sys, "executable", str(stubborn))
+    monkeypatch.setattr(comparison_under_test, "_PATIENCE", 0.1)
+    order = Order("ours", "", "", None, [], steps=1, started=0.0)
+    with comparison_under_test._worker(order, tmp_path) as worker:
+        process = worker._process
+        assert process.stdout is not None
+        own = psutil.Process(int(process.stdout.readline()))
+    assert process.returncode == -signal.SIGKILL
+    # Whoever it was left to may not have looked after it yet.
+    assert not own.is_running() or own.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(

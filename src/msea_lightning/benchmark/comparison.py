@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,9 @@ from msea_lightning.environment import environment
 ORIGINAL, OURS = "original", "ours"
 
 _KILLED = " (killed, perhaps for want of memory)"
+
+_PATIENCE = 5
+"""Seconds for a process to end by itself."""
 
 _FLOAT = 4
 """Bytes of a number in the data."""
@@ -349,6 +353,8 @@ def _worker(order: Order, folder: Path) -> Iterator[_Worker]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # A group of its own, so that the processes of its other devices can be ended with it.
+            start_new_session=True,
         )
         try:
             yield _Worker(order, process, said)
@@ -357,7 +363,12 @@ def _worker(order: Order, folder: Path) -> Iterator[_Worker]:
                 _close(pipe)
             if process.poll() is None:
                 process.terminate()
-            process.wait()
+            try:
+                process.wait(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                # Several devices wait for each other in the middle of a step.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _close(pipe: IO[str] | None) -> None:

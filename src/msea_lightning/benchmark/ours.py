@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -146,11 +145,10 @@ class Ours(Subject):
     def _batches(self, loader: Any, clock: StageClock) -> Sequence[Batch]:
         """A few batches spread over the loader, on the device; the time of reading them counts."""
         batches = []
-        every = max(1, len(loader) // _PROFILED)
-        for share in islice(loader.sampler, 0, None, every):
+        for share in spread(list(loader.sampler), _PROFILED, beginning=0.5):
             with clock.during("data"):
                 batches.append(loader.dataset[share].to(self.device))
-        return batches[:_PROFILED]
+        return batches
 
     def _trainer_of_steps(self, clock: _EpochClock, **options: Any) -> Trainer:
         return self._trainer(

@@ -20,7 +20,7 @@ _DOING = {"train": "training", "evaluate": "evaluation"}
 def speed(rounds: Sequence[Round], what: str = "utterances") -> float:
     """Utterances, tokens or operations of all rounds by their seconds.
 
-    No round stands for all: each has batches of its own.
+    No round stands for all: where batches cost differently, each has batches of its own.
     """
     return float(sum(getattr(item, what) for item in rounds) / sum(item.seconds for item in rounds))
 
