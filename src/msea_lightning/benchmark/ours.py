@@ -67,9 +67,7 @@ class Ours(Subject):
         shares = list(cast("TrainingBatchSampler", data.train_dataloader().sampler))
         # Whole steps, whose parts stay together.
         wholes = [shares[start : start + parts] for start in range(0, len(shares), parts)]
-        by_cost = sorted(
-            range(len(wholes)), key=lambda place: self._cost("train", wholes[place][0].step)
-        )
+        by_cost = sorted(range(len(wholes)), key=lambda place: self._cost(wholes[place][0].step))
         # In an epoch's own order: from cheap to dear, memory would grow as it never does.
         picked = [
             share for place in sorted(spread(by_cost, steps, beginning)) for share in wholes[place]
@@ -93,8 +91,9 @@ class Ours(Subject):
         own = [index for share in picked for index in share.indices]
         return self.measured("test", clock.seconds, own, times=self.config.trainer.devices)
 
-    def _cost(self, split: str, indices: Sequence[int]) -> int:
-        tokens = self._parts.data.splits[split].tokens
+    def _cost(self, indices: Sequence[int]) -> int:
+        """Text tokens of the longest of some training utterances."""
+        tokens = self._parts.data.splits["train"].tokens
         assert tokens is not None
         longest = max(len(tokens[index]) for index in indices)
         return min(longest, self._parts.task.prompt.text_tokens)
