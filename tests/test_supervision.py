@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from msea_lightning.supervision import Ended, gpu_of_its_own, supervise, visible_gpus
+from tests.processes import is_gone, wait_until
 
 SLEEPER = """
 import os, pathlib, sys, time
@@ -40,21 +40,9 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def wait_until(happened: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if happened():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within 30 seconds")
-
-
 def process_in(file: Path) -> psutil.Process:
     wait_until(lambda: file.exists() and file.read_text() != "")
     return psutil.Process(int(file.read_text()))
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_a_cell_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from msea_lightning.benchmark.subject import Round, rest
 from msea_lightning.benchmark.worker import Order
 from msea_lightning.cli import compose
 from msea_lightning.config import BenchConfig, ConfigError
+from tests.processes import is_gone, wait_until
 
 SMALL = [
     "backbone.hidden_size=32",
@@ -40,14 +40,6 @@ def options(*overrides: str) -> BenchConfig:
     given = {override.partition("=")[0] for override in overrides}
     kept = [override for override in SMALL if override.partition("=")[0] not in given]
     return compose("bench", BenchConfig, [*kept, *overrides])
-
-
-def ended(process: psutil.Process) -> bool:
-    """Whether it runs no longer; nobody may have asked yet what became of it."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.fixture
@@ -174,12 +166,7 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
         assert process.stdout is not None
         own = psutil.Process(int(process.stdout.readline()))
     assert process.returncode == -signal.SIGKILL
-    # A killed process takes a moment to end, on a busy machine more than one.
-    for _ in range(1000):
-        if ended(own):
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{own} goes on")
+    wait_until(lambda: is_gone(own))
 
 
 @pytest.mark.parametrize(
