@@ -536,14 +536,14 @@ def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> 
     # Texts are a little shorter than their distribution's mean, because long ones are cut.
     fixed, text = 95 - 50, 22.6
     assert text < SHAPES["mosei"].text.mean
-    matrices, perceptron = 24 * 4 * 2048**2, 3 * 2048 * 5504
+    keys_and_values, others = 2 * 2048**2, 2 * 2048**2 + 3 * 2048 * 5504
     attention = 24 * 4 * 2048
 
     def mean(tokens: float, products: int, mixing: int, predicted: int) -> float:
         head = 2048 * 151936 * predicted
-        # The last layer's perceptron is there for what predicts something.
-        perceptrons = perceptron * (23 * tokens + predicted)
-        return products * (matrices * tokens + perceptrons + head) + mixing * attention * tokens**2
+        # Of the last layer, all but its keys and values is there for what predicts something.
+        matrices = 24 * keys_and_values * tokens + others * (23 * tokens + predicted)
+        return products * (matrices + head) + mixing * attention * tokens**2
 
     train = 16326 * mean(fixed + text + 3, 4, 3, 4)
     valid = 1871 * mean(fixed + text + 18, 2, 1, 19)
@@ -564,7 +564,7 @@ def test_without_a_rate_there_are_no_hours(
     assert found.hours is None
     assert found.flops_epoch == pytest.approx(1.15e15, rel=0.01)
     text = printed(replace(findings, rate=None, cells=[found], fitting={}))
-    assert re.search(r"simsv2 .* 1\.2 +- (yes|no) ", text)
+    assert re.search(rf"simsv2 .* {found.flops_epoch / 1e15:.1f} +- (yes|no) ", text)
     assert "hours: the speed of cpu cannot be measured; is its memory full?\n" in text
 
 

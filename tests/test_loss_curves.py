@@ -27,10 +27,10 @@ from msea_lightning.task import AdapterTask, build_task
 from tests.test_task import part
 
 STEPS = 6
-CHANGES = ("tokens", "opening", "narrow", "lstm", "fused", "accumulate", "recompute")
-"""Texts tokenised beforehand; the opening read once; a last layer that computes what is
-read; the LSTM written out; one kernel for all weights; a step in two parts; layers that compute
-again, which read the opening with each batch."""
+CHANGES = ("tokens", "opening", "narrow", "forget", "lstm", "fused", "accumulate", "recompute")
+"""Texts tokenised beforehand; the opening read once; a last layer that computes what is read;
+results of activation functions that are not kept; the LSTM written out; one kernel for all weights;
+a step in two parts; layers that compute again, which read the opening with each batch."""
 TOGETHER = (CHANGES[:-1], [change for change in CHANGES if change != "opening"])
 
 ADAMW = torch.optim.AdamW
@@ -83,9 +83,12 @@ def curve(
     def run(changes: Collection[str]) -> list[float]:
         with monkeypatch.context() as patch:
             patch.setattr(backbone, "_reads_on", "opening" in changes)
-            assert backbone._perceptron is not None
+            assert backbone._narrow
+            assert backbone._perceptrons
             if "narrow" not in changes:
-                patch.setattr(backbone, "_perceptron", None)
+                patch.setattr(backbone, "_narrow", [])
+            if "forget" not in changes:
+                patch.setattr(backbone, "_perceptrons", [])
             if "lstm" not in changes:
                 patch.setattr(LastStateLSTM, "forward", packed_state)
             if "fused" not in changes:

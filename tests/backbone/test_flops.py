@@ -46,13 +46,13 @@ def preset(name: str) -> PretrainedConfig:
 def by_hand(tokens: int, read: int, *, keys: int = WIDTH, width: int = WIDTH) -> int:
     """Operations of a forward pass over a sequence, without the head.
 
-    The last layer's perceptron is there for the positions that are read alone.
+    Of the last layer, all but its keys and values is there for the positions that are read alone.
     """
-    attention = 2 * WIDTH * width + 2 * WIDTH * keys
-    perceptron = 3 * WIDTH * INNER
+    keys_and_values = 2 * WIDTH * keys
+    others = 2 * WIDTH * width + 3 * WIDTH * INNER
     scores_and_mixing = LAYERS * 4 * tokens**2 * width
-    perceptrons = 2 * perceptron * ((LAYERS - 1) * tokens + read)
-    return LAYERS * 2 * attention * tokens + perceptrons + scores_and_mixing
+    narrowed = 2 * others * ((LAYERS - 1) * tokens + read)
+    return LAYERS * 2 * keys_and_values * tokens + narrowed + scores_and_mixing
 
 
 def head(places: int) -> int:
@@ -156,8 +156,8 @@ def test_seven_billion_weights_are_counted_without_memory_for_them() -> None:
     before = memory.process_bytes(CPU)
     memory.reset_peak(CPU)
     # Twice the weights of all layers for each token, forward and again backward, and attention.
-    # Of the last layer's perceptron two positions are read.
-    linear = 32 * 4 * 4096**2 * 100 + 3 * 4096 * 11008 * (31 * 100 + 2)
+    # Of the last layer two positions are read; keys and values are those of all.
+    linear = 32 * 2 * 4096**2 * 100 + (2 * 4096**2 + 3 * 4096 * 11008) * (31 * 100 + 2)
     expected = 4 * linear + 3 * 32 * 4 * 100**2 * 4096 + 4 * 4096 * 32000 * 2
     assert UtteranceFlops(config, labels=2)(100) == expected
     assert memory.peak_bytes(CPU) - before < 100 << 20

@@ -157,7 +157,7 @@ def test_quantised_layers_keep_no_more_than_dense_ones() -> None:
 def test_training_keeps_what_evaluation_lets_go() -> None:
     few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
     train, evaluate = Reading(4, 100, labels=1), Reading(4, 100)
-    assert activations(many, train) > 3 * activations(few, train)
+    assert activations(many, train) > 2.5 * activations(few, train)
     assert activations(many, evaluate) == activations(few, evaluate)
 
 

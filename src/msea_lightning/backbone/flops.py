@@ -9,8 +9,9 @@ no gradient of a weight, for nothing of the language model is trained. Attention
 S positions with all S: the task gives explicit masks between positions, under which every
 implementation computes the part that a causal mask hides as well. What an implementation computes
 twice to save memory counts once: activations that are recomputed, scores that fused attention makes
-again in its backward pass. The perceptron of the last layer counts where its result is read. An
-opening that a run reads once for all of its utterances counts with each of them.
+again in its backward pass. Of the last layer, what works on each position by itself counts where
+its result is read. An opening that a run reads once for all of its utterances counts with each of
+them.
 
 Shape legend: S tokens, L label tokens, M nodes of the answer tree.
 """
@@ -191,7 +192,7 @@ def _count(config: PretrainedConfig, readings: Sequence[Reading]) -> list[int]:
 def _shadow(config: PretrainedConfig) -> _Shadow:
     # Eager attention consists of plain matrix products; fused kernels are counted on GPUs only.
     shadow = _Shadow(_architecture(config, torch.float32, Attention.eager.value))
-    shadow.narrow(_with_two_tokens(shadow.width))
+    shadow.narrow(_with_two_tokens(shadow.width), right=lambda _: True)
     return shadow
 
 

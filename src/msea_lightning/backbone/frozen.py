@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from msea_lightning.backbone.narrowing import last_perceptron, narrowed
+from msea_lightning.backbone.activations import Perceptron, perceptrons, results_forgotten
+from msea_lightning.backbone.narrowing import narrowable, narrowed
 from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
 
@@ -53,9 +54,9 @@ class FrozenBackbone:
     Deliberately not an ``nn.Module``: held by a LightningModule it is not one of its modules, so
     none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. No method of the
     language model is patched and none of its parameters requires a gradient; gradients flow
-    through it to its inputs only. Two things reach into it and change no result: int8 layers forget
-    their inputs (``int8.py``), and during :meth:`hidden` the last layer's perceptron has hooks
-    (``narrowing.py``).
+    through it to its inputs only. What reaches into it changes no result: int8 layers forget their
+    inputs (``int8.py``), and during :meth:`hidden` there are hooks on perceptrons
+    (``activations.py``) and on parts of the last layer (``narrowing.py``).
 
     Args:
         model: A causal language model of transformers.
@@ -77,7 +78,8 @@ class FrozenBackbone:
     """
 
     _run: Callable[..., Any]
-    _perceptron: nn.Module | None
+    _narrow: list[nn.Module]
+    _perceptrons: list[Perceptron]
 
     def __init__(
         self,
@@ -104,7 +106,8 @@ class FrozenBackbone:
         if compile:
             # Lengths differ from batch to batch: compiled once for all of them.
             self._run = torch.compile(self._body, dynamic=True)
-            self._perceptron = None
+            self._narrow = []
+            self._perceptrons = []
 
     def _take(self, model: PreTrainedModel, *, checkpoint_activations: bool) -> None:
         self.model = model
@@ -113,8 +116,9 @@ class FrozenBackbone:
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
         self._openings: dict[tuple[tuple[int, ...], torch.device], Opening] = {}
         self._reads_on = False
-        self._perceptron = None
+        self._narrow = []
         self._recomputed = recomputed_layers(model) if checkpoint_activations else []
+        self._perceptrons = [] if checkpoint_activations else perceptrons(self._body)
 
     @property
     def width(self) -> int:
@@ -245,9 +249,8 @@ class FrozenBackbone:
         with (
             self._reading_masks() if between else nullcontext(),
             self._recomputing(),
-            nullcontext()
-            if wanted is None or self._perceptron is None
-            else narrowed(self._perceptron, wanted),
+            nullcontext() if wanted is None else narrowed(self._narrow, wanted),
+            results_forgotten(self._perceptrons) if torch.is_grad_enabled() else nullcontext(),
         ):
             output = self._run(
                 inputs_embeds=inputs_embeds,
@@ -412,6 +415,10 @@ class FrozenBackbone:
         # Reduced precision orders sums differently for different masks; wrong parts are far off.
         tolerance = 1e-3 if self.dtype is torch.float32 and not self.quantized else 0.25
         scale = expected.std().clamp(min=1e-6)
+
+        def difference(states: Tensor, logits: Tensor) -> float:
+            return float((self.logits(states) - logits).abs().max() / scale)
+
         for what, mask in (
             ("its own logits", everything),
             ("the same logits under an explicit mask between positions", causal),
@@ -419,17 +426,16 @@ class FrozenBackbone:
             try:
                 # As in training, where recomputed layers may turn out to drop something.
                 with torch.enable_grad():
-                    found = self.logits(self.hidden(embedded, mask, positions))
+                    found = difference(self.hidden(embedded, mask, positions), expected)
             except _CANNOT as error:
                 raise BackboneError(
                     f"{type(self.model).__name__} cannot be a backbone: reading embeddings failed "
                     f"with {type(error).__name__}: {error}"
                 ) from error
-            difference = ((found - expected).abs().max() / scale).item()
-            if not difference < tolerance:
+            if not found < tolerance:
                 raise BackboneError(
                     f"{type(self.model).__name__} cannot be a backbone: its embeddings, layers and "
-                    f"output head do not give {what} (they differ by {difference:.3g} standard "
+                    f"output head do not give {what} (they differ by {found:.3g} standard "
                     f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
                     f"with ordinary attention{self._or_leave_out}."
                 )
@@ -440,40 +446,37 @@ class FrozenBackbone:
         if self._explicit_masks:
             with suppress(*_CANNOT):
                 opening = Opening.read(self._body, embedded[:, :_TRIED])
-                found = self.logits(self.hidden(*rest, opening))
-                difference = ((found - expected[:, _TRIED:]).abs().max() / scale).item()
-                self._reads_on = difference < tolerance
-        states = self.narrow((embedded, everything, positions))
-        if states is not None:
-            found = self.logits(states)
-            difference = ((found - expected[:, -1:]).abs().max() / scale).item()
-            if not difference < tolerance:
-                self._perceptron = None
+                found = difference(self.hidden(*rest, opening), expected[:, _TRIED:])
+                self._reads_on = found < tolerance
+        self.narrow(
+            (embedded, everything, positions),
+            right=lambda states: difference(states, expected[:, -1:]) < tolerance,
+        )
         for can, what in (
             (self._reads_on, "read what all sequences begin with once for all batches"),
-            (self._perceptron is not None, "leave out of its last layer what nobody reads"),
+            (bool(self._narrow), "leave out of its last layer what nobody reads"),
         ):
             if not can:
                 _log.info(
                     "%s does not %s: slower, the same results", type(self.model).__name__, what
                 )
 
-    def narrow(self, tried: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
-        """Lets the last layer compute only what is read, where the architecture can.
+    def narrow(
+        self, tried: tuple[Tensor, Tensor, Tensor], *, right: Callable[[Tensor], bool]
+    ) -> None:
+        """Lets the last layer compute only what is read, as far as the architecture can.
 
         Args:
             tried: Embeddings, mask and positions, arguments of :meth:`hidden`, to try it with.
-
-        Returns:
-            (B, 1, d) last states computed so; None where it cannot.
+            right: Whether the (B, 1, d) last states computed so are the same.
         """
         layers = self.model.config.get_text_config().num_hidden_layers
-        self._perceptron = last_perceptron(self._body, layers)
-        if self._perceptron is not None:
+        for modules in narrowable(self._body, layers):
+            self._narrow = modules
             with suppress(*_CANNOT):
-                return self.hidden(*tried, wanted=1)[:, -1:]
-        self._perceptron = None
-        return None
+                if right(self.hidden(*tried, wanted=1)[:, -1:]):
+                    return
+        self._narrow = []
 
 
 def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:
