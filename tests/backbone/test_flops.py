@@ -43,16 +43,20 @@ def preset(name: str) -> PretrainedConfig:
     return backbone_config(config.path, weights=Weights.random, architecture=config.architecture)
 
 
-def by_hand(tokens: int, read: int, *, keys: int = WIDTH, width: int = WIDTH) -> int:
+def by_hand(
+    tokens: int, read: int, *, keys: int = WIDTH, width: int = WIDTH, before: int = 0
+) -> int:
     """Operations of a forward pass over a sequence, without the head.
 
-    Of the last layer, all but its keys and values is there for the positions that are read alone.
+    Of the last layer, all but its keys and values is there for the positions that are read alone;
+    of what was read before, only keys and values are there, and nobody makes them again.
     """
+    new = tokens - before
     keys_and_values = 2 * WIDTH * keys
     others = 2 * WIDTH * width + 3 * WIDTH * INNER
-    scores_and_mixing = LAYERS * 4 * tokens**2 * width
-    narrowed = 2 * others * ((LAYERS - 1) * tokens + read)
-    return LAYERS * 2 * keys_and_values * tokens + narrowed + scores_and_mixing
+    scores_and_mixing = LAYERS * 4 * tokens * new * width
+    narrowed = 2 * others * ((LAYERS - 1) * new + read)
+    return LAYERS * 2 * keys_and_values * new + narrowed + scores_and_mixing
 
 
 def head(places: int) -> int:
@@ -112,6 +116,17 @@ def test_three_lengths_tell_all_others(fields: dict[str, Any], kind: dict[str, i
     alone = utterance(133)
     assert type(alone) is float
     assert alone == found[1, 1]
+
+
+@pytest.mark.parametrize("before", [0, 6])
+def test_what_was_read_before_costs_nothing_again(before: int) -> None:
+    config, tokens, nodes, labels = architecture(LLAMA), 30, 7, 2
+    evaluation = by_hand(tokens + nodes, 1 + nodes, before=before) + head(1 + nodes)
+    assert UtteranceFlops(config, nodes=nodes)(tokens, read_before=before) == evaluation
+    attention = LAYERS * 4 * tokens * (tokens - before) * WIDTH
+    matrices = by_hand(tokens, labels, before=before) - attention
+    expected = 2 * matrices + 3 * attention + 2 * head(labels)
+    assert UtteranceFlops(config, labels=labels)(tokens, read_before=before) == expected
 
 
 @pytest.mark.parametrize("name", ["gemma3-1b", "qwen3-0.6b", "smollm3-3b", "chatglm3"])

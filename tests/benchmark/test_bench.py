@@ -146,6 +146,21 @@ def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFix
     assert first["rounds"]["train"][0]["operations"] == second["rounds"]["train"][0]["operations"]
 
 
+def test_variants_have_the_best_rate_of_their_device_and_dtype() -> None:
+    found = [
+        Variant("a", device, dtype=dtype, rate=rate)
+        for device, dtype, rate in (
+            ("cpu, 1 thread", "float32", 1.0),
+            ("cpu, 1 thread", "float32", 3.0),
+            ("cpu, 2 threads", "float32", 5.0),
+            ("cpu, 1 thread", "bfloat16", 7.0),
+            ("cpu, 1 thread", "float32", None),
+        )
+    ]
+    comparison_under_test._share_rates(found)
+    assert [variant.rate for variant in found] == [3.0, 3.0, 5.0, 7.0, None]
+
+
 def test_a_variant_that_fails_says_why() -> None:
     config = options("bench.compare=['backbone.attention=flash_attention_2']")
     with pytest.raises(BenchError, match=r"'backbone.attention=flash_attention_2': .*not possible"):

@@ -74,37 +74,43 @@ class UtteranceFlops:
         labels: Training: label tokens L that the last positions predict.
         nodes: Evaluation: nodes M of the answer tree, behind the tokens.
 
-    Attributes:
-        shortest: Tokens of the shortest sequence that there can be.
-
     Raises:
         BackboneError: if the architecture does not run without numbers.
     """
 
     def __init__(self, config: PretrainedConfig, *, labels: int = 0, nodes: int = 0) -> None:
-        self.shortest = first = max(1, labels)
+        first = max(1, labels)
         readings = [Reading(1, first + more, labels=labels, nodes=nodes) for more in range(3)]
         start, middle, end = _utterance_flops(config, readings)
         # Half the second difference is whole, as all three coefficients are.
         self._square = (end - 2 * middle + start) // 2
         self._linear = middle - start - self._square * (2 * first + 1)
+        self._nodes = nodes
         self._constant = start - (self._square * first + self._linear) * first
 
     @overload
-    def __call__(self, tokens: int) -> float: ...
+    def __call__(self, tokens: int, *, read_before: int = 0) -> float: ...
     @overload
-    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]: ...
-    def __call__(self, tokens: NDArray[np.int64] | int) -> NDArray[np.float64] | float:
+    def __call__(
+        self, tokens: NDArray[np.int64], *, read_before: int = 0
+    ) -> NDArray[np.float64]: ...
+    def __call__(
+        self, tokens: NDArray[np.int64] | int, *, read_before: int = 0
+    ) -> NDArray[np.float64] | float:
         """Operations at given lengths.
 
         Args:
             tokens: Tokens S of a sequence or of many, any shape: in training with the label tokens
                 that are read, in evaluation without the nodes.
+            read_before: First tokens, among them, that are not read again: nothing goes through the
+                layers for them, and they attend to nothing; the others attend to them.
 
         Returns:
             As many numbers.
         """
         flops = (self._square * tokens + self._linear) * tokens + self._constant
+        # A token by itself, and what it attends to: of all that is read, the nodes once.
+        flops = flops - read_before * (self._square * (tokens - self._nodes) + self._linear)
         return flops.astype(np.float64) if isinstance(flops, np.ndarray) else float(flops)
 
 

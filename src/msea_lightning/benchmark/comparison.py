@@ -75,8 +75,9 @@ class Variant:
         peak: Most bytes that it held at any time; of several devices, the first one's process.
         rounds: Rounds by what was done, ``train`` and ``evaluate``.
         stages: Seconds of the stages of a step, by what was done.
-        rate: Operations per second of a product of large matrices in the same dtype; None where it
-            was not measured.
+        dtype: What its language model computes in.
+        rate: Operations per second of a product of large matrices in the same dtype, the best that
+            any variant on such a device found; None where it was not measured.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Variant:
     peak: int = 0
     rounds: dict[str, list[Round]] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    dtype: str = ""
     rate: float | None = None
 
 
@@ -135,6 +137,7 @@ def compare(config: BenchConfig) -> Comparison:
                 for name, options in runs.items()
                 for variant in _measure(config, {name: options}, material, Path(folder))
             ]
+    _share_rates(variants)
     return Comparison(_title(config), _plain(config), environment(), variants)
 
 
@@ -194,7 +197,10 @@ def _check_original(config: BenchConfig) -> None:
         return
     remedy = "Leave original out"
     if not any(of_all.values()):
-        remedy += f", or give it to a variant: 'bench.compare=[original,\"{'+'.join(found)}\"]'"
+        remedy += (
+            ", or give it to a variant instead of all: "
+            f"'bench.compare=[original,\"{'+'.join(found)}\"]'"
+        )
     raise BenchError(
         "bench.compare: the variant 'original' has the adapter mse with its text, one device and "
         f"no quantisation; here: {', '.join(found)}. {remedy}."
@@ -286,6 +292,21 @@ def _measure(
     return list(variants.values())
 
 
+def _share_rates(variants: Sequence[Variant]) -> None:
+    """Gives variants the best rate that was measured in their dtype on their device.
+
+    Each measures its own, at a moment when the device may have been busy with something else.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for variant in variants:
+        if variant.rate is not None:
+            key = variant.device, variant.dtype
+            best[key] = max(variant.rate, best.get(key, 0.0))
+    for variant in variants:
+        if variant.rate is not None:
+            variant.rate = best[variant.device, variant.dtype]
+
+
 def _alone(options: TrainConfig) -> bool:
     """Whether one device does it all, so that what it does can be looked into."""
     return options.trainer.devices == 1
@@ -295,6 +316,7 @@ def _take_start(variant: Variant, found: Mapping[str, Any]) -> None:
     variant.device = found["device"]
     variant.start, variant.start_stages = found["seconds"], found["stages"]
     variant.start_resident, variant.weights = found["resident"], found["weights"]
+    variant.dtype = found["dtype"]
 
 
 def _written(options: TrainConfig, folder: Path) -> Path:

@@ -128,6 +128,8 @@ class Original(Subject):
     def __init__(self, config: TrainConfig, material: Material) -> None:
         super().__init__(config, material)
         self._device = resolve_device(config.trainer.accelerator)
+        # One for all rounds: each has other batches.
+        self._shuffle = torch.Generator().manual_seed(config.seed)
 
     def start(self, clock: StageClock) -> None:
         """See the base class."""
@@ -264,7 +266,7 @@ class Original(Subject):
                 _Items(self._splits[split]),
                 batch_size=self.config.training.batch_size,
                 shuffle=True,
-                generator=torch.Generator().manual_seed(self.config.seed),
+                generator=self._shuffle,
             )
         )
 

@@ -23,7 +23,7 @@ from msea_lightning.benchmark.subject import (
     weight_bytes,
 )
 from msea_lightning.config import TrainConfig
-from msea_lightning.data.sampler import EvaluationBatchSampler, TrainingBatchSampler
+from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch
 from msea_lightning.fit import Ready, make_ready, make_trainer
@@ -75,8 +75,7 @@ class Ours(Subject):
         loader = data.loader(data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
         trainer.fit(self._parts.task, loader, data.val_dataloader())
-        read = {index for share in picked for index in share.step}
-        return self.measured("train", clock.seconds, sorted(read))
+        return self.measured("train", clock.seconds, _read(picked))
 
     def evaluate(self, utterances: int, beginning: float = 0.5) -> Round:
         """See the base class."""
@@ -87,9 +86,7 @@ class Ours(Subject):
         picked = spread(shares, -(-utterances // together), beginning)
         loader = data.loader(data.splits["test"], picked)
         trainer.test(self._parts.task, dataloaders=loader, verbose=False)
-        # Devices have equal parts of an evaluation; this is one of them.
-        own = [index for share in picked for index in share.indices]
-        return self.measured("test", clock.seconds, own, times=self.config.trainer.devices)
+        return self.measured("test", clock.seconds, _read(picked))
 
     def _cost(self, indices: Sequence[int]) -> int:
         """Text tokens of the longest of some training utterances."""
@@ -120,8 +117,11 @@ class Ours(Subject):
                 since = evaluation.now()
                 task.answers(batch)
                 evaluation.add("step", since)
+        seconds = training.seconds()
+        # One optimizer step is for all parts that a batch is taken in.
+        seconds["optimizer"] /= self.config.trainer.accumulate
         return (
-            rest(training.seconds(), "step", "adapter"),
+            rest(seconds, "step", "adapter"),
             rest(evaluation.seconds(), "step", "decode"),
         )
 
@@ -209,6 +209,11 @@ def spread(items: Sequence[Item], count: int, beginning: float) -> list[Item]:
     """
     count = min(count, len(items))
     return [items[int((beginning + number) * len(items) / count)] for number in range(count)]
+
+
+def _read(shares: Sequence[Share]) -> list[int]:
+    """Positions of what all devices read, in order."""
+    return sorted({index for share in shares for index in share.step})
 
 
 class _EpochClock(Callback):

@@ -126,24 +126,21 @@ class Subject(ABC):
         Forward and backward are one stage where they belong to the same part.
         """
 
-    def measured(self, split: str, seconds: float, read: Sequence[int], *, times: int = 1) -> Round:
+    def measured(self, split: str, seconds: float, read: Sequence[int]) -> Round:
         """A round.
 
         Args:
             split: ``train`` or ``test``.
             seconds: How long it took.
-            read: Positions of the utterances in the split.
-            times: Devices that each read as much.
+            read: Positions of the utterances in the split, of all devices.
         """
         work, training = self.workload(), split == "train"
         lengths = (work.train if training else work.test)[list(read)]
         if split not in self._flops:
             kind = {"labels": work.labels} if training else {"nodes": work.nodes}
             self._flops[split] = UtteranceFlops(work.language, **kind)
-        flops = self._flops[split]
-        opening = flops(flops.shortest + work.opening) - flops(flops.shortest)
-        operations = float(flops(lengths).sum()) - len(lengths) * opening
-        return Round(seconds, times * len(lengths), times * int(lengths.sum()), times * operations)
+        operations = self._flops[split](lengths, read_before=work.opening).sum()
+        return Round(seconds, len(lengths), int(lengths.sum()), float(operations))
 
     @abstractmethod
     def workload(self) -> Workload:

@@ -83,6 +83,7 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
             "stages": {"import": imported, **clock.seconds()},
             "resident": process_bytes(subject.device),
             "weights": subject.workload().weights,
+            "dtype": str(subject.workload().dtype).removeprefix("torch."),
             "device": _name(subject.device),
         }
 

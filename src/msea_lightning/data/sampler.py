@@ -33,7 +33,8 @@ class Share(NamedTuple):
 
     Attributes:
         indices: Positions of its utterances in the split.
-        step: Positions of all utterances of the optimizer step that they belong to.
+        step: Positions of all utterances of the optimizer step that they belong to; in evaluation,
+            of those that all devices read at that time.
     """
 
     indices: list[int]
@@ -177,12 +178,18 @@ class EvaluationBatchSampler(Sampler[Share]):
                 f"{world} devices cannot share a split of {len(costs)} utterances: each device "
                 "needs at least one. Lower trainer.devices."
             )
-        order = np.argsort(-np.asarray(costs), kind="stable")[rank::world]
-        cuts = np.arange(batch_size, len(order), batch_size)
-        self._batches: list[list[int]] = [part.tolist() for part in np.split(order, cuts)]
+        order = np.argsort(-np.asarray(costs), kind="stable")
+        own = order[rank::world]
+        self._shares = [
+            Share(
+                own[start : start + batch_size].tolist(),
+                order[start * world : (start + batch_size) * world].tolist(),
+            )
+            for start in range(0, len(own), batch_size)
+        ]
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._shares)
 
     def __iter__(self) -> Iterator[Share]:
-        return (Share(batch, batch) for batch in self._batches)
+        return iter(self._shares)
