@@ -253,6 +253,21 @@ def test_evaluation_takes_the_batches_of_the_run(
         assert set(sizes[:-1]) <= {expected}
 
 
+def test_evaluation_in_batches_of_another_size(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit(options("training.schedule_epochs=1"))
+    expected = json.loads(run.metrics.read_text())["test"]
+    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+        found = evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=3))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert "eval_batch_size 3 instead of the run's 32: numbers may differ" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+        evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=32))
+    assert "instead of" not in caplog.text
+
+
 def test_evaluation_with_another_rule_and_split(options: Options) -> None:
     run = fit(options("dataset.demo_task=msa"))
     median = evaluate(EvaluateConfig(run=str(run.path), split=Split.train, decode=Decode.median))

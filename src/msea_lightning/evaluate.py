@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
 from msea_lightning.cli import launch
 from msea_lightning.config import EvaluateConfig
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
@@ -56,6 +59,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     # The company that an utterance is read in moves its numbers by rounding.
     recorded = run.eval_batch_size or data.eval_batch_size
     data.eval_batch_size = config.eval_batch_size or recorded
+    if data.eval_batch_size != recorded:
+        _log.info(
+            "eval_batch_size %d instead of the run's %d: numbers may differ by rounding",
+            data.eval_batch_size,
+            recorded,
+        )
     device = resolve_device(config.accelerator)
     task = attach(load_plugin(run.plugin), load_config_backbone(options.backbone, device))
     task.rule = config.decode or options.decode

@@ -152,6 +152,17 @@ def test_a_round_reads_as_much_as_it_is_told(subjects: tuple[Ours, Original]) ->
         assert min(train.seconds, evaluation.seconds) > 0
 
 
+def test_rounds_of_the_original_have_batches_of_their_own(
+    subjects: tuple[Ours, Original], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, original = subjects
+    read = []
+    monkeypatch.setattr(original, "_step", lambda batch: read.append(sorted(batch["index"])))
+    for _ in range(10):
+        original.train(1)
+    assert len({tuple(map(int, batch)) for batch in read}) > 1
+
+
 def test_the_parts_of_a_step_stay_together(
     subjects: tuple[Ours, Original], monkeypatch: pytest.MonkeyPatch
 ) -> None:

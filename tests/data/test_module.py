@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import numpy as np
@@ -240,6 +242,22 @@ def test_evaluation_goes_from_the_longest_to_the_shortest(store: Store, split: s
             assert batch.step_labels == batch.labels
             for row, index in enumerate(batch.index.tolist()):
                 check_row(batch, row, part[index])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [("cpu", None, False), ("meta", None, True), ("meta", False, False), ("cpu", True, True)],
+)
+def test_only_what_goes_to_another_device_may_be_under_way(
+    store: Store, device: str, asked: bool | None, expected: bool
+) -> None:
+    data = build(store)
+    data.setup()
+    batch = replace(next(iter(data.train_dataloader())), audio=Mock(), vision=None)
+    moved = batch.to(device, non_blocking=asked)
+    batch.audio.to.assert_called_once_with(device, non_blocking=expected)
+    assert moved.vision is None
+    assert moved.audio_lengths is batch.audio_lengths
 
 
 def by_words(texts: list[str]) -> list[list[int]]:
