@@ -41,6 +41,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msea_lightning import __version__
+from msea_lightning.allocator import begin_at_pages
 from msea_lightning.config import ConfigError, OptionInfo, UserError, options, to_typed
 from msea_lightning.jobs import Job, Root, Sweep, Task
 
@@ -88,6 +89,8 @@ def launch(
             Where not given they run in this process, one after another.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # the process is this command's own
+        begin_at_pages()
     try:
         status = _launch(job, config_name, root, words, sweep)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from msea_lightning.allocator import SETTING
 from msea_lightning.bench import bench, with_dataset
 from msea_lightning.benchmark import comparison as comparison_under_test
 from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant, compare, ratios
@@ -165,6 +166,30 @@ def test_a_variant_that_fails_says_why() -> None:
     config = options("bench.compare=['backbone.attention=flash_attention_2']")
     with pytest.raises(BenchError, match=r"'backbone.attention=flash_attention_2': .*not possible"):
         compare(config)
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "expected"),
+    [("original", None, "0"), ("ours", None, "1"), ("backbone.dtype=bfloat16", "0", "0")],
+)
+def test_memory_is_asked_for_as_each_variant_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    given: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.delenv(SETTING, raising=False)
+    if given is not None:
+        monkeypatch.setenv(SETTING, given)
+    teller = tmp_path / "python"
+    teller.write_text(f"#!/bin/sh\necho ${SETTING}\n", encoding="utf-8")
+    teller.chmod(0o755)
+    monkeypatch.setattr(comparison_under_test.sys, "executable", str(teller))
+    order = Order(variant, "", "", None, [], steps=1, started=0.0)
+    with comparison_under_test._worker(order, tmp_path) as worker:
+        assert worker._process.stdout is not None
+        assert worker._process.stdout.readline() == f"{expected}\n"
 
 
 def test_a_process_that_does_not_end_is_killed_with_its_own(

@@ -20,6 +20,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from msea_lightning.allocator import SETTING
 from msea_lightning.backbone import backbone_tokenizer
 from msea_lightning.benchmark.shapes import SHAPES, generate, write_published
 from msea_lightning.benchmark.subject import Material, Round
@@ -368,6 +369,7 @@ def _worker(order: Order, folder: Path) -> Iterator[_Worker]:
     number = len(list(folder.glob("order-*")))
     file, said = folder / f"order-{number}.json", folder / f"said-{number}.txt"
     file.write_text(json.dumps(asdict(order)), encoding="utf-8")
+    original = order.variant == ORIGINAL
     with said.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "msea_lightning.benchmark.worker", str(file)],
@@ -375,6 +377,8 @@ def _worker(order: Order, folder: Path) -> Iterator[_Worker]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # As its commands start: ours set it, and the original knows nothing of it.
+            env={**os.environ, SETTING: "0" if original else os.environ.get(SETTING, "1")},
             # A group of its own, so that the processes of its other devices can be ended with it.
             start_new_session=True,
         )

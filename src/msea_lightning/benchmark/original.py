@@ -7,9 +7,9 @@ averages and attends to the padding; computes logits of the whole vocabulary at 
 float32, for the loss as for the first step of an answer; keeps the training batch size in
 evaluation; writes two (ERC) or four (MSA) tokens, one step each, and reads the number out of the
 text; on ChatGLM3 every step reads the whole sequence again. On a GPU the model is in float16 under
-autocast, on a CPU in float32. The attention is that of this framework, which is no slower, and so
-is what reads the pickles, which takes some tenths of a second more for lists of utterances (MELD,
-CHERMA).
+autocast, on a CPU in float32, and PyTorch takes memory as it does by itself. The attention is that
+of this framework, which is no slower, and so is what reads the pickles, which takes some tenths of
+a second more for lists of utterances (MELD, CHERMA).
 """
 
 from __future__ import annotations
