@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.backbone.norms import FrozenNorm
 from msea_lightning.config import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
@@ -27,10 +28,21 @@ from msea_lightning.task import AdapterTask, build_task
 from tests.test_task import part
 
 STEPS = 6
-CHANGES = ("tokens", "opening", "narrow", "forget", "lstm", "fused", "accumulate", "recompute")
+CHANGES = (
+    "tokens",
+    "opening",
+    "narrow",
+    "forget",
+    "norms",
+    "lstm",
+    "fused",
+    "accumulate",
+    "recompute",
+)
 """Texts tokenised beforehand; the opening read once; a last layer that computes what is read;
-results of activation functions that are not kept; the LSTM written out; one kernel for all weights;
-a step in two parts; layers that compute again, which read the opening with each batch."""
+results of activation functions that are not kept; norms with a gradient in one piece; the LSTM
+written out; one kernel for all weights; a step in two parts; layers that compute again, which read
+the opening with each batch."""
 TOGETHER = (CHANGES[:-1], [change for change in CHANGES if change != "opening"])
 
 ADAMW = torch.optim.AdamW
@@ -43,6 +55,11 @@ def packed_state(lstm: LastStateLSTM, frames: Tensor, lengths: Tensor) -> Tensor
     packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
     _, (last_1BH, _) = nn.LSTM.forward(lstm, packed)
     return last_1BH[0]
+
+
+def plain_norm(norm: FrozenNorm, hidden_states: Tensor) -> Tensor:
+    """What the norm gives by its own code, operator by operator."""
+    return super(FrozenNorm, norm).forward(hidden_states)
 
 
 def plain_adamw(*args: Any, **options: Any) -> torch.optim.Optimizer:
@@ -84,11 +101,14 @@ def curve(
         with monkeypatch.context() as patch:
             patch.setattr(backbone, "_reads_on", "opening" in changes)
             assert backbone._narrow
+            assert any(isinstance(part, FrozenNorm) for part in backbone.model.modules())
             assert backbone._perceptrons
             if "narrow" not in changes:
                 patch.setattr(backbone, "_narrow", [])
             if "forget" not in changes:
                 patch.setattr(backbone, "_perceptrons", [])
+            if "norms" not in changes:
+                patch.setattr(FrozenNorm, "forward", plain_norm)
             if "lstm" not in changes:
                 patch.setattr(LastStateLSTM, "forward", packed_state)
             if "fused" not in changes:

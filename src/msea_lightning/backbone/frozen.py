@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msea_lightning.backbone.activations import Perceptron, perceptrons, results_forgotten
 from msea_lightning.backbone.narrowing import narrowable, narrowed
+from msea_lightning.backbone.norms import join_norms
 from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
 
@@ -55,8 +56,9 @@ class FrozenBackbone:
     none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. No method of the
     language model is patched and none of its parameters requires a gradient; gradients flow
     through it to its inputs only. What reaches into it changes no result: int8 layers forget their
-    inputs (``int8.py``), and during :meth:`hidden` there are hooks on perceptrons
-    (``activations.py``) and on parts of the last layer (``narrowing.py``).
+    inputs (``int8.py``), norms have a gradient in one piece (``norms.py``), and during
+    :meth:`hidden` there are hooks on perceptrons (``activations.py``) and on parts of the last
+    layer (``narrowing.py``).
 
     Args:
         model: A causal language model of transformers.
@@ -97,6 +99,8 @@ class FrozenBackbone:
             from msea_lightning.backbone.int8 import keep_no_inputs
 
             keep_no_inputs(model)
+        if not compile:  # which does as much by itself
+            join_norms(model)
         self._take(model, checkpoint_activations=checkpoint_activations)
         self.tokenizer = tokenizer
         _check_size(tokenizer)
