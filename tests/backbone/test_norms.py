@@ -10,7 +10,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.backbone.norms import FrozenNorm, join_norms
+from msea_lightning.backbone.norms import FrozenNorm, join_norms, part_norms
 from tests.backbone.test_frozen import CONFIGS, random_model
 
 JOINED = {"llama": 5, "qwen2": 5, "gemma2": 0, "gpt2": 0}
@@ -98,7 +98,9 @@ def test_no_run_draws_other_numbers_because_of_it_and_twice_is_as_once() -> None
     expected = torch.rand(1)
     torch.manual_seed(5)
     assert join_norms(joined) == 2
+    assert torch.equal(torch.rand(1), expected)
     kinds = [type(module) for module in joined]
     assert join_norms(joined) == 2
     assert [type(module) for module in joined] == kinds
-    assert torch.equal(torch.rand(1), expected)
+    part_norms(joined)
+    assert [type(module) for module in joined] == [LlamaRMSNorm, LlamaRMSNorm]

@@ -9,7 +9,7 @@ x))``, and of what it needs only the input is kept, which the residual stream ke
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,29 @@ def join_norms(model: nn.Module) -> int:
     for norm in norms:
         own = type(norm)
         if not issubclass(own, FrozenNorm) and _is_right(norm):
-            norm.__class__ = type(f"Frozen{own.__name__}", (FrozenNorm, own), {})
+            norm.__class__ = type(f"Frozen{own.__name__}", (FrozenNorm, own), {"own": own})
     return sum(isinstance(norm, FrozenNorm) for norm in norms)
 
 
-class FrozenNorm(nn.Module):
-    """A norm whose gradient goes to its input alone; the other base class computes it."""
+def part_norms(model: nn.Module) -> None:
+    """Takes :func:`join_norms` back.
 
+    Args:
+        model: The language model; its norms are what they were.
+    """
+    joined: list[Any] = [module for module in model.modules() if isinstance(module, FrozenNorm)]
+    for norm in joined:
+        norm.__class__ = norm.own
+
+
+class FrozenNorm(nn.Module):
+    """A norm whose gradient goes to its input alone; the other base class computes it.
+
+    Attributes:
+        own: That class.
+    """
+
+    own: ClassVar[type[nn.Module]]
     weight: Tensor
     variance_epsilon: float
 

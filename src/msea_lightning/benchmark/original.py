@@ -34,6 +34,7 @@ from transformers import DynamicCache
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
+from msea_lightning.backbone.norms import part_norms
 from msea_lightning.benchmark.subject import (
     Material,
     Round,
@@ -198,6 +199,7 @@ class Original(Subject):
             config.backbone, dtype=Dtype.float16 if half else Dtype.float32, compile=False
         )
         self._backbone = load_config_backbone(config.backbone, self.device)
+        part_norms(self._backbone.model)
         data = cast("UtteranceDataModule", _Data(config))
         tokenizer = self._backbone.tokenizer
         prompt, self._tree = build_prompt(config, data, tokenizer, pad_id=self._backbone.pad_id)
