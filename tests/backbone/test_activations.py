@@ -12,7 +12,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.activations import ACT2FN
 
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.backbone.activations import Perceptron, perceptrons, results_forgotten
+from msea_lightning.backbone.activations import (
+    Perceptron,
+    _same,
+    perceptrons,
+    results_forgotten,
+)
 from tests.backbone.test_frozen import CONFIGS, random_model
 
 KEPT = ["silu", "gelu", "gelu_pytorch_tanh"]
@@ -113,10 +118,54 @@ def test_a_part_of_the_result_is_kept() -> None:
         assert torch.equal(gradient(module, inputs()), expected)
 
 
-def test_nothing_stays_on_the_model_or_in_autograd() -> None:
+def test_a_result_that_was_changed_is_kept() -> None:
+    class Doubling(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.function(self.gate(x)).mul_(2.0) * self.up(x)
+            return result
+
+    module = Doubling()
+    expected = gradient(module, inputs())
+    with results_forgotten(perceptrons(module)):
+        assert torch.equal(gradient(module, inputs()), expected)
+
+
+def test_what_is_changed_after_its_use_is_noticed() -> None:
+    class Spoiling(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            gate = self.gate(x)
+            result: Tensor = self.function(gate) * self.up(x)
+            gate.add_(1.0)
+            return result
+
+    module = Spoiling()
+    with results_forgotten(perceptrons(module)), pytest.raises(RuntimeError, match="changed in pl"):
+        gradient(module, inputs())
+
+
+def test_what_keeps_its_own_result_is_freed_without_a_backward_pass() -> None:
+    class Squashing(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.function(self.gate(x)).tanh()
+            return result
+
+    module = Squashing()
+    with results_forgotten(perceptrons(module)):
+        storage = weakref.ref(module(inputs()).untyped_storage())
+    assert storage() is None
+
+
+def test_places_in_one_storage_are_told_apart() -> None:
+    rows = torch.zeros(2, 4)
+    assert _same(rows[0], rows[0])
+    assert not _same(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("ending", [ArithmeticError, KeyboardInterrupt])
+def test_nothing_stays_on_the_model_or_in_autograd(ending: type[BaseException]) -> None:
     class Failing(Gated):
         def forward(self, x: Tensor) -> Tensor:
-            raise ArithmeticError(str(super().forward(x).shape))
+            raise ending(str(super().forward(x).shape))
 
     module = Failing()
     packed: list[Tensor] = []
@@ -125,10 +174,10 @@ def test_nothing_stays_on_the_model_or_in_autograd() -> None:
         packed.append(tensor)
         return tensor
 
-    with results_forgotten(perceptrons(module)), saved_tensors_hooks(pack, lambda kept: kept):
-        with pytest.raises(ArithmeticError):
+    with saved_tensors_hooks(pack, lambda kept: kept):
+        with pytest.raises(ending), results_forgotten(perceptrons(module)):
             module(inputs())
-        assert not packed
+        packed.clear()  # what the functions were tried with
         # The hooks on top are the outer ones again.
         inputs().exp()
         assert len(packed) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,9 +90,61 @@ def test_norms_that_compute_anything_else_are_left_alone() -> None:
             result: Tensor = super().forward(hidden_states - hidden_states.mean(-1, keepdim=True))
             return result
 
-    others = nn.Sequential(CenteredRMSNorm(8), Gemma2RMSNorm(8), nn.LayerNorm(8))
+    class OutsideRMSNorm(LlamaRMSNorm):
+        """Adds eps to the root, where it makes a difference for small inputs alone."""
+
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            size = hidden_states.square().mean(-1, keepdim=True).sqrt() + self.variance_epsilon
+            return self.weight * hidden_states / size
+
+    class TwofoldRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: Tensor, gate: Tensor) -> Tensor:
+            result: Tensor = super().forward(hidden_states * gate)
+            return result
+
+    class FailingRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            raise ValueError(hidden_states.shape)
+
+    kinds = (CenteredRMSNorm, OutsideRMSNorm, TwofoldRMSNorm, FailingRMSNorm, Gemma2RMSNorm)
+    others = nn.Sequential(*(kind(8) for kind in kinds), nn.LayerNorm(8))
+    others.requires_grad_(requires_grad=False)
     assert join_norms(others) == 0
+    assert join_norms(nn.Sequential(LlamaRMSNorm(8))) == 0, "its weight is trained"
     assert not any(isinstance(module, FrozenNorm) for module in others)
+
+
+def test_joined_norms_are_copied_and_pickled() -> None:
+    joined = nn.Sequential(norm())
+    join_norms(joined)
+    x = torch.randn(3, 32)
+    for other in (copy.deepcopy(joined), pickle.loads(pickle.dumps(joined))):
+        assert type(other[0]) is type(joined[0])
+        assert torch.equal(gradient(other, x)[1], gradient(joined, x)[1])
+
+
+def test_hooks_on_a_norm_are_called_once() -> None:
+    joined = nn.Sequential(norm())
+    join_norms(joined)
+    calls: list[int] = []
+    joined[0].register_forward_hook(lambda *_: calls.append(1))
+    gradient(joined, torch.randn(3, 32))
+    assert len(calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch.compile imports
+def test_only_what_is_not_compiled_is_joined(backbone: FrozenBackbone) -> None:
+    model = random_model("llama", backbone.tokenizer)
+    for compiled, expected in ((False, 5), (True, 0)):
+        FrozenBackbone(model, backbone.tokenizer, compile=compiled)
+        assert sum(isinstance(part, FrozenNorm) for part in model.modules()) == expected
+
+
+def test_a_model_may_be_wrapped_in_inference_mode(backbone: FrozenBackbone) -> None:
+    model = random_model("llama", backbone.tokenizer)
+    model.requires_grad_(requires_grad=False)
+    with torch.inference_mode():
+        assert join_norms(model) == 5
 
 
 def test_no_run_draws_other_numbers_because_of_it_and_twice_is_as_once() -> None:

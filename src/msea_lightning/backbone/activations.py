@@ -25,15 +25,27 @@ class Perceptron(NamedTuple):
     function: nn.Module
 
 
-class _Result(NamedTuple):
-    """What stands for the result of an activation function until it is needed."""
+class _Kept(NamedTuple):
+    """What is kept: a tensor, or what an activation function was given instead of its result.
 
-    function: nn.Module
-    given: Tensor
+    As soon as autograd has hooks, it leaves it to them to notice changes in place.
+    """
 
-    def compute(self) -> Tensor:
+    tensor: Tensor
+    version: int
+    function: nn.Module | None = None
+
+    def unpack(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(self.tensor.shape)} that the gradient of a perceptron "
+                "needs was changed in place after it had been used: the language model cannot be "
+                "trained through"
+            )
+        if self.function is None:
+            return self.tensor
         with torch.no_grad():
-            result: Tensor = self.function(self.given)
+            result: Tensor = self.function(self.tensor)
         return result
 
 
@@ -57,6 +69,9 @@ def results_forgotten(found: Sequence[Perceptron]) -> Iterator[None]:
 
     Args:
         found: The perceptrons. Neither their results nor their gradients change.
+
+    Raises:
+        RuntimeError: in the backward pass, if the model changed in place what it needs.
     """
     with ExitStack() as hooks:
         for module, function in found:
@@ -67,6 +82,8 @@ def results_forgotten(found: Sequence[Perceptron]) -> Iterator[None]:
                 module.register_forward_hook(scope.close, always_call=True),
             ):
                 hooks.callback(handle.remove)
+            # PyTorch does not call hooks after an interrupt.
+            hooks.callback(scope.close)
         yield
 
 
@@ -76,28 +93,32 @@ class _Scope:
     def __init__(self) -> None:
         self._opened = ExitStack()
         self._result: weakref.ref[Tensor] | None = None
-        self._origin: _Result | None = None
+        self._version = 0
+        self._origin: _Kept | None = None
 
     def open(self, *_: object) -> None:
-        self._opened.enter_context(saved_tensors_hooks(self._pack, _unpack))
+        self._opened.enter_context(saved_tensors_hooks(self._pack, _Kept.unpack))
 
     def remember(self, function: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
         # Weakly: the memory of a result that is gone may be another tensor's by now.
-        self._result, self._origin = weakref.ref(result), _Result(function, args[0].detach())
+        self._result, self._version = weakref.ref(result), result._version
+        self._origin = _Kept(args[0].detach(), args[0]._version, function) if args else None
 
     def close(self, *_: object) -> None:
         self._opened.close()
         self._result = self._origin = None
 
-    def _pack(self, kept: Tensor) -> Tensor | _Result:
+    def _pack(self, kept: Tensor) -> _Kept:
         result = self._result() if self._result is not None else None
-        if self._origin is not None and result is not None and _same(kept, result):
+        if (
+            self._origin is not None
+            and result is not None
+            and _same(kept, result)
+            and kept._version == self._version
+        ):
             return self._origin
-        return kept
-
-
-def _unpack(kept: Tensor | _Result) -> Tensor:
-    return kept.compute() if isinstance(kept, _Result) else kept
+        # Detached: an operator that keeps its own result would otherwise never be freed.
+        return _Kept(kept.detach(), kept._version)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

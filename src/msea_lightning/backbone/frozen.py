@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msea_lightning.backbone.activations import Perceptron, perceptrons, results_forgotten
 from msea_lightning.backbone.narrowing import narrowable, narrowed
-from msea_lightning.backbone.norms import join_norms
+from msea_lightning.backbone.norms import join_norms, part_norms
 from msea_lightning.backbone.opening import Opening
 from msea_lightning.config import UserError
 
@@ -99,7 +99,9 @@ class FrozenBackbone:
             from msea_lightning.backbone.int8 import keep_no_inputs
 
             keep_no_inputs(model)
-        if not compile:  # which does as much by itself
+        if compile:  # which does as much by itself
+            part_norms(model)
+        else:
             join_norms(model)
         self._take(model, checkpoint_activations=checkpoint_activations)
         self.tokenizer = tokenizer

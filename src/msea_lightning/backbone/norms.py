@@ -9,6 +9,8 @@ x))``, and of what it needs only the input is kept, which the residual stream ke
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 _ROWS = 3
 """Rows of random numbers with which a norm is tried."""
+
+_CANNOT = (TypeError, ValueError, RuntimeError, AttributeError)
+"""How a norm fails that is none, or cannot be tried."""
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """What rounding may make of a gradient of size one."""
@@ -36,9 +41,9 @@ def join_norms(model: nn.Module) -> int:
     """
     norms = [module for module in model.modules() if _may_be(module)]
     for norm in norms:
-        own = type(norm)
+        own: Any = type(norm)
         if not issubclass(own, FrozenNorm) and _is_right(norm):
-            norm.__class__ = type(f"Frozen{own.__name__}", (FrozenNorm, own), {"own": own})
+            norm.__class__ = _joined(own)
     return sum(isinstance(norm, FrozenNorm) for norm in norms)
 
 
@@ -60,7 +65,7 @@ class FrozenNorm(nn.Module):
         own: That class.
     """
 
-    own: ClassVar[type[nn.Module]]
+    own: ClassVar[Any]
     weight: Tensor
     variance_epsilon: float
 
@@ -70,6 +75,21 @@ class FrozenNorm(nn.Module):
             return cast("Tensor", _Norm.apply(hidden_states, self))  # type: ignore[no-untyped-call]
         return cast("Tensor", super().forward(hidden_states))
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickled by the class that it had: this one has no name in a module."""
+        return _empty, (self.own,), self.__dict__
+
+
+@cache
+def _joined(own: Any) -> type[FrozenNorm]:
+    """The class of norms that were of another."""
+    return type(f"Frozen{own.__name__}", (FrozenNorm, own), {"own": own})
+
+
+def _empty(own: Any) -> FrozenNorm:
+    kind = _joined(own)
+    return kind.__new__(kind)
+
 
 class _Norm(torch.autograd.Function):
     @staticmethod
@@ -77,7 +97,7 @@ class _Norm(torch.autograd.Function):
         """What the norm makes of ``x``."""
         ctx.save_for_backward(x)
         ctx.norm = norm
-        result: Tensor = norm(x)
+        result: Tensor = norm.own.forward(norm, x)
         return result
 
     @staticmethod
@@ -100,7 +120,7 @@ def input_gradient(x: Tensor, grad: Tensor, weight: Tensor, eps: float) -> Tenso
     Returns:
         (..., d) in the dtype of ``x``.
     """
-    x32, scaled = x.float(), (grad * weight).float()
+    x32, scaled = x.float(), grad.float() * weight.float()
     width = x.shape[-1]
     inverse = (torch.linalg.vecdot(x32, x32)[..., None] / width + eps).rsqrt_()
     along = torch.linalg.vecdot(scaled, x32)[..., None]
@@ -113,6 +133,8 @@ def _may_be(module: nn.Module) -> bool:
         type(module).__name__.endswith("RMSNorm")
         and isinstance(weight, Tensor)
         and weight.dtype in _TOLERANCE
+        and not weight.requires_grad
+        and len(inspect.signature(module.forward).parameters) == 1
         and isinstance(getattr(module, "variance_epsilon", None), float)
     )
 
@@ -122,10 +144,18 @@ def _is_right(norm: nn.Module) -> bool:
     weight = cast("Tensor", norm.weight)
     # Of an own generator: no run is to draw other numbers because of this.
     own = torch.Generator().manual_seed(0)
-    x, grad = torch.randn(2, _ROWS, *weight.shape, generator=own).to(weight.device, weight.dtype)
-    with torch.enable_grad():
-        given = x.requires_grad_()
-        (expected,) = torch.autograd.grad(norm(given), given, grad)
-    found = input_gradient(x.detach(), grad, weight, cast("float", norm.variance_epsilon))
-    scale = expected.abs().max().clamp(min=1e-30)
-    return bool((found - expected).abs().max() <= _TOLERANCE[weight.dtype] * scale)
+    eps = cast("float", norm.variance_epsilon)
+    # Of ordinary size, and so small that it matters where eps is added.
+    sizes = torch.tensor([1.0, max(eps, 0.0) ** 0.5])[:, None, None]
+    try:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            x, grad = torch.randn(2, len(sizes), _ROWS, *weight.shape, generator=own)
+            x, grad = (part.to(weight.device, weight.dtype) for part in (sizes * x, grad))
+            given = x.requires_grad_()
+            (expected,) = torch.autograd.grad(norm(given), given, grad)
+            found = input_gradient(x.detach(), grad, weight, eps)
+    except _CANNOT:
+        return False
+    difference = (found.float() - expected.float()).abs().amax(-1)
+    scale = expected.float().abs().amax(-1).clamp(min=1e-30)
+    return bool((difference <= _TOLERANCE[weight.dtype] * scale).all())
