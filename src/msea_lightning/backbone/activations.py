@@ -39,8 +39,8 @@ class _Kept(NamedTuple):
         if self.tensor._version != self.version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(self.tensor.shape)} that the gradient of a perceptron "
-                "needs was changed in place after it had been used: the language model cannot be "
-                "trained through"
+                "needs was changed in place after it had been used: no gradient goes through this "
+                "language model. Choose another backbone."
             )
         if self.function is None:
             return self.tensor
