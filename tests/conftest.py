@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 from msea_lightning.backbone import FrozenBackbone, load_backbone
-from msea_lightning.cli import compose
-from msea_lightning.config import TrainConfig
+from msea_lightning.commands.command_line import compose
+from msea_lightning.config.roots import TrainConfig
 
 settings.register_profile("msea_lightning", deadline=None)  # machines differ in speed
 settings.load_profile("msea_lightning")

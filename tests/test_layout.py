@@ -10,14 +10,37 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "src" / "msea_lightning"
+from tests.places import PACKAGE, ROOT
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FOUNDATIONS = {"__init__", "config"}
-"""What everything may import."""
-RAYS = {"data", "prompt", "labels", "backbone", "adapter", "metrics", "paper"}
-"""What imports no sibling but the foundations."""
+ORDER = (
+    "config",
+    "commands",
+    "metrics",
+    "paper",
+    "data",
+    "language",
+    "backbone",
+    "adapter",
+    "model",
+    "runs",
+    "cost",
+    "plugin",
+    "reporting",
+    "training",
+    "sweep",
+    "benchmark",
+    "diagnosis",
+)
+"""The rooms, each of which imports only from those before it."""
+
+COMMANDS = {"train", "evaluate", "prepare", "report", "bench", "doctor"}
+"""What is run with ``python -m msea_lightning.<command>``."""
+
+PIPELINE = {"data", "language", "backbone", "adapter", "metrics", "paper"}
+"""Rooms that import of each other nothing but options."""
+
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 """Import names that differ from the names of their distributions."""
 
@@ -49,28 +72,39 @@ def imported_parts(path: Path) -> set[str]:
     return {part if part in existing else "__init__" for part in inside}
 
 
-def test_there_are_files() -> None:
-    assert {"cli", "config", "data"} <= {part_of(path) for path in FILES}
+def test_every_room_and_every_command_has_its_place() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert rooms == set(ORDER)
+    assert commands == COMMANDS
+    assert not rooms & commands
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_form_a_star(path: Path) -> None:
-    part, imported = part_of(path), imported_parts(path)
-    if part in FOUNDATIONS:
-        allowed = FOUNDATIONS
-    elif part in RAYS:
-        allowed = FOUNDATIONS | {part}
-    elif part == "cli":
-        allowed = FOUNDATIONS | {"allocator", "jobs"}
-    else:
+def test_rooms_import_only_from_those_before_them(path: Path) -> None:
+    room = part_of(path)
+    if room in COMMANDS or room == "__init__" or path.name == "roots.py":
         return
-    assert imported <= allowed, f"{part} imports {', '.join(sorted(imported - allowed))}"
+    allowed = {"__init__", *ORDER[: ORDER.index(room) + 1]}
+    imported = imported_parts(path)
+    assert imported <= allowed, f"{room} imports {', '.join(sorted(imported - allowed))}"
 
 
-def test_only_entry_points_import_the_command_line() -> None:
-    for path in FILES:
-        if "cli" in imported_parts(path):
-            assert "launch(" in path.read_text(encoding="utf-8"), path
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_of_the_pipeline_share_options_alone(path: Path) -> None:
+    room = part_of(path)
+    if room not in PIPELINE:
+        return
+    for module in imported_modules(path):
+        other = module.split(".")[1:2]
+        if module.startswith(f"{PACKAGE.name}.") and other[0] in PIPELINE - {room, "metrics"}:
+            assert module.split(".")[2] == "options", f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_are_short(command: str) -> None:
+    lines = (PACKAGE / f"{command}.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
 
 
 def test_everything_imported_is_declared() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.places import ROOT
+
 DATA = (".yaml", ".csv", ".json", ".safetensors", ".typed", ".py")
 
 
@@ -45,8 +46,8 @@ def test_the_wheel_holds_the_package_and_conf(unpacked: Path) -> None:
 
 def test_the_wheel_finds_its_own_conf(unpacked: Path, tmp_path: Path) -> None:
     script = (
-        "from msea_lightning.cli import compose, conf_folder\n"
-        "from msea_lightning.config import TrainConfig\n"
+        "from msea_lightning.commands.command_line import compose, conf_folder\n"
+        "from msea_lightning.config.roots import TrainConfig\n"
         "config = compose('train', TrainConfig, ['dataset=meld', 'backbone=llama2'])\n"
         "print(conf_folder(), config.recipe, sep='\\n')\n"
     )

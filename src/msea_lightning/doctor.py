@@ -16,20 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from msea_lightning.cli import compose, conf_folder, launch
-from msea_lightning.config import (
-    BackboneConfig,
-    DatasetConfig,
-    DoctorConfig,
-    TrainConfig,
-    UserError,
-    option,
-)
+from msea_lightning.backbone.options import BackboneConfig
+from msea_lightning.commands.command_line import compose, conf_folder, launch
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.options import option
+from msea_lightning.config.roots import DoctorConfig, TrainConfig
+from msea_lightning.data.options import DatasetConfig
 from msea_lightning.paper import paper_table
 
 if TYPE_CHECKING:
-    from msea_lightning.cells import Cell
-    from msea_lightning.examine import Device, Disk, Machine, Package, Place
+    from msea_lightning.cost.published import Cell
+    from msea_lightning.diagnosis.examine import Device, Disk, Machine, Package, Place
 
 Found = TypeVar("Found")
 
@@ -106,7 +103,7 @@ def diagnose(config: DoctorConfig) -> Findings:
     Raises:
         DoctorError: if a folder to search is not there.
     """
-    from msea_lightning import examine
+    from msea_lightning.diagnosis import examine
 
     places = {name: _folder(config, name) for name in ("datasets", "backbones")}
     packages, machine = examine.packages(), examine.machine(config.accelerator)
@@ -125,7 +122,7 @@ def diagnose(config: DoctorConfig) -> Findings:
             return otherwise
 
     def cells() -> tuple[list[Cell], dict[str, dict[str, int]]]:
-        from msea_lightning.cells import examine_cells
+        from msea_lightning.cost.published import examine_cells
 
         datasets = {place.name: place for place in findings.datasets}
         backbones = {place.name: place for place in findings.backbones}
@@ -181,7 +178,7 @@ def _folder(config: DoctorConfig, name: str) -> Path | None:
 
 def _tried(package: Package, device: str) -> Package:
     """A package that is imported well may fail when it is used: bitsandbytes is tried."""
-    from msea_lightning.examine import quantization_flaw, reinstall
+    from msea_lightning.diagnosis.examine import quantization_flaw, reinstall
 
     if package.name != "bitsandbytes" or package.flaw:
         return package
@@ -196,7 +193,7 @@ def _rate(device: Device) -> float | None:
     """Operations per second of a device in what a backbone computes in."""
     import torch
 
-    from msea_lightning.backbone.flops import matrix_rate
+    from msea_lightning.cost.flops import matrix_rate
 
     try:
         return matrix_rate(getattr(torch, device.dtype), torch.device(device.name))
@@ -214,7 +211,7 @@ def show(findings: Findings, console: Console) -> None:
         findings: What was found.
         console: Where to print.
     """
-    from msea_lightning.examine import GATED
+    from msea_lightning.diagnosis.examine import GATED
 
     _show_packages(findings, console)
     _show_machine(findings, console)
@@ -288,7 +285,7 @@ def _show_places(title: str, places: Sequence[Place], console: Console) -> None:
 
 
 def _show_cells(findings: Findings, console: Console) -> None:
-    from msea_lightning.backbone.memory import HEADROOM
+    from msea_lightning.backbone.loading.memory import HEADROOM
 
     device, cells = findings.machine.device, findings.cells
     title = f"Cells of the paper on {device.name}, in {cells[0].dtype}; memory in GiB"
@@ -329,7 +326,7 @@ def _show_cells(findings: Findings, console: Console) -> None:
 
 def _show_rate(findings: Findings, console: Console) -> None:
     """What the hours are made of, and how sure they are."""
-    from msea_lightning.cells import ASSUMED_SHARE
+    from msea_lightning.cost.published import ASSUMED_SHARE
 
     _say(console, "PFLOP: operations of the language model in an epoch and its validation.")
     if findings.rate is None:
@@ -406,7 +403,7 @@ def job(config: DoctorConfig) -> None:
 def _write(findings: Findings, target: Path) -> None:
     remedy = "Mend the packages above, then run this command again."
     try:
-        from msea_lightning.runs import write_json
+        from msea_lightning.runs.folder import write_json
 
         remedy = "Give a file in a folder that you may write to."
         write_json(target, asdict(findings))

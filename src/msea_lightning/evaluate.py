@@ -7,8 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from msea_lightning.cli import launch
-from msea_lightning.config import EvaluateConfig
+from msea_lightning.commands.command_line import launch
+from msea_lightning.config.roots import EvaluateConfig
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +33,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
 
     from msea_lightning.backbone import resolve_device
     from msea_lightning.data.module import build_datamodule
-    from msea_lightning.fit import (
+    from msea_lightning.language.prompt import encode_all
+    from msea_lightning.plugin.folder import attach, load_plugin
+    from msea_lightning.runs.folder import RunError, RunFolder, write_atomically, write_json
+    from msea_lightning.training.fit import (
         evaluate_split,
         load_config_backbone,
         make_trainer,
         predictions_csv,
         show_results,
     )
-    from msea_lightning.plugin import attach, load_plugin
-    from msea_lightning.prompt import encode_all
-    from msea_lightning.runs import RunError, RunFolder, write_atomically, write_json
 
     run = RunFolder(Path(config.run).expanduser())
     options = run.load_config()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from msea_lightning.cli import launch
-from msea_lightning.config import DatasetConfig, PrepareConfig
+from msea_lightning.commands.command_line import launch
+from msea_lightning.config.roots import PrepareConfig
+from msea_lightning.data.options import DatasetConfig
 
 if TYPE_CHECKING:
     from msea_lightning.data.store import Store, StoreSplit

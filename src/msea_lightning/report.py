@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msea_lightning.cli import launch
-from msea_lightning.config import ReportConfig
+from msea_lightning.commands.command_line import launch
+from msea_lightning.config.roots import ReportConfig
 
 
 def report(config: ReportConfig) -> None:

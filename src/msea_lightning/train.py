@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msea_lightning.cli import launch
-from msea_lightning.config import TrainConfig
-from msea_lightning.jobs import Job, Start
+from msea_lightning.commands.command_line import launch
+from msea_lightning.commands.jobs import Job, Start
+from msea_lightning.config.roots import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
@@ -19,11 +19,11 @@ def run(config: TrainConfig) -> None:
         config: All options of the run.
     """
     if config.size_only:
-        from msea_lightning.sizes import measure_size
+        from msea_lightning.cost.sizes import measure_size
 
         measure_size(config)
         return
-    from msea_lightning.fit import fit
+    from msea_lightning.training.fit import fit
 
     fit(config)
 
@@ -35,14 +35,14 @@ def sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> int:
         jobs: The cells.
         start: Hands cells to Hydra's launcher.
     """
-    from msea_lightning.sweep import run_sweep
+    from msea_lightning.sweep.run import run_sweep
 
     return run_sweep(jobs, start)
 
 
 def main() -> None:
     """The command line."""
-    from msea_lightning.supervision import end_with_supervisor
+    from msea_lightning.sweep.processes import end_with_supervisor
 
     end_with_supervisor()
     launch(run, config_name="train", root=TrainConfig, sweep=sweep)

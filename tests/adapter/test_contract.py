@@ -16,19 +16,15 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from msea_lightning.adapter import ADAPTERS, Adapter, AdapterError, adapter_class, adapter_name
+from msea_lightning.adapter.options import ADAPTER_ABLATIONS, ADAPTER_OPTIONS
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.cli import conf_folder
-from msea_lightning.config import (
-    ADAPTER_ABLATIONS,
-    ADAPTER_OPTIONS,
-    EvaluateConfig,
-    TrainConfig,
-)
+from msea_lightning.commands.command_line import conf_folder
+from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.evaluate import evaluate
-from msea_lightning.fit import fit
-from msea_lightning.plugin import attach, load_plugin
-from msea_lightning.task import AdapterTask, build_task
+from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.training.fit import fit
+from msea_lightning.training.task import AdapterTask, build_task
 
 Options = Callable[..., TrainConfig]
 

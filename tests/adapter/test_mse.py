@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from msea_lightning.adapter import AdapterError, MSEAdapter
 from msea_lightning.adapter.mse import masked_mean
+from tests import places
 
-VECTORS = Path(__file__).parents[1] / "vectors" / "adapter"
+VECTORS = places.VECTORS / "adapter"
 SMALL = load_file(VECTORS / "small.safetensors")
 COUNTS = json.loads((VECTORS / "parameter_counts.json").read_text(encoding="utf-8"))
 CELLS = [(backbone, dataset) for backbone in COUNTS for dataset in COUNTS[backbone]]

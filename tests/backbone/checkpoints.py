@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 
-VECTORS = Path(__file__).parents[1] / "vectors" / "backbones"
+from tests import places
+
+VECTORS = places.VECTORS / "backbones"
 
 CHATGLM3_6B: dict[str, Any] = {
     "model_type": "chatglm",

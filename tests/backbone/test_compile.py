@@ -15,12 +15,12 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.config import TrainConfig
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Batch
-from msea_lightning.fit import load_config_backbone
-from msea_lightning.task import AdapterTask, build_task
-from tests.test_task import part
+from msea_lightning.training.fit import load_config_backbone
+from msea_lightning.training.task import AdapterTask, build_task
+from tests.training.test_task import part
 
 # The compiler warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings("ignore")

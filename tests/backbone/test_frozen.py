@@ -28,7 +28,7 @@ from transformers import (
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone
 from msea_lightning.backbone.frozen import same_model
-from msea_lightning.config import Quantization
+from msea_lightning.backbone.options import Quantization
 
 SMALL = {
     "hidden_size": 32,

@@ -20,14 +20,17 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.cli import compose, conf_folder
-from msea_lightning.config import BackboneConfig, Language, SegmentKind, TrainConfig
+from msea_lightning.backbone.options import BackboneConfig
+from msea_lightning.commands.command_line import compose, conf_folder
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.options import Language
 from msea_lightning.data.utterance import Batch
-from msea_lightning.fit import load_config_backbone
-from msea_lightning.prompt import Prompt
-from msea_lightning.task import AdapterTask, build_task
-from tests.test_task import part
+from msea_lightning.language.options import SegmentKind
+from msea_lightning.language.prompt import Prompt
+from msea_lightning.training.fit import load_config_backbone
+from msea_lightning.training.task import AdapterTask, build_task
+from tests.training.test_task import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from msea_lightning.backbone.loading import tiny_backbone
-from msea_lightning.config import DemoTask
+from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.data.demo import demo_utterances
+from msea_lightning.data.options import DemoTask
+from tests.places import ROOT
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fit_tiny_backbone.py"
+SCRIPT = ROOT / "scripts" / "fit_tiny_backbone.py"
 EN_PROMPT = (
     "Please recognize the emotion of the above multimodal content from the target set "
     "<neutral:0, surprise:1, fear:2, sadness:3, joy:4, disgust:5, anger:6>. Assistant: "

@@ -11,7 +11,6 @@ import psutil
 import pytest
 from rich.console import Console
 
-from msea_lightning.allocator import SETTING
 from msea_lightning.bench import bench, with_dataset
 from msea_lightning.benchmark import comparison as comparison_under_test
 from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant, compare, ratios
@@ -19,8 +18,10 @@ from msea_lightning.benchmark.ours import spread
 from msea_lightning.benchmark.results import as_json, share_of_limit, show, speed
 from msea_lightning.benchmark.subject import Round, rest
 from msea_lightning.benchmark.worker import Order
-from msea_lightning.cli import compose
-from msea_lightning.config import BenchConfig, ConfigError
+from msea_lightning.commands.allocator import SETTING
+from msea_lightning.commands.command_line import compose
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.roots import BenchConfig
 from tests.processes import is_gone, wait_until
 
 SMALL = [

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from msea_lightning.backbone import load_tokenizer
-from msea_lightning.backbone.loading import tiny_backbone
+from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.benchmark import shapes
 from msea_lightning.benchmark.shapes import (
     SHAPES,
@@ -26,8 +26,9 @@ from msea_lightning.benchmark.shapes import (
     generate,
     write_published,
 )
-from msea_lightning.cli import compose
-from msea_lightning.config import DatasetConfig, LabelKind, PrepareConfig, Reader
+from msea_lightning.commands.command_line import compose
+from msea_lightning.config.roots import PrepareConfig
+from msea_lightning.data.options import DatasetConfig, LabelKind, Reader
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.readers import read_files
 from msea_lightning.data.utterance import Utterance

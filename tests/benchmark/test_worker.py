@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from msea_lightning.benchmark import ours
 from msea_lightning.benchmark.subject import Round
 from msea_lightning.benchmark.worker import Order, doings, work
-from msea_lightning.config import TrainConfig, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import TrainConfig
 
 TURNS = ("warm train", "train", "train", "train", "warm evaluate", "evaluate", "evaluate")
 

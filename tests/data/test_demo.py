@@ -7,13 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from msea_lightning.config import DemoTask
-from msea_lightning.data.demo import (
-    AUDIO_DIM,
-    EMOTIONS,
-    VISION_DIM,
-    demo_utterances,
-)
+from msea_lightning.data.demo import AUDIO_DIM, EMOTIONS, VISION_DIM, demo_utterances
+from msea_lightning.data.options import DemoTask
 from msea_lightning.data.utterance import Utterance
 
 Corpus = dict[str, list[Utterance]]

@@ -18,14 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from msea_lightning.config import (
-    DatasetConfig,
-    LabelConfig,
-    LabelKind,
-    MetricKind,
-    Reader,
-    TrainingConfig,
-)
 from msea_lightning.data import module as module_under_test
 from msea_lightning.data.module import (
     DATAMODULES,
@@ -34,10 +26,13 @@ from msea_lightning.data.module import (
     build_datamodule,
     collate,
 )
+from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader
 from msea_lightning.data.sampler import SamplerError
+from msea_lightning.data.splits.held_out import ValidationError
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Utterance
-from msea_lightning.data.validation import ValidationError
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.training.options import TrainingConfig
 from tests.data.corpus import corpus, stored, utterance
 
 # Lightning asks torch in a way that torch is about to drop.

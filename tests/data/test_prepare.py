@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from msea_lightning import cli
 from msea_lightning import prepare as entry
-from msea_lightning.config import (
+from msea_lightning.commands import command_line as cli
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import PrepareConfig
+from msea_lightning.data import prepare
+from msea_lightning.data.options import (
     DatasetConfig,
     DemoTask,
     LabelConfig,
     LabelKind,
-    PrepareConfig,
     Reader,
     Repair,
-    UserError,
 )
-from msea_lightning.data import prepare
 from msea_lightning.data.prepare import PrepareError, prepare_store
 from msea_lightning.data.readers import read_files
 from msea_lightning.data.store import Store
@@ -150,7 +150,7 @@ def test_flawed_files_leave_no_store(table: DatasetConfig, cache: Path) -> None:
 def test_two_processes_at_once_make_one_store(table: DatasetConfig, cache: Path) -> None:
     code = (
         "import logging; logging.basicConfig(level='INFO', format='%(message)s')\n"
-        "from msea_lightning.config import DatasetConfig, Reader\n"
+        "from msea_lightning.data.options import DatasetConfig, Reader\n"
         "from msea_lightning.data.prepare import prepare_store\n"
         f"dataset = DatasetConfig(name='mine', reader=Reader.table, path={table.path!r})\n"
         "input()\n"
@@ -225,7 +225,7 @@ def test_files_are_fetched_only_where_they_are_missing(
         write_mmsa(folder, "mosi")
         return folder
 
-    monkeypatch.setattr("msea_lightning.data.download.download", fetch)
+    monkeypatch.setattr("msea_lightning.data.files.download.download", fetch)
     dataset = DatasetConfig(name="mosi", reader=Reader.mmsa, hub_id="a/b", download=True)
     prepare_store(dataset)
     prepare_store(dataset)

@@ -14,21 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msea_lightning.config import (
-    DatasetConfig,
-    LabelConfig,
-    LabelKind,
-    Reader,
-    Repair,
-    UserError,
-)
-from msea_lightning.data.readers import (
-    MissingFileError,
-    ReadError,
-    Reading,
-    find_files,
-    read_files,
-)
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader, Repair
+from msea_lightning.data.readers import MissingFileError, ReadError, Reading, find_files, read_files
 from msea_lightning.data.utterance import Utterance
 from tests.data.published import (
     COUNTS,

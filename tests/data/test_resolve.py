@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msea_lightning.config import LabelConfig, LabelKind, MetricKind
+from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.data.resolve import (
     LabelError,
     bounds,
@@ -17,6 +17,7 @@ from msea_lightning.data.resolve import (
     resolve_labels,
     resolve_metrics,
 )
+from msea_lightning.metrics.options import MetricKind
 
 SCALE = LabelConfig(kind=LabelKind.scale, low=-1, high=1, step=0.1)
 EMOTIONS = LabelConfig(kind=LabelKind.emotions, names=["joy", "anger"])

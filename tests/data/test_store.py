@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from msea_lightning.config import UserError
+from msea_lightning.config.errors import UserError
 from msea_lightning.data.store import Store, StoreError, store_lock, write_store
 from msea_lightning.data.utterance import Utterance
 from tests.data.corpus import corpus, stored, utterance
+from tests.places import ROOT
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -251,7 +252,7 @@ stored(Path(sys.argv[1]), {"train": utterances()})
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_like_a_store(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / ".store.partial").exists()

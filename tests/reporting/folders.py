@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from msea_lightning.cli import compose
-from msea_lightning.config import MetricKind, TrainConfig
+from msea_lightning.commands.command_line import compose
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, score, selection_metric, zero_share
-from msea_lightning.runs import fingerprint
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.runs.folder import fingerprint
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SEEDS = (1111, 2222, 3333, 4444, 5555)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from msea_lightning.config import MetricKind
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting import Report, write_report
 from msea_lightning.reporting.tables import RESULTS_COLUMNS
 from tests.reporting.folders import (

@@ -6,11 +6,20 @@ vision_lengths) -> (prefix, text)``, described at :class:`Adapter`.
 
 from __future__ import annotations
 
-from msea_lightning.adapter.chfn import CHFNAdapter
-from msea_lightning.adapter.contract import Adapter, AdapterError
-from msea_lightning.adapter.mag import MAGAdapter
-from msea_lightning.adapter.mse import MSEAdapter
-from msea_lightning.adapter.standardize import FeatureStandardizer
+from typing import TYPE_CHECKING
+
+from msea_lightning.config.lazy import lazy
+
+if TYPE_CHECKING:
+    from msea_lightning.adapter.chfn import CHFNAdapter as CHFNAdapter
+    from msea_lightning.adapter.contract import Adapter as Adapter
+    from msea_lightning.adapter.contract import AdapterError as AdapterError
+    from msea_lightning.adapter.mag import MAGAdapter as MAGAdapter
+    from msea_lightning.adapter.mse import MSEAdapter as MSEAdapter
+    from msea_lightning.adapter.registry import ADAPTERS as ADAPTERS
+    from msea_lightning.adapter.registry import adapter_class as adapter_class
+    from msea_lightning.adapter.registry import adapter_name as adapter_name
+    from msea_lightning.adapter.standardize import FeatureStandardizer as FeatureStandardizer
 
 __all__ = [
     "ADAPTERS",
@@ -24,22 +33,17 @@ __all__ = [
     "adapter_name",
 ]
 
-ADAPTERS: dict[str, type[Adapter]] = {"mse": MSEAdapter, "mag": MAGAdapter, "chfn": CHFNAdapter}
-"""``adapter.name`` to the adapter."""
-
-
-def adapter_class(name: str) -> type[Adapter]:
-    """The adapter of a name.
-
-    Raises:
-        AdapterError: if there is none.
-    """
-    if name not in ADAPTERS:
-        raise AdapterError(f"there is no adapter {name}; there are: {', '.join(ADAPTERS)}.")
-    return ADAPTERS[name]
-
-
-def adapter_name(adapter: Adapter) -> str:
-    """The name of an adapter, by which :func:`adapter_class` finds its class."""
-    (name,) = (name for name, kind in ADAPTERS.items() if kind is type(adapter))
-    return name
+__getattr__ = lazy(
+    __name__,
+    {
+        "ADAPTERS": "registry",
+        "Adapter": "contract",
+        "AdapterError": "contract",
+        "CHFNAdapter": "chfn",
+        "FeatureStandardizer": "standardize",
+        "MAGAdapter": "mag",
+        "MSEAdapter": "mse",
+        "adapter_class": "registry",
+        "adapter_name": "registry",
+    },
+)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from msea_lightning.config import UserError
+from msea_lightning.config.errors import UserError
 
 
 class AdapterError(UserError):

@@ -1,14 +1,20 @@
 """The frozen language model: loading, quantisation, and the narrow interface that the task uses."""
 
-from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone
-from msea_lightning.backbone.loading import (
-    backbone_config,
-    backbone_tokenizer,
-    load_backbone,
-    load_language_model,
-    resolve_device,
-)
-from msea_lightning.backbone.tokenizers import load_tokenizer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msea_lightning.config.lazy import lazy
+
+if TYPE_CHECKING:
+    from msea_lightning.backbone.frozen import BackboneError as BackboneError
+    from msea_lightning.backbone.frozen import FrozenBackbone as FrozenBackbone
+    from msea_lightning.backbone.loading.load import backbone_config as backbone_config
+    from msea_lightning.backbone.loading.load import backbone_tokenizer as backbone_tokenizer
+    from msea_lightning.backbone.loading.load import load_backbone as load_backbone
+    from msea_lightning.backbone.loading.load import load_language_model as load_language_model
+    from msea_lightning.backbone.loading.load import resolve_device as resolve_device
+    from msea_lightning.backbone.loading.tokenizers import load_tokenizer as load_tokenizer
 
 __all__ = [
     "BackboneError",
@@ -20,3 +26,17 @@ __all__ = [
     "load_tokenizer",
     "resolve_device",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "BackboneError": "frozen",
+        "FrozenBackbone": "frozen",
+        "backbone_config": "loading.load",
+        "backbone_tokenizer": "loading.load",
+        "load_backbone": "loading.load",
+        "load_language_model": "loading.load",
+        "load_tokenizer": "loading.tokenizers",
+        "resolve_device": "loading.load",
+    },
+)

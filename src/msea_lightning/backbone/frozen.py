@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from msea_lightning.backbone.activations import Perceptron, perceptrons, results_forgotten
-from msea_lightning.backbone.narrowing import narrowable, narrowed
-from msea_lightning.backbone.norms import join_norms, part_norms
-from msea_lightning.backbone.opening import Opening
-from msea_lightning.config import UserError
+from msea_lightning.backbone.speed.activations import Perceptron, perceptrons, results_forgotten
+from msea_lightning.backbone.speed.last_layer import narrowable, narrowed
+from msea_lightning.backbone.speed.norms import join_norms, part_norms
+from msea_lightning.backbone.speed.prefix import Opening
+from msea_lightning.config.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class FrozenBackbone:
         model.requires_grad_(False)
         keep_4bit_layout(model)
         if getattr(model, "is_loaded_in_8bit", False):
-            from msea_lightning.backbone.int8 import keep_no_inputs
+            from msea_lightning.backbone.loading.int8 import keep_no_inputs
 
             keep_no_inputs(model)
         if compile:  # which does as much by itself

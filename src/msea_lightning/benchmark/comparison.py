@@ -20,24 +20,20 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msea_lightning.allocator import SETTING
 from msea_lightning.backbone import backbone_tokenizer
+from msea_lightning.backbone.options import Quantization
+from msea_lightning.benchmark.options import Measured
 from msea_lightning.benchmark.shapes import SHAPES, generate, write_published
 from msea_lightning.benchmark.subject import Material, Round
 from msea_lightning.benchmark.worker import Order
-from msea_lightning.config import (
-    SPLITS,
-    BenchConfig,
-    CellConfig,
-    Measured,
-    Quantization,
-    TrainConfig,
-    UserError,
-    to_typed,
-)
+from msea_lightning.commands.allocator import SETTING
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.options import to_typed
+from msea_lightning.config.roots import BenchConfig, CellConfig, TrainConfig
+from msea_lightning.data.options import SPLITS
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.data.store import write_store
-from msea_lightning.environment import environment
+from msea_lightning.runs.environment import environment
 
 ORIGINAL, OURS = "original", "ours"
 

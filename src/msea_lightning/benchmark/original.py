@@ -34,7 +34,8 @@ from transformers import DynamicCache
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
-from msea_lightning.backbone.norms import part_norms
+from msea_lightning.backbone.options import Dtype
+from msea_lightning.backbone.speed.norms import part_norms
 from msea_lightning.benchmark.subject import (
     Material,
     Round,
@@ -44,12 +45,13 @@ from msea_lightning.benchmark.subject import (
     rest,
     weight_bytes,
 )
-from msea_lightning.config import Dtype, LabelKind, Reader, TrainConfig
-from msea_lightning.data.unpickle import load_pickle
-from msea_lightning.fit import load_config_backbone
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.files.unpickle import load_pickle
+from msea_lightning.data.options import LabelKind, Reader
+from msea_lightning.language.prompt import Prompt, Texts, encode
 from msea_lightning.metrics import UtteranceScore
-from msea_lightning.prompt import Prompt, Texts, encode
-from msea_lightning.task import build_adapter, build_prompt
+from msea_lightning.training.fit import load_config_backbone
+from msea_lightning.training.task import build_adapter, build_prompt
 
 if TYPE_CHECKING:
     from msea_lightning.data.module import UtteranceDataModule

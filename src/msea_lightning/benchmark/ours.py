@@ -22,11 +22,11 @@ from msea_lightning.benchmark.subject import (
     rest,
     weight_bytes,
 )
-from msea_lightning.config import TrainConfig
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch
-from msea_lightning.fit import Ready, make_ready, make_trainer
+from msea_lightning.training.fit import Ready, make_ready, make_trainer
 
 Item = TypeVar("Item")
 

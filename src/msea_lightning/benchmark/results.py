@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from msea_lightning.backbone.memory import readable_bytes
+from msea_lightning.backbone.loading.memory import readable_bytes
 from msea_lightning.benchmark.comparison import Comparison, Variant, ratios
 from msea_lightning.benchmark.subject import Round
 

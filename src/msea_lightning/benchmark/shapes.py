@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
-from msea_lightning.config import (
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import (
     SPLITS,
     DatasetConfig,
     LabelConfig,
     LabelKind,
     Language,
     Reader,
-    UserError,
 )
 from msea_lightning.data.utterance import Utterance
 from msea_lightning.paper import paper_table

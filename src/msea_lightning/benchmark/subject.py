@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from msea_lightning.backbone.flops import UtteranceFlops
-from msea_lightning.config import TrainConfig
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.cost.flops import UtteranceFlops
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import torch
 from omegaconf import DictConfig
 
-from msea_lightning.config import UserError
+from msea_lightning.config.errors import UserError
 
 _WARM = 2
 """Training batches before any are counted."""
@@ -59,12 +59,13 @@ def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
     from omegaconf import OmegaConf
 
     from msea_lightning.backbone import resolve_device
-    from msea_lightning.backbone.flops import matrix_rate
-    from msea_lightning.backbone.memory import peak_bytes, process_bytes
+    from msea_lightning.backbone.loading.memory import peak_bytes, process_bytes
     from msea_lightning.benchmark.original import Original
     from msea_lightning.benchmark.ours import Ours
     from msea_lightning.benchmark.subject import Material, StageClock
-    from msea_lightning.config import TrainConfig, to_typed
+    from msea_lightning.config.options import to_typed
+    from msea_lightning.config.roots import TrainConfig
+    from msea_lightning.cost.flops import matrix_rate
 
     loaded = OmegaConf.load(order.config)
     assert isinstance(loaded, DictConfig)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config import SPLITS, DemoTask
+from msea_lightning.data.options import SPLITS, DemoTask
 from msea_lightning.data.utterance import Utterance
 
 AUDIO_DIM = 12

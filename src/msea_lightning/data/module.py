@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msea_lightning.config import (
-    DatasetConfig,
-    LabelConfig,
-    MetricKind,
-    Reader,
-    TrainingConfig,
-    UserError,
-)
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import DatasetConfig, LabelConfig, Reader
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
@@ -32,10 +26,12 @@ from msea_lightning.data.sampler import (
     estimated_tokens,
     reading_costs,
 )
-from msea_lightning.data.sampling import sample
+from msea_lightning.data.splits.fraction import sample
+from msea_lightning.data.splits.held_out import hold_out
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch, Utterance
-from msea_lightning.data.validation import hold_out
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.training.options import TrainingConfig
 
 _log = logging.getLogger(__name__)
 

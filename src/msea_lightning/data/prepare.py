@@ -28,15 +28,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from msea_lightning.config import DatasetConfig, Reader, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import DatasetConfig, Reader
 from msea_lightning.data.readers import MissingFileError, Reading, find_files, read_files
-from msea_lightning.data.store import (
-    FORMAT_VERSION,
-    Store,
-    StoreError,
-    store_lock,
-    write_store,
-)
+from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 from msea_lightning.data.utterance import Utterance
 
 CONVERSION = 1
@@ -167,7 +162,7 @@ def _locate(dataset: DatasetConfig) -> Path:
     except MissingFileError:
         _log.info("fetching %s from the Hugging Face Hub into %s", dataset.hub_id, downloads)
         # Imported here, because the Hub's client takes a second to load and is rarely needed.
-        from msea_lightning.data.download import download
+        from msea_lightning.data.files.download import download
 
         download(dataset, downloads)
     try:

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config import LabelConfig, LabelKind, MetricKind, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.metrics.options import MetricKind
 
 _GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
 _RANGE_TOLERANCE = 1e-6

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from msea_lightning.config import UserError
+from msea_lightning.config.errors import UserError
 
 _LETTERS_PER_TOKEN = 4
 # Scripts in which one character takes about as long to read as a short word in Latin letters:

@@ -32,7 +32,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from msea_lightning.config import SPLITS, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import SPLITS
 from msea_lightning.data.utterance import Utterance
 
 FORMAT_VERSION = 1

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config import MetricKind, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.metrics.options import MetricKind
 
 if TYPE_CHECKING:
     from torch import Tensor

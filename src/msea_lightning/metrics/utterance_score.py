@@ -9,8 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from msea_lightning.config import MetricKind
 from msea_lightning.metrics.functional import Values, intensities, kind_of, score
+from msea_lightning.metrics.options import MetricKind
 
 
 class UtteranceScore(Metric):

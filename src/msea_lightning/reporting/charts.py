@@ -29,8 +29,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from msea_lightning.config import MetricKind
 from msea_lightning.metrics import selection_metric
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.folders import Predictions, Run, metric_info
 from msea_lightning.reporting.grouping import Cell, dataset_order
 from msea_lightning.reporting.statistics import reliability

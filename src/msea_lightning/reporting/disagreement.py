@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msea_lightning.config import MetricKind
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.grouping import Cell
 
 SHOWN = 20

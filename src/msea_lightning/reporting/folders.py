@@ -21,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msea_lightning.config import MetricKind, TrainConfig, UserError, check, to_typed
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.options import check, to_typed
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import (
     METRIC_NAMES,
     METRICS,
@@ -30,7 +32,8 @@ from msea_lightning.metrics import (
     selection_metric,
     zero_share,
 )
-from msea_lightning.runs import RunFolder, find_runs, fingerprint
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.runs.folder import RunFolder, find_runs, fingerprint
 
 Content = TypeVar("Content")
 

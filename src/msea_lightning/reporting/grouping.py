@@ -14,19 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msea_lightning.config import ADAPTER_OPTIONS, AblationConfig, MetricKind, TrainConfig
+from msea_lightning.adapter.options import ADAPTER_OPTIONS, AblationConfig
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, selection_metric
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import ADAPTERS, BACKBONES, VARIANTS
-from msea_lightning.reporting.folders import (
-    ZERO_SHARE,
-    Folder,
-    Planned,
-    Run,
-    Size,
-    metric_info,
-)
+from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Planned, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
-from msea_lightning.runs import comparable, fingerprint
+from msea_lightning.runs.folder import comparable, fingerprint
 
 DATASETS = {"mosei": "MOSEI", "simsv2": "SIMS-V2", "meld": "MELD", "cherma": "CHERMA"}
 """Data sets of the paper, in its order, with their titles."""

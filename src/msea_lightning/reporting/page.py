@@ -10,8 +10,8 @@ from importlib import resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from msea_lightning.config import MetricKind
 from msea_lightning.metrics import selection_metric
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.charts import ChartGroup, draw_all, epoch_seconds, mean_or_none
 from msea_lightning.reporting.disagreement import Disputed, most_disputed
 from msea_lightning.reporting.folders import Folder

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from msea_lightning.config import ADAPTER_OPTIONS
+from msea_lightning.adapter.options import ADAPTER_OPTIONS
 from msea_lightning.metrics import METRIC_NAMES
 from msea_lightning.paper import BACKBONES, paper_result, paper_table
 from msea_lightning.reporting.folders import metric_info

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from msea_lightning.config import DatasetConfig, Reader
+from msea_lightning.data.options import DatasetConfig, Reader
 from msea_lightning.data.readers.cherma import find_cherma, read_cherma
 from msea_lightning.data.readers.dialogue import find_dialogue, read_dialogue
 from msea_lightning.data.readers.mmsa import find_mmsa, read_mmsa

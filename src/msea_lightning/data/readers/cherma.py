@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config import DatasetConfig
-from msea_lightning.data.readers.arrays import load_array
+from msea_lightning.data.files.arrays import load_array
+from msea_lightning.data.files.rows import read_rows
+from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.readers.record import (
     SPLIT_NAMES,
     Frames,
@@ -34,7 +35,6 @@ from msea_lightning.data.readers.record import (
     Source,
     shorten,
 )
-from msea_lightning.data.readers.rows import read_rows
 
 _NEEDED = ("audio_file", "video_label")
 _TEXT_FIELDS = (

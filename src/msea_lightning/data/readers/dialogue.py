@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.config import DatasetConfig
+from msea_lightning.data.files.unpickle import iterate_pickle
+from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.readers.record import (
     SPLIT_NAMES,
     Frames,
@@ -22,7 +23,6 @@ from msea_lightning.data.readers.record import (
     Source,
     shorten,
 )
-from msea_lightning.data.unpickle import iterate_pickle
 
 
 def find_dialogue(path: Path, dataset: DatasetConfig) -> list[Path]:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.config import DatasetConfig
+from msea_lightning.data.files.unpickle import load_pickle
+from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.readers.record import (
     Frames,
     MissingFileError,
@@ -27,7 +28,6 @@ from msea_lightning.data.readers.record import (
     shorten,
     split_keys,
 )
-from msea_lightning.data.unpickle import load_pickle
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
 _OPTIONAL = ("audio_lengths", "vision_lengths")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config import SPLITS, DatasetConfig, LabelKind, Repair, UserError
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import SPLITS, DatasetConfig, LabelKind, Repair
 from msea_lightning.data.utterance import Utterance
 
 SPLIT_NAMES: dict[str, str] = {

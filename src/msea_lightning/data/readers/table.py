@@ -29,8 +29,9 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from msea_lightning.config import DatasetConfig, LabelKind
-from msea_lightning.data.readers.arrays import load_array, open_archive, read_member
+from msea_lightning.data.files.arrays import load_array, open_archive, read_member
+from msea_lightning.data.files.rows import Row, read_rows
+from msea_lightning.data.options import DatasetConfig, LabelKind
 from msea_lightning.data.readers.record import (
     SPLIT_NAMES,
     Frames,
@@ -41,7 +42,6 @@ from msea_lightning.data.readers.record import (
     Source,
     shorten,
 )
-from msea_lightning.data.readers.rows import Row, read_rows
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"

@@ -1,0 +1,63 @@
+"""Which implementation of attention a language model is built with."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.options import Attention
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attention:
+    """What ``auto`` stands for: PyTorch's fused attention where the architecture takes it.
+
+    Args:
+        config: The architecture.
+        attention: As asked for.
+
+    Raises:
+        BackboneError: if sdpa is asked for, and the architecture does not take it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    takes_sdpa = kind._supports_sdpa
+    if attention is Attention.auto:
+        return Attention.sdpa if takes_sdpa else Attention.eager
+    if attention is Attention.sdpa and not takes_sdpa:
+        raise BackboneError(
+            f"backbone.attention=sdpa: transformers has no such attention for {config.model_type} "
+            "backbones; use backbone.attention=eager, or auto."
+        )
+    return attention
+
+
+def check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
+    """Refuses flash attention where it cannot run.
+
+    Args:
+        device: Where the model is to go.
+        dtype: What it computes in.
+
+    Raises:
+        BackboneError: naming all that is missing.
+    """
+    # Without the package, transformers would fetch compiled code from the Hub and run it.
+    flaws = {
+        "the package flash-attn is not installed (pip install flash-attn)": find_spec("flash_attn")
+        is None,
+        f"the device is {device}, not a GPU (trainer.accelerator=gpu)": device.type != "cuda",
+        f"the compute dtype is {dtype} (backbone.dtype=bfloat16)": dtype is torch.float32,
+    }
+    found = [flaw for flaw, holds in flaws.items() if holds]
+    if found:
+        raise BackboneError(
+            f"backbone.attention=flash_attention_2 is not possible: {'; '.join(found)}. "
+            "backbone.attention=auto works everywhere."
+        )

@@ -1,0 +1,423 @@
+"""Loading a causal language model and its tokenizer, with errors that say what to do.
+
+Nothing here runs code from a checkpoint: only architectures that transformers itself implements,
+and the original formats of ChatGLM3 and Qwen, which are read as these (``original.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone, keep_4bit_layout
+from msea_lightning.backbone.loading.attention import check_flash_attention, resolve_attention
+from msea_lightning.backbone.loading.hub import expanded, explained
+from msea_lightning.backbone.loading.memory import check_memory
+from msea_lightning.backbone.loading.original import (
+    IGNORED_WEIGHTS,
+    native_config,
+    original_family,
+    original_weights,
+)
+from msea_lightning.backbone.loading.tokenizers import (
+    add_special_tokens,
+    has_tokenizer,
+    load_tokenizer,
+)
+from msea_lightning.backbone.options import Accelerator, Attention, Dtype, Quantization, Weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Choice = TypeVar("Choice", Attention, Dtype, Quantization, Weights)
+
+_log = logging.getLogger(__name__)
+
+_RANDOM_SEED = 0
+"""Random weights are the same in every process and run."""
+
+
+# The first speaks again for every layer of every step, the second, when it is imported, of an
+# optional kernel.
+for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+def tiny_backbone() -> Path:
+    """Folder of the language model that ships with the project."""
+    return Path(str(resources.files("msea_lightning.backbone") / "assets" / "tiny"))
+
+
+def resolve_device(accelerator: Accelerator) -> torch.device:
+    """The device of this process; with several GPUs, the one of its local rank.
+
+    Raises:
+        BackboneError: if a GPU is asked for and there is none.
+    """
+    if accelerator is Accelerator.cpu:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator is Accelerator.gpu:
+        raise BackboneError(
+            "trainer.accelerator=gpu, but PyTorch sees no GPU: use trainer.accelerator=cpu, or "
+            "install a PyTorch build for your GPU."
+        )
+    return torch.device("cpu")
+
+
+def load_backbone(
+    path: str | Path | None,
+    *,
+    tokenizer: str | None = None,
+    weights: Weights | str = Weights.pretrained,
+    architecture: Mapping[str, Any] | None = None,
+    quantization: Quantization | str = Quantization.none,
+    double_quantization: bool = True,
+    dtype: Dtype | str | torch.dtype = Dtype.auto,
+    attention: Attention | str = Attention.auto,
+    pad_token: str | None = None,
+    special_tokens: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    check_fit: bool = True,
+) -> FrozenBackbone:
+    """Loads a language model with its tokenizer as a frozen backbone.
+
+    Args:
+        path: Hub id or local folder; None takes the model that ships with the project.
+        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
+        weights: Pretrained, or random for measuring.
+        architecture: With random weights: fields of the transformers config, ``model_type``
+            among them; those of ``path`` where not given.
+        quantization: Storage of the linear layers.
+        double_quantization: With nf4: whether the scales are quantised too.
+        dtype: Compute dtype; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        attention: Implementation of the attention; ``auto`` is sdpa where the architecture has it,
+            else eager.
+        pad_token: Token that fills up sequences.
+        special_tokens: See :func:`backbone_tokenizer`.
+        device: Where to put it.
+        check_fit: Refuse a model whose weights do not fit into the memory that is free.
+
+    Raises:
+        BackboneError: no such model, no access, an architecture that transformers does not know,
+            not enough memory, or a model or tokenizer that cannot serve as a backbone.
+    """
+    place = backbone_place(path)
+    # What is wrong with the place is told by its config best.
+    backbone_config(place, weights=weights, architecture=architecture)
+    special_tokens = [*special_tokens, *([pad_token] if pad_token else [])]
+    words = backbone_tokenizer(
+        path, tokenizer=tokenizer, weights=weights, special_tokens=special_tokens
+    )
+    language_model = load_language_model(
+        place,
+        weights=weights,
+        architecture=architecture,
+        quantization=quantization,
+        double_quantization=double_quantization,
+        dtype=dtype,
+        attention=attention,
+        device=device,
+        check_fit=check_fit,
+    )
+    return FrozenBackbone(language_model, words, pad_token=pad_token)
+
+
+def backbone_place(path: str | Path | None) -> str:
+    """Hub id or folder of a language model; that of the built-in one for None."""
+    return expanded(tiny_backbone() if path is None else path)
+
+
+def backbone_tokenizer(
+    path: str | Path | None,
+    *,
+    tokenizer: str | None = None,
+    weights: Weights | str = Weights.pretrained,
+    special_tokens: Sequence[str] = (),
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a language model.
+
+    Args:
+        path: Hub id or folder of the language model; None for the one that ships with the project.
+        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
+        weights: With random weights, which are for measuring, the tokenizer of the built-in
+            language model stands in for one that is not on this machine.
+        special_tokens: Those that the layout of the sequence and the padding name; a stand-in
+            gets them.
+
+    Raises:
+        BackboneError: see :func:`load_tokenizer`.
+    """
+    place = expanded(tokenizer or backbone_place(path))
+    random = _choice(Weights, weights) is Weights.random
+    if tokenizer is None and random and not has_tokenizer(place):
+        _log.warning(
+            "random weights: the tokenizer of the built-in backbone stands in for that of %s, "
+            "which is not on this machine; backbone.tokenizer=%s fetches it",
+            place,
+            place,
+        )
+        stand_in = load_tokenizer(str(tiny_backbone()))
+        add_special_tokens(stand_in, special_tokens)
+        return stand_in
+    return load_tokenizer(place)
+
+
+def load_language_model(
+    path_or_name: str | Path,
+    *,
+    weights: Weights | str = Weights.pretrained,
+    architecture: Mapping[str, Any] | None = None,
+    quantization: Quantization | str = Quantization.none,
+    double_quantization: bool = True,
+    dtype: Dtype | str | torch.dtype = Dtype.auto,
+    attention: Attention | str = Attention.auto,
+    device: torch.device | str = "cpu",
+    check_fit: bool = True,
+) -> PreTrainedModel:
+    """Loads a causal language model of transformers, frozen and in evaluation mode.
+
+    ChatGLM3 becomes a ``GlmForCausalLM`` and the first Qwen a ``Qwen2ForCausalLM``, from the
+    checkpoints as they are published; anything else is the class that transformers has for it.
+    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype. What is
+    returned is the model of transformers as it is, which does not look at the length of what it
+    reads; :class:`FrozenBackbone` refuses sequences beyond the trained length.
+
+    Arguments and errors are those of :func:`load_backbone`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quantization = _choice(Quantization, quantization)
+    device = torch.device(device)
+    torch_dtype = compute_dtype(dtype, device)
+    weights, path_or_name = _choice(Weights, weights), expanded(path_or_name)
+    config = backbone_config(path_or_name, weights=weights, architecture=architecture)
+    attention = resolve_attention(config, _choice(Attention, attention))
+    random = weights is Weights.random
+    if attention is Attention.flash_attention_2:
+        check_flash_attention(device, torch_dtype)
+    if quantization is Quantization.int8 and torch_dtype is not torch.float16:
+        _log.info("int8: the inputs of linear layers are rounded to float16")
+    if check_fit:
+        check_memory(config, torch_dtype, quantization, device, dense_first=random)
+    options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
+    if quantization is not Quantization.none:
+        options["quantization_config"] = _quantization_config(
+            quantization, torch_dtype, double_quantization=double_quantization
+        )
+        options["device_map"] = {"": str(device)}
+    if random:
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(_RANDOM_SEED)
+            model = explained(
+                path_or_name,
+                lambda: AutoModelForCausalLM.from_config(
+                    config, dtype=torch_dtype, attn_implementation=attention.value
+                ),
+            )
+        if quantization is not Quantization.none:
+            with _quiet():
+                model = type(model).from_pretrained(
+                    None, config=config, state_dict=model.state_dict(), **options
+                )
+    else:
+        model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
+    if quantization is Quantization.none:
+        model.to(device)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    keep_4bit_layout(loaded)
+    return loaded
+
+
+def backbone_config(
+    path_or_name: str | Path,
+    *,
+    weights: Weights | str = Weights.pretrained,
+    architecture: Mapping[str, Any] | None = None,
+) -> PretrainedConfig:
+    """The config that :func:`load_language_model` builds a language model from.
+
+    Args:
+        path_or_name: Hub id or folder.
+        weights: Pretrained, or random for measuring.
+        architecture: With random weights: fields of the config, ``model_type`` among them.
+
+    Raises:
+        BackboneError: see :func:`load_backbone`.
+    """
+    if _choice(Weights, weights) is Weights.random and architecture:
+        return _random_config(architecture)
+    return load_config(path_or_name)
+
+
+def load_config(path_or_name: str | Path) -> PretrainedConfig:
+    """The config of a checkpoint; of one in an original format, the native config.
+
+    Raises:
+        BackboneError: see :func:`load_backbone`.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    place = expanded(path_or_name)
+    fields, _ = explained(place, lambda: PretrainedConfig.get_config_dict(place))
+    if not isinstance(fields, dict) or fields.get("quantization_config"):
+        raise BackboneError(
+            f"The config.json of {place} is not a mapping of options, or says that the weights are "
+            "stored quantised already. Give the checkpoint in full precision as backbone.path, and "
+            "quantise it with backbone.quantization."
+        )
+    if original_family(fields) is not None:
+        return explained(place, lambda: native_config(place, fields))
+    config: PretrainedConfig = explained(
+        place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
+    )
+    _check_causal(place, config)
+    return config
+
+
+def _check_causal(what: str, config: PretrainedConfig) -> None:
+    from transformers import AutoModelForCausalLM
+
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise BackboneError(
+            f"{what} is a {config.model_type!r} model, which transformers knows, but not "
+            "as a causal language model; an MSE-Adapter needs one that writes text."
+        )
+
+
+def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """Loads weights, and refuses a checkpoint that does not hold exactly those of the model."""
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    fields, _ = PretrainedConfig.get_config_dict(place)
+    family = original_family(fields)
+    with nullcontext() if family is None else original_weights(family), _quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **options,
+        )
+    model, found = loaded
+    surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
+    if family is None:
+        # Such as a part that only other tasks have; but never a layer more than the model has.
+        own = {_numberless(name) for name in model.state_dict()}
+        surplus = {name for name in surplus if _numberless(name) in own}
+    flaws = {
+        "lacks": sorted(found["missing_keys"]),
+        "holds in another shape": sorted(
+            f"{name} {tuple(stored)} for {tuple(needed)}"
+            for name, stored, needed in found["mismatched_keys"]
+        ),
+        "holds beyond the model's own": sorted(surplus),
+        "failed to convert": sorted(map(str, found.get("error_msgs", []))),
+    }
+    for what, names in flaws.items():
+        if names:
+            raise BackboneError(
+                f"The checkpoint {place} {what}: {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Its weight files and "
+                "its config.json are not of one model, or incomplete: download it again."
+            )
+    if family is not None:
+        # Else saving the model would write the original's names beside the native config.
+        model._weight_conversions = None
+    native: PreTrainedModel = model
+    return native
+
+
+def _numberless(name: str) -> str:
+    """A weight's name without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries from saying what does not concern the user, or is told better here."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        # A bar in a file or a pipe is no progress.
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _choice(kind: type[Choice], value: Choice | str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise BackboneError(
+            f"{kind.__name__.lower()}={value} is none of {', '.join(item.value for item in kind)}."
+        ) from None
+
+
+def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that a language model computes in.
+
+    Args:
+        dtype: As asked for; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        device: Where it computes.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    dtype = _choice(Dtype, dtype)
+    if dtype is Dtype.auto:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: torch.dtype = getattr(torch, dtype.value)
+    return chosen
+
+
+def _quantization_config(
+    quantization: Quantization, dtype: torch.dtype, *, double_quantization: bool
+) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization is Quantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise BackboneError(
+            f"backbone.architecture names {', '.join(fields)}, but no model_type: add one that "
+            "transformers knows, such as llama."
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # each config has checks of its own
+        raise BackboneError(
+            f"backbone.architecture is not a config of transformers: "
+            f"{' '.join(str(error).split())} Mend its fields."
+        ) from error
+    _check_causal("backbone.architecture", config)
+    return config

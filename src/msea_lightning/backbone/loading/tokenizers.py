@@ -1,0 +1,354 @@
+"""The tokenizer of a checkpoint, id for id.
+
+transformers 5 reads some vocabulary files as another tokenizer without a word: from a
+``tokenizer.model`` alone, texts with leading or doubled spaces get other ids; a ``qwen.tiktoken``
+it does not read at all; and a class named in ``tokenizer_config.json`` may rebuild the tokenizer
+from the vocabulary instead of taking ``tokenizer.json`` as it is written. Here every format is read
+as it is meant, and compared where a reference is at hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.loading.hub import expanded, explained, find_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+_CHATGLM3_SPECIALS = (
+    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
+"""ChatGLM3's own special tokens, whose ids follow those of the vocabulary."""
+
+_CHATGLM3_PREFIX = ("[gMASK]", "sop")
+"""What begins every text of ChatGLM3."""
+
+_CHATGLM3_PIECES = 64_789
+"""Pieces of ChatGLM3's vocabulary, by which its file is known where no config lies beside it."""
+
+_USER_DEFINED = 4
+"""Type of the pieces of a SentencePiece model that are kept whole wherever they stand."""
+
+_QWEN_PUBLISHED = (151_936, 151_643)
+"""Embeddings of a published Qwen, and the ranks that its tokenizer has."""
+
+_QWEN_SPECIALS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *(f"<|extra_{index}|>" for index in range(205)),
+)
+"""Special tokens of the first Qwen, whose ids follow those of the vocabulary."""
+
+_PROBES = (
+    *("0", "6", "11", "-3.0", "+0.4", "0.4", " a", "a ", " a  b   c ", "\n", "a\n b\tc"),
+    *("<Multimodal>", "</Multimodal>", "<多模态>", "{问题}\n\n <多模态>", "情绪为", "¿qué? naïve"),
+    *("The sentiment is", "neutral:  0, joy: 4", "I'll be THERE!!", "😀", "龘", "\u00a0x", "▁y"),
+)
+"""Texts whose ids are compared with the reference implementation of a vocabulary format."""
+
+_LABELS = ("0", "6", "11", "-3.0", "+0.4", "0.4")
+"""Texts that every tokenizer must give back as they were."""
+
+
+def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    ``tokenizer.json`` is taken as it is written; else ``qwen.tiktoken`` (first Qwen) and
+    ``tokenizer.model`` (ChatGLM3, LLaMA) are converted; else transformers decides. No code of the
+    checkpoint is run.
+
+    Args:
+        path_or_name: Hub id or folder.
+
+    Returns:
+        The tokenizer, which pads on the left.
+
+    Raises:
+        BackboneError: if there is none, its files are damaged, or it does not write labels.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    place = expanded(path_or_name)
+
+    def load() -> PreTrainedTokenizerBase:
+        if find_file(place, "tokenizer.json") is not None:
+            whole: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+                place, padding_side="left"
+            )
+            return whole
+        if (ranks := find_file(place, "qwen.tiktoken")) is not None:
+            return from_tiktoken(ranks)
+        if (pieces := find_file(place, "tokenizer.model")) is not None:
+            return from_sentencepiece(pieces)
+        any_other: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, padding_side="left"
+        )
+        return any_other
+
+    tokenizer = explained(place, load)
+    _check(place, tokenizer)
+    return tokenizer
+
+
+def has_tokenizer(path_or_name: str | Path) -> bool:
+    """Whether a tokenizer is on this machine: in a folder, or fetched from the Hub before."""
+    names = ("tokenizer.json", "qwen.tiktoken", "tokenizer.model", "vocab.json", "tekken.json")
+    place = expanded(path_or_name)
+    return any(find_file(place, name, offline=True) is not None for name in names)
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+    """Adds special tokens that a tokenizer does not have yet.
+
+    Args:
+        tokenizer: The tokenizer; changed in place.
+        names: The tokens.
+    """
+    from tokenizers import AddedToken
+
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in names if name not in known]
+    )
+
+
+def from_tiktoken(ranks_file: Path) -> PreTrainedTokenizerFast:
+    """Converts the ``qwen.tiktoken`` of the first Qwen (byte-level BPE, NFC).
+
+    As in the original, special tokens in a text are encoded as such, and nothing is put around it.
+
+    Args:
+        ranks_file: Lines of a base64-coded token and its rank.
+
+    Raises:
+        BackboneError: naming the line that is damaged.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    class Converter(TikTokenConverter):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+
+        @staticmethod
+        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
+            # tiktoken's own reader keeps what it once read under a path, and gives that again when
+            # another file lies there.
+            return _read_ranks(Path(tiktoken_url))
+
+    vocabulary, merges = Converter().extract_vocab_merges_from_model(str(ranks_file))
+    tokenizer = Qwen2Tokenizer(vocabulary, merges, padding_side="left")
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in _QWEN_SPECIALS]
+    )
+    expected = len(vocabulary)
+    embeddings, published = _QWEN_PUBLISHED
+    beside = _beside(ranks_file, "config.json").get("vocab_size")
+    if beside == embeddings and expected != published:
+        raise BackboneError(
+            f"{ranks_file} holds {expected} ranks, but the one that goes with a language model of "
+            f"{embeddings} embeddings holds {published}: it is not complete. Copy the original "
+            "file again."
+        )
+    if tokenizer.convert_tokens_to_ids(_QWEN_SPECIALS[0]) != expected:
+        raise BackboneError(
+            f"{ranks_file} itself holds special tokens, where the first Qwen's begin after its "
+            f"{expected} ranks. Give the original file."
+        )
+    return tokenizer
+
+
+def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
+    """Converts a ``tokenizer.model`` (BPE with byte fallback) of ChatGLM3, LLaMA and their like.
+
+    LLaMA's special tokens in a text are encoded as such, and ``<s>`` begins a text; ChatGLM3's are
+    ordinary text, and ``[gMASK] sop`` begin one.
+
+    Args:
+        model_file: The ``tokenizer.model``; a ``config.json`` or ``tokenizer_config.json`` beside
+            it tells ChatGLM3 from LLaMA, and so does the size of the published vocabulary.
+
+    Raises:
+        BackboneError: if the file is not such a model, or the converted tokenizer writes other ids
+            than the sentencepiece library does.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as splitters
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+    from transformers.tokenization_utils_base import generate_merges
+
+    try:
+        reference = SentencePieceProcessor(model_file=str(model_file))
+        proto = SentencePieceExtractor(str(model_file)).proto
+    except Exception as error:  # protobuf and sentencepiece share no class of errors
+        raise BackboneError(
+            f"{model_file} is not a SentencePiece model: {error}. If it is in tiktoken's format "
+            "(Llama 3, GLM-4), give a folder with tokenizer.json in backbone.tokenizer."
+        ) from error
+    _check_kind(model_file, proto)
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    # Merges go by score, not by id: LLaMA's runs of spaces have low ids and the lowest score.
+    merges = generate_merges(vocabulary, {piece.piece: piece.score for piece in proto.pieces})
+    unknown, begin, end = (
+        proto.pieces[index].piece
+        for index in (reference.unk_id(), reference.bos_id(), reference.eos_id())
+    )
+    own = (unknown, begin, end)
+    chatglm = _is_chatglm3(model_file, len(vocabulary))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocabulary,
+            merges,
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+            ignore_merges=not chatglm,
+        )
+    )
+    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), *spaces] if proto.normalizer_spec.add_dummy_prefix else spaces
+    )
+    if not chatglm:
+        # Special tokens are cut out after the spaces were marked, so that only the beginning of a
+        # text gets the extra mark, and not what follows a special token; being whole entries of the
+        # vocabulary, they need no merges.
+        names = "|".join(map(re.escape, own))
+        tokenizer.pre_tokenizer = splitters.Sequence(
+            [
+                splitters.Split(Regex(f"^▁(?={names})"), "removed"),
+                splitters.Split(Regex(names), "isolated"),
+            ]
+        )
+    strip = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    specials = (*own, *_CHATGLM3_SPECIALS) if chatglm else own
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
+    prefix = _CHATGLM3_PREFIX if chatglm else (begin,)
+    tokenizer.post_processor = _template(tokenizer, prefix)
+    converted = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=unknown,
+        bos_token=begin,
+        eos_token=end,
+        pad_token=unknown,
+        padding_side="left",
+        split_special_tokens=True,
+    )
+    _compare(model_file, converted, reference)
+    return converted
+
+
+def _template(tokenizer: Any, prefix: Sequence[str]) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    front = " ".join(prefix)
+    return TemplateProcessing(
+        single=f"{front} $A",
+        pair=f"{front} $A $B",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in prefix],
+    )
+
+
+def _check_kind(model_file: Path, proto: Any) -> None:
+    """Refuses a SentencePiece model that the conversion would not be faithful to."""
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    kind = trainer.ModelType.Name(trainer.model_type)
+    found = {
+        "model type": (kind, "BPE"),
+        "byte fallback": (trainer.byte_fallback, True),
+        "tokens for unknown, begin and end": (
+            min(trainer.unk_id, trainer.bos_id, trainer.eos_id) >= 0,
+            True,
+        ),
+        "user-defined symbols": (
+            sum(piece.type == _USER_DEFINED for piece in proto.pieces),
+            0,  # they would be cut out of a text before its spaces are marked
+        ),
+        "normalisation": (normalizer.name, "identity"),
+        "removal of spaces": (normalizer.remove_extra_whitespaces, False),
+    }
+    for what, (value, expected) in found.items():
+        if value != expected:
+            raise BackboneError(
+                f"{model_file} is a SentencePiece model with {what} {value}, and only {expected} "
+                "can be converted without loss. Give a folder with tokenizer.json in "
+                "backbone.tokenizer."
+            )
+
+
+def _is_chatglm3(model_file: Path, pieces: int) -> bool:
+    if pieces == _CHATGLM3_PIECES:
+        return True
+    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
+        if str(_beside(model_file, name).get(key)).lower().startswith("chatglm"):
+            return True
+    return False
+
+
+def _beside(file: Path, name: str) -> dict[str, Any]:
+    """Content of a JSON file in the folder of another file; nothing where there is none."""
+    path = file.with_name(name)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _compare(model_file: Path, converted: PreTrainedTokenizerFast, reference: Any) -> None:
+    for text in _PROBES:
+        found = converted(text, add_special_tokens=False)["input_ids"]
+        expected = reference.encode(text)
+        if found != expected:
+            raise BackboneError(
+                f"{model_file} cannot be converted without loss: {text!r} would become {found}, "
+                f"but sentencepiece itself writes {expected}. Give a folder with tokenizer.json in "
+                "backbone.tokenizer."
+            )
+
+
+def _read_ranks(ranks_file: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(ranks_file.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise BackboneError(
+                f"Line {number} of {ranks_file} is not a base64-coded token and its rank: "
+                f"{line[:40]!r}. Copy the original file again."
+            ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+        raise BackboneError(
+            f"{ranks_file} holds {len(ranks)} tokens, whose ranks are not 0 to "
+            f"{len(ranks) - 1} with at least all 256 bytes: the file is not complete. Copy the "
+            "original file again."
+        )
+    return ranks
+
+
+def _check(place: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that is empty, or that loses the strings that labels are made of."""
+    for text in _LABELS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        written = "".join(str(tokenizer.decode(ids)).split())
+        if len(tokenizer) < 2 or written != text:
+            raise BackboneError(
+                f"The tokenizer of {place}, with a vocabulary of {len(tokenizer)}, writes "
+                f"{text!r} as {list(ids)}, which reads back as {written!r}: its files are missing, "
+                "damaged or in a format that transformers does not read. Give a folder with "
+                "tokenizer.json in backbone.tokenizer."
+            )

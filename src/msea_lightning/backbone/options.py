@@ -1,0 +1,139 @@
+"""Options of the frozen language model."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import option
+from msea_lightning.language.options import SegmentConfig, SegmentKind
+
+
+class Quantization(enum.Enum):
+    """Storage of the frozen backbone's linear layers."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
+class Attention(enum.Enum):
+    """Implementation of the frozen backbone's attention."""
+
+    auto = "auto"
+    """``sdpa`` where the architecture has it, else ``eager``."""
+    sdpa = "sdpa"
+    """PyTorch's fused attention."""
+    eager = "eager"
+    """Plain matrix products, as a reference."""
+    flash_attention_2 = "flash_attention_2"
+    """The package flash-attn, on GPUs and in half precision."""
+
+
+class Dtype(enum.Enum):
+    """Compute dtype of the frozen backbone; ``auto`` is bfloat16 on a GPU, float32 on a CPU."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Weights(enum.Enum):
+    """Where the backbone's weights come from."""
+
+    pretrained = "pretrained"
+    random = "random"
+    """The real architecture with random weights: to measure time and memory, not to learn."""
+
+
+class Accelerator(enum.Enum):
+    """Hardware that a run uses."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen language model."""
+
+    name: str = option("tiny", "name in run folders and reports")
+    path: str | None = option(
+        None, "Hub id or local folder; null takes the backbone that ships with the project"
+    )
+    tokenizer: str | None = option(None, "Hub id or folder of the tokenizer, where not in path")
+    weights: Weights = option(Weights.pretrained, "where the weights come from")
+    quantization: Quantization = option(Quantization.none, "storage of the linear layers")
+    double_quantization: bool = option(
+        True, "quantization=nf4: quantise the scales too, 0.4 bits a weight less"
+    )
+    dtype: Dtype = option(Dtype.auto, "compute dtype, also of quantised layers")
+    attention: Attention = option(Attention.auto, "implementation of the attention")
+    check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
+    compile: bool = option(
+        False, "compile its layers: each step is faster, the first ones take a minute longer"
+    )
+    checkpoint_activations: bool = option(
+        False, "compute activations again in the backward pass: a third slower, far less memory"
+    )
+    signed_labels: bool | None = option(
+        None,
+        "write intensities of zero and above with a plus sign; null: where the tokenizer needs it "
+        "to write all of them alike",
+    )
+    layout: list[SegmentConfig] = option([], "segments in order")
+    pad_token: str | None = option(None, "padding token; the tokenizer's own where not given")
+    architecture: dict[str, Any] = option(
+        {}, "weights=random: fields of the transformers config, model_type among them"
+    )
+    hidden_size: int | None = option(
+        None, "weights=random: width instead of the architecture's, a multiple of 16", low=16
+    )
+    num_layers: int | None = option(
+        None, "weights=random: layers instead of the architecture's", low=1
+    )
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Special tokens that the layout and the padding name."""
+        named = [segment.token for segment in self.layout if segment.token]
+        return [*named, *([self.pad_token] if self.pad_token else [])]
+
+    def check(self, where: str) -> None:
+        """Refuses a layout that does not hold each of pseudo, text and prompt exactly once."""
+        if self.path is None and self.name != "tiny":
+            raise ConfigError(
+                f"{where}={self.name} needs {where}.path: a Hub id such as Qwen/Qwen2.5-0.5B, or "
+                "a folder with a checkpoint."
+            )
+        for name in ("hidden_size", "num_layers"):
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if self.weights is not Weights.random or "model_type" not in self.architecture:
+                raise ConfigError(
+                    f"{where}.{name}={size} is for measuring, with {where}.weights=random and a "
+                    f"backbone whose {where}.architecture is known, such as {where}=llama2; here "
+                    f"are {where}.weights={self.weights.value} and {where}={self.name}. Leave it "
+                    "out, or change these."
+                )
+        if self.hidden_size is not None and self.hidden_size % 16:
+            raise ConfigError(f"{where}.hidden_size={self.hidden_size} is no multiple of 16.")
+        for index, segment in enumerate(self.layout):
+            segment.check(f"{where}.layout[{index}]")
+        for kind in (SegmentKind.pseudo, SegmentKind.text, SegmentKind.prompt):
+            count = sum(segment.kind is kind for segment in self.layout)
+            if count != 1:
+                raise ConfigError(
+                    f"{where}.layout needs exactly one segment of kind '{kind.value}', "
+                    f"found {count}."
+                )
+        if self.layout[-1].kind is not SegmentKind.prompt:
+            raise ConfigError(
+                f"{where}.layout ends with '{self.layout[-1].kind.value}'; the last segment is "
+                "the prompt, because the label follows it."
+            )

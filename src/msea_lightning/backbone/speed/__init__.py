@@ -1,0 +1,1 @@
+"""What is computed once or not at all; no result changes."""

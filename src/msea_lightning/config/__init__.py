@@ -1,0 +1,1 @@
+"""Options, errors, and the options of each command (:mod:`.roots`)."""

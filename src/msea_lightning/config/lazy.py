@@ -1,0 +1,26 @@
+"""Packages whose names are loaded when they are asked for, so that options load without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` (PEP 562).
+
+    Args:
+        package: The package, ``__name__``.
+        places: Each public name and the module of the package that defines it.
+
+    Returns:
+        A function from a name to what it stands for; it raises AttributeError for others.
+    """
+
+    def load(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{places[name]}"), name)
+
+    return load

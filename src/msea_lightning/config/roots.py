@@ -1,0 +1,121 @@
+"""The options of each command, composed of those of the components.
+
+Only rooms that join others import this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from msea_lightning.adapter.options import ADAPTER_ABLATIONS, AblationConfig, AdapterConfig
+from msea_lightning.backbone.options import Accelerator, BackboneConfig
+from msea_lightning.benchmark.options import BenchOptions
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import option
+from msea_lightning.data.options import DatasetConfig, Split
+from msea_lightning.language.options import Decode, PromptConfig, TextConfig
+from msea_lightning.reporting.options import LoggerConfig
+from msea_lightning.training.options import TrainerConfig, TrainingConfig
+
+
+@dataclass
+class CellConfig:
+    """What every run has, to train or to measure: a data set, a model, and how it is trained."""
+
+    dataset: DatasetConfig = option(DatasetConfig, "data set")
+    backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
+    adapter: AdapterConfig = option(AdapterConfig, "trainable plugin")
+    ablation: AblationConfig = option(AblationConfig, "what is left out")
+    text: TextConfig = option(TextConfig, "treatment of the text")
+    prompt: PromptConfig = option(PromptConfig, "task prompt")
+    training: TrainingConfig = option(TrainingConfig, "optimisation")
+    trainer: TrainerConfig = option(TrainerConfig, "hardware")
+    decode: Decode = option(Decode.greedy, "how an answer is picked")
+    recipe: str | None = option(None, "published recipe in use; set by conf/recipe")
+    seed: int = option(1111, "seed of weights, batches and splits", low=0, high=2**32 - 1)
+
+    def check(self, where: str) -> None:
+        """Refuses an ablation of what the adapter does not have."""
+        own = ADAPTER_ABLATIONS[self.adapter.name]
+        for item in dataclasses.fields(self.ablation):
+            value = getattr(self.ablation, item.name)
+            if item.name not in ("name", *own) and value != item.default:
+                raise ConfigError(
+                    f"ablation.{item.name}={str(value).lower()} (ablation={self.ablation.name}): "
+                    f"{self.adapter.name} has nothing of that kind to leave out; it has "
+                    f"{' and '.join(own)}. Choose ablation=none, no_audio or no_vision."
+                )
+
+
+@dataclass
+class TrainConfig(CellConfig):
+    """``python -m msea_lightning.train``."""
+
+    logger: LoggerConfig = option(LoggerConfig, "loggers")
+    experiment: str | None = option(
+        None, "table or figure of the paper that the run belongs to; set by conf/experiment"
+    )
+    size_only: bool = option(False, "count parameters and estimate memory, and train nothing")
+    runs: str = option("runs", "folder of all run folders")
+    ckpt: str | None = option(
+        None,
+        "'auto' does nothing where a run of these very options is finished, resumes it where it "
+        "is not, and else begins it, as every run of a sweep does; 'last' resumes this cell's "
+        "latest run; or a run folder to resume",
+    )
+
+
+@dataclass
+class BenchConfig(CellConfig):
+    """``python -m msea_lightning.bench``."""
+
+    bench: BenchOptions = option(BenchOptions, "what is measured")
+
+    def check(self, where: str) -> None:
+        """Refuses data of another shape than the data set's, besides what all runs refuse."""
+        super().check(where)
+        if self.bench.shape != self.dataset.name:
+            raise ConfigError(
+                f"bench.shape={self.bench.shape}, but dataset={self.dataset.name}: they are the "
+                "same; give one of them."
+            )
+
+
+@dataclass
+class PrepareConfig:
+    """``python -m msea_lightning.prepare``."""
+
+    dataset: DatasetConfig = option(DatasetConfig, "data set")
+
+
+@dataclass
+class EvaluateConfig:
+    """``python -m msea_lightning.evaluate``."""
+
+    run: str = option("???", "run folder to evaluate")
+    split: Split = option(Split.test, "part of the data set")
+    decode: Decode | None = option(None, "how an answer is picked; the run's own where not given")
+    dataset_path: str | None = option(None, "the data set's place here, where it has moved")
+    eval_batch_size: int | None = option(
+        None, "utterances per batch; as in the run where not given", low=1
+    )
+    accelerator: Accelerator = option(Accelerator.auto, "hardware")
+
+
+@dataclass
+class DoctorConfig:
+    """``python -m msea_lightning.doctor``."""
+
+    datasets: str | None = option(None, "a folder to search for published files of data sets")
+    backbones: str | None = option(None, "a folder to search for folders with checkpoints")
+    accelerator: Accelerator = option(Accelerator.auto, "hardware that the cells would run on")
+    json: str | None = option(None, "a file for the findings as JSON, besides the tables")
+
+
+@dataclass
+class ReportConfig:
+    """``python -m msea_lightning.report``."""
+
+    runs: str = option("runs", "a folder with run folders anywhere beneath it")
+    out: str | None = option(None, "folder to write into; the folder of runs where not given")

@@ -1,0 +1,85 @@
+"""The size of a run without the run: parameters and memory, as in Table 1 of the paper."""
+
+from __future__ import annotations
+
+import logging
+
+from msea_lightning.backbone import backbone_config, backbone_tokenizer, resolve_device
+from msea_lightning.backbone.loading.load import backbone_place
+from msea_lightning.backbone.loading.memory import parameter_count, readable_bytes
+from msea_lightning.backbone.loading.resize import resized
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.cost.estimate import MemoryEstimator
+from msea_lightning.cost.published import CellEstimator, is_published, published_architecture
+from msea_lightning.data.module import build_datamodule
+from msea_lightning.runs.folder import RunFolder, open_run, with_absolute_places, write_json
+
+_log = logging.getLogger(__name__)
+
+
+def measure_size(config: TrainConfig) -> RunFolder:
+    """Counts parameters and estimates memory; no weight is loaded and nothing trained.
+
+    A data set and a backbone of the paper are taken as they are published, whether they are on this
+    machine or not, so that the numbers are the same everywhere. Of any other pair the files are
+    read. ``metrics.json`` holds ``{"size": {"trainable_parameters", "backbone_parameters",
+    "memory_bytes"}}``, ``memory.json`` the estimate by part.
+
+    Args:
+        config: All options of the run.
+
+    Returns:
+        The finished run folder.
+
+    Raises:
+        UserError: whatever is wrong with data, backbone or options.
+    """
+    config = with_absolute_places(config)
+    with open_run(config) as run:
+        if run.finished:
+            _log.info("finished earlier: %s", run.path)
+            return run
+        device = resolve_device(config.trainer.accelerator)
+        if is_published(config):
+            language = published_architecture(config)
+            estimator: MemoryEstimator = CellEstimator(config, device)
+        else:
+            data = build_datamodule(config.dataset, config.training, config.seed)
+            data.prepare_data()
+            data.setup()
+            backbone = config.backbone
+            language = backbone_config(
+                backbone_place(backbone.path),
+                weights=backbone.weights,
+                architecture=resized(
+                    backbone.architecture,
+                    hidden_size=backbone.hidden_size,
+                    num_layers=backbone.num_layers,
+                ),
+            )
+            tokenizer = backbone_tokenizer(
+                backbone.path,
+                tokenizer=backbone.tokenizer,
+                weights=backbone.weights,
+                special_tokens=backbone.special_tokens,
+            )
+            estimator = MemoryEstimator(config, data, tokenizer, language, device)
+        estimate = estimator.estimate()
+        frozen = parameter_count(language)
+        write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size))
+        size = {
+            "trainable_parameters": estimator.trainable,
+            "backbone_parameters": frozen,
+            "memory_bytes": estimate.total,
+        }
+        write_json(run.metrics, {"size": size})
+        _log.info(
+            "%s with %s on %s: %s trainable parameters, %s frozen ones, about %s of memory",
+            config.adapter.name,
+            config.backbone.name,
+            config.dataset.name,
+            f"{estimator.trainable:,}",
+            f"{frozen:,}",
+            readable_bytes(estimate.total),
+        )
+    return run

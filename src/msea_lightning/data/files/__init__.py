@@ -1,0 +1,1 @@
+"""Reading files safely: pickles, downloads, CSV rows, arrays."""

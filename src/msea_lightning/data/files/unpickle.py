@@ -1,0 +1,512 @@
+"""Reading pickles of published data sets without running what is in them.
+
+A pickle is a program: ``pickle.load`` calls whatever functions the file names. The published
+files hold NumPy arrays, scalars, dtypes and plain containers, so :func:`load_pickle` knows these
+and nothing else. Any other name is refused before it is looked up, let alone called.
+
+The few names that are known are served by stand-ins of our own, never by NumPy's functions:
+``numpy.dtype.__setstate__``, for instance, believes whatever flags a file gives it, and a
+structured dtype with forged flags makes NumPy follow pointers that the file has chosen. Array and
+dtype states are therefore checked here and the objects built afresh. That is also why pickles of
+NumPy 1 (``numpy.core``) and NumPy 2 (``numpy._core``) load alike.
+
+The base is the standard library's unpickler in Python, because its C twin cannot be told to
+refuse extension codes and attribute states. Arrays are single opcodes, so it is fast enough.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import itertools
+import math
+import pickle
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, ClassVar, cast
+
+import numpy as np
+
+from msea_lightning.config.errors import UserError
+
+_KINDS = "biufcSUO"
+"""Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
+
+_REPORTED = 1 << 20
+"""Bytes after which progress is reported."""
+
+
+class PickleError(UserError):
+    """A pickle that is refused, damaged, or no pickle at all."""
+
+
+class _SharedArrayError(Exception):
+    """An item of a list that is read in parts uses an array of an earlier part."""
+
+
+def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Any:
+    """Loads a pickle that may hold NumPy arrays, scalars, dtypes and plain containers only.
+
+    Pickles written by NumPy 1 and 2, by Python 2 and 3, in every protocol load. Byte strings of
+    Python 2 come back as text.
+
+    Args:
+        path: The file.
+        advance: Called with the number of bytes read since its last call, for a progress bar.
+
+    Returns:
+        What the pickle holds; arrays may be read-only.
+
+    Raises:
+        PickleError: naming the file and what is wrong with it: a name that is not on the list
+            above (given in full; it is never imported nor called), a truncated or damaged pickle,
+            or something else saved in its place.
+    """
+    with _open(path, advance) as stream:
+        return _finish(_Unpickler(path, stream).load(), set())
+
+
+def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[Any]:
+    """Yields the items of a pickled list while it is read, so that memory holds a part of it.
+
+    Pickles write long lists in runs of a thousand items; one run at a time is in memory. (CHERMA's
+    training file has 38 GB of padded frames.) Where items share an array, the list is read whole.
+
+    Args:
+        path: The file, a pickled list; what it may hold is as for :func:`load_pickle`.
+        advance: Called with the number of bytes read since its last call, for a progress bar.
+
+    Raises:
+        PickleError: as :func:`load_pickle` does, and where the pickle holds no list.
+    """
+    count = 0
+    try:
+        with _open(path, advance) as stream:
+            for item in _Unpickler(path, stream).items():
+                yield _finish(item, set())
+                count += 1
+    except _SharedArrayError:
+        yield from load_pickle(path)[count:]
+
+
+@contextmanager
+def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream]:
+    """The file as a stream; whatever goes wrong with it becomes a :class:`PickleError`."""
+    size = 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            _refuse_other_formats(path, file.read(4))
+            file.seek(0)
+            stream = _Stream(file, size, advance)
+            yield stream
+            stream.report()
+    except (UserError, _SharedArrayError):
+        raise
+    except MemoryError as error:
+        raise PickleError(
+            f"{path} ({size / 2**30:.1f} GiB) does not fit in memory: this pickle can only be read "
+            "whole. Prepare it once on a machine with more memory and copy the store, or close "
+            "other programs."
+        ) from error
+    except EOFError as error:
+        raise PickleError(
+            f"{path} ends too early ({size} bytes): the copy is incomplete. Fetch the file again."
+        ) from error
+    except OSError as error:
+        raise PickleError(
+            f"{path} cannot be read ({error.strerror or error}): check the path and its "
+            "permissions."
+        ) from error
+    except Exception as error:
+        # A damaged pickle fails in any way that a program can fail; none of them helps a reader.
+        raise PickleError(
+            f"{path} is damaged, or not a pickle ({type(error).__name__}: {error}). Fetch the "
+            "file again."
+        ) from error
+
+
+def stand_in(path: Path) -> str | None:
+    """What a file is that was saved in another's place, and what to do; None where it is neither.
+
+    Args:
+        path: A file, of which the beginning is read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    if size == 0:
+        return "is empty (0 bytes). Fetch the file again"
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            f"is a git-LFS pointer, {size} bytes that stand for the file itself. Fetch the file "
+            "with `git lfs pull`, or where the data set is on the Hugging Face Hub with "
+            "dataset.download=true"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
+        return (
+            "is a web page, saved where the file itself should be. Fetch the file through its "
+            "download link, or where the data set is on the Hugging Face Hub with "
+            "dataset.download=true"
+        )
+    return None
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    found = stand_in(path)
+    if found is not None:
+        raise PickleError(f"{path} {found}.")
+    for magic, name in ((b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7z")):
+        if head.startswith(magic):
+            raise PickleError(f"{path} is a {name} archive, not a pickle. Unpack it first.")
+
+
+class _Stream:
+    """The file with a hard end: reading past it is an error, and nothing is allocated for it."""
+
+    def __init__(
+        self, file: IO[bytes], size: int, advance: Callable[[int], None] | None = None
+    ) -> None:
+        self._file = file
+        self._left = size
+        self._advance = advance
+        self._unreported = 0
+
+    def _take(self, count: int) -> None:
+        if count > self._left:
+            raise EOFError
+        self._left -= count
+        self._unreported += count
+        if self._unreported >= _REPORTED:
+            self.report()
+
+    def report(self) -> None:
+        if self._advance is not None:
+            self._advance(self._unreported)
+        self._unreported = 0
+
+    def read(self, count: int) -> bytes:
+        self._take(count)
+        return self._file.read(count)
+
+    def readinto(self, buffer: bytearray) -> int:
+        self._take(len(buffer))
+        return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def readline(self) -> bytes:
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        self._take(len(line))
+        return line
+
+
+class _Text(str):
+    """A byte string of Python 2: its text, and the bytes in case it is an array's data."""
+
+    __slots__ = ("raw",)
+    raw: bytes
+
+
+class _Call:
+    """A function that a pickle may call; without attributes that a pickle could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype`` while its state arrives piece by piece."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: str) -> None:
+        dtype = np.dtype(_text(spec))
+        if dtype.kind not in _KINDS or dtype.names is not None or dtype.subdtype is not None:
+            raise ValueError(f"arrays of {dtype} are not supported")
+        self._spec = dtype
+
+    def set_state(self, state: Any) -> None:
+        """Takes byte order and item size from the state of a dtype; refuses fields."""
+        order = _text(state[1])
+        if any(part is not None for part in state[2:5]):
+            raise ValueError("structured arrays are not supported")
+        if self._spec.kind in "SU" and state[5] >= 0:
+            width = state[5] // np.dtype(f"{self._spec.kind}1").itemsize
+            self._spec = np.dtype(f"{self._spec.kind}{width}")
+        if order in ("<", ">"):
+            self._spec = self._spec.newbyteorder(cast("Any", order))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._spec
+
+
+class _Array(np.ndarray[Any, np.dtype[Any]]):
+    """An array whose shape, dtype and data arrive after it has been made."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes (version,) shape, dtype, Fortran order and data, as NumPy pickles them."""
+        shape, dtype, fortran, data = state[-4:]
+        shape, dtype = _shape(shape), _dtype_of(dtype)
+        if dtype.hasobject:
+            if not isinstance(data, list) or len(data) != math.prod(shape):
+                raise ValueError("an array of objects without its objects")
+        else:
+            data = _bytes(data)
+            if len(data) != math.prod(shape) * dtype.itemsize:
+                raise ValueError(
+                    f"an array of shape {shape} and type {dtype} with {len(data)} bytes"
+                )
+        super().__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
+
+
+_NDARRAY = _Call(lambda: None)
+"""What the name ``numpy.ndarray`` stands for: only an argument of ``_reconstruct``."""
+
+
+def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:
+    if kind is not _NDARRAY:
+        raise ValueError("a subclass of ndarray")
+    array: _Array = _Array((0,), np.int8)
+    return array
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    wanted = _dtype_of(dtype)
+    if wanted.hasobject:
+        return data
+    raw = _bytes(data)
+    if len(raw) != wanted.itemsize:
+        raise ValueError(f"a scalar of type {wanted} with {len(raw)} bytes")
+    return np.frombuffer(raw, wanted)[0] if raw else wanted.type()
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    wanted = _dtype_of(dtype)
+    if wanted.hasobject:
+        raise ValueError("an array of objects without its objects")
+    values = np.frombuffer(_bytes(data), wanted)
+    if order == "K" and axes is not None:
+        return values.reshape(_shape(shape), order="C").transpose(axes)
+    return values.reshape(_shape(shape), order="F" if order == "F" else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes written in {encoding}")
+    return text.encode("latin1")
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    shape = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    return shape
+
+
+def _dtype_of(dtype: Any) -> np.dtype[Any]:
+    if not isinstance(dtype, _Dtype):
+        raise ValueError("an array without a dtype")
+    return dtype.dtype
+
+
+def _bytes(data: Any) -> bytes | bytearray:
+    data = data.raw if isinstance(data, _Text) else data
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError("an array without data")
+    return data
+
+
+def _text(value: Any) -> str:
+    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+
+
+_NUMPY: dict[tuple[str, str], Any] = {
+    ("multiarray", "_reconstruct"): _Call(_reconstruct),
+    ("multiarray", "scalar"): _Call(_scalar),
+    ("numeric", "_frombuffer"): _Call(_frombuffer),
+    # Variable-length text of NumPy 2: kept as text objects.
+    ("_internal", "_convert_to_stringdtype_kwargs"): _Call(lambda *_: _Dtype("O")),
+}
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    **{(f"numpy.{core}.{module}", name): value
+       for core in ("core", "_core") for (module, name), value in _NUMPY.items()},
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Call(lambda spec, align=False, copy=True: _Dtype(spec)),
+    ("_codecs", "encode"): _Call(_encode),
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): defaultdict,
+    **{("builtins", kind.__name__): kind
+       for kind in (list, dict, tuple, set, frozenset, bytes, bytearray, complex, int, float)},
+}  # fmt: skip
+"""Every name that a pickle may use. All of them make data; none has attributes to be set."""
+
+
+_python_pickle: Any = pickle  # its Python parts are not in the typing stubs
+_PythonUnpickler: Any = _python_pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    """The standard unpickler with every door closed but the names in ``_KNOWN``."""
+
+    def __init__(self, path: Path, file: _Stream) -> None:
+        super().__init__(file)
+        self._path = path
+        self._ready: list[Any] | None = None
+
+    def items(self) -> Iterator[Any]:
+        """Yields the items of the pickled list in the file, and forgets what was heavy in them."""
+        self._ready, seen = [], 0
+        for value in self._values():
+            if not isinstance(value, list):
+                raise PickleError(
+                    f"{self._path} holds a {type(value).__name__}, where a list of utterances is "
+                    "expected. Check dataset.reader and dataset.path."
+                )
+            yield from self._ready
+            self._ready.clear()
+            for key, item in itertools.islice(self.memo.items(), seen, None):
+                if _heavy(item):
+                    self.memo[key] = _FORGOTTEN
+            seen = len(self.memo)
+
+    def _values(self) -> Iterator[Any]:
+        """The loop of :meth:`pickle.Unpickler.load`, halting at each run of items of the list."""
+        self._unframer = _python_pickle._Unframer(self._file_read, self._file_readline)
+        self.read, self.readline = self._unframer.read, self._unframer.readline
+        self.readinto = self._unframer.readinto
+        self.stack: list[Any] = []
+        self.metastack: list[list[Any]] = []
+        self.append = self.stack.append
+        try:
+            while True:
+                self.dispatch[self.read(1)[0]](self)
+                if self._ready:
+                    yield self.stack[-1]
+        except _python_pickle._Stop as stop:
+            yield stop.value
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Serves a known name; refuses any other without importing it."""
+        if self.proto < 3:  # the names of Python 2, as the standard unpickler reads them
+            names, modules = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING
+            module, name = names.get((module, name), (modules.get(module, module), name))
+        if (module, name) not in _KNOWN:
+            raise self._refusal(f"{module}.{name}")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuses references to objects outside the file."""
+        raise self._refusal("an object outside the file (a persistent id)")
+
+    def get_extension(self, code: int) -> None:
+        """Refuses names from the process-wide extension registry."""
+        raise self._refusal(f"the extension code {code}")
+
+    def load_build(self) -> None:
+        """Sets the state of arrays and dtypes; refuses to set attributes of anything else."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if not isinstance(target, _Array | _Dtype):
+            raise self._refusal(f"attributes of a {type(target).__name__} to be set")
+        target.set_state(state)
+
+    def _decode_string(self, value: bytes) -> str:
+        try:
+            text = _Text(value.decode("utf-8"))
+        except UnicodeDecodeError:
+            text = _Text(value.decode("latin1"))
+        text.raw = value
+        return text
+
+    def _refusal(self, what: str) -> PickleError:
+        return PickleError(
+            f"{self._path} asks for {what}, which no file of arrays and text needs; nothing of it "
+            "was run. Pickles can carry programs: fetch the file from where it is published, or "
+            "have its data saved in the layout of dataset=table."
+        )
+
+    def load_append(self) -> None:
+        """Appends an item; to the list itself, where its items are asked for, sets it aside."""
+        if self._ready is None or len(self.stack) != 2 or self.metastack:
+            super().load_append()
+        else:
+            self._ready.append(self.stack.pop())
+
+    def load_appends(self) -> None:
+        """Appends a run of items, likewise."""
+        if self._ready is None or len(self.metastack) != 1 or len(self.metastack[0]) != 1:
+            super().load_appends()
+        else:
+            self._ready.extend(self.pop_mark())
+
+    def load_get(self) -> None:
+        """Fetches what an earlier item had, unless it has been forgotten."""
+        super().load_get()
+        self._refuse_forgotten()
+
+    def load_binget(self) -> None:
+        """Likewise, by a short number."""
+        super().load_binget()
+        self._refuse_forgotten()
+
+    def load_long_binget(self) -> None:
+        """Likewise, by a long number."""
+        super().load_long_binget()
+        self._refuse_forgotten()
+
+    def _refuse_forgotten(self) -> None:
+        if self.stack[-1] is _FORGOTTEN:
+            raise _SharedArrayError
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_PythonUnpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+        pickle.GET[0]: load_get,
+        pickle.BINGET[0]: load_binget,
+        pickle.LONG_BINGET[0]: load_long_binget,
+    }
+
+
+_FORGOTTEN = _Call(lambda: None)
+"""Takes the place of a heavy object that an item already handed out had."""
+
+_HEAVY = 1 << 12
+"""Bytes or characters from which on an object is heavy."""
+
+
+def _heavy(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.nbytes >= _HEAVY
+    if isinstance(value, bytes | bytearray | str):
+        return len(value) >= _HEAVY
+    if isinstance(value, tuple):
+        return any(_heavy(item) for item in value)
+    return isinstance(value, list | dict)
+
+
+def _finish(value: Any, seen: set[int]) -> Any:
+    """Puts plain arrays and dtypes in the place of the stand-ins."""
+    if isinstance(value, _Array):
+        return value.view(np.ndarray)
+    if isinstance(value, _Dtype):
+        return value.dtype
+    if isinstance(value, tuple):
+        return tuple(_finish(item, seen) for item in value)
+    if isinstance(value, list | dict) and id(value) not in seen:
+        seen.add(id(value))
+        items = enumerate(value) if isinstance(value, list) else list(value.items())
+        for key, item in items:
+            if isinstance(item, list | dict | tuple | _Array | _Dtype):
+                value[key] = _finish(item, seen)
+    return value

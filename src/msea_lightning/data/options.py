@@ -1,0 +1,148 @@
+"""Options of a data set."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import option
+from msea_lightning.metrics.options import MetricKind
+
+
+class Reader(enum.Enum):
+    """Published file layouts, one reader each (DESIGN "Data")."""
+
+    mmsa = "mmsa"
+    """``{train, valid, test: {raw_text, audio, vision, ...}}`` (MOSEI, MOSI, SIMS, SIMS-V2)."""
+    dialogue = "dialogue"
+    """``<name>_{train,valid,test}.pkl``: lists of utterances (MELD, CHERMA, IEMOCAP)."""
+    cherma = "cherma"
+    """CHERMA as its authors publish it: split JSON beside folders of ``.npy`` files."""
+    table = "table"
+    """Your own: ``utterances.csv`` beside ``features.npz`` or folders of ``.npy`` files."""
+    demo = "demo"
+    """The built-in, generated corpus."""
+
+
+class Language(enum.Enum):
+    """Language of the wrapping strings and of generated task prompts."""
+
+    en = "en"
+    zh = "zh"
+
+
+class LabelKind(enum.Enum):
+    """What a label is."""
+
+    scale = "scale"
+    """A sentiment intensity (MSA)."""
+    emotions = "emotions"
+    """One of a fixed set of names (ERC)."""
+    infer = "infer"
+    """Decided from the labels found: all numbers make a scale, anything else an emotion set."""
+
+
+class Repair(enum.Enum):
+    """What to do with features that are NaN or infinite."""
+
+    refuse = "refuse"
+    zero = "zero"
+
+
+class DemoTask(enum.Enum):
+    """Variants of the built-in demo corpus."""
+
+    erc = "erc"
+    msa = "msa"
+
+
+class Split(enum.Enum):
+    """Parts of a data set."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+SPLITS: tuple[str, ...] = tuple(split.value for split in Split)
+
+
+@dataclass
+class LabelConfig:
+    """The label space of a data set."""
+
+    kind: LabelKind = option(LabelKind.infer, "what a label is")
+    low: float | None = option(None, "scale: lowest intensity; inferred where not given")
+    high: float | None = option(None, "scale: highest intensity; inferred where not given")
+    step: float | None = option(
+        None, "scale: distance of the intensities that can be written", above=0
+    )
+    names: list[str] = option([], "emotions: names in order; name i is written as the number i")
+
+    def check(self, where: str) -> None:
+        """Refuses a scale that is empty and a set with double or fewer than two names."""
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ConfigError(f"{where}.low={self.low} must be less than {where}.high={self.high}.")
+        doubles = sorted({name for name in self.names if self.names.count(name) > 1})
+        if doubles:
+            raise ConfigError(f"{where}.names lists {', '.join(doubles)} more than once.")
+        if self.kind is LabelKind.emotions and len(self.names) < 2:
+            raise ConfigError(
+                f"{where}.kind=emotions needs at least two names in {where}.names, "
+                f"got {self.names}; use {where}.kind=infer to take them from the data."
+            )
+        if self.kind is LabelKind.scale and (self.low is None or self.high is None):
+            raise ConfigError(
+                f"{where}.kind=scale needs {where}.low and {where}.high, got {self.low} and "
+                f"{self.high}; use {where}.kind=infer to take them from the data."
+            )
+
+
+@dataclass
+class DatasetConfig:
+    """One data set: where its files are, how they are laid out, what its labels mean."""
+
+    name: str = option("demo", "name in run folders and reports")
+    reader: Reader = option(Reader.demo, "published layout of the files")
+    path: str | None = option(None, "file or folder with the published files")
+    download: bool = option(False, "fetch the published files first where they are missing")
+    hub_id: str | None = option(None, "Hugging Face data set that publishes the files")
+    hub_file: str | None = option(None, "the one file of hub_id to read; else the whole folder")
+    source: str = option("", "where the files are published, for error messages")
+    cache: str | None = option(
+        None, "folder of downloads and stores; $MSEA_CACHE or ~/.cache/msea_lightning"
+    )
+    language: Language = option(Language.en, "language of the wrapping strings and prompts")
+    labels: LabelConfig = option(LabelConfig, "label space")
+    metrics: MetricKind = option(MetricKind.infer, "metric definitions")
+    text_tokens: int = option(64, "text is cut on the right to this many tokens", low=1)
+    audio_dim: int | None = option(None, "audio features per frame; taken from the files", low=1)
+    vision_dim: int | None = option(None, "vision features per frame; taken from the files", low=1)
+    expected_train: int | None = option(None, "utterances in train as published", low=0)
+    expected_valid: int | None = option(None, "utterances in valid as published", low=0)
+    expected_test: int | None = option(None, "utterances in test as published", low=0)
+    valid_fraction: float = option(
+        0.15, "part of train held out where there is no valid split", above=0, below=1
+    )
+    train_fraction: float = option(
+        1.0, "part of the training utterances to train on, stratified by label", above=0, high=1
+    )
+    standardize: bool = option(
+        False, "zero mean, unit variance per feature, fitted on the training part"
+    )
+    repair: Repair = option(Repair.refuse, "features that are NaN or infinite")
+    demo_task: DemoTask = option(DemoTask.erc, "variant of the demo corpus")
+    demo_utterances: int = option(
+        1200, "utterances of the demo corpus, all splits together", low=60
+    )
+    demo_seed: int = option(0, "seed of the demo corpus (not of the run)", low=0)
+    workers: int = option(0, "processes that read ahead", low=0)
+
+    def check(self, where: str) -> None:
+        """Refuses a data set without files or without a source for them."""
+        if self.reader is not Reader.demo and self.download and self.hub_id is None:
+            raise ConfigError(
+                f"{where}.download=true, but {self.name} is not published on the Hugging Face "
+                f"Hub: get it from {self.source or 'its authors'} and give {where}.path."
+            )

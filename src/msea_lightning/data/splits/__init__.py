@@ -1,0 +1,1 @@
+"""Held-out parts and training fractions."""

@@ -1,0 +1,80 @@
+"""Options of what the language model reads and how its answers are picked."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import option
+
+
+class SegmentKind(enum.Enum):
+    """Kinds of segments in a sequence layout (see :class:`SegmentConfig`)."""
+
+    token = "token"
+    bos = "bos"
+    literal = "literal"
+    pseudo = "pseudo"
+    text = "text"
+    prompt = "prompt"
+
+
+class Decode(enum.Enum):
+    """How an answer is picked from the legal ones."""
+
+    greedy = "greedy"
+    median = "median"
+    mean = "mean"
+
+
+@dataclass
+class SegmentConfig:
+    """One segment of the sequence that the backbone reads.
+
+    ``token`` is one special token; ``bos`` the way in which the tokenizer itself begins a text (the
+    special tokens that it puts in front, else its beginning token, else nothing); ``literal`` is
+    ordinary text, tokenised by itself without special tokens; ``pseudo`` the pseudo tokens;
+    ``text`` the utterance; ``prompt`` the task prompt. The label follows the last segment.
+    """
+
+    kind: SegmentKind = option(SegmentKind.literal, "kind of segment")
+    token: str = option("", "token: the special token's name, such as <s>")
+    en: str = option("", "literal: the string in English data sets")
+    zh: str = option("", "literal: the string in Chinese data sets")
+
+    def check(self, where: str) -> None:
+        """Refuses a segment whose string is missing."""
+        if self.kind is SegmentKind.token and not self.token:
+            raise ConfigError(f"{where}: a segment of kind 'token' names its token.")
+        if self.kind is SegmentKind.literal and not (self.en and self.zh):
+            raise ConfigError(f"{where}: a segment of kind 'literal' has both 'en' and 'zh'.")
+
+
+@dataclass
+class TextConfig:
+    """Treatment of the utterance's text; the defaults are right, the rest is for comparison."""
+
+    pad_to: int | None = option(
+        None, "pad every text on the left to this many tokens, as the original does", low=1
+    )
+    attend_padding: bool = option(
+        False, "attend to padding and average it into the text mean, as the original does"
+    )
+
+    def check(self, where: str) -> None:
+        """Refuses attention to padding that is not there."""
+        if self.attend_padding and self.pad_to is None:
+            raise ConfigError(
+                f"{where}.attend_padding=true needs {where}.pad_to, the length that texts are "
+                "padded to."
+            )
+
+
+@dataclass
+class PromptConfig:
+    """The task prompt."""
+
+    task: str | None = option(
+        None, "the prompt itself; made from the label space and language where not given"
+    )

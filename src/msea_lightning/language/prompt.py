@@ -1,0 +1,344 @@
+"""The sequence that the backbone reads: layout and task prompt as data, text <-> token ids.
+
+A layout is an ordered list of segments (``conf/backbone/*.yaml``): special tokens, wrapping
+strings, the pseudo tokens P, the text T, the task prompt; the label follows. For LLaMA it is
+``<s> <s> "<Multimodal>" P T "</Multimodal>" prompt``. Every quoted piece is tokenised by itself,
+as the original does, because a tokenizer treats the start of a string specially.
+
+Shape legend: B utterances, S tokens of the longest sequence, T of the longest text, n pseudo
+tokens, L label tokens of the longest label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import Language
+from msea_lightning.language.options import SegmentConfig, SegmentKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptError(UserError):
+    """A layout that the tokenizer cannot write."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
+    """Token ids of one piece of a sequence, without special tokens."""
+    ids: list[int] = tokenizer(string, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[list[int]]:
+    """Token ids of many strings, each by itself, without special tokens."""
+    ids: list[list[int]] = tokenizer(list(strings), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The string that token ids stand for, to the letter."""
+    # Tidying would take the space out of " ." and make a sound tokenizer look like a bad one.
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The way in which a tokenizer begins a text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The special tokens that it puts in front of a text of its own accord (``[gMASK] <sop>`` of
+        GLM-4; what it puts behind the text does not count); else its beginning token, where it
+        has one but leaves it to others to write (GPT-2); else nothing (Qwen2.5).
+    """
+    text = "a"
+    whole, plain = tokenizer(text)["input_ids"], encode(tokenizer, text)
+    for front in range(1, len(whole) - len(plain) + 1):
+        if whole[front : front + len(plain)] == plain:
+            return list(whole[:front])
+    bos = tokenizer.bos_token_id
+    return [] if bos is None else [int(bos)]
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Tokenised texts of a batch.
+
+    Attributes:
+        ids: (B, T) token ids, padded on the left.
+        mask: (B, T) bool, which of them the model reads and the adapter averages. With
+            ``attend_padding`` that includes the padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Sequences of a batch, padded on the left to the longest.
+
+    What says where something is stays on the CPU, so that looking it up waits for no device.
+
+    Attributes:
+        ids: (B, S) token ids; the pad id where a pseudo token goes.
+        mask: (B, S) bool, False at padding.
+        positions: (B, S) positions counted from each sequence's first real token.
+        pseudo: (B, S) bool on the CPU, where the pseudo tokens go; n in every row, one after the
+            other.
+        text: (B, S) bool on the CPU, where the text is; as many in a row as its ``Texts.mask`` has.
+        targets: (B, L) on the CPU, label token ids that the last L positions predict, aligned
+            right, -100 where a label is shorter; None without labels.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    pseudo: Tensor
+    text: Tensor
+    targets: Tensor | None
+
+    def to(self, device: torch.device) -> Sequences:
+        """The sequences with ids, mask and positions on another device."""
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+        )
+
+
+class Prompt:
+    """Turns texts and labels into sequences of token ids.
+
+    Args:
+        layout: Segments in order, the task prompt last.
+        tokenizer: The backbone's tokenizer.
+        language: Chooses the wrapping strings.
+        task: The task prompt.
+        pseudo_tokens: Number of pseudo tokens n; 0 where the adapter makes none.
+        text_tokens: Texts are cut on the right to this many tokens.
+        pad_id: Id that pads texts and sequences.
+        pad_to: Every text takes this many places of the sequence, as in the original; without
+            ``attend_padding`` the filled places are masked and change nothing but the shapes.
+        attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
+
+    Raises:
+        PromptError: if a special token of the layout is unknown to the tokenizer, or a string
+            does not survive tokenising.
+    """
+
+    def __init__(
+        self,
+        layout: Sequence[SegmentConfig],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        language: Language,
+        task: str,
+        pseudo_tokens: int,
+        text_tokens: int,
+        pad_id: int,
+        pad_to: int | None = None,
+        attend_padding: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.language = language
+        self.task = task
+        self.pseudo_tokens = pseudo_tokens
+        self.text_tokens = text_tokens
+        self.pad_id = pad_id
+        self.pad_to = pad_to
+        self.attend_padding = attend_padding
+        self._layout = list(layout)
+        self._segments: list[list[int] | SegmentKind] = [
+            self._fixed_ids(segment) for segment in layout
+        ]
+
+    @property
+    def opening(self) -> list[int]:
+        """Token ids that all sequences begin with, whatever is said."""
+        ids: list[int] = []
+        for segment in self._segments:
+            if not isinstance(segment, list):
+                break
+            ids += segment
+        return ids
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a sequence has without its label."""
+        fixed = sum(len(segment) for segment in self._segments if isinstance(segment, list))
+        return fixed + self.pseudo_tokens + (self.pad_to or self.text_tokens)
+
+    def encode(self, string: str) -> list[int]:
+        """Token ids of one piece of a sequence, without special tokens."""
+        return encode(self.tokenizer, string)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The string that token ids stand for, to the letter."""
+        return decode(self.tokenizer, ids)
+
+    def describe(self, answer: str) -> str:
+        """The whole sequence on one line, as the tokenizer writes it.
+
+        Special tokens stand bare, strings in quotes, ``P*4`` is four pseudo tokens; such as
+        ``<s> "<Multimodal>" P*4 text "</Multimodal>" "The emotion is" label ("0" as ▁ 0)``.
+
+        Args:
+            answer: A label's answer string, as an example.
+        """
+        parts: list[str] = []
+        for segment, ids in zip(self._layout, self._segments, strict=True):
+            if ids is SegmentKind.pseudo:
+                parts += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
+            elif ids is SegmentKind.text:
+                parts.append("text")
+            elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
+                parts.append(json.dumps(self._string(segment), ensure_ascii=False))
+            else:
+                assert isinstance(ids, list)
+                parts += self._tokens(ids)
+        written = " ".join(self._tokens(self.encode(answer)))
+        return f'{" ".join(parts)} label ("{answer}" as {written})'
+
+    def encode_texts(self, texts: Sequence[str]) -> Texts:
+        """Tokenises B texts, cuts them on the right and pads them on the left.
+
+        Args:
+            texts: B texts.
+        """
+        return self.pad_texts(encode_all(self.tokenizer, texts))
+
+    def pad_texts(self, encoded: Sequence[Sequence[int] | NDArray[np.int32]]) -> Texts:
+        """Cuts B tokenised texts on the right and pads them on the left.
+
+        Args:
+            encoded: B lists of token ids.
+        """
+        limit = self.text_tokens if self.pad_to is None else min(self.text_tokens, self.pad_to)
+        rows = [ids[:limit] for ids in encoded]
+        width = self.pad_to or max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        mask = np.full((len(rows), width), self.attend_padding, dtype=np.bool_)
+        for row, row_ids in enumerate(rows):
+            if len(row_ids):
+                ids[row, -len(row_ids) :] = row_ids
+                mask[row, -len(row_ids) :] = True
+        return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
+
+    def assemble(
+        self,
+        texts: Texts | None,
+        count: int,
+        labels: Sequence[Sequence[int]] | None = None,
+        *,
+        after: int = 0,
+    ) -> Sequences:
+        """Lays out the sequences of a batch.
+
+        Args:
+            texts: Tokenised texts; None where the model reads no text (w/o T).
+            count: B, the number of utterances.
+            labels: Token ids of the B labels, in training. The last token of each is only
+                predicted, never read.
+            after: So many tokens of the opening have been read already and are left out; positions
+                go on from there.
+        """
+        rows: list[list[int]] = []
+        kinds: list[list[int]] = []
+        for row in range(count):
+            ids: list[int] = []
+            kind: list[int] = []
+            for segment in self._segments:
+                if segment is SegmentKind.pseudo:
+                    ids += [self.pad_id] * self.pseudo_tokens
+                    kind += [_PSEUDO] * self.pseudo_tokens
+                elif segment is SegmentKind.text:
+                    if texts is not None:
+                        text_ids, text_kind = self._text_places(texts, row)
+                        ids += text_ids
+                        kind += text_kind
+                else:
+                    assert isinstance(segment, list)
+                    ids += segment
+                    kind += [_FIXED] * len(segment)
+            if labels is not None:
+                ids += labels[row][:-1]
+                kind += [_FIXED] * (len(labels[row]) - 1)
+            rows.append(ids[after:])
+            kinds.append(kind[after:])
+        width = max(map(len, rows))
+        all_ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
+        all_kinds = torch.tensor([[_PADDING] * (width - len(row)) + row for row in kinds])
+        mask = all_kinds != _PADDING
+        return Sequences(
+            ids=all_ids,
+            mask=mask,
+            positions=(mask.long().cumsum(-1) - 1).clamp(min=0) + after,
+            pseudo=all_kinds == _PSEUDO,
+            text=all_kinds == _TEXT,
+            targets=None if labels is None else _right_aligned(labels),
+        )
+
+    def _text_places(self, texts: Texts, row: int) -> tuple[list[int], list[int]]:
+        """Ids and kinds of one text: all of its places with ``pad_to``, else the real ones."""
+        ids, mask = texts.ids[row], texts.mask[row]
+        if self.pad_to is None:
+            return ids[mask].tolist(), [_TEXT] * int(mask.sum())
+        return ids.tolist(), [_TEXT if real else _PADDING for real in mask.tolist()]
+
+    def _fixed_ids(self, segment: SegmentConfig) -> list[int] | SegmentKind:
+        if segment.kind in (SegmentKind.pseudo, SegmentKind.text):
+            return segment.kind
+        if segment.kind is SegmentKind.bos:
+            return beginning(self.tokenizer)
+        if segment.kind is SegmentKind.token:
+            token_id = self.tokenizer.convert_tokens_to_ids(segment.token)
+            is_unk = token_id == self.tokenizer.unk_token_id
+            if token_id is None or (is_unk and segment.token != self.tokenizer.unk_token):
+                raise PromptError(
+                    f"The layout names the special token {segment.token!r}, which the tokenizer "
+                    "does not have; mend backbone.layout or give the backbone's own "
+                    "backbone.tokenizer."
+                )
+            assert isinstance(token_id, int)
+            return [token_id]
+        string = self._string(segment)
+        ids = self.encode(string)
+        written = self.decode(ids)
+        # Pieces may begin with a space of the tokenizer's own, as those of LLaMA do.
+        if written.strip() != string.strip():
+            raise PromptError(
+                f"The tokenizer does not keep the string {string!r}: it reads back as "
+                f"{written!r}. Give the backbone's own tokenizer with backbone.tokenizer, or "
+                f"change {'prompt.task' if segment.kind is SegmentKind.prompt else 'the layout'}."
+            )
+        return ids
+
+    def _string(self, segment: SegmentConfig) -> str:
+        """The string of a literal or of the task prompt."""
+        if segment.kind is SegmentKind.prompt:
+            return self.task
+        return segment.en if self.language is Language.en else segment.zh
+
+    def _tokens(self, ids: list[int]) -> list[str]:
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+
+
+_PADDING, _FIXED, _PSEUDO, _TEXT = range(4)
+
+
+def _right_aligned(labels: Sequence[Sequence[int]]) -> Tensor:
+    longest = max(map(len, labels))
+    return torch.tensor([[-100] * (longest - len(label)) + list(label) for label in labels])

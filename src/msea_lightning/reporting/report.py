@@ -1,0 +1,81 @@
+"""Tables, statistics and charts from run folders.
+
+:func:`write_report` is the one entrance: :mod:`~msea_lightning.reporting.folders` reads,
+:mod:`~msea_lightning.reporting.grouping` forms cells, :mod:`~msea_lightning.reporting.statistics`
+summarises them, and :mod:`~msea_lightning.reporting.tables`,
+:mod:`~msea_lightning.reporting.charts` and :mod:`~msea_lightning.reporting.page` show them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from msea_lightning.reporting.folders import ReportError, read_folder
+from msea_lightning.reporting.grouping import Cell, group
+from msea_lightning.reporting.page import Counts, count, problems_table, write_page
+from msea_lightning.reporting.tables import (
+    as_latex,
+    as_markdown,
+    paper_layouts,
+    results_csv,
+    significance_tables,
+)
+from msea_lightning.runs.folder import write_atomically
+
+__all__ = ["Report", "ReportError", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes:
+        page: ``report.html``.
+        results: ``results.csv``, ``results.md`` and ``results.tex``.
+        cells: All cells, in the order of the tables.
+        counts: What there is, in numbers.
+        problems: Number of files that are missing, broken or at odds with each other.
+    """
+
+    page: Path
+    results: tuple[Path, ...]
+    cells: list[Cell]
+    counts: Counts
+    problems: int
+
+
+def write_report(runs: Path, out: Path | None = None) -> Report:
+    """Writes ``report.html`` and ``results.csv``, ``.md`` and ``.tex`` from all run folders.
+
+    ``results.*`` are the same byte for byte for the same results, whatever the folders are called.
+
+    Args:
+        runs: A folder with run folders anywhere beneath it.
+        out: Where to write; ``runs`` itself where not given. It is made where it is missing.
+
+    Raises:
+        ReportError: if there is no such folder, no run folder in it, or ``out`` cannot be written.
+    """
+    folder = read_folder(runs)
+    grouped = group(folder)
+    layouts = paper_layouts(grouped)
+    shown = [*layouts, *significance_tables(grouped)]
+    problems = problems_table(folder, grouped)
+    place = runs if out is None else out
+    texts = {
+        "report.html": write_page(grouped, layouts, problems),
+        "results.csv": results_csv(grouped, layouts),
+        "results.md": as_markdown(shown),
+        "results.tex": as_latex(shown),
+    }
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_atomically(place / name, text)
+    except OSError as error:
+        raise ReportError(
+            f"the report cannot be written into {place}: {error}. Give another folder with out=."
+        ) from error
+    paths = [place / name for name in texts]
+    return Report(paths[0], tuple(paths[1:]), grouped.cells, count(grouped), len(problems.rows))

@@ -1,0 +1,376 @@
+"""Weights & Biases: one run of theirs for each of ours, and never a reason to stop or wait.
+
+What a W&B run holds, and how to make a table of many, is in ``docs/wandb.md``. Everything is
+recorded without a network as well, and uploaded later by ``wandb sync``. Whatever W&B cannot do is
+said in a warning; training goes on, and the run folder has all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import netrc
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.language.labels import EmotionSet, LabelSpace, SentimentScale
+from msea_lightning.metrics import METRICS
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.reporting.options import WandbMode
+from msea_lightning.runs.folder import write_atomically
+
+if TYPE_CHECKING:
+    from msea_lightning.runs.folder import RunFolder
+    from msea_lightning.training.task import AdapterTask, Prediction
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 30
+"""Seconds to wait for the W&B server before a run goes on offline."""
+
+_UPLOAD = 300
+"""Seconds to wait at the end of an online run for what is still to be uploaded."""
+
+_ID_FILE = "wandb_id.txt"
+"""File in the run folder with the W&B run's id, by which a resumed run continues it."""
+
+_TAG_LENGTH = 64
+_NAME_LENGTH = 128
+
+
+class TrainingLogger(WandbLogger):
+    """Sends W&B what happens in training, and nothing of the evaluations that come after it.
+
+    Those belong to the best epoch, not to the last step; :func:`log_results` puts them into the
+    summary. A metric that W&B does not take ends the recording with a warning, not the training.
+    """
+
+    def __init__(self, experiment: Any) -> None:
+        super().__init__(experiment=experiment)
+        self._recording = True
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a row to the history.
+
+        Args:
+            metrics: Name to value.
+            step: Optimizer steps so far.
+        """
+        if not self._recording:
+            return
+        self._recording = False
+        with _or_say(f"the history from step {step} on"):
+            # W&B's own step is the optimizer's too: what a resumed run repeats it passes over.
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+            self._recording = True
+
+    def finalize(self, status: str) -> None:
+        """Ends the history; Lightning calls this at the end of training, before it evaluates.
+
+        Args:
+            status: How training ended.
+        """
+        self._recording = False
+
+
+@contextmanager
+def wandb_loggers(config: TrainConfig, run: RunFolder, *, trainable: int) -> Iterator[list[Logger]]:
+    """The W&B logger of a run, with its files in the run folder; none where W&B cannot start.
+
+    Without an account, or where the server does not answer, the run is recorded offline. The W&B
+    run ends with the block: as failed where an exception leaves it. A run that is resumed goes on
+    in the W&B run that it began, whose id is in ``wandb_id.txt``.
+
+    Args:
+        config: All options of the run; logged completely.
+        run: The run folder.
+        trainable: Number of trainable parameters.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # The first process of a DDP run records; the others' logger writes nothing.
+        yield [TrainingLogger(None)]
+        return
+    experiment = _start(config, run, trainable)
+    if experiment is None:
+        yield []
+        return
+    failed = True
+    try:
+        yield [TrainingLogger(experiment)]
+        failed = False
+    finally:
+        with _or_say(
+            "what was not uploaded by the end (`wandb sync --include-online` uploads it later)"
+        ):
+            experiment.finish(exit_code=int(failed))
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    config: TrainConfig,
+    run: RunFolder,
+    task: AdapterTask,
+    *,
+    results: Mapping[str, Mapping[str, float]],
+    predictions: Sequence[Prediction],
+    best_epoch: int,
+) -> None:
+    """Logs what a finished run has: summary, predictions, confusion matrix and plugin.
+
+    Summary keys are ``<split>/<title>`` with the titles of :data:`METRICS` (``test/Acc-2``,
+    ``valid/MAE``), values as the paper's tables have them: shares in percent, MAE and Corr as they
+    are. An undefined metric is left out. What cannot be logged is said in a warning.
+
+    Args:
+        loggers: The trainer's loggers; those of :func:`wandb_loggers` are used.
+        config: All options of the run.
+        run: The run folder, complete.
+        task: The task with the weights of the best epoch.
+        results: Split to metric name to value.
+        predictions: All predictions on the test split, in its order.
+        best_epoch: The epoch that validation chose, counted from 0.
+    """
+    for logger in loggers:
+        if not isinstance(logger, TrainingLogger):
+            continue
+        experiment = logger.experiment
+        with _or_say("the summary"):
+            experiment.summary.update({**paper_metrics(results), "best_epoch": best_epoch})
+        with _or_say("the predictions"), _staged_in(run):
+            experiment.log({"test/predictions": _table(predictions)})
+        with _or_say("the confusion matrix"), _staged_in(run):
+            chart = _confusion_matrix(task.score.kind, task.tree.space, predictions)
+            experiment.log({"test/confusion_matrix": chart})
+        with _or_say("the plugin"):
+            experiment.log_artifact(_artifact(config, run))
+
+
+def paper_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics as the paper's tables name and write them, without rounding.
+
+    Args:
+        results: Split to metric name to value, shares between 0 and 1.
+
+    Returns:
+        ``<split>/<title>`` to value: percent where :class:`MetricInfo` says so. Without what is
+        undefined (NaN) and what is no metric of the tables (``zero_share``).
+    """
+    return {
+        f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
+        for split, values in results.items()
+        for name, value in values.items()
+        if name in METRICS and not math.isnan(value)
+    }
+
+
+def confusion_classes(
+    kind: MetricKind, space: LabelSpace, labels: Sequence[float] | Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """The classes between which a confusion matrix counts, and the class of each label.
+
+    Emotions are classes already. Intensities are put into the classes of a metric: the seven of
+    Acc-7 with the metrics of CMU-MOSEI, the two of Acc-2 with those of CH-SIMS v2.0 (see
+    :func:`msea_lightning.metrics.mosei_scores`, :func:`~msea_lightning.metrics.simsv2_scores`). On
+    any other scale, for which no metric has classes, they are five equal parts of the scale.
+
+    Args:
+        kind: The metrics of the data set.
+        space: Its label space.
+        labels: N labels, true or predicted ones.
+
+    Returns:
+        The names of the C classes in ascending order, and (N,) numbers of classes.
+    """
+    if isinstance(space, EmotionSet):
+        return space.names, np.array([space.target(label) for label in labels], dtype=np.int64)
+    assert isinstance(space, SentimentScale)
+    values = np.array(labels, dtype=np.float32)
+    if kind is MetricKind.mosei:
+        bins = np.rint(np.clip(values, -3, 3)).astype(np.int64)
+        return [str(number) for number in range(-3, 4)], bins + 3
+    if kind is MetricKind.simsv2:
+        return ["not positive", "positive"], (values > 0).astype(np.int64)
+    edges = np.linspace(space.low, space.high, 6)
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return names, np.searchsorted(edges[1:-1].astype(np.float32), values, side="right")
+
+
+def _start(config: TrainConfig, run: RunFolder, trainable: int) -> Any:
+    """A W&B run, offline where it has to be; None where there can be none at all."""
+    mode = _mode(config.logger.wandb_mode)
+    if mode == "disabled":
+        _log.info("W&B is disabled (WANDB_MODE): nothing is recorded")
+        return None
+    if mode == "online":
+        try:
+            return _init(config, run, trainable, mode)
+        except Exception as error:  # whatever it is, it does not stop the training
+            _log.warning("W&B does not answer (%s): this run is recorded offline", _one_line(error))
+            with _or_say("the attempt"):
+                wandb.teardown()  # or its service holds the run's id
+    experiment = None
+    with _or_say("this run"):
+        experiment = _init(config, run, trainable, "offline")
+        _log.info("W&B is offline: upload later with `wandb sync %s`", experiment.settings.sync_dir)
+    return experiment
+
+
+def _init(config: TrainConfig, run: RunFolder, trainable: int, mode: str) -> Any:
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    experiment = wandb.init(
+        mode=mode,  # type: ignore[arg-type]
+        project=config.logger.wandb_project,
+        entity=config.logger.wandb_entity,
+        group=config.logger.wandb_group or _group(config),
+        job_type=config.ablation.name,
+        name=_name(config),
+        tags=_tags(config),
+        config={**plain, "trainable_parameters": trainable},
+        id=_run_id(run),
+        resume="allow",
+        dir=str(run.path),
+        settings=wandb.Settings(
+            init_timeout=_PATIENCE,
+            finish_timeout=_UPLOAD,
+            finish_timeout_raises=True,
+            silent=True,
+        ),
+        reinit="finish_previous",
+    )
+    # The summary is that of the best epoch, so the last value of each curve has no place in it.
+    experiment.define_metric("trainer/global_step", summary="none")
+    for curves in ("train/*", "valid/*"):
+        experiment.define_metric(curves, step_metric="trainer/global_step", summary="none")
+    return experiment
+
+
+def _cell(config: TrainConfig) -> tuple[str, str]:
+    """Data set, and what was trained on how much of it: the two parts of a cell's name."""
+    fraction = config.dataset.train_fraction
+    part = "" if fraction == 1 else f"-train-{fraction:g}"
+    return config.dataset.name, f"{config.adapter.name}-{config.backbone.name}{part}"
+
+
+def _group(config: TrainConfig) -> str:
+    return "/".join([*([config.experiment] if config.experiment else []), *_cell(config)])
+
+
+def _name(config: TrainConfig) -> str:
+    ablation = [] if config.ablation.name == "none" else [config.ablation.name]
+    return "-".join([*_cell(config), *ablation, f"seed-{config.seed}"])
+
+
+def _tags(config: TrainConfig) -> list[str]:
+    """What one may want to see together across groups; W&B refuses longer ones."""
+    names = [
+        config.dataset.name,
+        config.adapter.name,
+        config.backbone.name,
+        config.ablation.name if config.ablation.name != "none" else None,
+        config.experiment,
+    ]
+    return list(dict.fromkeys(name[:_TAG_LENGTH] for name in names if name))
+
+
+def _run_id(run: RunFolder) -> str:
+    """The id of the run's W&B run, made once: its folder's name, and what no other run has."""
+    file = run.path / _ID_FILE
+    if not file.exists():
+        place = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(run.path.resolve().parts[-2:]))
+        write_atomically(file, f"{place[-64:]}-{secrets.token_hex(4)}\n")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _table(predictions: Sequence[Prediction]) -> wandb.Table:
+    """The rows of ``predictions.csv``."""
+    return wandb.Table(
+        columns=["id", "text", "label", "prediction", "probability"],
+        data=[
+            [item.id, item.text, item.label, item.prediction, item.probability]
+            for item in predictions
+        ],
+    )
+
+
+def _confusion_matrix(
+    kind: MetricKind, space: LabelSpace, predictions: Sequence[Prediction]
+) -> Any:
+    names, true = confusion_classes(kind, space, [item.label for item in predictions])  # type: ignore[arg-type]
+    _, predicted = confusion_classes(kind, space, [item.prediction for item in predictions])  # type: ignore[arg-type]
+    return wandb.plot.confusion_matrix(
+        y_true=true.tolist(),
+        preds=predicted.tolist(),
+        class_names=names,
+        title="test: true class, predicted class",
+    )
+
+
+def _artifact(config: TrainConfig, run: RunFolder) -> wandb.Artifact:
+    """The plugin folder; nothing of the backbone is in it."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", _name(config))[-_NAME_LENGTH:]
+    facts = json.loads((run.plugin / "plugin.json").read_text(encoding="utf-8"))
+    artifact = wandb.Artifact(name, type="model", metadata=facts)
+    # The folder is complete and stays, so W&B reads it where it is instead of a copy of its own.
+    for file in sorted(run.plugin.resolve().iterdir()):
+        artifact.add_file(str(file), policy="immutable")
+    return artifact
+
+
+@contextmanager
+def _staged_in(run: RunFolder) -> Iterator[None]:
+    """Keeps the files of tables in the run folder until they are uploaded.
+
+    W&B copies them to where ``WANDB_DATA_DIR`` says, else below the home folder, which on a
+    cluster may be full, or another one when ``wandb sync`` looks for them.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str((run.path / "wandb").resolve())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+@contextmanager
+def _or_say(what: str) -> Iterator[None]:
+    """Turns whatever W&B throws into a warning that says what was not logged."""
+    try:
+        yield
+    except Exception as error:  # of any class: its service process may be gone, a disk full
+        _log.warning("W&B: could not log %s (%s); the run folder has it", what, _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _mode(wanted: WandbMode) -> str:
+    if wanted is not WandbMode.auto:
+        return str(wanted.value)
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+
+
+def _has_login() -> bool:
+    """Whether ``wandb login`` has left a key in the netrc file."""
+    try:
+        entries = netrc.netrc()
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in entries.hosts)

@@ -1,0 +1,109 @@
+"""What happens at the end of every epoch: history, a line for the reader, and whole checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from msea_lightning.metrics import MetricInfo
+from msea_lightning.runs.folder import write_csv
+from msea_lightning.training.task import AdapterTask
+
+_log = logging.getLogger(__name__)
+
+
+class EpochHistory(Callback):
+    """Writes ``history.csv``, one row an epoch, and a line to the log.
+
+    Rows travel in the checkpoint, so that a resumed run continues where its checkpoint stands, not
+    where the interrupted process happened to be.
+
+    Args:
+        path: The file.
+        selection: The metric that chooses the best epoch.
+    """
+
+    def __init__(self, path: Path, selection: MetricInfo) -> None:
+        self._path = path
+        self._selection = selection
+        self._rows: list[dict[str, Any]] = []
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the rows of the checkpoint."""
+        self._rows = list(state_dict["rows"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds a row; validation of the epoch has run by now."""
+        assert isinstance(pl_module, AdapterTask)
+        valid = {f"valid/{name}": value for name, value in pl_module.metrics().items()}
+        watched = f"valid/{self._selection.name}"
+        best = all(
+            self._selection.better(valid[watched], row[watched]) for row in self._rows
+        ) and not math.isnan(valid[watched])
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "train/loss": float(trainer.callback_metrics["train/loss_epoch"]),
+            **valid,
+        }
+        self._rows.append(row)
+        if trainer.is_global_zero:
+            write_csv(self._path, row, self._rows)
+            _log.info(
+                "epoch %d: train loss %.4f, valid %s %s%s (%.1f s)",
+                row["epoch"],
+                row["train/loss"],
+                self._selection.title,
+                self._selection.format(valid[watched]),
+                ", the best so far" if best else "",
+                row["seconds"],
+            )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and moves them there when they are complete.
+
+    Lightning's own writes into the folder of temporary files, which is often another file system:
+    then the last step is a copy, and a process that is killed meanwhile leaves half a checkpoint,
+    which nothing can be resumed from.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Saves a checkpoint so that the file is either the one before or the new one, whole.
+
+        Args:
+            checkpoint: What to save.
+            path: A local file.
+            storage_options: Of no use here; must be None.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options} mean nothing for a local file")
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(place)

@@ -1,0 +1,48 @@
+"""Options of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msea_lightning.backbone.options import Accelerator
+from msea_lightning.config.options import option
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation (paper, Tables 7-9)."""
+
+    batch_size: int = option(16, "utterances per optimizer step, all devices together", low=1)
+    eval_batch_size: int | None = option(
+        None,
+        "utterances per evaluation batch and device; null: 32 on a CPU, on a GPU as many as take "
+        "no more memory than a training step, at most 256",
+        low=1,
+    )
+    learning_rate: float = option(5e-4, "peak learning rate of AdamW", above=0)
+    weight_decay: float = option(0.01, "weight decay of AdamW", low=0)
+    eps: float = option(1e-4, "epsilon of AdamW", above=0)
+    warmup_fraction: float = option(0.1, "part of the schedule with a rising rate", low=0, below=1)
+    schedule_epochs: int = option(
+        30, "length of the cosine schedule and most epochs of a run", low=1
+    )
+    patience: int = option(10, "epochs without a better validation metric before a stop", low=1)
+    gradient_clip: float | None = option(None, "largest gradient norm; none clips nothing", above=0)
+
+
+@dataclass
+class TrainerConfig:
+    """Hardware and progress."""
+
+    accelerator: Accelerator = option(Accelerator.auto, "hardware")
+    devices: int = option(1, "number of devices; more than one trains with DDP", low=1)
+    accumulate: int = option(
+        1,
+        "parts in which a device takes its share of a batch, one after another: less memory, the "
+        "same results",
+        low=1,
+    )
+    threads: int | None = option(
+        None, "CPU threads of this process; null leaves the default", low=1
+    )
+    progress_bar: bool = option(True, "show progress")

@@ -1,0 +1,66 @@
+"""Sizes without a run: what Table 1 of the paper counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.cost.sizes import measure_size
+from msea_lightning.paper import paper_table
+
+Options = Callable[..., TrainConfig]
+
+
+def size(options: Options, *words: str) -> dict[str, int]:
+    run = measure_size(options(*words, "size_only=true"))
+    assert not run.last.exists()
+    measured: dict[str, int] = json.loads(run.metrics.read_text())["size"]
+    memory = json.loads(run.memory.read_text())
+    assert measured["trainable_parameters"] == memory["trainable_parameters"]
+    assert measured["memory_bytes"] == memory["total"]
+    return measured
+
+
+def paper(model: str, dataset: str) -> float:
+    (row,) = (row for row in paper_table("trainable_parameters") if row["model"] == model)
+    return float(row[dataset])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "model", "frozen"),
+    [("qwen", "MSE-Qwen-1.8B", 1_836_828_672), ("chatglm3", "MSE-ChatGLM3-6B", 6_243_584_000)],
+)
+def test_a_cell_of_the_paper_is_measured_as_it_is_published(
+    options: Options, backbone: str, model: str, frozen: int
+) -> None:
+    measured = size(options, "dataset=mosei", f"backbone={backbone}")
+    assert round(measured["trainable_parameters"] / 1e6, 2) == paper(model, "mosei")
+    assert measured["backbone_parameters"] == frozen
+    assert measured["memory_bytes"] > 2 * frozen
+
+
+@pytest.mark.parametrize(
+    ("adapter", "parameters", "model"),
+    [("mag", 34_471_936, "MAG-ChatGLM3-6B"), ("chfn", 50_786_304, "CHFN-ChatGLM3-6B")],
+)
+def test_other_adapters_have_the_size_of_table_5(
+    options: Options, adapter: str, parameters: int, model: str
+) -> None:
+    measured = size(options, "dataset=mosei", "backbone=chatglm3", f"adapter={adapter}")
+    assert measured["trainable_parameters"] == parameters
+    assert round(parameters / 1e6, 2) == paper(model, "mosei")
+
+
+def test_any_other_pair_is_measured_on_its_files(options: Options) -> None:
+    measured = size(options)
+    assert (measured["trainable_parameters"], measured["backbone_parameters"]) == (164_884, 883_392)
+
+
+def test_a_finished_measurement_is_left_alone(options: Options) -> None:
+    first = measure_size(options("size_only=true", "ckpt=auto"))
+    when = first.metrics.stat().st_mtime_ns
+    second = measure_size(options("size_only=true", "ckpt=auto"))
+    assert (second.path, second.metrics.stat().st_mtime_ns) == (first.path, when)

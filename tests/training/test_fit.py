@@ -1,0 +1,379 @@
+"""Whole runs: run folders, resuming, evaluation, devices."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msea_lightning.config.roots import EvaluateConfig, TrainConfig
+from msea_lightning.data.module import build_datamodule
+from msea_lightning.data.options import Split
+from msea_lightning.data.sampler import SamplerError
+from msea_lightning.data.utterance import Batch
+from msea_lightning.evaluate import evaluate
+from msea_lightning.language.labels import AnswerTree
+from msea_lightning.language.options import Decode
+from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.runs.folder import RunError, RunFolder
+from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
+from msea_lightning.training.fit import fit
+from msea_lightning.training.task import AdapterTask, TaskError
+
+Options = Callable[..., TrainConfig]
+
+
+class Interrupted(Exception):
+    """What ends a run from outside."""
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run.last, weights_only=True)["state_dict"]
+    return state
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def test_run_folder_holds_everything(options: Options) -> None:
+    config = options("seed=7")
+    run = fit(config)
+    parts = run.path.relative_to(config.runs).parts
+    assert parts[:2] == ("demo", "mse-tiny")
+    assert parts[3] == "seed-7"
+    metrics = json.loads(run.metrics.read_text())
+    assert set(metrics) == {"test", "valid"}
+    assert set(metrics["test"]) == {"acc", "wf1"}
+    with run.predictions.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "text", "label", "prediction", "probability"]
+    share = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert share == pytest.approx(metrics["test"]["acc"], abs=1e-12)
+    with run.history.open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert run.load_config() == config
+    environment = json.loads((run.path / "env.json").read_text())
+    assert environment["packages"]["torch"] == metadata.version("torch")
+    assert "epoch 1" in (run.path / "train.log").read_text()
+
+
+def test_checkpoint_and_plugin_hold_adapter_tensors_only(options: Options) -> None:
+    run = fit(options("training.schedule_epochs=1"))
+    checkpoint = torch.load(run.last, weights_only=True)
+    heads = {name.split(".")[0] for name in checkpoint["state_dict"]}
+    assert heads == {"adapter", "standardizer"}
+    assert "hyper_parameters" not in checkpoint
+    assert {name.split(".")[0] for name in load_plugin(run.plugin).weights} == heads
+    assert sum(file.stat().st_size for file in run.plugin.iterdir()) < 4e6
+
+
+def test_the_same_seed_gives_the_same_run(options: Options) -> None:
+    one, two = fit(options()), fit(options())
+    assert one.path != two.path
+    assert one.metrics.read_bytes() == two.metrics.read_bytes()
+    assert one.predictions.read_bytes() == two.predictions.read_bytes()
+    assert same(one, two)
+    assert not same(one, fit(options("seed=2")))
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 0), (2, 0), (1, 2)])
+def test_resuming_ends_where_an_undisturbed_run_ends(
+    options: Options, monkeypatch: pytest.MonkeyPatch, epoch: int, step: int
+) -> None:
+    undisturbed = fit(options("training.schedule_epochs=3"))
+    runs = f"{options().runs}-resumed"
+    ordinary = AdapterTask.training_step
+
+    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (task.current_epoch, batch_idx) == (epoch, step):
+            raise Interrupted
+        return ordinary(task, batch, batch_idx)
+
+    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options("training.schedule_epochs=3", f"runs={runs}"))
+    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    ckpt = "auto" if epoch == 2 else "last"
+    run = fit(options("training.schedule_epochs=3", f"runs={runs}", f"ckpt={ckpt}"))
+    assert same(run, undisturbed)
+    assert run.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    with run.history.open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_on(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["training.schedule_epochs=6", "training.patience=1", "seed=2"]
+    undisturbed = fit(options(*words))
+    with undisturbed.history.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) < 6, "it is to stop early, or shows nothing"
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise Interrupted
+
+    runs = f"runs={options().runs}-resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr("msea_lightning.training.fit.evaluate_split", interrupted)
+        with pytest.raises(Interrupted):
+            fit(options(*words, runs))
+    run = fit(options(*words, runs, "ckpt=auto"))
+    assert run.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    assert same(run, undisturbed)
+    with run.history.open(newline="") as one, undisturbed.history.open(newline="") as other:
+        epochs = [[row["epoch"] for row in csv.DictReader(file)] for file in (one, other)]
+    assert epochs[0] == epochs[1]
+
+
+def test_auto_begins_resumes_or_leaves_alone(
+    options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ordinary = AdapterTask.training_step
+
+    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise Interrupted("the power went out")
+
+    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options("ckpt=auto"))
+    (error,) = Path(options().runs).rglob("error.json")
+    assert json.loads(error.read_text()) == {
+        "kind": "crashed",
+        "error": "Interrupted: the power went out",
+    }
+    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    # No epoch was complete: it begins again, in the same folder.
+    run = fit(options("ckpt=auto"))
+    assert run.path == error.parent
+    assert not error.exists()
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.INFO):
+        assert fit(options("ckpt=auto")).path == run.path
+    assert f"finished earlier: {run.path}" in caplog.text
+    untouched = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
+    assert untouched == set(before) - {run.path / "train.log"}
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "checkpoints" / "last.ckpt"
+    writer = WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, place)
+    assert torch.load(place, weights_only=True) == {"epoch": 1}
+
+    def breaks_off(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise Interrupted
+
+    monkeypatch.setattr(torch, "save", breaks_off)
+    with pytest.raises(Interrupted):
+        writer.save_checkpoint({"epoch": 2}, place)
+    assert torch.load(place, weights_only=True) == {"epoch": 1}
+
+
+def test_nothing_to_resume(options: Options) -> None:
+    with pytest.raises(RunError, match="so there is nothing to resume"):
+        fit(options("ckpt=last"))
+    run = fit(options())
+    with pytest.raises(RunError, match="is a finished run"):
+        fit(options("ckpt=last"))
+    with pytest.raises(RunError, match="is a finished run"):
+        fit(options(f"ckpt={run.path}"))
+    with pytest.raises(RunError, match=r"no checkpoints/last\.ckpt"):
+        fit(options(f"ckpt={run.path.parent}"))
+
+
+def test_resuming_with_other_options_is_refused(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(history: EpochHistory, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise Interrupted
+
+    monkeypatch.setattr(EpochHistory, "on_train_epoch_start", interrupted)
+    with pytest.raises(Interrupted):
+        fit(options())
+    message = r"training\.learning_rate was [\d.]+, is now 0\.1"
+    with pytest.raises(RunError, match=message):
+        fit(options("ckpt=last", "training.learning_rate=0.1"))
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_evaluation_reproduces_the_run(options: Options, variant: str) -> None:
+    run = fit(options(f"dataset.demo_task={variant}"))
+    metrics = json.loads(run.metrics.read_text())
+    assert evaluate(EvaluateConfig(run=str(run.path))) == metrics["test"]
+    assert evaluate(EvaluateConfig(run=str(run.path), split=Split.valid)) == metrics["valid"]
+    again = run.path / "evaluations" / "test-greedy.csv"
+    assert again.read_bytes() == run.predictions.read_bytes()
+
+
+def test_predictions_come_in_the_order_of_the_split(options: Options) -> None:
+    """Whatever the order that utterances are read in, which is that of their lengths."""
+    config = options("training.eval_batch_size=4", "training.schedule_epochs=1")
+    run = fit(config)
+    with run.predictions.open(newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.setup()
+    assert ids == data.splits["test"].ids
+    read = [identity for batch in data.test_dataloader() for identity in batch.ids]
+    assert read != ids
+
+
+def test_evaluation_takes_the_batches_of_the_run(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Company moves the numbers of an utterance by rounding."""
+    run = fit(options("training.schedule_epochs=1"))
+    sizes = []
+    ordinary = AdapterTask.test_step
+
+    def noted(task: AdapterTask, batch: Batch, batch_idx: int) -> None:
+        sizes.append(len(batch))
+        ordinary(task, batch, batch_idx)
+
+    monkeypatch.setattr(AdapterTask, "test_step", noted)
+    recorded = json.loads(run.memory.read_text())
+    for size, expected in ((5, 5), (None, 32)):  # as of a run of an older version
+        sizes.clear()
+        run.memory.write_text(json.dumps({**recorded, "eval_batch_size": size}))
+        evaluate(EvaluateConfig(run=str(run.path)))
+        assert sizes[0] == min(expected, sum(sizes))
+        assert set(sizes[:-1]) <= {expected}
+
+
+def test_evaluation_in_batches_of_another_size(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit(options("training.schedule_epochs=1"))
+    expected = json.loads(run.metrics.read_text())["test"]
+    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+        found = evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=3))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert "eval_batch_size 3 instead of the run's 32: numbers may differ" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+        evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=32))
+    assert "instead of" not in caplog.text
+
+
+def test_evaluation_with_another_rule_and_split(options: Options) -> None:
+    run = fit(options("dataset.demo_task=msa"))
+    median = evaluate(EvaluateConfig(run=str(run.path), split=Split.train, decode=Decode.median))
+    assert median["mae"] is not None
+    assert (run.path / "evaluations" / "train-median.json").exists()
+
+
+def test_evaluation_of_what_is_no_finished_run(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        evaluate(EvaluateConfig(run=str(tmp_path)))
+    run = fit(options())
+    run.metrics.unlink()
+    with pytest.raises(RunError, match=r"is not finished .*ckpt="):
+        evaluate(EvaluateConfig(run=str(run.path)))
+
+
+def test_plugin_is_refused_by_another_language_model(options: Options, backbone: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from msea_lightning.backbone import FrozenBackbone
+    from msea_lightning.plugin.folder import PluginError
+
+    plugin = load_plugin(fit(options("training.schedule_epochs=1")).plugin)
+    attached = attach(plugin, backbone)
+    assert attached.backbone is backbone
+    torch.manual_seed(1)
+    other = AutoModelForCausalLM.from_config(backbone.model.config)
+    with pytest.raises(PluginError, match=r"with the fingerprint .* but this language model has"):
+        attach(plugin, FrozenBackbone(other, backbone.tokenizer))
+
+
+def test_a_step_in_parts_trains_the_same(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of labels that are unequally many tokens, so that the parts of a step are."""
+    taught = AnswerTree.ids
+
+    def longer(tree: AnswerTree, label: float | str) -> list[int]:
+        ids = taught(tree, label)
+        return ids * (1 + tree.space.answers.index(tree.space.text(label)) % 3)
+
+    monkeypatch.setattr(AnswerTree, "ids", longer)
+    whole, *others = (fit(options(f"trainer.accumulate={parts}")) for parts in (1, 2, 3))
+    expected, rows = weights(whole), history(whole)
+    assert int(rows[-1]["step"]) > 4
+    for other in others:
+        found = weights(other)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        assert [row["step"] for row in history(other)] == [row["step"] for row in rows]
+        for name in ("learning_rate", "train/loss"):
+            assert [float(row[name]) for row in history(other)] == pytest.approx(
+                [float(row[name]) for row in rows], rel=1e-5
+            )
+        assert json.loads(other.metrics.read_text()) == json.loads(whole.metrics.read_text())
+
+
+def history(run: RunFolder) -> list[dict[str, str]]:
+    with run.history.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_more_parts_than_a_batch_has_utterances(options: Options) -> None:
+    with pytest.raises(SamplerError, match=r"17 parts cannot share .* lower trainer\.accumulate"):
+        fit(options("trainer.accumulate=17"))
+
+
+def test_divergence_is_refused(options: Options) -> None:
+    with pytest.raises(TaskError, match=r"diverged\. Lower training\.learning_rate"):
+        fit(options("training.learning_rate=1e30", "training.schedule_epochs=3"))
+
+
+def test_no_checkpoint_holds_what_diverged(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a step does not look, as on a GPU: the end of the epoch does."""
+    ordinary = AdapterTask.on_before_optimizer_step
+
+    def unseen(task: AdapterTask, optimizer: torch.optim.Optimizer) -> None:
+        if (task.current_epoch, task.global_step % 4) == (1, 3):
+            next(task.adapter.parameters()).grad.fill_(float("nan"))
+        with monkeypatch.context() as patch:
+            patch.setattr(AdapterTask, "device", torch.device("cuda"))
+            patch.setattr("msea_lightning.training.task._STEPS_UNSEEN", 1000)
+            ordinary(task, optimizer)
+
+    monkeypatch.setattr(AdapterTask, "on_before_optimizer_step", unseen)
+    config = options("training.schedule_epochs=3")
+    with pytest.raises(TaskError, match=r"not finite in epoch 1, step \d: training has diverged"):
+        fit(config)
+    kept = {path.name: path for path in Path(config.runs).rglob("*.ckpt")}
+    assert set(kept) == {"best.ckpt", "last.ckpt"}
+    for path in kept.values():
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_failed_run_says_why_in_its_log(options: Options) -> None:
+    with pytest.raises(TaskError):
+        fit(options("dataset.text_tokens=5000"))
+    (log,) = Path(options().runs).rglob("train.log")
+    assert "lower dataset.text_tokens" in log.read_text()
+
+
+def test_epochs_are_said_aloud(options: Options, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(options("training.schedule_epochs=1"))
+    assert "epoch 0: train loss" in caplog.text
+    assert "trainable parameters (mse)" in caplog.text

@@ -1,0 +1,167 @@
+"""What makes training faster or smaller leaves the loss of every step as it was.
+
+Six optimizer steps on the same batches, once with everything written as plainly as it can be, and
+once with each change alone and with all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from msea_lightning.adapter.lstm import LastStateLSTM
+from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.backbone.speed.norms import FrozenNorm
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.utterance import Batch
+from msea_lightning.language.prompt import encode_all
+from msea_lightning.training.task import AdapterTask, build_task
+from tests.training.test_task import part
+
+STEPS = 6
+CHANGES = (
+    "tokens",
+    "opening",
+    "narrow",
+    "forget",
+    "norms",
+    "lstm",
+    "fused",
+    "accumulate",
+    "recompute",
+)
+"""Texts tokenised beforehand; the opening read once; a last layer that computes what is read;
+results of activation functions that are not kept; norms with a gradient in one piece; the LSTM
+written out; one kernel for all weights; a step in two parts; layers that compute again, which read
+the opening with each batch."""
+TOGETHER = (CHANGES[:-1], [change for change in CHANGES if change != "opening"])
+
+ADAMW = torch.optim.AdamW
+
+Curve = Callable[[Collection[str]], list[float]]
+
+
+def packed_state(lstm: LastStateLSTM, frames: Tensor, lengths: Tensor) -> Tensor:
+    """What the LSTM gives as PyTorch runs it."""
+    packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+    _, (last_1BH, _) = nn.LSTM.forward(lstm, packed)
+    return last_1BH[0]
+
+
+def plain_norm(norm: FrozenNorm, hidden_states: Tensor) -> Tensor:
+    """What the norm gives by its own code, operator by operator."""
+    return super(FrozenNorm, norm).forward(hidden_states)
+
+
+def plain_adamw(*args: Any, **options: Any) -> torch.optim.Optimizer:
+    """AdamW one weight after the other."""
+    return ADAMW(*args, **{**options, "fused": False, "foreach": False})
+
+
+@pytest.fixture(scope="module")
+def recomputing() -> FrozenBackbone:
+    plain = load_backbone(None)
+    return FrozenBackbone(plain.model, plain.tokenizer, checkpoint_activations=True)
+
+
+@pytest.fixture
+def curve(
+    options: Callable[..., TrainConfig],
+    backbone: FrozenBackbone,
+    recomputing: FrozenBackbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Curve:
+    """The loss of each step, the mean over its label tokens, with some of the changes."""
+    config = options("dataset.demo_task=msa", "training.batch_size=8")
+    data: UtteranceDataModule = build_datamodule(config.dataset, config.training, config.seed)
+    data.prepare_data()
+    data.setup()
+    batches = list(data.train_dataloader())[:STEPS]
+    tokens = encode_all(backbone.tokenizer, data.splits["train"].texts)
+    assert len(batches) == STEPS
+
+    def prepared(batch: Batch, changes: Collection[str]) -> Iterator[Batch]:
+        rows = list(range(len(batch)))
+        halves = [rows[:3], rows[3:]] if "accumulate" in changes else [rows]
+        for half in halves:
+            piece = part(batch, half)
+            ids = [tokens[index] for index in piece.index.tolist()]
+            yield dataclasses.replace(piece, tokens=ids if "tokens" in changes else None)
+
+    def run(changes: Collection[str]) -> list[float]:
+        with monkeypatch.context() as patch:
+            patch.setattr(backbone, "_reads_on", "opening" in changes)
+            assert backbone._narrow
+            assert any(isinstance(part, FrozenNorm) for part in backbone.model.modules())
+            assert backbone._perceptrons
+            if "narrow" not in changes:
+                patch.setattr(backbone, "_narrow", [])
+            if "forget" not in changes:
+                patch.setattr(backbone, "_perceptrons", [])
+            if "norms" not in changes:
+                patch.setattr(FrozenNorm, "forward", plain_norm)
+            if "lstm" not in changes:
+                patch.setattr(LastStateLSTM, "forward", packed_state)
+            if "fused" not in changes:
+                patch.setattr("torch.optim.AdamW", plain_adamw)
+            read_by = recomputing if "recompute" in changes else backbone
+            seed_everything(config.seed, verbose=False)
+            task = build_task(config, data, read_by)
+            assert (read_by.opening(task.prompt.opening) is not None) == ("opening" in changes)
+            return steps(task, [list(prepared(batch, changes)) for batch in batches], patch)
+
+    return run
+
+
+def steps(task: AdapterTask, batches: list[list[Batch]], patch: pytest.MonkeyPatch) -> list[float]:
+    """Trains a step on the parts of each batch, as Lightning does."""
+    parts = len(batches[0])
+    task._trainer = SimpleNamespace(
+        world_size=1,
+        accumulate_grad_batches=parts,
+        estimated_stepping_batches=len(batches),
+        global_step=0,
+    )
+    patch.setattr(AdapterTask, "log", lambda *_, **__: None)
+    made = task.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    losses = []
+    for pieces in batches:
+        optimizer.zero_grad()
+        loss = 0.0
+        for number, piece in enumerate(pieces):
+            own = task.training_step(piece, number) / parts
+            own.backward()
+            loss += own.item()
+        task.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def before() -> list[float]:
+    """The losses without any change, once they are known."""
+    return []
+
+
+@pytest.mark.parametrize(
+    "changes", [*([change] for change in CHANGES), *TOGETHER], ids=lambda some: "+".join(some)
+)
+def test_every_step_has_the_loss_that_it_had(
+    curve: Curve, before: list[float], changes: Collection[str]
+) -> None:
+    before += [] if before else curve([])
+    assert curve(changes) == pytest.approx(before, abs=1e-5)
+    # It does train, or shows nothing.
+    assert max(before) - min(before) > 0.1

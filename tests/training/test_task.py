@@ -1,0 +1,321 @@
+"""The LightningModule: what trains, what stays, and what a batch must not change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.backbone.options import Quantization
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.utterance import Batch
+from msea_lightning.language.prompt import encode_all
+from msea_lightning.plugin.folder import describe
+from msea_lightning.training.task import AdapterTask, TaskError, build_task, trainable
+
+Options = Callable[..., TrainConfig]
+ADAPTERS = ("mse", "mag", "chfn")
+ABLATIONS = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_tgm", "no_msf")
+
+
+def set_up(config: TrainConfig) -> UtteranceDataModule:
+    data = build_datamodule(config.dataset, config.training, config.seed)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def make(
+    config: TrainConfig, backbone: FrozenBackbone
+) -> tuple[AdapterTask, UtteranceDataModule, Batch]:
+    data = set_up(config)
+    seed_everything(config.seed, verbose=False)
+    task = build_task(config, data, backbone)
+    return task, data, next(iter(data.evaluation_dataloader("valid")))
+
+
+def part(batch: Batch, rows: list[int]) -> Batch:
+    """Some utterances of a batch, padded as they were in it."""
+    return dataclasses.replace(
+        batch,
+        index=batch.index[rows],
+        ids=[batch.ids[row] for row in rows],
+        texts=[batch.texts[row] for row in rows],
+        labels=[batch.labels[row] for row in rows],
+        audio=batch.audio[rows],
+        audio_lengths=batch.audio_lengths[rows],
+        vision=batch.vision[rows],
+        vision_lengths=batch.vision_lengths[rows],
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "adapter"), [("erc", "mse"), ("msa", "mse"), ("erc", "mag"), ("erc", "chfn")]
+)
+def test_an_utterance_is_the_same_alone_and_in_any_batch(
+    options: Options, backbone: FrozenBackbone, variant: str, adapter: str
+) -> None:
+    task, _, batch = make(options(f"dataset.demo_task={variant}", f"adapter={adapter}"), backbone)
+    task.eval()
+    loss, count = task.loss(batch)
+    alone = [task.loss(part(batch, [row])) for row in range(len(batch))]
+    assert count == sum(tokens for _, tokens in alone)
+    assert loss.item() == pytest.approx(sum(nll.item() for nll, _ in alone), rel=1e-5)
+    answers = task.answers(batch)
+    for row in range(len(batch)):
+        one = task.answers(part(batch, [row]))
+        torch.testing.assert_close(
+            one.distribution[0], answers.distribution[row], atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_one_pass_over_the_answer_tree_equals_scoring_each_answer(
+    options: Options, backbone: FrozenBackbone, variant: str
+) -> None:
+    """The training loss of an answer is minus the sum of its token log probabilities."""
+    task, _, batch = make(options(f"dataset.demo_task={variant}"), backbone)
+    batch = part(batch, [0, 1, 2])
+    logp = task.answer_logp(batch)
+    space = task.tree.space
+    for answer in (0, len(space.answers) // 2, len(space.answers) - 1):
+        label = space.label(space.values[answer])
+        length = int((task.tree.answer_ids[answer] >= 0).sum())
+        asked = dataclasses.replace(batch, labels=[label] * 3)
+        loss, _ = task.loss(asked)
+        assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "ablation"),
+    [("mse", ablation) for ablation in ABLATIONS]
+    + [(adapter, ablation) for adapter in ("mag", "chfn") for ablation in ABLATIONS[:3]],
+)
+def test_a_step_trains_the_adapter_and_nothing_else(
+    options: Options, backbone: FrozenBackbone, adapter: str, ablation: str
+) -> None:
+    task, _, batch = make(options(f"adapter={adapter}", f"ablation={ablation}"), backbone)
+    frozen = [parameter.detach().clone() for parameter in backbone.model.parameters()]
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    ids = backbone.tokenizer("The sentiment is", return_tensors="pt")["input_ids"]
+    generate = {"max_new_tokens": 8, "do_sample": False}
+    written = backbone.model.generate(ids, **generate)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
+    loss, count = task.loss(batch)
+    (loss / count).backward()
+    during = backbone.model.generate(ids, **generate)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.parameters())
+    optimizer.step()
+    moved = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before)
+    after = backbone.model.generate(ids, **generate)
+    assert torch.equal(written, during)
+    assert torch.equal(written, after)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_backbone_is_no_part_of_the_module(
+    options: Options, backbone: FrozenBackbone, adapter: str
+) -> None:
+    task, *_ = make(options(f"adapter={adapter}"), backbone)
+    assert all(name.startswith("adapter.") for name, _ in task.named_parameters())
+    assert {name.split(".")[0] for name in task.state_dict()} == {"adapter", "standardizer"}
+    assert trainable(task) == sum(task.adapter.parameter_counts().values())
+    assert not task.hparams
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_step_through_a_quantised_backbone(options: Options, quantization: str) -> None:
+    backbone = load_backbone(None, quantization=Quantization(quantization))
+    task, _, batch = make(options(), backbone)
+    frozen = [parameter.detach().clone() for parameter in backbone.model.parameters()]
+    loss, count = task.loss(batch)
+    (loss / count).backward()
+    gradients = [p.grad for p in task.parameters()]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+    task.answers(batch)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, backbone.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_only_what_an_utterance_has_reaches_the_model(
+    options: Options, backbone: FrozenBackbone, adapter: str
+) -> None:
+    """Frames beyond a length are never read, whatever they hold."""
+    task, _, batch = make(options(f"adapter={adapter}"), backbone)
+    task.eval()
+    spoilt = dataclasses.replace(batch, audio=batch.audio.clone(), vision=batch.vision.clone())
+    for frames, lengths in (
+        (spoilt.audio, spoilt.audio_lengths),
+        (spoilt.vision, spoilt.vision_lengths),
+    ):
+        for row, length in enumerate(lengths.tolist()):
+            frames[row, length:] = float("nan")
+    assert torch.equal(task.answer_logp(batch), task.answer_logp(spoilt))
+
+
+@pytest.mark.parametrize("adapter", ["mag", "chfn"])
+def test_text_in_padded_places_is_changed_alike(
+    options: Options, backbone: FrozenBackbone, adapter: str
+) -> None:
+    """Places that are filled up and masked change nothing, as with pseudo tokens."""
+    task, _, batch = make(options(f"adapter={adapter}"), backbone)
+    padded, *_ = make(options(f"adapter={adapter}", "text.pad_to=40"), backbone)
+    padded.load_state_dict(task.state_dict())
+    torch.testing.assert_close(
+        padded.eval().answer_logp(batch), task.eval().answer_logp(batch), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_without_text_no_text_is_read(options: Options, backbone: FrozenBackbone) -> None:
+    task, _, batch = make(options("ablation=no_text"), backbone)
+    other = dataclasses.replace(batch, texts=["something else"] * len(batch))
+    assert torch.equal(task.answer_logp(batch), task.answer_logp(other))
+
+
+def test_sequences_beyond_the_backbone_are_refused(
+    options: Options, backbone: FrozenBackbone
+) -> None:
+    with pytest.raises(TaskError, match=r"lower dataset\.text_tokens=5000 to \d+ or less"):
+        make(options("dataset.text_tokens=5000"), backbone)
+
+
+def test_what_the_tokenizer_decided_about_the_sign_is_kept_with_the_plugin(
+    options: Options, backbone: FrozenBackbone
+) -> None:
+    config = options("dataset.demo_task=msa", "backbone.signed_labels=null")
+    task, data, _ = make(config, backbone)
+    facts = describe(
+        task, dataset="demo", labels=data.labels, layout=[], pad_token=None, backbone={}, test={}
+    )
+    assert facts.signed_labels is task.tree.space.signed is False
+
+
+def test_distribution_covers_every_legal_answer(options: Options, backbone: FrozenBackbone) -> None:
+    task, _, batch = make(options("dataset.demo_task=msa"), backbone)
+    answers = task.answers(batch)
+    assert answers.distribution.shape == (len(batch), len(task.tree.space.answers))
+    torch.testing.assert_close(
+        answers.distribution.sum(-1), torch.ones(len(batch), dtype=torch.float64)
+    )
+
+
+def alone(task: AdapterTask, monkeypatch: pytest.MonkeyPatch, **state: int) -> None:
+    """Puts a task into a trainer's place in training, without a trainer."""
+    standing = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 0, "current_epoch": 0}
+    task._trainer = SimpleNamespace(**{**standing, **state})
+    monkeypatch.setattr(AdapterTask, "log", lambda *_, **__: None)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_all_its_label_tokens(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its parts hold labels of different lengths."""
+    task, _, batch = make(options("training.batch_size=16"), backbone)
+    short = task.tree.ids
+    longer = {label: short(label) * (1 + number) for number, label in enumerate(set(batch.labels))}
+    monkeypatch.setattr(task.tree, "ids", longer.__getitem__)
+    alone(task, monkeypatch, accumulate_grad_batches=3)
+    # The order makes the first part's labels the shortest.
+    rows = sorted(range(12), key=lambda row: len(longer[batch.labels[row]]))
+    whole = dataclasses.replace(part(batch, rows), step_labels=None)
+    pieces = [part(batch, rows[start : start + 4]) for start in (0, 4, 8)]
+    pieces = [dataclasses.replace(piece, step_labels=whole.labels) for piece in pieces]
+    counts = [sum(len(longer[label]) for label in piece.labels) for piece in pieces]
+    assert len(set(counts)) > 1, "it is to be uneven, or shows nothing"
+
+    loss, count = task.loss(whole)
+    assert count == sum(counts)
+    expected = torch.autograd.grad(loss / count, list(task.adapter.parameters()))
+    for number, piece in enumerate(pieces):
+        # Lightning divides by the number of parts.
+        (task.training_step(piece, number) / 3).backward()
+    for parameter, gradient in zip(task.adapter.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+    alone(task, monkeypatch)
+    assert task.training_step(whole, 0).item() == pytest.approx(loss.item() / count)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_devices_and_parts_are_averaged_over(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    task, _, batch = make(options(), backbone)
+    alone(task, monkeypatch)
+    mean = task.training_step(batch, 0).item()
+    alone(task, monkeypatch, world_size=world, accumulate_grad_batches=3)
+    assert task.training_step(batch, 0).item() == pytest.approx(3 * world * mean)
+
+
+def broken(task: AdapterTask, *, how: float) -> torch.optim.Optimizer:
+    """Gives every weight a gradient, one number of which is not a number, or infinite."""
+    for parameter in task.adapter.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    next(task.adapter.parameters()).grad.view(-1)[3] = how
+    return torch.optim.AdamW(task.adapter.parameters())
+
+
+@pytest.mark.parametrize("how", [float("nan"), float("inf")])
+def test_on_a_cpu_divergence_is_refused_before_the_weights_are_spoilt(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, how: float
+) -> None:
+    task, *_ = make(options("training.learning_rate=0.25"), backbone)
+    alone(task, monkeypatch, global_step=3, current_epoch=2)
+    task.on_before_optimizer_step(broken(task, how=1.0))
+    with pytest.raises(
+        TaskError,
+        match=r"^The gradient is not finite in epoch 2, step 3: training has diverged\. Lower "
+        r"training\.learning_rate=0\.25, set training\.gradient_clip=1, standardise the features "
+        r"\(dataset\.standardize=true\), or use backbone\.dtype=float32\.$",
+    ):
+        task.on_before_optimizer_step(broken(task, how=how))
+
+
+@pytest.mark.parametrize("later", ["step", "epoch"])
+def test_elsewhere_divergence_is_refused_some_steps_later_or_at_the_end_of_the_epoch(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """Looking means to wait for the device; the first such step is the one that is named."""
+    task, *_ = make(options(), backbone)
+    task.on_train_epoch_end()  # nothing has happened yet
+    monkeypatch.setattr(AdapterTask, "device", torch.device("cuda"))
+    for step, how in ((10, 1.0), (11, 1.0), (12, float("nan")), (13, 1.0), (14, float("nan"))):
+        alone(task, monkeypatch, global_step=step, current_epoch=1)
+        task.on_before_optimizer_step(broken(task, how=how))
+    optimizer = broken(task, how=1.0)
+    alone(task, monkeypatch, global_step=20, current_epoch=1)
+    with pytest.raises(TaskError, match="not finite in epoch 1, step 12: training has diverged"):
+        task.on_train_epoch_end() if later == "epoch" else task.on_before_optimizer_step(optimizer)
+
+
+def test_steps_without_an_error_are_not_refused(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, *_ = make(options(), backbone)
+    for step in range(12):
+        alone(task, monkeypatch, global_step=step)
+        task.on_before_optimizer_step(broken(task, how=1e9))
+    task.on_train_epoch_end()
+
+
+@pytest.mark.parametrize("variant", ["erc", "msa"])
+def test_texts_tokenised_beforehand_are_read_as_they_would_be_now(
+    options: Options, backbone: FrozenBackbone, variant: str
+) -> None:
+    config = options(f"dataset.demo_task={variant}", "dataset.text_tokens=9")
+    task, data, batch = make(config, backbone)
+    data.tokenize(lambda texts: encode_all(backbone.tokenizer, texts))
+    tokens = [data.splits["valid"].tokens[index] for index in batch.index.tolist()]
+    assert max(map(len, tokens)) > 9, "some text is to be cut, or it shows nothing"
+    before = dataclasses.replace(batch, tokens=tokens)
+    task.eval()
+    assert torch.equal(task.answer_logp(before), task.answer_logp(batch))
+    assert torch.equal(task.loss(before)[0], task.loss(batch)[0])
