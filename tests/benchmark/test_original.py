@@ -11,13 +11,14 @@ import torch
 from msea_lightning.backbone.speed.norms import FrozenNorm
 from msea_lightning.benchmark.original import Original
 from msea_lightning.benchmark.ours import Ours
-from msea_lightning.benchmark.shapes import SHAPES, generate, write_published
+from msea_lightning.benchmark.shapes import generate, write_published
 from msea_lightning.benchmark.subject import Material, StageClock
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import BenchConfig, CellConfig, TrainConfig
 from msea_lightning.data.sampler import Share
 from msea_lightning.data.store import StoreSplit, write_store
 from msea_lightning.data.utterance import Batch
+from msea_lightning.paper.lengths import SHAPES
 from msea_lightning.training.fit import load_config_backbone
 
 COUNTS = {"train": 6, "valid": 2, "test": 5}

@@ -18,21 +18,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from msea_lightning.backbone import load_tokenizer
 from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.benchmark import shapes
-from msea_lightning.benchmark.shapes import (
-    SHAPES,
-    Lengths,
-    Shape,
-    ShapeError,
-    generate,
-    write_published,
-)
+from msea_lightning.benchmark.shapes import ShapeError, generate, write_published
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import PrepareConfig
 from msea_lightning.data.options import DatasetConfig, LabelKind, Reader
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.readers import read_files
 from msea_lightning.data.utterance import Utterance
+from msea_lightning.paper import lengths as published
 from msea_lightning.paper import paper_table
+from msea_lightning.paper.lengths import SHAPES, Lengths, Shape
 
 COUNTS = {"train": 5, "valid": 2, "test": 3}
 ROWS = {row["dataset"]: row for row in paper_table("datasets")}
@@ -170,11 +165,11 @@ def seconds(stamp: str) -> float:
 def test_meld_is_as_measured(shared: Path, llama2: PreTrainedTokenizerBase) -> None:
     rows = rows_of(shared / "data" / "meld_text" / "train.csv")
     tokens = counted(llama2, [row["Utterance"] for row in rows])
-    assert tuple(percentiles(tokens)) == SHAPES["meld"].text.quantiles == shapes._MELD_TOKENS
-    assert round(tokens.mean(), 2) == shapes._MELD_MEAN_TOKENS
+    assert tuple(percentiles(tokens)) == SHAPES["meld"].text.quantiles == published._MELD_TOKENS
+    assert round(tokens.mean(), 2) == published._MELD_MEAN_TOKENS
     lasted = np.array([seconds(row["EndTime"]) - seconds(row["StartTime"]) for row in rows])
-    np.testing.assert_allclose(percentiles(lasted), shapes._MELD_SECONDS, atol=0.0051)
-    assert round(lasted.mean(), 3) == shapes._MELD_MEAN_SECONDS
+    np.testing.assert_allclose(percentiles(lasted), published._MELD_SECONDS, atol=0.0051)
+    assert round(lasted.mean(), 3) == published._MELD_MEAN_SECONDS
     ranks = stats.spearmanr(tokens, lasted).statistic
     assert 2 * np.sin(np.pi * ranks / 6) == pytest.approx(shapes._CORRELATION, abs=0.001)
 
@@ -184,12 +179,12 @@ def test_the_others_are_stretched_from_what_was_measured(
 ) -> None:
     texts = [row["text"] for row in rows_of(shared / "data" / "mosi_utterance" / "utterances.csv")]
     tokens = counted(llama2, [text.lower() for text in texts])
-    assert tuple(percentiles(tokens)) == shapes._MOSI_TOKENS
-    assert tokens.mean() == pytest.approx(shapes._MOSI_MEAN_TOKENS, abs=0.005)
+    assert tuple(percentiles(tokens)) == published._MOSI_TOKENS
+    assert tokens.mean() == pytest.approx(published._MOSI_MEAN_TOKENS, abs=0.005)
     prompts = "".join(row["prompt"] for row in rows_of(shared / "paper" / "prompts.csv"))
     chinese = "".join(re.findall("[\u4e00-\u9fff]+", prompts))
     ratio = counted(llama2, [chinese])[0] / len(chinese)
-    assert ratio == pytest.approx(shapes._TOKENS_PER_CHARACTER, abs=0.0005)
+    assert ratio == pytest.approx(published._TOKENS_PER_CHARACTER, abs=0.0005)
 
 
 # --- Texts --------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from msea_lightning import doctor
 from msea_lightning.backbone import load_tokenizer
 from msea_lightning.backbone.loading.memory import HEADROOM, Reading
 from msea_lightning.backbone.options import Accelerator, BackboneConfig
-from msea_lightning.benchmark.shapes import SHAPES
 from msea_lightning.commands.command_line import compose, launch
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
@@ -37,6 +36,7 @@ from msea_lightning.data.prepare import download_folder, prepare_store
 from msea_lightning.diagnosis import examine
 from msea_lightning.diagnosis.examine import Device, Machine, Package, Place
 from msea_lightning.doctor import DoctorError, Findings, diagnose, job, show
+from msea_lightning.paper.lengths import SHAPES
 from msea_lightning.training.task import build_prompt
 from tests.data.published import table_rows, write_dialogue, write_mmsa, write_table
 from tests.places import VECTORS

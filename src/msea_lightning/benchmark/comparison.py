@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from msea_lightning.backbone import backbone_tokenizer
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.benchmark.options import Measured
-from msea_lightning.benchmark.shapes import SHAPES, generate, write_published
+from msea_lightning.benchmark.shapes import generate, write_published
 from msea_lightning.benchmark.subject import Material, Round
 from msea_lightning.benchmark.worker import Order
 from msea_lightning.commands.allocator import SETTING
@@ -33,6 +33,7 @@ from msea_lightning.config.roots import BenchConfig, CellConfig, TrainConfig
 from msea_lightning.data.options import SPLITS
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.data.store import write_store
+from msea_lightning.paper.lengths import SHAPES
 from msea_lightning.runs.environment import environment
 
 ORIGINAL, OURS = "original", "ours"

@@ -28,13 +28,13 @@ from msea_lightning.backbone.loading.memory import (
 )
 from msea_lightning.backbone.loading.tokenizers import add_special_tokens
 from msea_lightning.backbone.options import Weights
-from msea_lightning.benchmark.shapes import SHAPES
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.cost.flops import UtteranceFlops, with_layers
 from msea_lightning.data.options import DatasetConfig, LabelConfig
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.paper import paper_table
+from msea_lightning.paper.lengths import SHAPES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
