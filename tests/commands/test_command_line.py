@@ -562,3 +562,14 @@ def test_a_mapping_takes_what_was_not_in_it(plus: str) -> None:
     whole = f"{plus}backbone.architecture={{model_type:gpt2,n_embd:64}}"
     auto = compose("train", TrainConfig, ["backbone=auto", "backbone.path=x", whole])
     assert auto.backbone.architecture == {"model_type": "gpt2", "n_embd": 64}
+
+
+def test_what_a_file_holds_never_reaches_the_terminal_unescaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def job(_: object) -> None:
+        raise UserError("utterance '\x1b[2J\u202e' has no label.")
+
+    with pytest.raises(SystemExit):
+        launch(job, config_name="prepare", root=PrepareConfig, arguments=[])
+    assert capsys.readouterr().err == "error: utterance '\\x1b[2J\\u202e' has no label.\n"

@@ -45,6 +45,7 @@ from msea_lightning.commands.allocator import begin_at_pages
 from msea_lightning.commands.jobs import Job, Root, Sweep, Task
 from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import OptionInfo, options, to_typed
+from msea_lightning.config.text import VisibleFormatter, visible
 
 _logger = logging.getLogger(__name__)
 
@@ -668,7 +669,7 @@ def _similar(word: str, words: Sequence[str]) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
 
@@ -698,7 +699,8 @@ def _configure_logging() -> None:
         handler, line = RichHandler(console=Console(stderr=True), show_path=False), "%(message)s"
     # Lightning prints its messages itself, and would print them twice.
     handler.addFilter(lambda record: record.name.partition(".")[0] != "lightning")
-    logging.basicConfig(handlers=[handler], format=line, datefmt="%H:%M:%S")
+    handler.setFormatter(VisibleFormatter(line, datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     for name in ("msea_lightning", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if first else logging.WARNING)

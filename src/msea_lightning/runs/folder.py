@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import options, to_typed
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.config.text import VisibleFormatter
 from msea_lightning.runs.environment import environment
 
 _STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -378,7 +379,7 @@ def _folder(config: TrainConfig) -> RunFolder:
 def _logged(folder: RunFolder) -> Iterator[RunFolder]:
     """Attaches ``train.log`` to the log, and leaves ``error.json`` behind a failure."""
     log_file = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log_file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(log_file)
     ours = logging.getLogger("msea_lightning")
