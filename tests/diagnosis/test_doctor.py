@@ -22,7 +22,6 @@ from huggingface_hub import constants
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from msea_lightning import doctor
 from msea_lightning.backbone import load_tokenizer
 from msea_lightning.backbone.loading.memory import HEADROOM, Reading
 from msea_lightning.backbone.options import Accelerator, BackboneConfig
@@ -33,9 +32,22 @@ from msea_lightning.cost.estimate import MemoryEstimator
 from msea_lightning.cost.published import ASSUMED_SHARE, CellEstimator, examine_cells
 from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.prepare import download_folder, prepare_store
-from msea_lightning.diagnosis import examine
-from msea_lightning.diagnosis.examine import Device, Machine, Package, Place
-from msea_lightning.doctor import DoctorError, Findings, diagnose, job, show
+from msea_lightning.diagnosis import devices, packages
+from msea_lightning.diagnosis import findings as findings_module
+from msea_lightning.diagnosis.backbones import find_backbone, find_backbones
+from msea_lightning.diagnosis.datasets import find_dataset, find_datasets
+from msea_lightning.diagnosis.devices import Device, Machine, find_machine, measured_rate
+from msea_lightning.diagnosis.findings import (
+    DoctorError,
+    Findings,
+    choices,
+    diagnose,
+    paper_configurations,
+)
+from msea_lightning.diagnosis.packages import Package, check_quantization, find_packages
+from msea_lightning.diagnosis.resource import Resource
+from msea_lightning.diagnosis.show import show
+from msea_lightning.doctor import doctor
 from msea_lightning.paper.lengths import SHAPES
 from msea_lightning.training.task import build_prompt
 from tests.data.published import table_rows, write_dialogue, write_mmsa, write_table
@@ -89,12 +101,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dataset(name: str, **changes: Any) -> DatasetConfig:
-    config = compose(f"dataset/{name}", doctor._DatasetChoice).dataset
+    config = compose("train", TrainConfig, [f"dataset={name}"]).dataset
     return replace(config, **changes)
 
 
 def language(name: str) -> BackboneConfig:
-    return compose(f"backbone/{name}", doctor._BackboneChoice).backbone
+    return compose("train", TrainConfig, [f"backbone={name}"]).backbone
 
 
 def cell(name: str, backbone: str) -> TrainConfig:
@@ -116,12 +128,12 @@ def by_name(packages: list[Package]) -> dict[str, Package]:
 
 def requiring(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     """Lets the project require something else."""
-    real = examine.metadata.requires
+    real = packages.metadata.requires
 
     def requires(name: str) -> list[str] | None:
         return list(lines) if name == "msea_lightning" else real(name)
 
-    monkeypatch.setattr(examine.metadata, "requires", requires)
+    monkeypatch.setattr(packages.metadata, "requires", requires)
 
 
 def test_everything_that_the_project_requires_is_examined(findings: Findings) -> None:
@@ -135,8 +147,8 @@ def test_everything_that_the_project_requires_is_examined(findings: Findings) ->
 
 def test_what_is_missing_or_not_in_range_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     requiring(monkeypatch, "no-such-package>=2", "wandb>=99,!=99.1", "scipy>=1; extra == 'dev'")
-    monkeypatch.setattr(examine.importlib, "import_module", refuse_connections)
-    found = by_name(examine.packages())
+    monkeypatch.setattr(packages.importlib, "import_module", refuse_connections)
+    found = by_name(find_packages())
     assert "scipy" not in found
     missing, old = found["no-such-package"], found["wandb"]
     assert (missing.version, missing.flaw) == (None, "missing")
@@ -153,8 +165,8 @@ def test_a_broken_package_is_told_and_what_needs_it_waits(monkeypatch: pytest.Mo
             raise OSError("libcudart.so.12: cannot open shared object file\nmore")
         return object()
 
-    monkeypatch.setattr(examine.importlib, "import_module", import_module)
-    found = by_name(examine.packages())
+    monkeypatch.setattr(packages.importlib, "import_module", import_module)
+    found = by_name(find_packages())
     assert found["torch"].flaw == "OSError: libcudart.so.12: cannot open shared object file"
     assert found["torch"].remedy == "pip install --force-reinstall --no-deps 'torch>=2.6'"
     assert (found["torchmetrics"].flaw, found["torchmetrics"].remedy) == ("waits for torch", "")
@@ -163,21 +175,21 @@ def test_a_broken_package_is_told_and_what_needs_it_waits(monkeypatch: pytest.Mo
 
 def test_a_project_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def metadata(name: str) -> NoReturn:
-        raise examine.metadata.PackageNotFoundError(name)
+        raise packages.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(examine.metadata, "metadata", metadata)
-    (own,) = examine.packages()
+    monkeypatch.setattr(packages.metadata, "metadata", metadata)
+    (own,) = find_packages()
     assert own.flaw.startswith("runs from its folder, not installed")
     assert own.remedy == "pip install -e ."
 
 
 def test_bitsandbytes_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     package = Package("bitsandbytes", "0.50", ">=0.46.1")
-    assert doctor._tried(package, "cpu") == package
+    assert check_quantization(package, "cpu") == package
     monkeypatch.setattr(
         "bitsandbytes.functional.quantize_4bit", lambda *_, **__: exec("raise RuntimeError('no')")
     )
-    tried = doctor._tried(package, "cpu")
+    tried = check_quantization(package, "cpu")
     assert tried.flaw == "cannot quantise on cpu: RuntimeError: no"
     assert tried.remedy == "pip install --force-reinstall --no-deps 'bitsandbytes>=0.46.1'"
 
@@ -196,20 +208,20 @@ def test_without_a_gpu_the_cpu_is_taken(
     assert all(disk.free > 0 for disk in findings.disks)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "PyTorch sees no GPU" in examine.machine(Accelerator.gpu).flaw
+    assert "PyTorch sees no GPU" in find_machine(Accelerator.gpu).flaw
     # A GPU that PyTorch does not see
     (tmp_path / "version").write_text("NVRM version: ...")
-    monkeypatch.setattr(examine, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "version")
     for build, remedy in {
         None: "pip install --force-reinstall torch",
         "12.8": "nvidia-smi",
     }.items():
         monkeypatch.setattr(torch.version, "cuda", build)
         monkeypatch.setattr(torch.version, "hip", None)
-        found = examine.machine(Accelerator.auto)
+        found = find_machine(Accelerator.auto)
         assert (found.chosen, found.remedy.split("  ")[0]) == ("cpu", remedy)
         assert "an NVIDIA driver is there" in found.flaw
-    assert examine.machine(Accelerator.cpu).flaw == ""
+    assert find_machine(Accelerator.cpu).flaw == ""
 
 
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
@@ -228,9 +240,9 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
 def test_a_gpu_is_taken(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
     fake_gpu(monkeypatch, bfloat16=bfloat16)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    machine = examine.machine(Accelerator.auto)
+    machine = find_machine(Accelerator.auto)
     assert machine.device == Device("cuda:0", "A GPU", 24 * GIB, 20 * GIB, "bfloat16", bfloat16)
-    assert examine.machine(Accelerator.cpu).chosen == "cpu"
+    assert find_machine(Accelerator.cpu).chosen == "cpu"
     text = printed(Findings([], machine))
     assert "cuda:0 (chosen)" in text
     assert ("float16" in text.replace("bfloat16", "")) is not bfloat16
@@ -242,7 +254,7 @@ def test_a_broken_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_gpu(monkeypatch, bfloat16=True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
-    machine = examine.machine(Accelerator.auto)
+    machine = find_machine(Accelerator.auto)
     assert machine.device.name == "cpu"
     assert machine.flaw == "RuntimeError: CUDA driver initialization failed"
 
@@ -270,10 +282,10 @@ def test_every_data_set_has_the_line_that_gets_it(findings: Findings) -> None:
 def test_downloads_are_found_and_then_prepared(cache: Path) -> None:
     config = dataset("mosei")
     write_mmsa(download_folder(config), "mosei")
-    place = examine.data_set(config)
-    assert place == Place("mosei", "found", str(download_folder(config)))
+    place = find_dataset(config)
+    assert place == Resource("mosei", "found", str(download_folder(config)))
     prepare_store(config)
-    assert examine.data_set(config) == replace(place, state="prepared")
+    assert find_dataset(config) == replace(place, state="prepared")
 
 
 def test_a_download_that_broke_off_is_told(cache: Path) -> None:
@@ -281,7 +293,7 @@ def test_a_download_that_broke_off_is_told(cache: Path) -> None:
     part = cache / "downloads" / "mosei.partial" / "unaligned_50.pkl.0123"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half")
-    place = examine.data_set(config)
+    place = find_dataset(config)
     assert place.state == "incomplete"
     assert place.flaw == "a download broke off; the same command goes on"
     assert place.remedy.endswith("dataset.download=true")
@@ -290,14 +302,14 @@ def test_a_download_that_broke_off_is_told(cache: Path) -> None:
 def test_files_of_an_earlier_store_are_found_again(cache: Path, tmp_path: Path) -> None:
     files = write_dialogue(tmp_path / "my files", "meld")
     prepare_store(dataset("meld", path=str(files)))
-    place = examine.data_set(dataset("meld"))
+    place = find_dataset(dataset("meld"))
     assert (place.state, place.place) == ("prepared", str(files))
     assert place.option == f"'dataset.path={files}'"  # ready for the shell
     for file in files.iterdir():
         file.unlink()
-    assert examine.data_set(dataset("meld")).state == "incomplete"
+    assert find_dataset(dataset("meld")).state == "incomplete"
     files.rmdir()
-    assert examine.data_set(dataset("meld")).state == "missing"
+    assert find_dataset(dataset("meld")).state == "missing"
 
 
 def test_a_folder_is_searched_for_published_files(cache: Path, tmp_path: Path) -> None:
@@ -308,8 +320,8 @@ def test_a_folder_is_searched_for_published_files(cache: Path, tmp_path: Path) -
     write_mmsa(folder / "sims", "sims")
     (folder / "sims" / "aligned.pkl").write_bytes(b"")
     write_dialogue(folder / "cherma", "cherma", {"valid": []})
-    choices = [dataset(name) for name in doctor._choices("dataset")]
-    found = {place.name: place for place in examine.data_sets(choices, folder)}
+    configs = [choice.dataset for choice in choices("dataset")]
+    found = {place.name: place for place in find_datasets(configs, folder)}
     assert {name: place.option for name, place in found.items() if place.option} == {
         "mosei": f"dataset.path={folder / 'unaligned_50.pkl'}",
         "meld": f"dataset.path={folder}",
@@ -327,17 +339,17 @@ def test_files_of_another_data_set_are_not_taken(cache: Path, tmp_path: Path) ->
     # Both data sets are published in files of this name.
     write_mmsa(tmp_path / "data" / "mosi", "mosei")
     config = dataset("mosei")
-    assert examine.data_set(config, folder=tmp_path / "data").state == "found"
-    assert examine.data_set(config, folder=tmp_path / "data", others=["mosi"]).state == "missing"
+    assert find_dataset(config, folder=tmp_path / "data").state == "found"
+    assert find_dataset(config, folder=tmp_path / "data", others={"mosi"}).state == "missing"
     # And a folder with one other data set is not this one.
     write_dialogue(tmp_path / "more", "meld")
-    assert examine.data_set(dataset("iemocap"), folder=tmp_path / "more").state == "missing"
-    assert examine.data_set(dataset("mosi"), folder=tmp_path / "more").state == "missing"
+    assert find_dataset(dataset("iemocap"), folder=tmp_path / "more").state == "missing"
+    assert find_dataset(dataset("mosi"), folder=tmp_path / "more").state == "missing"
 
 
 def test_a_table_is_found_in_a_folder(cache: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "mine", table_rows())
-    place = examine.data_set(dataset("table"), folder=tmp_path / "mine")
+    place = find_dataset(dataset("table"), folder=tmp_path / "mine")
     assert (place.state, place.option) == ("found", f"dataset.path={tmp_path / 'mine'}")
 
 
@@ -373,8 +385,8 @@ def write_rest(folder: Path) -> None:
 
 def test_every_backbone_has_the_line_that_gets_it(findings: Findings) -> None:
     found = {place.name: place for place in findings.backbones}
-    assert set(found) == set(doctor._choices("backbone")) - {"auto"}
-    assert found["tiny"] == Place("tiny", "built in", "part of the package")
+    assert set(found) == {choice.backbone.name for choice in choices("backbone")}
+    assert found["tiny"] == Resource("tiny", "built in", "part of the package")
     assert {place.state for name, place in found.items() if name != "tiny"} == {"missing"}
     assert found["qwen"].remedy == "hf download Qwen/Qwen-1_8B"
     assert found["llama2"].remedy == f"hf auth login && hf download {LLAMA2}"
@@ -382,14 +394,14 @@ def test_every_backbone_has_the_line_that_gets_it(findings: Findings) -> None:
 
 def test_who_is_logged_in_needs_no_login(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
-    assert examine.backbone(language("llama2")).remedy == f"hf download {LLAMA2}"
+    assert find_backbone(language("llama2")).remedy == f"hf download {LLAMA2}"
 
 
 def test_checkpoints_in_the_cache_of_the_hub(hub: Path) -> None:
     config = language("llama2")
 
     def state() -> tuple[str, str]:
-        place = examine.backbone(config)
+        place = find_backbone(config)
         assert place.usable is not bool(place.remedy)
         return place.state, place.flaw
 
@@ -400,8 +412,8 @@ def test_checkpoints_in_the_cache_of_the_hub(hub: Path) -> None:
     assert state() == ("incomplete", "lacks the tokenizer, the weights")
     write_rest(folder)
     assert state() == ("complete", "")
-    assert examine.backbone(config).place == str(folder)
-    assert examine.backbone(config).option == ""
+    assert find_backbone(config).place == str(folder)
+    assert find_backbone(config).option == ""
     shard = folder / "model-00002-of-00002.safetensors"
     content = shard.read_bytes()
     shard.unlink()
@@ -428,8 +440,8 @@ def test_checkpoints_in_a_folder_are_known_by_their_sizes(
     write_rest(folder / "other")
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
-    choices = [language(name) for name in ("llama2", "qwen2.5-0.5b", "qwen2.5-1.5b")]
-    found = examine.backbones(choices, folder)
+    configs = [language(name) for name in ("llama2", "qwen2.5-0.5b", "qwen2.5-1.5b")]
+    found = find_backbones(configs, folder)
     llama2, small, missing, broken, other = found
     assert llama2.state == "complete"
     assert llama2.option == f"backbone.path={folder / 'llama-2-7b-hf'}"
@@ -456,7 +468,7 @@ def test_original_checkpoints_are_known(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "qwen.tiktoken").write_text("")
     (folder / "pytorch_model.bin").write_bytes(b"weights")
-    (place,) = examine.backbones([language("qwen")], tmp_path / "models")
+    (place,) = find_backbones([language("qwen")], tmp_path / "models")
     assert (place.state, place.option) == ("complete", f"backbone.path={folder}")
 
 
@@ -465,8 +477,8 @@ def test_original_checkpoints_are_known(tmp_path: Path) -> None:
 
 def test_the_twelve_cells_have_the_papers_adapters(findings: Findings) -> None:
     counts = json.loads(COUNTS.read_text(encoding="utf-8"))
-    assert len(findings.cells) == 12
-    for found in findings.cells:
+    assert len(findings.configurations) == 12
+    for found in findings.configurations:
         expected = counts[ORIGINAL_NAMES[found.backbone]][found.dataset]
         assert found.trainable == expected["trainable_parameters"]
         assert found.batch_size == expected["settings_in_original_config"]["batch_size"]
@@ -476,7 +488,7 @@ def test_the_twelve_cells_have_the_papers_adapters(findings: Findings) -> None:
         assert found.needed == found.weights + found.activations + found.adapter
         assert found.fits == (found.needed * HEADROOM <= findings.machine.device.free)
         assert not found.ready
-    weights = {found.backbone: found.weights for found in findings.cells}
+    weights = {found.backbone: found.weights for found in findings.configurations}
     numbers = {"llama2": 6_738_415_616, "qwen": 1_836_828_672, "chatglm3": 6_243_584_000}
     assert weights == {name: 4 * number for name, number in numbers.items()}
 
@@ -516,7 +528,7 @@ def test_small_models_tell_what_the_whole_one_takes(on_a_gpu: CellEstimator) -> 
 def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -> None:
     folder = shared / "tokenizers"
     tokenizers = {name: load_tokenizer(str(folder / name)) for name in ORIGINAL_NAMES}
-    for config in doctor.paper_cells():
+    for config in paper_configurations():
         estimator = CellEstimator(config, torch.device("cpu"))
         tokenizer = tokenizers[config.backbone.name]
         prompt, _ = build_prompt(config, estimator._data, tokenizer, pad_id=0)
@@ -526,11 +538,13 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -
 def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> None:
     assert findings.rate == RATE
     # Counting takes seconds a cell: one of each language model, on three data sets.
-    for config, found in list(zip(doctor.paper_cells(), findings.cells, strict=True))[::5]:
+    for config, found in list(zip(paper_configurations(), findings.configurations, strict=True))[
+        ::5
+    ]:
         test = CellEstimator(config, torch.device("cpu")).flops()[1]
         flops = found.flops_epoch * config.training.schedule_epochs + test
         assert found.hours == flops / (RATE * ASSUMED_SHARE) / 3600
-    by_pair = {(found.dataset, found.backbone): found for found in findings.cells}
+    by_pair = {(found.dataset, found.backbone): found for found in findings.configurations}
     # By hand: 24 layers, in training each weight forward and again backward, attention thrice.
     # Texts are a little shorter than their distribution's mean, because long ones are cut.
     fixed, text = 95 - 50, 22.6
@@ -557,34 +571,34 @@ def test_without_a_rate_there_are_no_hours(
 
     monkeypatch.setattr(MATRIX_RATE, full)
     device = findings.machine.device
-    assert doctor._rate(device) is None
-    nowhere = {name: Place(name, "missing") for name in ("simsv2", "qwen")}
+    assert measured_rate(device) is None
+    nowhere = {name: Resource(name, "missing") for name in ("simsv2", "qwen")}
     (found,), _ = examine_cells([cell("simsv2", "qwen")], device, nowhere, nowhere, None)
     assert found.hours is None
     assert found.flops_epoch == pytest.approx(1.15e15, rel=0.01)
-    text = printed(replace(findings, rate=None, cells=[found], fitting={}))
+    text = printed(replace(findings, rate=None, configurations=[found], fitting={}))
     assert re.search(rf"simsv2 .* {found.flops_epoch / 1e15:.1f} +- (yes|no) ", text)
     assert "hours: the speed of cpu cannot be measured; is its memory full?\n" in text
 
 
 def test_what_is_here_is_ready(findings: Findings) -> None:
     roomy = replace(findings.machine.device, free=100 * GIB)
-    data = {"mosei": Place("mosei", "found", "x", option="dataset.path=x")}
-    models = {"qwen": Place("qwen", "complete", "y", option="backbone.path=y")}
+    data = {"mosei": Resource("mosei", "found", "x", option="dataset.path=x")}
+    models = {"qwen": Resource("qwen", "complete", "y", option="backbone.path=y")}
     (ready,), fitting = examine_cells([cell("mosei", "qwen")], roomy, data, models, RATE)
     assert ready.ready
     assert fitting == {}
     assert ready.command == (
         "python -m msea_lightning.train dataset=mosei backbone=qwen dataset.path=x backbone.path=y"
     )
-    text = printed(replace(findings, cells=[ready], fitting={}))
-    assert f"1 of 1 cells can be run as they are.\n  {ready.command}\n" in text
+    text = printed(replace(findings, configurations=[ready], fitting={}))
+    assert f"1 of 1 configurations can be run as they are.\n  {ready.command}\n" in text
     tight = replace(roomy, free=GIB)
     (cramped,), fitting = examine_cells([cell("mosei", "qwen")], tight, data, models, RATE)
     assert not cramped.fits
     assert fitting == {"qwen": {}}
-    assert "qwen: its largest cell fits neither" in printed(
-        replace(findings, cells=[cramped], fitting=fitting)
+    assert "qwen: its largest configuration fits neither" in printed(
+        replace(findings, configurations=[cramped], fitting=fitting)
     )
 
 
@@ -599,21 +613,21 @@ def test_what_is_printed_can_be_read_and_copied(findings: Findings, width: int) 
     for place in (*findings.datasets, *findings.backbones):
         assert f"\n{place.name} " in text
         assert f"  {place.remedy or place.place}\n" in text
-    for found in findings.cells:
+    for found in findings.configurations:
         assert f"{found.trainable:,}" in text
     assert "google and meta-llama: accept the licence" in text
     assert "\nPFLOP: operations of the language model in an epoch and its validation.\n" in text
     assert "\nhours: the whole schedule at 50% (assumed) of the measured 40.00 TFLOP/s.\n" in text
-    assert "0 of 12 cells can be run as they are." in text
+    assert "0 of 12 configurations can be run as they are." in text
     assert (
-        "\nllama2: all its cells fit with backbone.quantization=int8 (15.0 GiB) or "
+        "\nllama2: all its configurations fit with backbone.quantization=int8 (15.0 GiB) or "
         "backbone.quantization=nf4 (10.0 GiB).\n"
     ) in text
     # Only lines with a command, a path or options may be longer.
     lines = text.splitlines()
     long = [line for line in lines if len(line.rstrip()) > 80]
     assert all(" -m msea_lightning" in line or "/" in line or "llama2: " in line for line in long)
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("Cells of")) :]
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("The paper's")) :]
     assert max(len(line.rstrip()) for line in table if "llama2: " not in line) <= 80
     assert len(lines) < 90
 
@@ -623,11 +637,11 @@ def test_flaws_are_printed(findings: Findings) -> None:
         Package("torch", "2.1", ">=2.6", "not in range", "pip install 'torch>=2.6'"),
         Package("flash-attn", None, ">=2", "missing", "pip install flash-attn", optional=True),
     ]
-    text = printed(replace(findings, packages=flawed, unknown={"cells": "OSError: no"}))
+    text = printed(replace(findings, packages=flawed, unchecked={"configurations": "OSError: no"}))
     assert "torch: pip install 'torch>=2.6'\n" in text
     assert "pip install flash-attn" not in text  # without a GPU it is of no use
-    assert "cells: cannot be examined (OSError: no)\n" in text
-    incomplete = Place("qwen", "incomplete", flaw="lacks x", remedy="hf download Q/q")
+    assert "configurations: not checked (OSError: no)\n" in text
+    incomplete = Resource("qwen", "incomplete", flaw="lacks x", remedy="hf download Q/q")
     lines = printed(Findings([], findings.machine, backbones=[incomplete])).splitlines()
     start = lines.index("qwen  incomplete  lacks x")
     assert lines[start + 1] == "                  hf download Q/q"
@@ -639,17 +653,17 @@ def test_findings_are_written_as_json(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(doctor, "diagnose", lambda config: findings)
+    monkeypatch.setattr(findings_module, "diagnose", lambda config: findings)
     target = tmp_path / "findings.json"
-    job(DoctorConfig(json=str(target)))
+    doctor(DoctorConfig(json=str(target)))
     assert json.loads(target.read_text(encoding="utf-8")) == asdict(findings)
     assert f"findings: {target}\n" in capsys.readouterr().out
     with pytest.raises(DoctorError, match=r"json=.*none/x\.json: there is no folder"):
-        job(DoctorConfig(json=str(tmp_path / "none" / "x.json")))
+        doctor(DoctorConfig(json=str(tmp_path / "none" / "x.json")))
     with pytest.raises(DoctorError, match=r"is a folder; give a file"):
-        job(DoctorConfig(json=str(tmp_path)))
+        doctor(DoctorConfig(json=str(tmp_path)))
     with pytest.raises(DoctorError, match=r"cannot be written \(.*Give a file in a folder"):
-        job(DoctorConfig(json="/proc/findings.json"))
+        doctor(DoctorConfig(json="/proc/findings.json"))
 
 
 @pytest.mark.parametrize("name", ["datasets", "backbones"])
@@ -664,9 +678,9 @@ def test_an_error_of_the_project_is_not_hidden(monkeypatch: pytest.MonkeyPatch) 
         raise KeyError("a bug")
 
     machine = Machine([Device("cpu", "", GIB, GIB, "float32")], "cpu")
-    monkeypatch.setattr(examine, "machine", lambda accelerator: machine)
-    monkeypatch.setattr(examine, "packages", list)
-    monkeypatch.setattr(examine, "disks", broken)
+    monkeypatch.setattr(findings_module, "find_machine", lambda accelerator: machine)
+    monkeypatch.setattr(findings_module, "find_packages", list)
+    monkeypatch.setattr(findings_module, "find_disks", broken)
     with pytest.raises(KeyError, match="a bug"):
         diagnose(DoctorConfig())
 
@@ -681,13 +695,13 @@ def test_a_wrong_command_line_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         ("dataset=mosei",): "there is no option dataset",
     }.items():
         with pytest.raises(SystemExit) as stop:
-            launch(job, config_name="doctor", root=DoctorConfig, arguments=words)
+            launch(doctor, config_name="doctor", root=DoctorConfig, arguments=words)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
 
 def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    launch(job, config_name="doctor", root=DoctorConfig, arguments=["--help"])
+    launch(doctor, config_name="doctor", root=DoctorConfig, arguments=["--help"])
     text = capsys.readouterr().out
     assert "python -m msea_lightning.doctor datasets=/data backbones=/models" in text
     for info in options(DoctorConfig):
@@ -715,5 +729,5 @@ def test_a_broken_pytorch_is_a_finding(tmp_path: Path) -> None:
     assert "OSError: libcudart.so is missing" in done.stdout
     assert "torch: pip install --force-reinstall --no-deps 'torch>=2.6'\n" in done.stdout
     assert "waits for torch" in done.stdout
-    assert "cells: cannot be examined (" in done.stdout
+    assert "configurations: not checked (" in done.stdout
     assert "Mend the packages above" in done.stdout

@@ -109,7 +109,7 @@ class DoctorConfig:
 
     datasets: str | None = option(None, "a folder to search for published files of data sets")
     backbones: str | None = option(None, "a folder to search for folders with checkpoints")
-    accelerator: Accelerator = option(Accelerator.auto, "hardware that the cells would run on")
+    accelerator: Accelerator = option(Accelerator.auto, "hardware that runs would use")
     json: str | None = option(None, "a file for the findings as JSON, besides the tables")
 
 

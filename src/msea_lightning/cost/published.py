@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from msea_lightning.data.module import UtteranceDataModule
-    from msea_lightning.diagnosis.examine import Device, Place
+    from msea_lightning.diagnosis.devices import Device
+    from msea_lightning.diagnosis.resource import Resource
 
 _LONGEST = {
     ("mosei", "llama2"): 100,
@@ -126,8 +127,8 @@ class Cell:
 def examine_cells(
     configs: Sequence[TrainConfig],
     device: Device,
-    datasets: Mapping[str, Place],
-    backbones: Mapping[str, Place],
+    datasets: Mapping[str, Resource],
+    backbones: Mapping[str, Resource],
     rate: float | None,
 ) -> tuple[list[Cell], dict[str, dict[str, int]]]:
     """What runs would take of a device, and for each backbone that does not fit, what would.
@@ -166,8 +167,8 @@ def _cell(
     config: TrainConfig,
     estimator: CellEstimator,
     device: Device,
-    dataset: Place,
-    backbone: Place,
+    dataset: Resource,
+    backbone: Resource,
     rate: float | None,
 ) -> Cell:
     estimate = estimator.estimate()

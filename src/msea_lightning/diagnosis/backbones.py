@@ -1,0 +1,207 @@
+"""Which language models are on this machine, where, and whether they are complete."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msea_lightning.backbone.options import BackboneConfig
+from msea_lightning.config.errors import UserError
+from msea_lightning.diagnosis.resource import Resource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GATED = ("google/", "meta-llama/")
+"""Organisations of the Hub whose models can be fetched only after accepting a licence."""
+
+_SIZES = (
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
+"""Fields of ``config.json`` that tell architectures apart."""
+
+_WEIGHTS = {
+    "model.safetensors": "model.safetensors.index.json",
+    "pytorch_model.bin": "pytorch_model.bin.index.json",
+}
+"""Weight formats: the single file, and the index where there are several."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a ``config.json``.
+
+    Attributes:
+        folder: The folder.
+        sizes: Architecture and sizes; None where they cannot be read.
+        flaw: Why not.
+    """
+
+    folder: Path
+    sizes: tuple[Any, ...] | None
+    flaw: str = ""
+
+
+def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None) -> list[Resource]:
+    """Where backbones are, and which further checkpoints lie in a folder.
+
+    Args:
+        configs: The choices of ``conf/backbone``.
+        folder: A folder with checkpoints, searched too.
+    """
+    checkpoints = [] if folder is None else find_checkpoints(folder)
+    found = [find_backbone(config, checkpoints) for config in configs]
+    known = {
+        _sizes(_published(config)) for config in configs if config.path is not None and checkpoints
+    }
+    for checkpoint in checkpoints:
+        if checkpoint.sizes in known:
+            continue
+        path = str(checkpoint.folder)
+        if checkpoint.sizes is None:
+            found.append(Resource("auto", "incomplete", path, flaw=checkpoint.flaw))
+        else:
+            option = f"backbone=auto {shlex.quote(f'backbone.path={path}')}"
+            found.append(replace(_check("auto", path), option=option))
+    return found
+
+
+def find_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints in a folder, up to three folders down."""
+    from msea_lightning.backbone.loading.load import load_config
+
+    found = []
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        for path in sorted(folder.glob(f"{depth}config.json")):
+            try:
+                found.append(Checkpoint(path.parent, _sizes(load_config(str(path.parent)))))
+            except UserError as error:
+                found.append(Checkpoint(path.parent, None, str(error)))
+    return found
+
+
+def find_backbone(config: BackboneConfig, checkpoints: Sequence[Checkpoint] = ()) -> Resource:
+    """Where the checkpoint of a backbone is, and what it lacks.
+
+    Searched are the folder that ``path`` names, the cache of the Hugging Face Hub, and a folder
+    that the user names. There a checkpoint is recognised by the sizes in its ``config.json``; of
+    several, one that is called like the published model is preferred.
+
+    Args:
+        config: The backbone's options.
+        checkpoints: The checkpoints in a folder that the user names.
+    """
+    if config.path is None:
+        return Resource(config.name, "built in", place="part of the package")
+    own = _check(config.name, config.path)
+    if own.usable:
+        return own
+    sizes = _sizes(_published(config))
+    names = (config.path.rpartition("/")[2].lower(), config.name)
+    alike = [checkpoint.folder for checkpoint in checkpoints if checkpoint.sizes == sizes]
+    alike.sort(key=lambda folder: folder.name.lower() not in names)
+    found = [own]
+    for folder in alike:
+        option = shlex.quote(f"backbone.path={folder}")
+        found.append(replace(_check(config.name, str(folder)), option=option))
+    for candidate in found:
+        if candidate.usable:
+            return candidate
+    best = next((candidate for candidate in found if candidate.state == "incomplete"), own)
+    return replace(best, remedy=_remedy(config.path))
+
+
+def _check(name: str, path: str) -> Resource:
+    """A backbone at a Hub id or in a folder: complete, incomplete or missing."""
+    from msea_lightning.backbone.loading.hub import find_file
+    from msea_lightning.backbone.loading.tokenizers import has_tokenizer
+
+    def find(file: str) -> Path | None:
+        return find_file(path, file, offline=True)
+
+    config = find("config.json")
+    lacking = [
+        *([] if config is not None else ["config.json"]),
+        *([] if has_tokenizer(path) else ["the tokenizer"]),
+        *_lacking_weights(find),
+    ]
+    place = "" if config is None else str(config.parent)
+    if not lacking:
+        return Resource(name, "complete", place)
+    if config is None and not _has_downloads(path):
+        return Resource(name, "missing")
+    return Resource(name, "incomplete", place, flaw=f"lacks {', '.join(lacking)}")
+
+
+def _has_downloads(path: str) -> bool:
+    """Whether any file of a repository of the Hub was fetched."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="model")
+    return any(file.is_file() for file in folder.glob("blobs/*"))
+
+
+def _lacking_weights(find: Callable[[str], Path | None]) -> list[str]:
+    """What the weights of a checkpoint lack; of several formats, one is enough."""
+    flaws = []
+    for single, index in _WEIGHTS.items():
+        if (file := find(single)) is not None:
+            names, files = [single], [file]
+        elif (listed := find(index)) is not None:
+            names = _listed_files(listed)
+            files = [file for name in names if (file := find(name)) is not None]
+        else:
+            continue
+        damaged = [file.name for file in files if _is_damaged(file)]
+        if names and len(files) == len(names) and not damaged:
+            return []
+        missing = f"{len(names) - len(files)} of {len(names)} weight files"
+        flaws.append(f"a whole {damaged[0]} (it is damaged)" if damaged else missing)
+    return flaws[:1] or ["the weights"]
+
+
+def _listed_files(index: Path) -> list[str]:
+    """The weight files that an index lists; none where it is damaged."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a safetensors file is not as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(file, framework="np"):
+            return False
+    except (SafetensorError, OSError):
+        return True
+
+
+def _remedy(path: str) -> str:
+    from huggingface_hub import get_token
+
+    login = "hf auth login && " if path.startswith(GATED) and not get_token() else ""
+    return f"{login}hf download {path}"
+
+
+def _published(config: BackboneConfig) -> PretrainedConfig:
+    """The architecture of the published model, whatever is on this machine."""
+    from msea_lightning.backbone.loading.load import backbone_config
+    from msea_lightning.backbone.options import Weights
+
+    assert config.path is not None
+    return backbone_config(config.path, weights=Weights.random, architecture=config.architecture)
+
+
+def _sizes(config: PretrainedConfig) -> tuple[Any, ...]:
+    return tuple(getattr(config, name, None) for name in _SIZES)

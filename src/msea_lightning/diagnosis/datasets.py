@@ -1,0 +1,101 @@
+"""Which data sets are on this machine, and where."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import DatasetConfig, Reader
+from msea_lightning.diagnosis.resource import Resource
+
+
+def find_datasets(configs: Sequence[DatasetConfig], folder: Path | None = None) -> list[Resource]:
+    """Where data sets are.
+
+    Args:
+        configs: The choices of ``conf/dataset``.
+        folder: A folder with files of data sets, searched too.
+    """
+    names = {config.name for config in configs}
+    return [find_dataset(config, folder=folder, others=names - {config.name}) for config in configs]
+
+
+def find_dataset(
+    config: DatasetConfig, *, folder: Path | None = None, others: set[str] | None = None
+) -> Resource:
+    """Where the published files of a data set are, and whether they are prepared.
+
+    Searched are the folder of downloads, a folder that the user names, and the files that earlier
+    stores were made of.
+
+    Args:
+        config: The data set's options.
+        folder: A folder with files of data sets.
+        others: Names of the other data sets: folders of that name hold their files.
+    """
+    from msea_lightning.data.prepare import download_folder, earlier_sources, find_places
+
+    name = config.name
+    if config.reader is Reader.demo:
+        return Resource(name, "built in", place="generated where it is used")
+    flaws = []
+    downloads = download_folder(config)
+    candidates = [None, *(_candidates(folder, config, others or set()) if folder else [])]
+    for candidate in [*candidates, *earlier_sources(config)]:
+        chosen = replace(config, path=None if candidate is None else str(candidate))
+        places = find_places(chosen)
+        if places.source is not None:
+            option = "" if candidate is None else shlex.quote(f"dataset.path={candidate}")
+            state = "prepared" if places.store is not None else "found"
+            return Resource(name, state, str(places.source), option)
+        if (candidate or downloads).exists():
+            flaws.append(places.flaw)
+    remedy = _remedy(config)
+    if config.reader is Reader.table:
+        return Resource(name, "yours", remedy=remedy)
+    if _partial_download(downloads):
+        flaws.append("a download broke off; the same command goes on")
+    return Resource(
+        name, "incomplete" if flaws else "missing", flaw="; ".join(flaws), remedy=remedy
+    )
+
+
+def _remedy(config: DatasetConfig) -> str:
+    command = f"python -m msea_lightning.prepare dataset={config.name}"
+    if config.reader is Reader.table:
+        return f"{command} dataset.path=FOLDER  # with utterances.csv and features.npz"
+    if config.hub_id is not None:
+        return f"{command} dataset.download=true"
+    return f"{command} dataset.path=PATH  # from {config.source}"
+
+
+def _partial_download(downloads: Path) -> bool:
+    from msea_lightning.data.files.download import partial_folder
+
+    return any(path.is_file() for path in partial_folder(downloads).rglob("*"))
+
+
+def _candidates(folder: Path, config: DatasetConfig, others: set[str]) -> Iterator[Path]:
+    """Folders and files in a folder of data sets that may be this one, by their names."""
+    from msea_lightning.data.readers import find_files
+
+    for inside in sorted(folder.iterdir()):
+        if inside.is_dir() and inside.name.lower() == config.name:
+            yield inside
+    try:
+        files = find_files(folder, config)
+    except (UserError, OSError):
+        return
+    parents = {part.lower() for file in files for part in file.relative_to(folder).parts[:-1]}
+    if parents & others:
+        return
+    stems = {file.stem.rpartition("_")[0] for file in files}
+    if config.reader is Reader.mmsa and files[0].name == Path(config.hub_file or "").name:
+        yield files[0]
+    elif config.reader is Reader.table or (
+        config.reader is Reader.dialogue and stems == {config.name}
+    ):
+        yield folder

@@ -1,0 +1,206 @@
+"""Everything that ``python -m msea_lightning.doctor`` looks at, gathered.
+
+It looks at this machine alone: it opens no connection, loads no language model, and changes
+nothing. In what it finds, ``flaw`` says what is wrong and ``remedy`` is the command that mends it;
+both are empty where all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from msea_lightning.commands.command_line import compose, conf_folder
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import DoctorConfig, TrainConfig
+from msea_lightning.diagnosis.backbones import find_backbones
+from msea_lightning.diagnosis.datasets import find_datasets
+from msea_lightning.diagnosis.devices import (
+    Disk,
+    Machine,
+    find_disks,
+    find_machine,
+    measured_rate,
+)
+from msea_lightning.diagnosis.packages import (
+    Package,
+    check_quantization,
+    find_packages,
+    one_line,
+)
+from msea_lightning.diagnosis.resource import Resource
+from msea_lightning.paper import paper_table
+
+if TYPE_CHECKING:
+    from msea_lightning.cost.published import Cell
+
+Found = TypeVar("Found")
+
+_ANY_BACKBONE = "auto"
+"""The choice of ``conf/backbone`` that stands for any language model."""
+
+
+class DoctorError(UserError):
+    """A folder to search that does not exist, or a file that cannot be written."""
+
+
+@dataclass
+class Findings:
+    """All that was found.
+
+    Attributes:
+        packages: What is installed.
+        machine: What it runs on.
+        disks: Where downloads, stores and checkpoints go.
+        datasets: Every choice of ``conf/dataset``.
+        backbones: Every choice of ``conf/backbone``, and further checkpoints in the folder that
+            was searched.
+        rate: Floating point operations per second of the chosen device in matrix products; None
+            where that cannot be measured.
+        configurations: What the twelve configurations of the paper need.
+        fitting: By the name of a backbone that does not fit: the options with which its largest
+            configuration fits, each with the bytes that it needs then.
+        unchecked: By the name of a section that a broken package kept from being checked: why.
+    """
+
+    packages: list[Package]
+    machine: Machine
+    disks: list[Disk] = field(default_factory=list)
+    datasets: list[Resource] = field(default_factory=list)
+    backbones: list[Resource] = field(default_factory=list)
+    rate: float | None = None
+    configurations: list[Cell] = field(default_factory=list)
+    fitting: dict[str, dict[str, int]] = field(default_factory=dict)
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+
+def diagnose(config: DoctorConfig) -> Findings:
+    """Looks at this machine.
+
+    Args:
+        config: Folders to search, and the hardware to look at.
+
+    Raises:
+        DoctorError: if a folder to search does not exist.
+    """
+    folders = {name: _folder(config, name) for name in ("datasets", "backbones")}
+    machine = find_machine(config.accelerator)
+    packages = [
+        check_quantization(package, machine.chosen)
+        if package.name == "bitsandbytes" and not package.flaw
+        else package
+        for package in find_packages()
+    ]
+    broken = any(package.flaw and not package.optional for package in packages)
+    findings = Findings(packages, machine)
+
+    def section(name: str, find: Callable[[], Found], otherwise: Found) -> Found:
+        try:
+            return find()
+        except Exception as error:
+            # With a broken package anything may fail. Without one, this is a bug of the project.
+            if not broken:
+                raise
+            findings.unchecked[name] = one_line(error)
+            return otherwise
+
+    def datasets() -> list[Resource]:
+        configs = [choice.dataset for choice in choices("dataset")]
+        return find_datasets(configs, folders["datasets"])
+
+    def backbones() -> list[Resource]:
+        configs = [choice.backbone for choice in choices("backbone")]
+        return find_backbones(configs, folders["backbones"])
+
+    def configurations() -> tuple[list[Cell], dict[str, dict[str, int]]]:
+        from msea_lightning.cost.published import examine_cells
+
+        found = {resource.name: resource for resource in (*findings.datasets, *findings.backbones)}
+        findings.rate = measured_rate(machine.device)
+        return examine_cells(paper_configurations(), machine.device, found, found, findings.rate)
+
+    findings.disks = section("disks", find_disks, [])
+    findings.datasets = section("data sets", datasets, [])
+    findings.backbones = section("backbones", backbones, [])
+    nothing: tuple[list[Cell], dict[str, dict[str, int]]] = ([], {})
+    found = section("configurations", configurations, nothing)
+    findings.configurations, findings.fitting = found
+    return findings
+
+
+def _folder(config: DoctorConfig, name: str) -> Path | None:
+    given: str | None = getattr(config, name)
+    if given is None:
+        return None
+    folder = Path(given).expanduser().absolute()
+    if not folder.is_dir():
+        raise DoctorError(f"{name}={given}: there is no such folder. Give one that holds {name}.")
+    return folder
+
+
+def choices(group: str) -> list[TrainConfig]:
+    """A training configuration for every choice of a folder in ``conf/``.
+
+    Args:
+        group: ``dataset`` or ``backbone``; of the latter not the one that stands for any model.
+    """
+    names = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    return [
+        compose("train", TrainConfig, [f"{group}={name}"])
+        for name in names
+        if name != _ANY_BACKBONE
+    ]
+
+
+def paper_configurations() -> list[TrainConfig]:
+    """The twelve configurations of the paper, as training composes them."""
+    return [
+        compose("train", TrainConfig, [f"dataset={row['dataset']}", f"backbone={row['backbone']}"])
+        for row in paper_table("hyperparameters")
+    ]
+
+
+def json_file(config: DoctorConfig) -> Path | None:
+    """The file for the findings, if there is to be one.
+
+    Args:
+        config: The options, of which ``json`` names the file.
+
+    Raises:
+        DoctorError: if its folder does not exist, or it is a folder itself.
+    """
+    if config.json is None:
+        return None
+    target = Path(config.json).expanduser()
+    if not target.absolute().parent.is_dir():
+        raise DoctorError(f"json={config.json}: there is no folder {target.parent}. Make it first.")
+    if target.is_dir():
+        raise DoctorError(
+            f"json={config.json} is a folder; give a file, such as findings.json in it."
+        )
+    return target
+
+
+def write_findings(findings: Findings, target: Path) -> None:
+    """Writes the findings as JSON.
+
+    Args:
+        findings: What was found.
+        target: The file.
+
+    Raises:
+        DoctorError: if it cannot be written.
+    """
+    remedy = "Mend the packages above, then run this command again."
+    try:
+        from msea_lightning.runs.folder import write_json
+
+        remedy = "Give a file in a folder that you may write to."
+        write_json(target, asdict(findings))
+    except (ImportError, OSError) as error:
+        raise DoctorError(
+            f"json={target}: the findings cannot be written ({type(error).__name__}: {error}). "
+            f"{remedy}"
+        ) from error

@@ -1,0 +1,194 @@
+"""The findings of ``python -m msea_lightning.doctor``, printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from msea_lightning.diagnosis.backbones import GATED
+from msea_lightning.diagnosis.devices import Device
+from msea_lightning.diagnosis.findings import Findings
+from msea_lightning.diagnosis.resource import Resource
+
+_ALWAYS_SHOWN = (
+    *("python", "msea_lightning", "torch", "lightning", "transformers", "bitsandbytes"),
+    *("huggingface-hub", "wandb", "flash-attn"),
+)
+"""Packages that are listed even where nothing is wrong with them."""
+
+_NOTHING_FITS = (
+    "its largest configuration fits neither in bfloat16 nor in int8 or nf4: take a smaller "
+    "backbone, a smaller training.batch_size or a larger device"
+)
+
+
+def show(findings: Findings, console: Console) -> None:
+    """Prints what was found, and the commands that get what is missing.
+
+    Args:
+        findings: What was found.
+        console: Where to print.
+    """
+    _show_packages(findings, console)
+    _show_machine(findings, console)
+    if findings.datasets:
+        _show_resources("Data sets", findings.datasets, console)
+        print_line(console)
+    if findings.backbones:
+        _show_resources("Backbones", findings.backbones, console)
+        gated = " and ".join(name.rstrip("/") for name in GATED)
+        print_line(console, f"{gated}: accept the licence on the model's page first.")
+        print_line(console)
+    if findings.configurations:
+        _show_configurations(findings, console)
+    for name, reason in findings.unchecked.items():
+        print_line(console, f"{name}: not checked ({reason})")
+    if findings.unchecked:
+        print_line(console, "Mend the packages above, then run this command again.")
+
+
+def print_line(console: Console, line: str = "") -> None:
+    """Prints a line unbroken, so that a command in it can be copied."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_packages(findings: Findings, console: Console) -> None:
+    packages, gpus = findings.packages, findings.machine.devices[1:]
+    shown = [package for package in packages if package.name in _ALWAYS_SHOWN or package.flaw]
+    table = _table("Installation", "package", "installed", "needed", "")
+    for package in shown:
+        missing = package.optional and package.version is None
+        state = "optional, for GPUs" if missing else package.flaw or "ok"
+        table.add_row(package.name, package.version or "-", package.needed or "-", state)
+    console.print(table)
+    for package in packages:
+        if package.remedy and (gpus or not package.optional):
+            print_line(console, f"{package.name}: {package.remedy}")
+    print_line(console, f"and {len(packages) - len(shown)} further packages, all as needed")
+    print_line(console)
+
+
+def _show_machine(findings: Findings, console: Console) -> None:
+    machine = findings.machine
+    table = _table("Devices", "device", "")
+    table.add_column("memory", justify="right")
+    table.add_column("free", justify="right")
+    table.add_column("computes in")
+    for device in machine.devices:
+        chosen = " (chosen)" if device.name == machine.chosen else ""
+        sizes = _gib(device.total), _gib(device.free)
+        table.add_row(device.name + chosen, device.model, *sizes, _computes_in(device))
+    console.print(table)
+    if machine.flaw:
+        print_line(console, ": ".join(filter(None, (machine.flaw, machine.remedy))))
+    for disk in findings.disks:
+        print_line(console, f"disk for {disk.use}: {_gib(disk.free)} free in {disk.folder}")
+    print_line(console)
+
+
+def _computes_in(device: Device) -> str:
+    if device.bfloat16 is False:
+        return f"{device.dtype}, which it emulates: take backbone.dtype=float16"
+    return device.dtype
+
+
+def _show_resources(title: str, resources: Sequence[Resource], console: Console) -> None:
+    """A line for each; a table would cut the commands, which are there to be copied."""
+    console.print(title, style="bold")
+    names = max(len(found.name) for found in resources)
+    states = max(len(found.state) for found in resources)
+    for found in resources:
+        where = found.option or found.place if found.usable else found.remedy or found.place
+        start = f"{found.name:<{names}}  {found.state:<{states}}  "
+        for line in filter(None, (found.flaw, where)):
+            print_line(console, f"{start}{line}")
+            start = " " * len(start)
+
+
+def _show_configurations(findings: Findings, console: Console) -> None:
+    from msea_lightning.backbone.loading.memory import HEADROOM
+
+    device, rows = findings.machine.device, findings.configurations
+    title = f"The paper's configurations on {device.name}, in {rows[0].dtype}; memory in GiB"
+    table = _table(title, "")
+    table.padding = (0, 0, 0, 0)  # 80 columns have room for no more
+    for column in ("trainable", "batch", "weights", "activ.", "total", "PFLOP/\nepoch"):
+        table.add_column(column, justify="right", vertical="bottom")
+    table.add_column("hours\nat most", justify="right", vertical="bottom")
+    for column in ("fits", "data", "model"):
+        table.add_column(column, vertical="bottom")
+    for name in dict.fromkeys(row.backbone for row in rows):
+        table.add_row(name)
+        for row in rows:
+            if row.backbone == name:
+                table.add_row(
+                    f"  {row.dataset}",
+                    f"{row.trainable:,}",
+                    f"{row.batch_size}",
+                    _number(row.weights),
+                    _number(row.activations),
+                    _number(row.needed),
+                    f"{row.flops_epoch / 1e15:.1f}",
+                    "-" if row.hours is None else _hours(row.hours),
+                    *map(_yes, (row.fits, row.dataset_found, row.backbone_found)),
+                )
+    console.print(table)
+    free = f"{_gib(device.free)} are free; a run needs {HEADROOM} times its total."
+    print_line(console, free)
+    _show_rate(findings, console)
+    for name, options in findings.fitting.items():
+        listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
+        would = f"all its configurations fit with {listed}" if options else _NOTHING_FITS
+        print_line(console, f"{name}: {would}.")
+    ready = [row for row in rows if row.ready]
+    print_line(console, f"{len(ready)} of {len(rows)} configurations can be run as they are.")
+    for row in ready:
+        print_line(console, f"  {row.command}")
+
+
+def _show_rate(findings: Findings, console: Console) -> None:
+    """What the hours are computed from, and how sure they are."""
+    from msea_lightning.cost.published import ASSUMED_SHARE
+
+    print_line(console, "PFLOP: operations of the language model in an epoch and its validation.")
+    if findings.rate is None:
+        device = findings.machine.device.name
+        reason = f"the speed of {device} cannot be measured; is its memory full?"
+        print_line(console, f"hours: {reason}")
+        return
+    rate = f"{ASSUMED_SHARE:.0%} (assumed) of the measured {findings.rate / 1e12:.2f} TFLOP/s"
+    print_line(console, f"hours: the whole schedule at {rate}.")
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _number(size: float) -> str:
+    return f"{size / 2**30:.2f}" if size < 0.1 * 2**30 else f"{size / 2**30:.1f}"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 10:
+        return f"{hours:,.0f}"
+    return f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
+
+
+def _gib(size: float) -> str:
+    return f"{_number(size)} GiB"
