@@ -26,7 +26,7 @@ def bench(config: BenchConfig) -> None:
 
     from msea_lightning.benchmark.comparison import BenchError, compare
     from msea_lightning.benchmark.results import as_json, show
-    from msea_lightning.runs.folder import write_json
+    from msea_lightning.runs.files import write_json
 
     target = None if config.bench.json is None else Path(config.bench.json).expanduser()
     if target is not None and (target.exists() or not target.absolute().parent.is_dir()):

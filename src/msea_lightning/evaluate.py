@@ -35,7 +35,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     from msea_lightning.data.module import build_datamodule
     from msea_lightning.language.prompt import encode_all
     from msea_lightning.plugin.folder import attach, load_plugin
-    from msea_lightning.runs.folder import RunError, RunFolder, write_atomically, write_json
+    from msea_lightning.runs.files import write_atomically, write_json
+    from msea_lightning.runs.folder import RunError, RunFolder
     from msea_lightning.training.fit import (
         evaluate_split,
         load_config_backbone,

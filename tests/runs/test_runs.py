@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.runs import identity, start
+from msea_lightning.runs.files import write_csv, write_json
 from msea_lightning.runs.folder import (
     RunError,
     RunFolder,
-    comparable,
     find_runs,
-    fingerprint,
-    open_run,
     runs_by_fingerprint,
     runs_of,
-    with_absolute_places,
-    write_json,
 )
+from msea_lightning.runs.identity import comparable, fingerprint, with_absolute_places
+from msea_lightning.runs.start import open_run
 
 BASE = compose("train", TrainConfig)
 
@@ -107,6 +106,16 @@ def test_a_run_of_an_older_version_lacks_new_options(tmp_path: Path) -> None:
     assert "size_only: false" in lines
     run.config.write_text("\n".join(line for line in lines if not line.startswith("size_only")))
     assert run.fingerprint() == fingerprint(BASE)
+
+
+def test_a_new_option_changes_no_earlier_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {key: value for key, value in comparable(BASE).items() if key != "decode"}
+    monkeypatch.setattr(identity, "_defaults", lambda: before)
+    earlier = identity._hash(before)
+    monkeypatch.undo()
+    monkeypatch.setattr(identity, "ADDED", frozenset({"decode"}))
+    assert fingerprint(BASE) == earlier
+    assert fingerprint(compose("train", TrainConfig, ["decode=mean"])) != earlier
 
 
 @given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
@@ -215,6 +224,42 @@ def test_the_evaluation_batch_of_a_run_is_known_where_it_was_written(
     if text is not None:
         run.memory.write_text(text)
     assert run.eval_batch_size == size
+
+
+def test_runs_that_start_at_once_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start.time, "strftime", lambda _: "the same second")
+    config = compose("train", TrainConfig, [f"runs={tmp_path}"])
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda _: start.new_folder(config).path, range(8)))
+    assert len({path.parent for path in paths}) == len(paths)
+    assert {path.name for path in paths} == {"seed-1111"}
+    # Also while the other one runs, which tells its processes where it is.
+    with open_run(config) as one, open_run(config) as other:
+        assert one.path != other.path
+
+
+def test_the_processes_of_a_run_share_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("train", TrainConfig, [f"runs={tmp_path}"])
+    with open_run(config) as first:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with open_run(config) as second:
+            assert second.path == first.path.resolve()
+        monkeypatch.delenv("LOCAL_RANK")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_csv(path, ["a"], [{"a": 1}])
+    with pytest.raises(ValueError, match="dict contains fields not in fieldnames"):
+        write_csv(path, ["a"], [{"a": 2}, {"b": 3}])
+    with pytest.raises(UnicodeEncodeError):
+        write_csv(path, ["a"], [{"a": "\ud800"}])
+    assert path.read_text() == "a\n1\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_two_that_write_one_file_are_not_in_each_others_way(tmp_path: Path) -> None:

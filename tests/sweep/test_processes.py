@@ -1,4 +1,4 @@
-"""Processes of cells: what they say is passed on, and none outlives those it works for."""
+"""Processes of runs: what they say is passed on, and none outlives those it works for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from msea_lightning.sweep.processes import Ended, gpu_of_its_own, supervise, visible_gpus
+from msea_lightning.sweep.processes import Ended, supervise
 from tests.processes import is_gone, wait_until
 
 SLEEPER = """
@@ -45,7 +44,7 @@ def process_in(file: Path) -> psutil.Process:
     return psutil.Process(int(file.read_text()))
 
 
-def test_what_a_cell_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     code = "import os, sys; print('on'); print(os.environ['X'], file=sys.stderr); sys.exit(3)"
     ended = supervise(python(code), prefix=" 7 | ", environment={"X": "the other"})
     assert ended == Ended(3, "on\nthe other\n")
@@ -53,7 +52,7 @@ def test_what_a_cell_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == " 7 | on\n 7 | the other\n"
 
 
-def test_the_signal_that_ends_a_cell_is_named() -> None:
+def test_the_signal_that_ends_a_run_is_named() -> None:
     ended = supervise(python("import os; os.kill(os.getpid(), 9)"), prefix="", environment={})
     assert ended.signal == "SIGKILL"
 
@@ -71,25 +70,25 @@ def test_a_process_that_goes_on_writing_holds_nothing_up() -> None:
     assert time.monotonic() - started < 15
 
 
-def test_a_cell_ends_with_its_supervisor(tmp_path: Path) -> None:
+def test_a_run_ends_with_its_supervisor(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     supervisor = subprocess.Popen([*python(SUPERVISOR), SLEEPER, str(file)])
-    cell = process_in(file)
+    run = process_in(file)
     supervisor.kill()
     supervisor.wait()
-    wait_until(lambda: is_gone(cell))
+    wait_until(lambda: is_gone(run))
 
 
 def test_a_supervisor_in_a_child_process_ends_with_the_sweep(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     sweep = subprocess.Popen([*python(SWEEP), SUPERVISOR, SLEEPER, str(file)])
-    cell = process_in(file)
-    supervisor = cell.parent()
+    run = process_in(file)
+    supervisor = run.parent()
     assert supervisor is not None
     assert supervisor.pid != sweep.pid
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
-    wait_until(lambda: is_gone(cell) and is_gone(supervisor))
+    wait_until(lambda: is_gone(run) and is_gone(supervisor))
 
 
 def test_a_process_without_a_supervisor_goes_on() -> None:
@@ -104,58 +103,6 @@ print("still here")
     assert done.stdout == "still here\n"
 
 
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two GPUs as a machine without nvidia-smi knows them."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_each_cell_has_a_gpu_of_its_own() -> None:
-    with gpu_of_its_own() as one, gpu_of_its_own() as two:
-        assert [one, two] == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with gpu_of_its_own() as again:
-        assert again == one
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_cell_waits_for_a_gpu() -> None:
-    got: list[dict[str, str]] = []
-
-    def third() -> None:
-        with gpu_of_its_own() as gpu:
-            got.append(gpu)
-
-    with gpu_of_its_own():
-        with gpu_of_its_own():
-            waiting = threading.Thread(target=third)
-            waiting.start()
-            waiting.join(0.3)
-            assert got == []
-        waiting.join(10)
-        assert got == [{"CUDA_VISIBLE_DEVICES": "5"}]
-
-
-@pytest.mark.parametrize("listed", ["", "-1"])
-def test_no_gpu_is_taken_where_none_may_be_used(
-    monkeypatch: pytest.MonkeyPatch, listed: str
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    with gpu_of_its_own() as environment:
-        assert environment == {}
-
-
-def test_gpus_are_told_apart_by_their_hardware(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # Two jobs of a cluster on one machine call different GPUs 0.
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '0, GPU-aaa'\necho '1, GPU-bbb'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_gpus() == {"0": "GPU-aaa", "1": "GPU-bbb"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,MIG-ccc")
-    assert visible_gpus() == {"1": "GPU-bbb", "MIG-ccc": "MIG-ccc"}
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
+def test_every_signal_has_a_name(number: int, name: str) -> None:
+    assert Ended(-number, "").signal == name

@@ -1,4 +1,4 @@
-"""Sweeps: each cell is trained once, whatever happens to the others."""
+"""Sweeps: each run is trained once, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ from msea_lightning.commands.command_line import compose, launch
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.runs import folder as runs
-from msea_lightning.runs.folder import (
-    RunFolder,
-    find_runs,
-    fingerprint,
-    open_run,
-    runs_of,
-    write_json,
-)
+from msea_lightning.runs.files import write_json
+from msea_lightning.runs.folder import RunError, RunFolder, find_runs, runs_of
+from msea_lightning.runs.identity import fingerprint
+from msea_lightning.runs.lock import is_held
+from msea_lightning.runs.start import new_folder, open_run
 from msea_lightning.sweep import run as sweep
+from msea_lightning.sweep.plan import SweepError
 from msea_lightning.sweep.processes import Ended
-from msea_lightning.sweep.run import Outcome, State, SweepError, run_sweep
+from msea_lightning.sweep.run import Outcome, State, run_sweep
 
 Training = Callable[[TrainConfig, RunFolder], None]
 
 
 class Trainer:
-    """Stands in for the process of a cell: opens its run as a real one does, and does as told."""
+    """Stands in for the process of a run: opens its run as a real one does, and does as told."""
 
     def __init__(self) -> None:
         self.trained: list[int] = []
@@ -72,7 +69,7 @@ def composed_elsewhere(words: Sequence[str]) -> TrainConfig:
 
 
 class Killed(BaseException):
-    """Ends a cell without a word."""
+    """Ends a run without a word."""
 
 
 def finish(config: TrainConfig, run: RunFolder) -> None:
@@ -133,7 +130,7 @@ def held(config: TrainConfig) -> FileLock:
     return lock
 
 
-def test_a_finished_cell_is_left_alone_whatever_its_folder_is_called(trainer: Trainer) -> None:
+def test_a_finished_run_is_left_alone_whatever_its_folder_is_called(trainer: Trainer) -> None:
     assert run("seed=1,2") == 0
     folder_of(1).path.rename("runs/kept")
     Path("runs/demo").rename("runs/elsewhere")
@@ -141,21 +138,21 @@ def test_a_finished_cell_is_left_alone_whatever_its_folder_is_called(trainer: Tr
     assert trainer.trained == [1, 2, 3]
 
 
-def test_another_option_makes_another_cell(trainer: Trainer) -> None:
+def test_another_option_makes_another_run(trainer: Trainer) -> None:
     run("seed=1")
     run("seed=1", "training.learning_rate=0.1")
     run("seed=1", "training.learning_rate=0.1", "dataset.workers=2", "experiment=none")
     assert trainer.trained == [1, 1]
 
 
-def test_combinations_that_ask_for_the_same_run_are_one_cell(trainer: Trainer) -> None:
+def test_combinations_that_ask_for_the_same_run_are_one_run(trainer: Trainer) -> None:
     # Both parts of the figure, on the same data set.
     small = ["dataset=demo", "backbone=tiny", "dataset.train_fraction=0.5,1.0", "seed=1"]
     assert run("experiment=figure4", *small) == 0
     assert trainer.trained == [1, 1]
 
 
-def test_a_cell_that_fails_is_named_and_tried_again(
+def test_a_run_that_fails_is_named_and_tried_again(
     trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.does = {
@@ -166,11 +163,11 @@ def test_a_cell_that_fails_is_named_and_tried_again(
     assert run("seed=1,2,3,4") == 1
     assert trainer.trained == [1, 2, 3, 4]
     said = capsys.readouterr().err
-    assert "error: cell seed=1 failed: features.npz is missing; put it there.\n" in said
-    assert "error: cell seed=2 failed: out of memory (RuntimeError: CUDA out of memory." in said
+    assert "error: run seed=1 failed: features.npz is missing; put it there.\n" in said
+    assert "error: run seed=2 failed: out of memory (RuntimeError: CUDA out of memory." in said
     assert "Make training.batch_size smaller" in said
-    assert "error: cell seed=3 failed: KeyError: 'a bug'\n" in said
-    assert "error: 3 of 4 cells failed." in said
+    assert "error: run seed=3 failed: KeyError: 'a bug'\n" in said
+    assert "error: 3 of 4 runs failed." in said
     kinds = [json.loads(folder_of(seed).error.read_text())["kind"] for seed in (1, 2, 3)]
     assert kinds == ["refused", "memory", "crashed"]
     trainer.does = {}
@@ -180,20 +177,20 @@ def test_a_cell_that_fails_is_named_and_tried_again(
     assert len(list(find_runs(Path("runs")))) == 4
 
 
-def test_a_cell_that_is_killed_leaves_the_others(
+def test_a_run_that_is_killed_leaves_the_others(
     trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.does = {1: killed}
     assert run("seed=1,2") == 1
     assert trainer.trained == [1, 2]
     assert (
-        "cell seed=1 failed: the process was killed (SIGKILL), as the system does when memory"
+        "run seed=1 failed: the process was killed (SIGKILL), as the system does when memory"
         in (capsys.readouterr().err)
     )
     assert json.loads(folder_of(1).error.read_text())["kind"] == "killed"
 
 
-def test_a_cell_that_cannot_even_begin_is_named_with_its_last_words(
+def test_a_run_that_cannot_even_begin_is_named_with_its_last_words(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sweep, "supervise", lambda *_, **__: Ended(1, "No module named torch\n"))
@@ -222,13 +219,13 @@ def test_ctrl_c_ends_the_sweep(trainer: Trainer, monkeypatch: pytest.MonkeyPatch
     assert run("seed=1,2") == 130
 
 
-def test_a_cell_that_another_process_trains_is_not_trained_twice(trainer: Trainer) -> None:
+def test_a_run_that_another_process_trains_is_not_trained_twice(trainer: Trainer) -> None:
     config = compose("train", TrainConfig, ["seed=1"])
     lock = held(config)
 
     def other(second: TrainConfig, run: RunFolder) -> None:
-        # The other process finishes while this one has turned to the second cell.
-        finished = runs._new_folder(config)
+        # The other process finishes while this one has turned to the second run.
+        finished = new_folder(config)
         finish(config, finished)
         lock.release()
         finish(second, run)
@@ -238,7 +235,7 @@ def test_a_cell_that_another_process_trains_is_not_trained_twice(trainer: Traine
     assert trainer.trained == [2]
 
 
-def test_a_cell_is_taken_over_from_a_process_that_gave_it_up(trainer: Trainer) -> None:
+def test_a_run_is_taken_over_from_a_process_that_gave_it_up(trainer: Trainer) -> None:
     lock = held(compose("train", TrainConfig, ["seed=1"]))
 
     def gives_up(config: TrainConfig, run: RunFolder) -> None:
@@ -254,16 +251,14 @@ def test_two_processes_cannot_open_the_same_run(trainer: Trainer) -> None:
     config = compose("train", TrainConfig, ["seed=1", "ckpt=auto"])
     lock = held(config)
     with (
-        pytest.raises(
-            runs.RunError, match=r"another process trains this very run .*seed 1 in runs"
-        ),
+        pytest.raises(RunError, match=r"another process trains this very run .*seed 1 in runs"),
         open_run(config),
     ):
         pytest.fail("it was opened")
     lock.release()
     with open_run(config) as first:
-        assert runs.is_held(config)
-    assert not runs.is_held(config)
+        assert is_held(config)
+    assert not is_held(config)
     assert runs_of(config)[0].path == first.path
 
 
@@ -287,9 +282,9 @@ def test_a_launcher_that_fails_loses_nothing(
 
     assert run_sweep(jobs, start) == 1
     said = capsys.readouterr().err
-    assert "1 of 3 cells are finished" in said
-    assert "cell seed=2 failed: no data\n" in said
-    assert "cell seed=3 failed: the launcher failed (TimeoutError: job 7 was lost)\n" in said
+    assert "1 of 3 runs are finished" in said
+    assert "run seed=2 failed: no data\n" in said
+    assert "run seed=3 failed: the launcher failed (TimeoutError: job 7 was lost)\n" in said
 
 
 def test_what_a_launcher_could_not_run_is_named(
@@ -304,7 +299,7 @@ def test_what_a_launcher_could_not_run_is_named(
         return [result]
 
     assert run_sweep(jobs, start) == 1
-    assert "cell seed=1 failed: ImportError: no msea_lightning on node 3" in capsys.readouterr().err
+    assert "run seed=1 failed: ImportError: no msea_lightning on node 3" in capsys.readouterr().err
 
 
 def test_the_plan_is_written_down(trainer: Trainer) -> None:
@@ -326,8 +321,8 @@ def test_the_plan_is_written_down(trainer: Trainer) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ckpt=last"], r"ckpt=last does not go with -m: every cell of a sweep is resumed"),
-        (["runs=a,b"], r"runs=a,b: all cells of a sweep go into one folder"),
+        (["ckpt=last"], r"ckpt=last does not go with -m: every run of a sweep is resumed"),
+        (["runs=a,b"], r"runs=a,b: all runs of a sweep go into one folder"),
     ],
 )
 def test_what_makes_no_sweep_is_refused(
@@ -349,7 +344,7 @@ def test_a_report_that_cannot_be_written_is_said(
     assert "error: the report was not written: the disk is full\n" in capsys.readouterr().err
 
 
-def test_a_cell_gets_a_gpu_where_there_are_some(
+def test_a_run_gets_a_gpu_where_there_are_some(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
@@ -369,5 +364,5 @@ def test_outcomes_travel_between_processes() -> None:
 
     outcome = Outcome(State.failed, "no data")
     assert pickle.loads(pickle.dumps(outcome)) == outcome
-    assert pickle.loads(pickle.dumps(sweep.run_cell)) is sweep.run_cell
+    assert pickle.loads(pickle.dumps(sweep.train_in_process)) is sweep.train_in_process
     assert issubclass(SweepError, UserError)

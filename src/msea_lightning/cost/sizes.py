@@ -12,7 +12,10 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
 from msea_lightning.cost.published import CellEstimator, is_published, published_architecture
 from msea_lightning.data.module import build_datamodule
-from msea_lightning.runs.folder import RunFolder, open_run, with_absolute_places, write_json
+from msea_lightning.runs.files import write_json
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.start import open_run
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.runs.folder import write_atomically, write_json
+from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.training.task import AdapterTask
 
 _WEIGHTS = "adapter.safetensors"

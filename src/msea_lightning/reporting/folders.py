@@ -33,7 +33,8 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.runs.folder import RunFolder, find_runs, fingerprint
+from msea_lightning.runs.folder import RunFolder, find_runs
+from msea_lightning.runs.identity import fingerprint
 
 Content = TypeVar("Content")
 

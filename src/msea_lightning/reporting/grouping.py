@@ -21,7 +21,7 @@ from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import ADAPTERS, BACKBONES, VARIANTS
 from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Planned, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
-from msea_lightning.runs.folder import comparable, fingerprint
+from msea_lightning.runs.identity import comparable, fingerprint
 
 DATASETS = {"mosei": "MOSEI", "simsv2": "SIMS-V2", "meld": "MELD", "cherma": "CHERMA"}
 """Data sets of the paper, in its order, with their titles."""

@@ -21,7 +21,7 @@ from msea_lightning.reporting.tables import (
     results_csv,
     significance_tables,
 )
-from msea_lightning.runs.folder import write_atomically
+from msea_lightning.runs.files import write_atomically
 
 __all__ = ["Report", "ReportError", "write_report"]
 

@@ -30,7 +30,7 @@ from msea_lightning.language.labels import EmotionSet, LabelSpace, SentimentScal
 from msea_lightning.metrics import METRICS
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.options import WandbMode
-from msea_lightning.runs.folder import write_atomically
+from msea_lightning.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from msea_lightning.runs.folder import RunFolder

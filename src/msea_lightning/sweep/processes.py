@@ -1,29 +1,27 @@
-"""One process per cell: what starts it, gives it a GPU, listens to it, and ends with it.
+"""One process per run: what starts it, listens to it, and ends with it.
 
-A cell has a process of its own so that whatever ends it, a lack of memory included, ends nothing
-else, and so that no cell inherits anything from another one: threads, random numbers, memory.
-Nobody is left behind: a cell ends when its supervisor does, through the pipe at its standard input,
-and a supervisor ends when the sweep that it works for does.
+A run of a sweep has a process of its own so that whatever ends it, a lack of memory included, ends
+nothing else, and so that no run inherits anything from another one: threads, random numbers,
+memory. No process is left behind: a run ends when its supervisor does, through the pipe at its
+standard input, and a supervisor ends when the sweep that it works for does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
+import psutil
+
+from msea_lightning.config.text import visible
 
 _SUPERVISED = "MSEA_SUPERVISED"
 """Set for a process that is to end with its supervisor."""
@@ -32,10 +30,10 @@ _SWEEP = "MSEA_SWEEP_PROCESS"
 """The process of the sweep that supervisors work for."""
 
 _LAST_LINES = 20
-"""Lines of a cell's output that are kept, for the case that it leaves no other word."""
+"""Lines of a run's output that are kept, for the case that it leaves no other word."""
 
 _PATIENCE = 30
-"""Seconds for a cell to end by itself after Ctrl-C."""
+"""Seconds for a run to end by itself after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,12 @@ class Ended:
     @property
     def signal(self) -> str | None:
         """Name of the signal that ended it, if one did."""
-        return signal.Signals(-self.returncode).name if self.returncode < 0 else None
+        if self.returncode >= 0:
+            return None
+        try:
+            return signal.Signals(-self.returncode).name
+        except ValueError:
+            return f"signal {-self.returncode}"
 
 
 def lead_sweep() -> None:
@@ -121,85 +124,26 @@ def _listen(stream: IO[str], prefix: str, tail: deque[str]) -> None:
     with stream:
         for line in stream:
             tail.append(line)
-            sys.stderr.write(f"{prefix}{line}")
+            sys.stderr.write(f"{prefix}{visible(line)}")
             sys.stderr.flush()
 
 
 def _end_with_sweep(process: subprocess.Popen[str]) -> None:
-    """Ends this process and the cell when the sweep ends, where it is this process's parent.
+    """Ends this process and the run when the sweep ends, where it is this process's parent.
 
     Jobs of a cluster are not: they go on without the process that has submitted them.
     """
-    sweep = os.getppid()
-    if os.environ.get(_SWEEP) != str(sweep):
+    parent = os.getppid()
+    if os.environ.get(_SWEEP) != str(parent):
         return
+    sweep = psutil.Process(parent)
 
     def watch() -> None:
         while process.poll() is None:
-            if os.getppid() != sweep:
+            # Windows keeps the parent's number, POSIX the parent's entry until it is waited for.
+            if os.getppid() != parent or not sweep.is_running():
                 process.kill()
                 os._exit(1)
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def gpu_of_its_own() -> Iterator[dict[str, str]]:
-    """Takes one of the GPUs that this process may use, and waits while all are taken.
-
-    Yields:
-        The variables of the environment that give a process this GPU alone; none without GPUs.
-    """
-    gpus = visible_gpus()
-    if not gpus:
-        yield {}
-        return
-    folder = Path(tempfile.gettempdir()) / f"msea_lightning-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    # A hash, because the name of a part of a GPU holds characters that file names do not.
-    locks = {
-        entry: FileLock(folder / f"gpu-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
-        for entry, name in gpus.items()
-    }
-    entry = _first_free(locks)
-    try:
-        yield {"CUDA_VISIBLE_DEVICES": entry}
-    finally:
-        locks[entry].release()
-
-
-def _first_free(locks: Mapping[str, FileLock]) -> str:
-    while True:
-        for entry, lock in locks.items():
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            return entry
-        time.sleep(1)
-
-
-def visible_gpus() -> dict[str, str]:
-    """The GPUs that this process may use: what CUDA_VISIBLE_DEVICES calls them, and their names.
-
-    The name is that of the hardware where it can be asked for: jobs of a cluster that share a
-    machine may each call their GPU 0.
-    """
-    try:
-        asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        asked = ""
-    pairs = [line.split(",") for line in asked.splitlines() if line.count(",") == 1]
-    names = {index.strip(): uuid.strip() for index, uuid in pairs}
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is None:
-        return names
-    entries = [entry.strip() for entry in listed.split(",")]
-    return {entry: names.get(entry, entry) for entry in entries if entry not in ("", "-1")}

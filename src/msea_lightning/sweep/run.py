@@ -1,14 +1,13 @@
-"""Sweeps: all cells of a grid, each trained once, whatever happens to the others.
+"""Sweeps: all runs of a grid, each trained once, whatever happens to the others.
 
-What a cell is, is its resolved options (:func:`msea_lightning.runs.fingerprint`): one that is
-finished is left alone, one that was interrupted is resumed, one that failed is tried again, and one
-that another process is training is waited for. :func:`run_sweep` plans and reports; the cells run
-through Hydra's launchers, in :func:`run_cell`, each in a process of its own.
+Which run is which, its resolved options say (:func:`msea_lightning.runs.identity.fingerprint`): one
+that is finished is left alone, one that was interrupted is resumed, one that failed is tried again,
+and one that another process is training is waited for. :func:`run_sweep` plans and reports; the
+runs go through Hydra's launchers, in :func:`train_in_process`, each in a process of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -28,17 +27,15 @@ from msea_lightning.commands.jobs import Job, Start
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.runs.folder import (
-    RunFolder,
-    fingerprint,
-    is_held,
-    runs_by_fingerprint,
-    runs_of,
-    share_start,
-    with_absolute_places,
-    write_json,
-)
-from msea_lightning.sweep.processes import Ended, gpu_of_its_own, lead_sweep, supervise
+from msea_lightning.config.text import visible
+from msea_lightning.runs.files import write_json
+from msea_lightning.runs.folder import RunFolder, runs_by_fingerprint, runs_of
+from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.lock import is_held
+from msea_lightning.runs.start import share_start
+from msea_lightning.sweep.devices import gpu_of_its_own
+from msea_lightning.sweep.plan import PlannedRun, plan, write_manifest
+from msea_lightning.sweep.processes import Ended, lead_sweep, supervise
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +43,11 @@ _INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 _POLL = 2.0
-"""Seconds between two looks at cells that other processes train."""
-
-
-class SweepError(UserError):
-    """A sweep that cannot be run as it was asked for."""
+"""Seconds between two looks at runs that other processes train."""
 
 
 class State(Enum):
-    """What became of a cell."""
+    """What became of a run."""
 
     finished = "finished"
     failed = "failed"
@@ -64,7 +57,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell, and why.
+    """What became of a run, and why.
 
     Attributes:
         state: What.
@@ -75,134 +68,71 @@ class Outcome:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep.
-
-    Attributes:
-        job: Its overrides and options.
-        config: The options with absolute places.
-        fingerprint: Hash of the options.
-        name: The overrides in which it differs from the other cells.
-    """
-
-    job: Job[TrainConfig]
-    config: TrainConfig
-    fingerprint: str
-    name: str
-
-
 def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> int:
-    """Runs every cell that is not finished, and writes the report.
+    """Trains every run that is not finished, and writes the report.
 
     Args:
-        jobs: The cells; those that ask for the same run count once.
-        start: Hands cells to Hydra's launcher.
+        jobs: The runs; those that ask for the same options count once.
+        start: Hands runs to Hydra's launcher.
 
     Returns:
-        0 where all cells are finished, 1 where some are not.
+        0 where all runs are finished, 1 where some are not.
 
     Raises:
-        SweepError: where ``ckpt`` is given, which every cell decides by itself, or the cells would
+        SweepError: where ``ckpt`` is given, which every run decides by itself, or the runs would
             go into several folders.
     """
-    cells = _plan(jobs)
-    root = Path(cells[0].config.runs)
-    manifest = _write_manifest(root, cells)
+    runs = plan(jobs)
+    root = Path(runs[0].config.runs)
+    manifest = write_manifest(root, runs)
     lead_sweep()
     share_start()
-    finished = {key for key, runs in runs_by_fingerprint(root).items() if runs[0].finished}
-    earlier = {cell.fingerprint for cell in cells} & finished
-    pending = [cell for cell in cells if cell.fingerprint not in earlier]
-    _log.info("%d cells, %d of them finished earlier", len(cells), len(earlier))
+    finished = {key for key, found in runs_by_fingerprint(root).items() if found[0].finished}
+    pending = [run for run in runs if run.fingerprint not in finished]
+    earlier = len(runs) - len(pending)
+    _log.info("%d runs, %d of them finished earlier", len(runs), earlier)
     outcomes: dict[str, Outcome] = {}
     while pending:
         outcomes |= _launch(pending, start)
-        states = {cell.fingerprint: outcomes[cell.fingerprint].state for cell in pending}
+        states = {run.fingerprint: outcomes[run.fingerprint].state for run in pending}
         if State.interrupted in states.values():
             raise KeyboardInterrupt
-        pending = [cell for cell in pending if states[cell.fingerprint] is State.held]
+        pending = [run for run in pending if states[run.fingerprint] is State.held]
         _wait_for_one(pending)
     reported = _report(root)
     failed = [
-        cell
-        for cell in cells
-        if cell.fingerprint not in earlier
-        and outcomes[cell.fingerprint].state is not State.finished
+        (run.name, outcome.error)
+        for run in runs
+        if (outcome := outcomes.get(run.fingerprint)) and outcome.state is not State.finished
     ]
     _say(
-        f"{len(cells) - len(failed)} of {len(cells)} cells are finished ({len(earlier)} of them "
-        f"were before); planned in {manifest}"
+        f"{len(runs) - len(failed)} of {len(runs)} runs are finished ({earlier} of them were "
+        f"before); planned in {manifest}"
     )
-    for cell in failed:
-        _say(f"error: cell {cell.name} failed: {outcomes[cell.fingerprint].error}")
+    for name, error in failed:
+        _say(f"error: run {name} failed: {error}")
     if failed:
         _say(
-            f"error: {len(failed)} of {len(cells)} cells failed. The same command tries them "
+            f"error: {len(failed)} of {len(runs)} runs failed. The same command tries them "
             "again, and leaves alone what is finished."
         )
     return 0 if reported and not failed else 1
 
 
-def _plan(jobs: Sequence[Job[TrainConfig]]) -> list[Cell]:
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    roots = sorted({job.config.runs for job in jobs})
-    if len(roots) > 1:
-        raise SweepError(f"runs={','.join(roots)}: all cells of a sweep go into one folder.")
-    cells: dict[str, Cell] = {}
-    for job in jobs:
-        if job.config.ckpt not in (None, "auto"):
-            raise SweepError(
-                f"ckpt={job.config.ckpt} does not go with -m: every cell of a sweep is resumed "
-                "where it was interrupted, by itself. Leave ckpt out."
-            )
-        config = with_absolute_places(job.config)
-        name = " ".join(word for word in job.overrides if word not in common) or "of the defaults"
-        cell = Cell(job, config, fingerprint(config), name)
-        cells.setdefault(cell.fingerprint, cell)
-    if len(cells) < len(jobs):
-        _log.info("%d combinations make %d different cells", len(jobs), len(cells))
-    return list(cells.values())
-
-
-def _write_manifest(root: Path, cells: Sequence[Cell]) -> Path:
-    """Says what is planned, so that a report knows what is missing."""
-    identity = hashlib.sha256("".join(sorted(cell.fingerprint for cell in cells)).encode())
-    experiment = cells[0].config.experiment
-    path = root / "sweeps" / f"{experiment or 'sweep'}-{identity.hexdigest()[:8]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    planned = [
-        {
-            "fingerprint": cell.fingerprint,
-            "dataset": cell.config.dataset.name,
-            "backbone": cell.config.backbone.name,
-            "adapter": cell.config.adapter.name,
-            "ablation": cell.config.ablation.name,
-            "train_fraction": cell.config.dataset.train_fraction,
-            "seed": cell.config.seed,
-            "overrides": cell.job.overrides,
-        }
-        for cell in cells
-    ]
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    write_json(path, {"command": command, "experiment": experiment, "cells": planned})
-    return path
-
-
-def _launch(cells: Sequence[Cell], start: Start[TrainConfig]) -> dict[str, Outcome]:
-    """Hands cells to the launcher; what became of each, as the launcher or the disk tells it."""
+def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, Outcome]:
+    """Hands runs to the launcher; what became of each, as the launcher or the disk tells it."""
     returned: Sequence[JobReturn] = []
     lost = "the launcher returned nothing of it"
     try:
-        returned = start(run_cell, [cell.job for cell in cells])
+        returned = start(train_in_process, [run.job for run in runs])
     except Exception as error:
         # One job that a cluster has lost must not take the results of the others along.
         lost = f"the launcher failed ({type(error).__name__}: {error})"
-        _log.warning("%s; what its cells have done is read from their folders", lost)
-    told = [_told(result) for result in returned] or [None] * len(cells)
+        _log.warning("%s; what its runs have done is read from their folders", lost)
+    told = [_told(result) for result in returned] or [None] * len(runs)
     return {
-        cell.fingerprint: outcome or _found(cell.config, lost)
-        for cell, outcome in zip(cells, told, strict=True)
+        run.fingerprint: outcome or _found(run.config, lost)
+        for run, outcome in zip(runs, told, strict=True)
     }
 
 
@@ -214,7 +144,7 @@ def _told(result: JobReturn) -> Outcome | None:
 
 
 def _found(config: TrainConfig, otherwise: str) -> Outcome:
-    """What the folder of a cell says that became of it."""
+    """What became of a run, as its folder says it."""
     runs = runs_of(config)
     if runs and runs[0].finished:
         return Outcome(State.finished)
@@ -223,16 +153,16 @@ def _found(config: TrainConfig, otherwise: str) -> Outcome:
     return Outcome(State.failed, (_written_error(runs[0]) if runs else None) or otherwise)
 
 
-def _wait_for_one(cells: Sequence[Cell]) -> None:
-    """Waits until one of some cells is not held any more."""
-    if not cells:
+def _wait_for_one(runs: Sequence[PlannedRun]) -> None:
+    """Waits until one of some runs is not held any more."""
+    if not runs:
         return
     _log.info(
-        "waiting for %d cells that another process trains: %s",
-        len(cells),
-        "; ".join(cell.name for cell in cells),
+        "waiting for %d runs that another process trains: %s",
+        len(runs),
+        "; ".join(run.name for run in runs),
     )
-    while all(is_held(cell.config) for cell in cells):
+    while all(is_held(run.config) for run in runs):
         time.sleep(_POLL)
 
 
@@ -249,8 +179,8 @@ def _report(root: Path) -> bool:
     return True
 
 
-def run_cell(config: DictConfig) -> Outcome:
-    """Trains one cell in a process of its own, unless it is finished; what launchers call.
+def train_in_process(config: DictConfig) -> Outcome:
+    """Trains one run in a process of its own, unless it is finished; what launchers call.
 
     Args:
         config: The composed options.
@@ -268,12 +198,14 @@ def run_cell(config: DictConfig) -> Outcome:
     words = [word for word in hydra.overrides.task if not word.startswith("ckpt=")]
     searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
     prefix = f"{hydra.job.num + 1:>3} | "
-    _say(f"{prefix}train {' '.join(words)}")
     command = [sys.executable, "-m", "msea_lightning.train", *words, *searched, "ckpt=auto"]
-    before = _written(runs)
+    before = _error_time(runs)
     on_cpu = typed.trainer.accelerator is Accelerator.cpu
-    gpu: AbstractContextManager[dict[str, str]] = nullcontext({}) if on_cpu else gpu_of_its_own()
+    gpu: AbstractContextManager[dict[str, str]] = (
+        nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: _say(f"{prefix}{text}"))
+    )
     with gpu as environment:
+        _say(f"{prefix}train {' '.join(words)}")
         ended = supervise(command, prefix=prefix, environment=environment)
     return _outcome(typed, ended, before)
 
@@ -283,27 +215,27 @@ def _outcome(config: TrainConfig, ended: Ended, before: tuple[Path, int] | None)
         return Outcome(State.interrupted)
     runs = runs_of(config)
     if runs and not runs[0].finished and not is_held(config):
-        written = _written(runs)
+        written = _error_time(runs)
         if written is None or written == before:
             # It was ended before it could say a word.
             write_json(runs[0].error, _describe(ended))
     return _found(config, _describe(ended)["error"])
 
 
-def _written(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
-    """The error that a run has written, and when; None without one."""
+def _error_time(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
+    """The file of the error that a run has left, and its time; None without one."""
     if not runs or not runs[0].error.exists():
         return None
     return runs[0].error, runs[0].error.stat().st_mtime_ns
 
 
 def _describe(ended: Ended) -> dict[str, str]:
-    """What ``error.json`` says of a cell that has not written it itself."""
+    """What ``error.json`` says of a run that has not written it itself."""
     if ended.signal == "SIGKILL":
         return {
             "kind": "killed",
             "error": "the process was killed (SIGKILL), as the system does when memory runs out. "
-            "Make training.batch_size smaller, or run fewer cells at a time "
+            "Make training.batch_size smaller, or train fewer runs at a time "
             "(hydra.launcher.n_jobs).",
         }
     how = f"by {ended.signal}" if ended.signal else f"with exit code {ended.returncode}"
@@ -321,5 +253,5 @@ def _written_error(run: RunFolder) -> str | None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()

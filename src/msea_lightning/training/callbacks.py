@@ -14,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from msea_lightning.metrics import MetricInfo
-from msea_lightning.runs.folder import write_csv
+from msea_lightning.runs.files import write_csv
 from msea_lightning.training.task import AdapterTask
 
 _log = logging.getLogger(__name__)

@@ -47,13 +47,10 @@ from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, selection_metric
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin.folder import describe, save_plugin
-from msea_lightning.runs.folder import (
-    RunFolder,
-    open_run,
-    with_absolute_places,
-    write_atomically,
-    write_json,
-)
+from msea_lightning.runs.files import write_atomically, write_json
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.start import open_run
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.training.task import AdapterTask, Prediction, build_task, trainable
 

@@ -1,0 +1,206 @@
+"""Starting a run: a new folder or an earlier one, with its log attached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import Timeout
+from omegaconf import OmegaConf
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.config.text import VisibleFormatter
+from msea_lightning.runs.environment import environment
+from msea_lightning.runs.files import write_atomically, write_json
+from msea_lightning.runs.folder import RunError, RunFolder, model_folder, runs_of
+from msea_lightning.runs.identity import comparable
+from msea_lightning.runs.lock import locked
+
+_TIME_VARIABLE = "MSEA_STARTED"
+"""Tells the processes of a sweep when it was started: its runs share their time, so that the seeds
+lie side by side."""
+
+_FOLDER_VARIABLE = "MSEA_RUN_FOLDER"
+"""Tells the other processes of a DDP run which folder the first one has made."""
+
+_PATIENCE = 2.0
+"""Seconds that a run waits for its lock, which others hold for moments when they look at it."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""How PyTorch speaks of too little memory: of a GPU, and in an ordinary RuntimeError of a CPU."""
+
+_log = logging.getLogger(__name__)
+
+
+def share_start() -> None:
+    """Makes the runs of all processes that this one starts share one time in their folders."""
+    os.environ[_TIME_VARIABLE] = time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+@contextmanager
+def open_run(config: TrainConfig) -> Iterator[RunFolder]:
+    """The folder of a run, new or resumed, with ``train.log`` attached to the log.
+
+    In the other processes of a DDP run it is the folder that the first process has made. A run
+    that fails leaves the reason in ``error.json``.
+
+    Args:
+        config: Options of the run; ``ckpt`` chooses between a new and an earlier folder. With
+            ``ckpt=auto`` the folder may be that of a run that is finished.
+
+    Raises:
+        RunError: if there is nothing to resume, it was started with other options, or with
+            ``ckpt=auto`` another process trains the same run.
+    """
+    inherited = os.environ.get(_FOLDER_VARIABLE)
+    if inherited is not None and os.environ.get("LOCAL_RANK", "0") != "0":
+        yield RunFolder(Path(inherited))
+        return
+    with ExitStack() as stack:
+        if config.ckpt == "auto":
+            try:
+                stack.enter_context(locked(config, patience=_PATIENCE))
+            except Timeout:
+                raise RunError(
+                    f"another process trains this very run at the moment (seed {config.seed} in "
+                    f"{model_folder(config)}). Wait for it, or start a second one with ckpt=null."
+                ) from None
+        yield stack.enter_context(_logged(_folder(config)))
+
+
+def _folder(config: TrainConfig) -> RunFolder:
+    if config.ckpt is None:
+        return new_folder(config)
+    if config.ckpt == "auto":
+        earlier = runs_of(config)
+        return earlier[0] if earlier else new_folder(config)
+    return _earlier_folder(config)
+
+
+@contextmanager
+def _logged(folder: RunFolder) -> Iterator[RunFolder]:
+    """Attaches ``train.log`` to the log, and leaves ``error.json`` behind a failure."""
+    log_file = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
+    log_file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(log_file)
+    ours = logging.getLogger("msea_lightning")
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
+    os.environ[_FOLDER_VARIABLE] = str(folder.path.resolve())
+    folder.error.unlink(missing_ok=True)
+    try:
+        yield folder
+    except BaseException as error:
+        # Into the file only: whoever catches it tells the terminal.
+        known = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
+        cause = None if known else sys.exc_info()
+        text = str(error) or type(error).__name__
+        log_file.handle(
+            _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
+        )
+        if isinstance(error, Exception):
+            write_json(folder.error, describe_error(error))
+        raise
+    finally:
+        os.environ.pop(_FOLDER_VARIABLE, None)
+        root.removeHandler(log_file)
+        log_file.close()
+
+
+def describe_error(error: Exception) -> dict[str, str]:
+    """What ``error.json`` says of a failure: its kind and its text.
+
+    Kinds: ``refused`` (the user can mend it), ``memory`` (there was not enough), ``crashed``.
+    """
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    short = isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+    if isinstance(error, UserError):
+        return {"kind": "memory" if short else "refused", "error": text}
+    if short:
+        remedy = (
+            "Make training.batch_size smaller, or store the backbone in fewer bits "
+            "(backbone.quantization=int8 or nf4)."
+        )
+        return {"kind": "memory", "error": f"out of memory ({text.strip()}). {remedy}"}
+    return {"kind": "crashed", "error": text}
+
+
+def new_folder(config: TrainConfig) -> RunFolder:
+    """Makes the folder of a run that has begun, with ``config.yaml`` and ``env.json`` in it.
+
+    No two runs get the same one. Runs of a sweep share the folder of their time, and those of them
+    that differ in another option than the seed number themselves; any other run has a folder of a
+    time of its own, even if it starts in the same second as another one.
+    """
+    above = model_folder(config)
+    above.mkdir(parents=True, exist_ok=True)
+    shared = os.environ.get(_TIME_VARIABLE)
+    if shared is None:
+        path = _make(above / time.strftime("%Y-%m-%d_%H-%M-%S")) / f"seed-{config.seed}"
+        path.mkdir()
+    else:
+        (above / shared).mkdir(exist_ok=True)
+        path = _make(above / shared / f"seed-{config.seed}")
+    folder = RunFolder(path)
+    write_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomically(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+    return folder
+
+
+def _make(path: Path) -> Path:
+    """Makes a folder of this name, or of this name and the first number that is free."""
+    for attempt in range(1, 10_000):
+        free = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+        try:
+            free.mkdir()
+        except FileExistsError:
+            continue
+        return free
+    raise RunError(f"{path.parent} holds ten thousand runs of this name: choose another runs=.")
+
+
+def _earlier_folder(config: TrainConfig) -> RunFolder:
+    assert config.ckpt is not None
+    if config.ckpt == "last":
+        above = model_folder(config)
+        runs = [RunFolder(path) for path in above.glob(f"*/seed-{config.seed}*")]
+        runs = [run for run in runs if run.last.exists() and _same_seed(run, config.seed)]
+        if not runs:
+            raise RunError(
+                f"ckpt=last: no run of seed {config.seed} in {above} has completed an epoch, so "
+                "there is nothing to resume. Start it without ckpt."
+            )
+        folder = max(runs, key=lambda run: run.last.stat().st_mtime)
+    else:
+        folder = RunFolder(Path(config.ckpt))
+        if not folder.last.exists():
+            raise RunError(
+                f"ckpt={config.ckpt}: there is no checkpoints/last.ckpt in that folder. Give the "
+                "run folder of an interrupted run, or ckpt=last."
+            )
+    if folder.finished:
+        raise RunError(
+            f"{folder.path} is a finished run (it has metrics.json); there is nothing to resume. "
+            "Start a new run without ckpt."
+        )
+    before, now = comparable(folder.load_config()), comparable(config)
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        listed = "; ".join(f"{key} was {before.get(key)}, is now {now[key]}" for key in changed)
+        raise RunError(
+            f"{folder.path} was started with other options: {listed}. Resume it with the same "
+            "options, or start a new run without ckpt."
+        )
+    return folder
+
+
+def _same_seed(run: RunFolder, seed: int) -> bool:
+    return run.path.name.split("-")[1] == str(seed)

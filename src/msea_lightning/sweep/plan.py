@@ -1,0 +1,90 @@
+"""What a sweep is to train, and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msea_lightning.commands.jobs import Job
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.runs.files import write_json
+from msea_lightning.runs.identity import fingerprint, with_absolute_places
+
+_log = logging.getLogger(__name__)
+
+
+class SweepError(UserError):
+    """A sweep that cannot be run as it was asked for."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        job: Its overrides and options.
+        config: The options with absolute places.
+        fingerprint: Hash of the options.
+        name: The overrides in which it differs from the other runs.
+    """
+
+    job: Job[TrainConfig]
+    config: TrainConfig
+    fingerprint: str
+    name: str
+
+
+def plan(jobs: Sequence[Job[TrainConfig]]) -> list[PlannedRun]:
+    """The runs that jobs ask for; jobs with the same options are one run.
+
+    Raises:
+        SweepError: where ``ckpt`` is given, which every run decides by itself, or the runs would
+            go into several folders.
+    """
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    roots = sorted({job.config.runs for job in jobs})
+    if len(roots) > 1:
+        raise SweepError(f"runs={','.join(roots)}: all runs of a sweep go into one folder.")
+    runs: dict[str, PlannedRun] = {}
+    for job in jobs:
+        if job.config.ckpt not in (None, "auto"):
+            raise SweepError(
+                f"ckpt={job.config.ckpt} does not go with -m: every run of a sweep is resumed "
+                "where it was interrupted, by itself. Leave ckpt out."
+            )
+        config = with_absolute_places(job.config)
+        name = " ".join(word for word in job.overrides if word not in common) or "of the defaults"
+        run = PlannedRun(job, config, fingerprint(config), name)
+        runs.setdefault(run.fingerprint, run)
+    if len(runs) < len(jobs):
+        _log.info("%d combinations make %d different runs", len(jobs), len(runs))
+    return list(runs.values())
+
+
+def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
+    """Writes down what is planned, so that a report knows what is missing; the file."""
+    identity = hashlib.sha256("".join(sorted(run.fingerprint for run in runs)).encode())
+    experiment = runs[0].config.experiment
+    path = root / "sweeps" / f"{experiment or 'sweep'}-{identity.hexdigest()[:8]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    planned = [
+        {
+            "fingerprint": run.fingerprint,
+            "dataset": run.config.dataset.name,
+            "backbone": run.config.backbone.name,
+            "adapter": run.config.adapter.name,
+            "ablation": run.config.ablation.name,
+            "train_fraction": run.config.dataset.train_fraction,
+            "seed": run.config.seed,
+            "overrides": run.job.overrides,
+        }
+        for run in runs
+    ]
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    write_json(path, {"command": command, "experiment": experiment, "cells": planned})
+    return path
