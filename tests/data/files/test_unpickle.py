@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from msea_lightning.data.files.unpickle import PickleError, iterate_pickle, load_pickle
 
@@ -193,7 +194,10 @@ OPCODES = {
     "by a binary persistent id": (b"\x80\x02K\x01Q.", "persistent id"),
     "attributes of a dictionary": (b"\x80\x02}}X\x01\x00\x00\x00aK\x01sb.", "attributes of a dict"),
     "attributes of a function": (b"\x80\x02c_codecs\nencode\n}b.", "attributes of a _Call"),
-    "attributes of a class": (b"\x80\x02cbuiltins\nset\nN}\x86b.", "attributes of a type"),
+    "attributes of a class": (
+        b"\x80\x02ccollections\nOrderedDict\nN}\x86b.",
+        "attributes of a type",
+    ),
 }
 
 
@@ -278,6 +282,80 @@ def test_a_stated_size_beyond_the_file_allocates_nothing(tmp_path: Path) -> None
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x8e" + (2**61).to_bytes(8, "little") + b"x.")
     with pytest.raises(PickleError, match="ends too early"):
         load_pickle(tmp_path / "a.pkl")
+
+
+def nested_tuples(levels: int) -> bytes:
+    """A tuple that holds the one before it twice, so many levels deep."""
+    step = b"".join(b"h%ch%c\x86q%c0" % (n, n, n + 1) for n in range(levels))
+    return b"\x80\x04)q\x000" + step + b"h%c" % levels
+
+
+EXPLOSIONS = {
+    "bytearray": b"cbuiltins\nbytearray\n(L6000000000L\ntR.",
+    "bytes": b"cbuiltins\nbytes\n(L6000000000L\ntR.",
+    "list": b"cbuiltins\nlist\n(C\x02ab\ntR.",
+    "stated bytearray": b"\x80\x05\x96" + (6 * 10**9).to_bytes(8, "little") + b"x.",
+    "tuples": nested_tuples(60) + b".",
+    "tuples as a key": b"\x80\x04}q\xff0" + nested_tuples(60)[2:] + b"}h%cK\x01s." % 60,
+    "tuples in a set": nested_tuples(5) + b"\x8f(h\x05\x90.",
+    "tuples in a frozenset": nested_tuples(5) + b"(h\x05\x91.",
+    "tuples in a called set": nested_tuples(5) + b"cbuiltins\nset\n(](h\x05etR.",
+    "a list as a shape": b"\x80\x04]q\x00(h\x00h\x00ecnumpy\ndtype\n(h\x00tR.",
+}
+
+
+@pytest.mark.parametrize("name", EXPLOSIONS)
+def test_much_is_never_made_of_little(tmp_path: Path, name: str) -> None:
+    """Each of these would take gigabytes or years; a reader that follows them never returns."""
+    (tmp_path / "a.pkl").write_bytes(EXPLOSIONS[name])
+    tracemalloc.start()
+    with pytest.raises(PickleError, match=r"is damaged, or not a pickle|ends too early"):
+        load_pickle(tmp_path / "a.pkl")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 22
+
+
+def test_shared_tuples_load(tmp_path: Path) -> None:
+    pair = (1, ("a", 2.0))
+    value = [pair, (pair, pair), {pair: 1, ("x",): (pair,)}]
+    assert load_pickle(save(tmp_path / "a.pkl", value)) == value
+
+
+TENSORS = {"train": {"audio": torch.arange(6.0).reshape(2, 3), "id": ["a", "b"]}}
+
+
+@pytest.mark.parametrize("way", ["torch.save", "torch.save before 1.6", "pickle"])
+def test_tensors_are_named_and_the_two_lines_convert_them(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "it's.pkl"
+    if way == "pickle":
+        save(path, TENSORS)
+    else:
+        torch.save(TENSORS, path, _use_new_zipfile_serialization=way == "torch.save")
+    with pytest.raises(PickleError, match=r"torch\.save|holds PyTorch tensors") as error:
+        load_pickle(path)
+    lines = [line[4:] for line in str(error.value).splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    exec("\n".join(lines))
+    found = load_pickle(tmp_path / "it's_numpy.pkl")
+    assert found["train"]["id"] == ["a", "b"]
+    np.testing.assert_array_equal(found["train"]["audio"], TENSORS["train"]["audio"])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_spoilt_by_text_mode_is_recognised(tmp_path: Path, protocol: int) -> None:
+    """A line feed within the words and the numbers of any protocol tells of the transfer."""
+    value = {f"line\n{n}": np.full(10, 10, dtype=np.int8) for n in range(10)}
+    content = pickle.dumps(value, protocol).replace(b"\n", b"\r\n")
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(PickleError, match=r"transferred in text mode.* binary mode"):
+        load_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_words_with_both_line_ends_load(tmp_path: Path, protocol: int) -> None:
+    value = [f"line {n}\r\n" for n in range(10)]
+    assert load_pickle(save(tmp_path / "a.pkl", value, protocol)) == value
 
 
 STRANGERS = {

@@ -20,24 +20,35 @@ import _compat_pickle
 import itertools
 import math
 import pickle
+import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 
 from msea_lightning.config.errors import UserError
+from msea_lightning.data.files.errors import ReadError
+from msea_lightning.data.files.formats import (
+    instead_of_pickle,
+    spoilt_by_text_mode,
+    tensor_remedy,
+)
 
 _KINDS = "biufcSUO"
 """Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
+
+_NESTED = 1000
+"""Most parts of a tuple with tuples in it, counted as often as they can be reached."""
 
 _REPORTED = 1 << 20
 """Bytes after which progress is reported."""
 
 
-class PickleError(UserError):
+class PickleError(ReadError):
     """A pickle that is refused, damaged, or no pickle at all."""
 
 
@@ -97,8 +108,9 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            _refuse_other_formats(path, file.read(4))
-            file.seek(0)
+            found = instead_of_pickle(path)
+            if found is not None:
+                raise PickleError(f"{path} {found}.")
             stream = _Stream(file, size, advance)
             yield stream
             stream.report()
@@ -111,9 +123,8 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
             "other programs."
         ) from error
     except EOFError as error:
-        raise PickleError(
-            f"{path} ends too early ({size} bytes): the copy is incomplete. Fetch the file again."
-        ) from error
+        damage = f"ends too early ({size} bytes): the copy is incomplete. Fetch the file again"
+        raise PickleError(f"{path} {spoilt_by_text_mode(path) or damage}.") from error
     except OSError as error:
         raise PickleError(
             f"{path} cannot be read ({error.strerror or error}): check the path and its "
@@ -121,45 +132,8 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
         ) from error
     except Exception as error:
         # A damaged pickle fails in any way that a program can fail; none of them helps a reader.
-        raise PickleError(
-            f"{path} is damaged, or not a pickle ({type(error).__name__}: {error}). Fetch the "
-            "file again."
-        ) from error
-
-
-def stand_in(path: Path) -> str | None:
-    """What a file is that was saved in another's place, and what to do; None where it is neither.
-
-    Args:
-        path: A file, of which the beginning is read.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if size == 0:
-        return "is empty (0 bytes). Fetch the file again"
-    if head.startswith(b"version https://git-lfs"):
-        return (
-            f"is a git-LFS pointer, {size} bytes that stand for the file itself. Fetch the file "
-            "with `git lfs pull`, or where the data set is on the Hugging Face Hub with "
-            "dataset.download=true"
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
-        return (
-            "is a web page, saved where the file itself should be. Fetch the file through its "
-            "download link, or where the data set is on the Hugging Face Hub with "
-            "dataset.download=true"
-        )
-    return None
-
-
-def _refuse_other_formats(path: Path, head: bytes) -> None:
-    found = stand_in(path)
-    if found is not None:
-        raise PickleError(f"{path} {found}.")
-    for magic, name in ((b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7z")):
-        if head.startswith(magic):
-            raise PickleError(f"{path} is a {name} archive, not a pickle. Unpack it first.")
+        damage = f"is damaged, or not a pickle ({type(error).__name__}: {error}). Fetch it again"
+        raise PickleError(f"{path} {spoilt_by_text_mode(path) or damage}.") from error
 
 
 class _Stream:
@@ -267,8 +241,15 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
         super().__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
-_NDARRAY = _Call(lambda: None)
-"""What the name ``numpy.ndarray`` stands for: only an argument of ``_reconstruct``."""
+def _refuse_call(*_: Any) -> None:
+    raise ValueError("a call of a name that is for arguments only")
+
+
+_NDARRAY = _Call(_refuse_call)
+"""What the name ``numpy.ndarray`` stands for: an argument of ``_reconstruct``."""
+
+_FACTORY = _Call(_refuse_call)
+"""What a defaultdict would fill itself with. Calling it could make much of little."""
 
 
 def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:
@@ -300,14 +281,38 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None)
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes written in {encoding}")
+        raise ValueError(f"bytes written in {short_repr(encoding)}")
     return text.encode("latin1")
+
+
+def _copy(kind: type[bytes] | type[bytearray]) -> _Call:
+    """Makes bytes of bytes or text, never of a number: that would allocate what it says."""
+
+    def make(data: Any = b"", encoding: str = "latin1") -> bytes | bytearray:
+        if not isinstance(data, str | bytes | bytearray):
+            raise ValueError(f"bytes made of a {type(data).__name__}")
+        return kind(_encode(data, encoding) if isinstance(data, str) else data)
+
+    return _Call(make)
+
+
+def _default_dict(factory: Any = None, *_: Any) -> defaultdict[Any, Any]:
+    """A dictionary without its factory: nothing is to be made of what a file lacks."""
+    return defaultdict(None)
+
+
+def _items(values: Any = ()) -> Any:
+    """The items of a set, which are numbers and text: hashing anything else can take forever."""
+    for value in values:
+        if not isinstance(value, int | float | complex | str | bytes | np.generic | None):
+            raise ValueError(f"a set with a {type(value).__name__} in it")
+    return values
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
     shape = (shape,) if isinstance(shape, int) else shape
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array of shape {shape}")
+        raise ValueError(f"an array of shape {short_repr(shape)}")
     return shape
 
 
@@ -325,6 +330,8 @@ def _bytes(data: Any) -> bytes | bytearray:
 
 
 def _text(value: Any) -> str:
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"a {type(value).__name__} in place of a name")
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
@@ -343,15 +350,37 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Call(lambda spec, align=False, copy=True: _Dtype(spec)),
     ("_codecs", "encode"): _Call(_encode),
     ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): defaultdict,
-    **{("builtins", kind.__name__): kind
-       for kind in (list, dict, tuple, set, frozenset, bytes, bytearray, complex, int, float)},
+    ("collections", "defaultdict"): _Call(_default_dict),
+    ("builtins", "set"): _Call(lambda values=(): set(_items(values))),
+    ("builtins", "frozenset"): _Call(lambda values=(): frozenset(_items(values))),
+    ("builtins", "complex"): _Call(complex),
+    ("builtins", "bytes"): _copy(bytes),
+    ("builtins", "bytearray"): _copy(bytearray),
+    **{("builtins", kind): _FACTORY for kind in ("list", "dict", "tuple", "int", "float", "str")},
 }  # fmt: skip
 """Every name that a pickle may use. All of them make data; none has attributes to be set."""
 
 
 _python_pickle: Any = pickle  # its Python parts are not in the typing stubs
 _PythonUnpickler: Any = _python_pickle._Unpickler
+
+
+def _both(
+    opcodes: Iterable[bytes],
+    before: Callable[[Any], None] = lambda _: None,
+    after: Callable[[Any], None] = lambda _: None,
+) -> dict[int, Callable[[Any], None]]:
+    """The standard unpickler's methods for some opcodes, with a check before or after each."""
+
+    def checked(load: Callable[[Any], None]) -> Callable[[Any], None]:
+        def method(self: Any) -> None:
+            before(self)
+            load(self)
+            after(self)
+
+        return method
+
+    return {opcode[0]: checked(_PythonUnpickler.dispatch[opcode[0]]) for opcode in opcodes}
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
@@ -361,6 +390,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         super().__init__(file)
         self._path = path
         self._ready: list[Any] | None = None
+        self._tuple_sizes: dict[int, int] = {}
 
     def items(self) -> Iterator[Any]:
         """Yields the items of the pickled list in the file, and forgets what was heavy in them."""
@@ -399,6 +429,8 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         if self.proto < 3:  # the names of Python 2, as the standard unpickler reads them
             names, modules = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING
             module, name = names.get((module, name), (modules.get(module, module), name))
+        if module.partition(".")[0] == "torch":
+            raise PickleError(f"{self._path} {tensor_remedy(self._path)}")
         if (module, name) not in _KNOWN:
             raise self._refusal(f"{module}.{name}")
         return _KNOWN[module, name]
@@ -448,33 +480,40 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         else:
             self._ready.extend(self.pop_mark())
 
-    def load_get(self) -> None:
-        """Fetches what an earlier item had, unless it has been forgotten."""
-        super().load_get()
-        self._refuse_forgotten()
+    def load_bytearray8(self) -> None:
+        """Reads the bytes before anything is allocated for them."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
 
-    def load_binget(self) -> None:
-        """Likewise, by a short number."""
-        super().load_binget()
-        self._refuse_forgotten()
+    def check_tuple(self) -> None:
+        """Refuses tuples of tuples that hold one another so often that walking them never ends."""
+        made = self.stack[-1]
+        parts = [
+            self._tuple_sizes.get(id(part), len(part)) for part in made if isinstance(part, tuple)
+        ]
+        size = len(made) + sum(parts)
+        if parts and size > _NESTED:
+            raise ValueError(f"a tuple of tuples with more than {_NESTED} parts")
+        self._tuple_sizes[id(made)] = size
 
-    def load_long_binget(self) -> None:
-        """Likewise, by a long number."""
-        super().load_long_binget()
-        self._refuse_forgotten()
-
-    def _refuse_forgotten(self) -> None:
+    def check_memory(self) -> None:
+        """Stops where an item needs what an earlier one had and what has been forgotten."""
         if self.stack[-1] is _FORGOTTEN:
             raise _SharedArrayError
+
+    def check_items(self) -> None:
+        """Refuses sets of anything but numbers and text."""
+        _items(self.stack)
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **_PythonUnpickler.dispatch,
         pickle.BUILD[0]: load_build,
         pickle.APPEND[0]: load_append,
         pickle.APPENDS[0]: load_appends,
-        pickle.GET[0]: load_get,
-        pickle.BINGET[0]: load_binget,
-        pickle.LONG_BINGET[0]: load_long_binget,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        **_both((pickle.ADDITEMS, pickle.FROZENSET), before=check_items),
+        **_both((pickle.GET, pickle.BINGET, pickle.LONG_BINGET), after=check_memory),
+        **_both((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), after=check_tuple),
     }
 
 

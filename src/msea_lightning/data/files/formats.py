@@ -1,0 +1,107 @@
+"""What a file really is, where it is not what its name says, and what to do about it."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+_HEAD = 1 << 16
+_WEB_PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # first pickle of torch.save before PyTorch 1.6
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive, not a pickle. Unpack it first",
+    b"\x1f\x8b": "a gzip archive, not a pickle. Unpack it first",
+    b"7z\xbc\xaf": "a 7z archive, not a pickle. Unpack it first",
+    b"\x93NUMPY": "a NumPy array (.npy), not a pickle. Check dataset.reader",
+    b"\x89HDF": "an HDF5 file, not a pickle. Save its arrays in the layout of dataset=table",
+}
+_WRITTEN_AS_TEXT = (
+    "was transferred in text mode: every line feed in it became carriage return and line feed, "
+    "which damages a pickle. Fetch it again in binary mode (FTP: `binary`; git: `*.pkl -text` in "
+    ".gitattributes)"
+)
+
+
+def stand_in(path: Path) -> str | None:
+    """What was saved in place of any file and what to do, as the end of a sentence; else None."""
+    head = _head(path)
+    if not head:
+        return "is empty (0 bytes). Fetch the file again"
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            f"is a git-LFS pointer, {len(head)} bytes that stand for the file itself. Fetch the "
+            "file with `git lfs pull`, or where the data set is on the Hugging Face Hub with "
+            "dataset.download=true"
+        )
+    if head.lstrip().lower().startswith(_WEB_PAGE):
+        return (
+            "is a web page, saved where the file itself should be. Fetch the file through its "
+            "download link, or where the data set is on the Hugging Face Hub with "
+            "dataset.download=true"
+        )
+    return None
+
+
+def instead_of_pickle(path: Path) -> str | None:
+    """Likewise for a pickle: also other formats, and pickles spoilt on the way."""
+    head = _head(path)
+    if _TORCH_MAGIC in head[:20] or (head.startswith(b"PK") and _is_torch_archive(path)):
+        load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
+        return (
+            f"is a file of torch.save, not a pickle of NumPy arrays. {_conversion(path, load)}\n"
+            "Where PyTorch refuses what the file holds besides tensors, weights_only=False loads "
+            "it, and runs any program in it: only for files whose maker you trust"
+        )
+    for magic, name in _OTHERS.items():
+        if head.startswith(magic):
+            return f"is {name}"
+    # Pickles of protocol 0 are lines of text, and would load with a \r at the end of every word.
+    is_text = not any(byte < 0x20 and byte not in b"\r\n\t" for byte in head)
+    if is_text and not head.startswith(b"\x80") and _has_only_crlf(path):
+        return _WRITTEN_AS_TEXT
+    return stand_in(path)
+
+
+def spoilt_by_text_mode(path: Path) -> str | None:
+    """Whether a text-mode transfer explains that a pickle cannot be read; what to do then."""
+    # A binary pickle has line feeds by chance, and hardly ever four with a return before each.
+    return _WRITTEN_AS_TEXT if _has_only_crlf(path, least=4) else None
+
+
+def tensor_remedy(path: Path) -> str:
+    """What to do about a pickle of PyTorch tensors."""
+    load = f"pickle.loads(Path({str(path)!r}).read_bytes())"
+    return (
+        f"holds PyTorch tensors, and this reader knows NumPy arrays. {_conversion(path, load)}\n"
+        "They run any program in the file: only for files whose maker you trust."
+    )
+
+
+def _has_only_crlf(path: Path, least: int = 1) -> bool:
+    """Whether the line feeds at the beginning of a file, some at least, all follow a return."""
+    head = _head(path)
+    return least <= head.count(b"\n") == head.count(b"\r\n")
+
+
+def _conversion(path: Path, load: str) -> str:
+    target = str(path.with_name(f"{path.stem}_numpy.pkl"))
+    return (
+        "These two lines of Python convert it:\n"
+        "    import pickle, torch; from pathlib import Path; from torch.utils._pytree import "
+        "tree_map\n"
+        f"    Path({target!r}).write_bytes(pickle.dumps(tree_map(lambda x: x.detach().numpy() "
+        f"if isinstance(x, torch.Tensor) else x, {load})))"
+    )
+
+
+def _is_torch_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
