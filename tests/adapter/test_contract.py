@@ -21,10 +21,11 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.commands.command_line import conf_folder
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.module import build_datamodule
-from msea_lightning.evaluate import evaluate
 from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
-from msea_lightning.training.task import AdapterTask, build_task
+from msea_lightning.training.module import TrainingModule
 
 Options = Callable[..., TrainConfig]
 
@@ -412,18 +413,18 @@ def test_a_run_and_its_plugin(options: Options, backbone: FrozenBackbone, name: 
 def test_resuming_draws_the_same_dropout(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout is drawn anew from the seed and the epoch."""
     undisturbed = fit(options("adapter=mag"))
-    ordinary = AdapterTask.training_step
+    ordinary = TrainingModule.training_step
 
-    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> Tensor:
+    def interrupted(task: TrainingModule, batch: Any, batch_idx: int) -> Tensor:
         if (task.current_epoch, batch_idx) == (1, 1):
             raise InterruptedError
         return ordinary(task, batch, batch_idx)
 
     runs = f"runs={options().runs}-resumed"
-    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
     with pytest.raises(InterruptedError):
         fit(options("adapter=mag", runs))
-    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    monkeypatch.setattr(TrainingModule, "training_step", ordinary)
     resumed = fit(options("adapter=mag", runs, "ckpt=last"))
     first, second = (
         torch.load(run.last, weights_only=True)["state_dict"] for run in (undisturbed, resumed)
@@ -441,7 +442,7 @@ def test_an_ablated_modality_is_not_read(
     data.prepare_data()
     data.setup()
     batch = next(iter(data.evaluation_dataloader("valid")))
-    task = build_task(config, data, backbone)
+    task = build_adapted_lm(config, data, backbone)
     assert not [key for key, _ in task.named_parameters() if key.startswith("adapter.audio")]
     silent = dataclasses.replace(batch, audio=torch.zeros_like(batch.audio))
     assert torch.equal(task.eval().answer_logp(batch), task.answer_logp(silent))
@@ -456,7 +457,7 @@ def test_the_sequence_has_room_for_the_pseudo_tokens_and_no_more(
     data.prepare_data()
     data.setup()
     seed_everything(1, verbose=False)
-    task = build_task(config, data, backbone)
+    task = build_adapted_lm(config, data, backbone)
     assert task.prompt.pseudo_tokens == task.adapter.pseudo_tokens == (4 if name == "mse" else 0)
     texts = task.prompt.encode_texts(["a fine day", "no"])
     sequences = task.prompt.assemble(texts, 2)

@@ -18,36 +18,36 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Batch
-from msea_lightning.training.fit import load_config_backbone
-from msea_lightning.training.task import AdapterTask, build_task
-from tests.training.test_task import part
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.training.build import build_adapted_lm, load_config_backbone
+from tests.model.test_adapted_lm import part
 
 # The compiler warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS = ([0, 1, 2], [5, 6, 7, 8, 9])
 """Batches of different length, the longer one first, and of different size."""
 
-Make = Callable[[FrozenBackbone], tuple[AdapterTask, list[Batch]]]
+Make = Callable[[FrozenBackbone], tuple[AdaptedLM, list[Batch]]]
 
 
 @pytest.fixture
 def make(options: Callable[..., TrainConfig]) -> Make:
     """Builds a task on a backbone, and batches for it."""
 
-    def build(backbone: FrozenBackbone) -> tuple[AdapterTask, list[Batch]]:
+    def build(backbone: FrozenBackbone) -> tuple[AdaptedLM, list[Batch]]:
         config = options("dataset.demo_task=msa")
         data = build_datamodule(config.dataset, config.training, config.seed)
         data.prepare_data()
         data.setup()
         seed_everything(1, verbose=False)
-        task = build_task(config, data, backbone)
+        task = build_adapted_lm(config, data, backbone)
         batch = next(iter(data.evaluation_dataloader("valid")))
         return task, [part(batch, rows) for rows in ROWS]
 
     return build
 
 
-def step(task: AdapterTask, batch: Batch) -> list[Tensor]:
+def step(task: AdaptedLM, batch: Batch) -> list[Tensor]:
     """Mean loss of a batch and its gradient in every weight."""
     loss, count = task.loss(batch)
     return [loss.detach(), *torch.autograd.grad(loss / count, list(task.adapter.parameters()))]

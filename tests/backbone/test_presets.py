@@ -28,9 +28,9 @@ from msea_lightning.data.options import Language
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.options import SegmentKind
 from msea_lightning.language.prompt import Prompt
-from msea_lightning.training.fit import load_config_backbone
-from msea_lightning.training.task import AdapterTask, build_task
-from tests.training.test_task import part
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.training.build import build_adapted_lm, load_config_backbone
+from tests.model.test_adapted_lm import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
@@ -100,7 +100,7 @@ def random_backbone(config: BackboneConfig, shipped: FrozenBackbone) -> FrozenBa
     return FrozenBackbone(model, tokenizer, pad_token=config.pad_token)
 
 
-def losses(task: AdapterTask, batch: Batch) -> Tensor:
+def losses(task: AdaptedLM, batch: Batch) -> Tensor:
     """(B,) loss of every utterance, the mean over its label's tokens."""
     with torch.no_grad():
         logits, targets = task.label_logits(batch)
@@ -109,7 +109,7 @@ def losses(task: AdapterTask, batch: Batch) -> Tensor:
     return torch.stack([part.mean() for part in tokens.split(lengths)])
 
 
-Make = Callable[[str, str], tuple[AdapterTask, Batch]]
+Make = Callable[[str, str], tuple[AdaptedLM, Batch]]
 """From the variant of the demo and the adapter."""
 
 
@@ -123,7 +123,7 @@ def preset(request: pytest.FixtureRequest) -> str:
 def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackbone) -> Make:
     """Builds a task on the preset's random model, and a batch of eight for it."""
 
-    def build(variant: str, adapter: str) -> tuple[AdapterTask, Batch]:
+    def build(variant: str, adapter: str) -> tuple[AdaptedLM, Batch]:
         place = ["backbone.path=anywhere"] if preset == "auto" else []
         place += ["adapter.scales=[1,2,4]"] if adapter == "mse" else []
         config = options(
@@ -133,7 +133,7 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
         data.prepare_data()
         data.setup()
         seed_everything(0, verbose=False)
-        task = build_task(config, data, random_backbone(config.backbone, backbone))
+        task = build_adapted_lm(config, data, random_backbone(config.backbone, backbone))
         batch = part(next(iter(data.evaluation_dataloader("valid"))), list(range(8)))
         absent_audio, absent_vision = torch.tensor([1, 4]), torch.tensor([2, 4])
         return task, dataclasses.replace(
@@ -197,18 +197,18 @@ def test_backbone_contract_of_adapters_that_change_the_text(make: Make, adapter:
 
 
 def check_opening(
-    task: AdapterTask, batch: Batch, monkeypatch: pytest.MonkeyPatch, *, once: bool
+    task: AdaptedLM, batch: Batch, monkeypatch: pytest.MonkeyPatch, *, once: bool
 ) -> None:
     """Loss, gradients and answers are the same after an opening that was read before."""
-    opening = task.backbone.opening(task.prompt.opening)
+    opening = task.backbone.opening(task.prompt.prefix_ids)
     assert (opening is not None) == once
     if opening is None:
         return
-    assert opening.tokens == len(task.prompt.opening) > 0
+    assert opening.tokens == len(task.prompt.prefix_ids) > 0
     found = read(task, batch)
     with monkeypatch.context() as patch:
         patch.setattr(task.backbone, "_reads_on", False)
-        assert task.backbone.opening(task.prompt.opening) is None
+        assert task.backbone.opening(task.prompt.prefix_ids) is None
         expected = read(task, batch)
     names = ["loss", "log probabilities", *dict(task.adapter.named_parameters())]
     for name, one, other in zip(names, found, expected, strict=True):
@@ -216,14 +216,14 @@ def check_opening(
         assert float((one - other).abs().max()) < 1e-5 * scale, name
 
 
-def read(task: AdapterTask, batch: Batch) -> list[Tensor]:
+def read(task: AdaptedLM, batch: Batch) -> list[Tensor]:
     """Mean loss, log probabilities of all answers, and the gradient of every weight."""
     loss, count = task.loss(batch)
     gradients = torch.autograd.grad(loss / count, list(task.adapter.parameters()))
     return [loss.detach() / count, task.answer_logp(batch), *gradients]
 
 
-def check_company(task: AdapterTask, batch: Batch) -> None:
+def check_company(task: AdaptedLM, batch: Batch) -> None:
     """The loss of an utterance is the same alone and in any batch."""
     alone = torch.cat([losses(task, part(batch, [row])) for row in range(8)])
     order = [3, 0, 6, 1, 7, 2, 5, 4]
@@ -237,7 +237,7 @@ def check_company(task: AdapterTask, batch: Batch) -> None:
     assert (swapped - alone).abs().max() > 1e-3
 
 
-def check_answers(task: AdapterTask, batch: Batch) -> None:
+def check_answers(task: AdaptedLM, batch: Batch) -> None:
     """One pass over the answer tree gives what reading every answer for itself gives."""
     answers = task.answers(batch)
     space = task.tree.space
@@ -260,7 +260,7 @@ def check_answers(task: AdapterTask, batch: Batch) -> None:
     torch.testing.assert_close(answers.distribution, logp.double().sum(-1).softmax(-1))
 
 
-def check_step(task: AdapterTask, batch: Batch) -> None:
+def check_step(task: AdaptedLM, batch: Batch) -> None:
     """A step trains the adapter, through the embeddings, and leaves the language model alone."""
     parameters = list(task.backbone.model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]

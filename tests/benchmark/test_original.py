@@ -19,7 +19,7 @@ from msea_lightning.data.sampler import Share
 from msea_lightning.data.store import StoreSplit, write_store
 from msea_lightning.data.utterance import Batch
 from msea_lightning.paper.lengths import SHAPES
-from msea_lightning.training.fit import load_config_backbone
+from msea_lightning.training.build import load_config_backbone
 
 COUNTS = {"train": 6, "valid": 2, "test": 5}
 
@@ -63,7 +63,7 @@ def subjects(
     for subject in both:
         subject.start(StageClock(torch.device("cpu")))
     ours, original = both
-    task = ours._parts.task
+    task = ours._model
     weights = {
         name.removeprefix("adapter."): value
         for name, value in task.state_dict().items()
@@ -91,14 +91,14 @@ def pair(subjects: tuple[Ours, Original], split: str) -> tuple[Batch, dict[str, 
 def test_the_loss_is_the_same(subjects: tuple[Ours, Original]) -> None:
     ours, original = subjects
     batch, theirs = pair(subjects, "train")
-    loss, count = ours._parts.task.loss(batch)
+    loss, count = ours._model.loss(batch)
     assert original._loss(theirs).item() == pytest.approx(loss.item() / count, rel=1e-5)
 
 
 def test_the_gradient_is_the_same(subjects: tuple[Ours, Original]) -> None:
     ours, original = subjects
     batch, theirs = pair(subjects, "train")
-    task = ours._parts.task
+    task = ours._model
     task.zero_grad()
     loss, count = task.loss(batch)
     (loss / count).backward()
@@ -116,7 +116,7 @@ def test_what_it_writes_first_is_what_ours_finds_likeliest(
     """Its first token is the likeliest of the whole vocabulary at the end of the prompt."""
     ours, original = subjects
     batch, theirs = pair(subjects, "test")
-    task = ours._parts.task
+    task = ours._model
     texts, prefix, text = task._adapt(batch)
     sequences = task.prompt.assemble(texts, len(batch))
     embedded = task._embed(sequences, prefix, text)
@@ -129,7 +129,7 @@ def test_it_has_the_norms_of_transformers(subjects: tuple[Ours, Original]) -> No
     ours, original = subjects
     joined = [
         sum(isinstance(module, FrozenNorm) for module in model.modules())
-        for model in (ours._parts.task.backbone.model, original._backbone.model)
+        for model in (ours._model.backbone.model, original._backbone.model)
     ]
     assert joined == [5, 0]
 
@@ -206,7 +206,7 @@ def test_stages_are_parts_of_a_step(subjects: tuple[Ours, Original]) -> None:
         assert training["backbone"] > 0
     ours, original = subjects
     # What was watched is as it was.
-    assert "hidden" not in vars(ours._parts.task.backbone)
+    assert "hidden" not in vars(ours._model.backbone)
     assert "_hidden" not in vars(original)
 
 

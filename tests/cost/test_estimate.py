@@ -21,8 +21,9 @@ from msea_lightning.cost import estimate as module
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.language.prompt import encode_all
+from msea_lightning.model.build import trainable
+from msea_lightning.training.build import build_adapted_lm
 from msea_lightning.training.fit import fit
-from msea_lightning.training.task import build_task, trainable
 
 Options = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_adapter_and_optimizer_are_counted_exactly(options: Options) -> None:
     found = estimator(config).estimate()
     data = build_datamodule(config.dataset, config.training, config.seed)
     data.setup()
-    numbers = trainable(build_task(config, data, load_backbone(None)).adapter)
+    numbers = trainable(build_adapted_lm(config, data, load_backbone(None)).adapter)
     assert found.adapter == found.optimizer == 2 * 4 * numbers
 
 

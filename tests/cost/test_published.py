@@ -16,9 +16,9 @@ import torch
 
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.options import Split
-from msea_lightning.evaluate import evaluate
 from msea_lightning.paper import paper_table
 from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from tests.backbone.checkpoints import SMALL, write_checkpoint, write_tokenizer
 from tests.data.published import COUNTS, write_dialogue, write_mmsa

@@ -48,8 +48,8 @@ from msea_lightning.diagnosis.packages import Package, check_quantization, find_
 from msea_lightning.diagnosis.resource import Resource
 from msea_lightning.diagnosis.show import show
 from msea_lightning.doctor import doctor
+from msea_lightning.model.build import build_prompt
 from msea_lightning.paper.lengths import SHAPES
-from msea_lightning.training.task import build_prompt
 from tests.data.published import table_rows, write_dialogue, write_mmsa, write_table
 from tests.places import VECTORS
 
@@ -531,7 +531,15 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -
     for config in paper_configurations():
         estimator = CellEstimator(config, torch.device("cpu"))
         tokenizer = tokenizers[config.backbone.name]
-        prompt, _ = build_prompt(config, estimator._data, tokenizer, pad_id=0)
+        prompt, _ = build_prompt(
+            tokenizer,
+            estimator._data.labels,
+            config.dataset,
+            config.backbone,
+            config.adapter,
+            config.text,
+            config.prompt,
+        )
         assert estimator._prompt.longest + estimator._more_tokens == prompt.longest
 
 

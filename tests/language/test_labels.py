@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.language.answers import AnswerTree, decode
 from msea_lightning.language.labels import (
-    AnswerTree,
     EmotionSet,
     LabelError,
     LabelSpace,
     SentimentScale,
-    decode,
     generated_prompt,
 )
 from msea_lightning.language.options import Decode

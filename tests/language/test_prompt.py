@@ -156,7 +156,7 @@ def test_after_an_opening_that_was_read_the_rest_is_the_same(
     backbone: FrozenBackbone, texts: list[str]
 ) -> None:
     prompt = make(backbone)
-    opening = prompt.opening
+    opening = prompt.prefix_ids
     assert opening == [
         backbone.tokenizer.convert_tokens_to_ids("<s>"),
         *prompt.encode("<Multimodal>"),

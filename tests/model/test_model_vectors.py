@@ -20,11 +20,11 @@ from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
 from msea_lightning.backbone import FrozenBackbone, load_tokenizer
 from msea_lightning.data.options import Language
 from msea_lightning.data.utterance import Batch
-from msea_lightning.language.labels import AnswerTree, EmotionSet, SentimentScale
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.labels import EmotionSet, SentimentScale
 from msea_lightning.language.options import Decode, SegmentConfig, SegmentKind
 from msea_lightning.language.prompt import Prompt
-from msea_lightning.metrics import UtteranceScore
-from msea_lightning.training.task import AdapterTask
+from msea_lightning.model.adapted_lm import AdaptedLM
 from tests.places import VECTORS
 
 RECORDED = VECTORS / "model"
@@ -91,7 +91,7 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return case, load_file(RECORDED / f"{name}.safetensors")
 
 
-def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, AdapterTask, Batch]:
+def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, AdaptedLM, Batch]:
     case, tensors = load(name)
     model = LlamaForCausalLM.from_pretrained(RECORDED / "tiny_llama", dtype=torch.float32)
     backbone = FrozenBackbone(model, tokenizer or RecordedTokenizer(case), pad_token="<unk>")
@@ -109,20 +109,19 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
     )
     if case["train_mode"] == "regression":
         scale = SentimentScale(-1, 1) if case["dataset"] == "simsv2" else SentimentScale(-3, 3)
-        space, kind = scale, case["dataset"]
+        space = scale
         labels = case["labels"]
     else:
         names = ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"]
-        space, kind = EmotionSet(names), "emotion"
+        space = EmotionSet(names)
         labels = [names[label] for label in case["labels"]]
     weights = {key: value for key, value in tensors.items() if key.startswith("weight.")}
-    task = AdapterTask(
+    task = AdaptedLM(
         backbone,
         MSEAdapter.from_original(weights),
         standardizer=FeatureStandardizer(),
         prompt=prompt,
         tree=AnswerTree(space, prompt.encode, prompt.decode),
-        score=UtteranceScore(kind),
     )
     batch = Batch(
         index=torch.arange(case["batch"]),

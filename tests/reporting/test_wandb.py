@@ -28,7 +28,7 @@ from msea_lightning.reporting.options import WandbMode
 from msea_lightning.reporting.wandb import confusion_classes, wandb_loggers
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.training.fit import fit
-from msea_lightning.training.task import AdapterTask
+from msea_lightning.training.module import TrainingModule
 
 Options = Callable[..., TrainConfig]
 
@@ -262,18 +262,18 @@ class Interrupted(Exception):
 def test_a_failed_run_ends_as_failed_and_goes_on_when_resumed(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordinary = AdapterTask.training_step
+    ordinary = TrainingModule.training_step
 
-    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> Any:
+    def interrupted(task: TrainingModule, batch: Any, batch_idx: int) -> Any:
         if task.current_epoch == 1:
             raise Interrupted
         return ordinary(task, batch, batch_idx)
 
     overrides = ("logger=wandb", "logger.wandb_mode=offline", "logger.wandb_group=mine")
-    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
     with pytest.raises(Interrupted):
         fit(options(*overrides))
-    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    monkeypatch.setattr(TrainingModule, "training_step", ordinary)
     run = fit(options(*overrides, "ckpt=last"))
     first, second = (
         Recorded(options(), run, file.parent / "files", records(file)) for file in recordings(run)

@@ -18,14 +18,15 @@ from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.options import Split
 from msea_lightning.data.sampler import SamplerError
 from msea_lightning.data.utterance import Batch
-from msea_lightning.evaluate import evaluate
-from msea_lightning.language.labels import AnswerTree
+from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.options import Decode
+from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin.folder import attach, load_plugin
 from msea_lightning.runs.folder import RunError, RunFolder
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
+from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
-from msea_lightning.training.task import AdapterTask, TaskError
+from msea_lightning.training.module import TrainingError, TrainingModule
 
 Options = Callable[..., TrainConfig]
 
@@ -93,17 +94,17 @@ def test_resuming_ends_where_an_undisturbed_run_ends(
 ) -> None:
     undisturbed = fit(options("training.schedule_epochs=3"))
     runs = f"{options().runs}-resumed"
-    ordinary = AdapterTask.training_step
+    ordinary = TrainingModule.training_step
 
-    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
-        if (task.current_epoch, batch_idx) == (epoch, step):
+    def interrupted(module: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (module.current_epoch, batch_idx) == (epoch, step):
             raise Interrupted
-        return ordinary(task, batch, batch_idx)
+        return ordinary(module, batch, batch_idx)
 
-    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
     with pytest.raises(Interrupted):
         fit(options("training.schedule_epochs=3", f"runs={runs}"))
-    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    monkeypatch.setattr(TrainingModule, "training_step", ordinary)
     ckpt = "auto" if epoch == 2 else "last"
     run = fit(options("training.schedule_epochs=3", f"runs={runs}", f"ckpt={ckpt}"))
     assert same(run, undisturbed)
@@ -139,12 +140,12 @@ def test_a_run_that_had_stopped_early_is_not_trained_on(
 def test_auto_begins_resumes_or_leaves_alone(
     options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ordinary = AdapterTask.training_step
+    ordinary = TrainingModule.training_step
 
-    def interrupted(task: AdapterTask, batch: Any, batch_idx: int) -> torch.Tensor:
+    def interrupted(module: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
         raise Interrupted("the power went out")
 
-    monkeypatch.setattr(AdapterTask, "training_step", interrupted)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
     with pytest.raises(Interrupted):
         fit(options("ckpt=auto"))
     (error,) = Path(options().runs).rglob("error.json")
@@ -152,7 +153,7 @@ def test_auto_begins_resumes_or_leaves_alone(
         "kind": "crashed",
         "error": "Interrupted: the power went out",
     }
-    monkeypatch.setattr(AdapterTask, "training_step", ordinary)
+    monkeypatch.setattr(TrainingModule, "training_step", ordinary)
     # No epoch was complete: it begins again, in the same folder.
     run = fit(options("ckpt=auto"))
     assert run.path == error.parent
@@ -239,13 +240,13 @@ def test_evaluation_takes_the_batches_of_the_run(
     """Company moves the numbers of an utterance by rounding."""
     run = fit(options("training.schedule_epochs=1"))
     sizes = []
-    ordinary = AdapterTask.test_step
+    ordinary = TrainingModule.test_step
 
-    def noted(task: AdapterTask, batch: Batch, batch_idx: int) -> None:
+    def noted(module: TrainingModule, batch: Batch, batch_idx: int) -> None:
         sizes.append(len(batch))
-        ordinary(task, batch, batch_idx)
+        ordinary(module, batch, batch_idx)
 
-    monkeypatch.setattr(AdapterTask, "test_step", noted)
+    monkeypatch.setattr(TrainingModule, "test_step", noted)
     recorded = json.loads(run.memory.read_text())
     for size, expected in ((5, 5), (None, 32)):  # as of a run of an older version
         sizes.clear()
@@ -260,12 +261,12 @@ def test_evaluation_in_batches_of_another_size(
 ) -> None:
     run = fit(options("training.schedule_epochs=1"))
     expected = json.loads(run.metrics.read_text())["test"]
-    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+    with caplog.at_level(logging.INFO, logger="msea_lightning.training.evaluation"):
         found = evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=3))
     assert found == pytest.approx(expected, abs=1e-6)
     assert "eval_batch_size 3 instead of the run's 32: numbers may differ" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="msea_lightning.evaluate"):
+    with caplog.at_level(logging.INFO, logger="msea_lightning.training.evaluation"):
         evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=32))
     assert "instead of" not in caplog.text
 
@@ -336,7 +337,7 @@ def test_more_parts_than_a_batch_has_utterances(options: Options) -> None:
 
 
 def test_divergence_is_refused(options: Options) -> None:
-    with pytest.raises(TaskError, match=r"diverged\. Lower training\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"diverged\. Lower training\.learning_rate"):
         fit(options("training.learning_rate=1e30", "training.schedule_epochs=3"))
 
 
@@ -344,19 +345,21 @@ def test_no_checkpoint_holds_what_diverged(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a step does not look, as on a GPU: the end of the epoch does."""
-    ordinary = AdapterTask.on_before_optimizer_step
+    ordinary = TrainingModule.on_before_optimizer_step
 
-    def unseen(task: AdapterTask, optimizer: torch.optim.Optimizer) -> None:
-        if (task.current_epoch, task.global_step % 4) == (1, 3):
-            next(task.adapter.parameters()).grad.fill_(float("nan"))
+    def unseen(module: TrainingModule, optimizer: torch.optim.Optimizer) -> None:
+        if (module.current_epoch, module.global_step % 4) == (1, 3):
+            next(module.parameters()).grad.fill_(float("nan"))
         with monkeypatch.context() as patch:
-            patch.setattr(AdapterTask, "device", torch.device("cuda"))
-            patch.setattr("msea_lightning.training.task._STEPS_UNSEEN", 1000)
-            ordinary(task, optimizer)
+            patch.setattr(TrainingModule, "device", torch.device("cuda"))
+            patch.setattr("msea_lightning.training.module._CHECK_EVERY", 1000)
+            ordinary(module, optimizer)
 
-    monkeypatch.setattr(AdapterTask, "on_before_optimizer_step", unseen)
+    monkeypatch.setattr(TrainingModule, "on_before_optimizer_step", unseen)
     config = options("training.schedule_epochs=3")
-    with pytest.raises(TaskError, match=r"not finite in epoch 1, step \d: training has diverged"):
+    with pytest.raises(
+        TrainingError, match=r"not finite in epoch 1, step \d: training has diverged"
+    ):
         fit(config)
     kept = {path.name: path for path in Path(config.runs).rglob("*.ckpt")}
     assert set(kept) == {"best.ckpt", "last.ckpt"}
@@ -366,7 +369,7 @@ def test_no_checkpoint_holds_what_diverged(
 
 
 def test_failed_run_says_why_in_its_log(options: Options) -> None:
-    with pytest.raises(TaskError):
+    with pytest.raises(ModelError):
         fit(options("dataset.text_tokens=5000"))
     (log,) = Path(options().runs).rglob("train.log")
     assert "lower dataset.text_tokens" in log.read_text()

@@ -24,8 +24,10 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.prompt import encode_all
-from msea_lightning.training.task import AdapterTask, build_task
-from tests.training.test_task import part
+from msea_lightning.metrics import UtteranceScore
+from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.module import TrainingModule
+from tests.model.test_adapted_lm import part
 
 STEPS = 6
 CHANGES = (
@@ -115,14 +117,17 @@ def curve(
                 patch.setattr("torch.optim.AdamW", plain_adamw)
             read_by = recomputing if "recompute" in changes else backbone
             seed_everything(config.seed, verbose=False)
-            task = build_task(config, data, read_by)
-            assert (read_by.opening(task.prompt.opening) is not None) == ("opening" in changes)
+            model = build_adapted_lm(config, data, read_by)
+            task = TrainingModule(model, UtteranceScore(data.metrics), training=config.training)
+            assert (read_by.opening(model.prompt.prefix_ids) is not None) == ("opening" in changes)
             return steps(task, [list(prepared(batch, changes)) for batch in batches], patch)
 
     return run
 
 
-def steps(task: AdapterTask, batches: list[list[Batch]], patch: pytest.MonkeyPatch) -> list[float]:
+def steps(
+    task: TrainingModule, batches: list[list[Batch]], patch: pytest.MonkeyPatch
+) -> list[float]:
     """Trains a step on the parts of each batch, as Lightning does."""
     parts = len(batches[0])
     task._trainer = SimpleNamespace(
@@ -131,7 +136,7 @@ def steps(task: AdapterTask, batches: list[list[Batch]], patch: pytest.MonkeyPat
         estimated_stepping_batches=len(batches),
         global_step=0,
     )
-    patch.setattr(AdapterTask, "log", lambda *_, **__: None)
+    patch.setattr(TrainingModule, "log", lambda *_, **__: None)
     made = task.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     losses = []
@@ -142,10 +147,10 @@ def steps(task: AdapterTask, batches: list[list[Batch]], patch: pytest.MonkeyPat
             own = task.training_step(piece, number) / parts
             own.backward()
             loss += own.item()
+        losses.append(loss / task._count)
         task.on_before_optimizer_step(optimizer)
         optimizer.step()
         schedule.step()
-        losses.append(loss)
     return losses
 
 

@@ -27,7 +27,9 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.prompt import encode_all
-from msea_lightning.training.task import AdapterTask, build_task
+from msea_lightning.metrics import UtteranceScore
+from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.module import TrainingModule
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -168,7 +170,7 @@ def test_what_does_not_wait_is_let_through() -> None:
 def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Builds a task on the device; a batch on the CPU, of which some have no audio or vision."""
 
-    def build(*words: str) -> tuple[AdapterTask, Batch]:
+    def build(*words: str) -> tuple[TrainingModule, Batch]:
         config = options("dataset.standardize=true", *words)
         data = build_datamodule(config.dataset, config.training, config.seed)
         data.prepare_data()
@@ -176,7 +178,8 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
         backbone = load_backbone(None)
         data.tokenize(lambda texts: encode_all(backbone.tokenizer, texts))
         seed_everything(1, verbose=False)
-        task = build_task(config, data, backbone)
+        model = build_adapted_lm(config, data, backbone)
+        task = TrainingModule(model, UtteranceScore(data.metrics), training=config.training)
         batch = next(iter(data.train_dataloader()))
         absent = torch.tensor([1, 4])
         batch.audio_lengths.index_fill_(0, absent, 0)
@@ -189,7 +192,7 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
             global_step=3,  # none at which it is asked whether training has diverged
             estimated_stepping_batches=10,
         )
-        monkeypatch.setattr(AdapterTask, "log", lambda *_, **__: None)
+        monkeypatch.setattr(TrainingModule, "log", lambda *_, **__: None)
         # What this device has not: autocast, which adapters switch off, and a name that the fused
         # optimizer knows.
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
@@ -200,7 +203,7 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
     return build
 
 
-def moved(task: AdapterTask, batch: Batch) -> Batch:
+def moved(task: TrainingModule, batch: Batch) -> Batch:
     """The batch as Lightning hands it to a step."""
     there: Batch = task.transfer_batch_to_device(batch, META, 0)
     assert there.audio is not None
@@ -215,16 +218,17 @@ def test_a_training_step_waits_for_nothing(make: Any, adapter: str, variant: str
     task, batch = make(f"adapter={adapter}", f"dataset.demo_task={variant}")
     made = task.configure_optimizers()
     optimizer = made["optimizer"]
-    assert task.device == task.backbone.device == META
+    assert task.device == task.model.device == META
 
     def step() -> None:
         optimizer.zero_grad()
         task.training_step(moved(task, batch), 0).backward()
+        task.on_after_backward()
         task.on_before_optimizer_step(optimizer)
         optimizer.step()
         made["lr_scheduler"]["scheduler"].step()
 
-    step()  # the first reads the opening, and the optimizer makes its state
+    step()  # the first reads the prefix, and the optimizer makes its state
     with waiting_for_nothing():
         step()
     assert all(parameter.grad is not None for parameter in task.parameters())
@@ -241,4 +245,4 @@ def test_a_batch_of_an_evaluation_waits_for_nothing(make: Any, variant: str, rul
         task.validation_step(moved(task, batch), 0)
         with waiting_for_nothing():
             task.validation_step(moved(task, batch), 1)
-    assert len(task._gathering) == 2
+    assert len(task._decoded) == 2

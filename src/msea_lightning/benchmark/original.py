@@ -50,11 +50,11 @@ from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.options import LabelKind, Reader
 from msea_lightning.language.prompt import Prompt, Texts, encode
 from msea_lightning.metrics import UtteranceScore
-from msea_lightning.training.fit import load_config_backbone
-from msea_lightning.training.task import build_adapter, build_prompt
+from msea_lightning.model.build import build_adapter, build_prompt
+from msea_lightning.training.build import load_config_backbone
 
 if TYPE_CHECKING:
-    from msea_lightning.data.module import UtteranceDataModule
+    pass
 
 _PROFILED = 2
 """Batches whose stages are timed."""
@@ -109,15 +109,6 @@ class _Items(Dataset[dict[str, Any]]):
             "audio_lengths": split.audio_lengths[index],
             "vision_lengths": split.vision_lengths[index],
         }
-
-
-class _Data:
-    """What :func:`build_prompt` and :func:`build_adapter` ask of a data module."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.labels = config.dataset.labels
-        self.audio_dim = config.dataset.audio_dim
-        self.vision_dim = config.dataset.vision_dim
 
 
 class Original(Subject):
@@ -202,12 +193,24 @@ class Original(Subject):
         )
         self._backbone = load_config_backbone(config.backbone, self.device)
         part_norms(self._backbone.model)
-        data = cast("UtteranceDataModule", _Data(config))
-        tokenizer = self._backbone.tokenizer
-        prompt, self._tree = build_prompt(config, data, tokenizer, pad_id=self._backbone.pad_id)
+        prompt, self._tree = build_prompt(
+            self._backbone.tokenizer,
+            config.dataset.labels,
+            config.dataset,
+            config.backbone,
+            config.adapter,
+            config.text,
+            config.prompt,
+            pad_id=self._backbone.pad_id,
+        )
         self._prompt = self._padded(prompt)
         self._metrics = config.dataset.metrics
-        adapter = build_adapter(config, data, self._backbone.width)
+        adapter = build_adapter(
+            config.adapter,
+            config.ablation,
+            width=self._backbone.width,
+            dims={"audio": config.dataset.audio_dim, "vision": config.dataset.vision_dim},
+        )
         assert isinstance(adapter, MSEAdapter)
         for branch in (adapter.audio, adapter.vision):
             if branch is not None and branch.lstm is not None:
@@ -370,7 +373,7 @@ class Original(Subject):
             weights=weight_bytes(self._backbone.model),
             labels=int(self._tree.answer_ids.shape[1]),
             nodes=len(self._tree),
-            opening=len(self._prompt.opening),
+            opening=len(self._prompt.prefix_ids),
             train=train.lengths.numpy() + fixed + read,
             test=test.lengths.numpy() + fixed,
         )

@@ -26,7 +26,8 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import Batch
-from msea_lightning.training.fit import Ready, make_ready, make_trainer
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.training.build import Ready, make_ready, make_trainer
 
 Item = TypeVar("Item")
 
@@ -52,7 +53,7 @@ class Ours(Subject):
             self._ready = make_ready(self.config, store=Store.open(self.material.store))
         with clock.during("first step"):
             trainer = self._trainer_of_steps(_EpochClock(), max_steps=1)
-            trainer.fit(self._parts.task, datamodule=self._parts.data)
+            trainer.fit(self._parts.module, datamodule=self._parts.data)
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +75,7 @@ class Ours(Subject):
         ]
         loader = data.loader(data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
-        trainer.fit(self._parts.task, loader, data.val_dataloader())
+        trainer.fit(self._parts.module, loader, data.val_dataloader())
         return self.measured("train", clock.seconds, _read(picked))
 
     def evaluate(self, utterances: int, beginning: float = 0.5) -> Round:
@@ -85,7 +86,7 @@ class Ours(Subject):
         together = data.eval_batch_size * self.config.trainer.devices
         picked = spread(shares, -(-utterances // together), beginning)
         loader = data.loader(data.splits["test"], picked)
-        trainer.test(self._parts.task, dataloaders=loader, verbose=False)
+        trainer.test(self._parts.module, dataloaders=loader, verbose=False)
         return self.measured("test", clock.seconds, _read(picked))
 
     def _cost(self, indices: Sequence[int]) -> int:
@@ -93,29 +94,29 @@ class Ours(Subject):
         tokens = self._parts.data.splits["train"].tokens
         assert tokens is not None
         longest = max(len(tokens[index]) for index in indices)
-        return min(longest, self._parts.task.prompt.text_tokens)
+        return min(longest, self._model.prompt.text_tokens)
 
     def stages(self) -> tuple[dict[str, float], dict[str, float]]:
         """See the base class."""
-        task, data = self._parts.task, self._parts.data
-        task.to(self.device)
-        optimizer = torch.optim.AdamW(task.adapter.parameters(), fused=True)
+        model, data = self._model, self._parts.data
+        model.to(self.device)
+        optimizer = torch.optim.AdamW(model.adapter.parameters(), fused=True)
         training, evaluation = StageClock(self.device), StageClock(self.device)
-        task.train()
+        model.train()
         for batch in self._batches(data.train_dataloader(), training):
             with self._watched(training):
                 since = training.now()
-                logits, targets = task.label_logits(batch)
+                logits, targets = model.label_logits(batch)
                 functional.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
                 training.add("step", since)
             with training.during("optimizer"):
                 optimizer.step()
                 optimizer.zero_grad()
-        task.eval()
+        model.eval()
         for batch in self._batches(data.evaluation_dataloader("test"), evaluation):
             with self._watched(evaluation):
                 since = evaluation.now()
-                task.answers(batch)
+                model.answers(batch)
                 evaluation.add("step", since)
         seconds = training.seconds()
         # One optimizer step is for all parts that a batch is taken in.
@@ -130,15 +131,20 @@ class Ours(Subject):
         assert self._ready is not None, "start() comes first"
         return self._ready
 
+    @property
+    def _model(self) -> AdaptedLM:
+        assert isinstance(self._parts.module.model, AdaptedLM)
+        return self._parts.module.model
+
     def _watched(self, clock: StageClock) -> ExitStack:
-        task = self._parts.task
+        model = self._model
         watching = ExitStack()
-        watching.enter_context(clock.watching(task.backbone, "hidden", "backbone"))
+        watching.enter_context(clock.watching(model.backbone, "hidden", "backbone"))
         watching.enter_context(
-            clock.watching(task.backbone, "logits", "head", to_the_end=task.training)
+            clock.watching(model.backbone, "logits", "head", to_the_end=model.training)
         )
-        if not task.training:
-            watching.enter_context(clock.watching(task, "_adapt", "adapter"))
+        if not model.training:
+            watching.enter_context(clock.watching(model, "_adapt", "adapter"))
         return watching
 
     def _batches(self, loader: Any, clock: StageClock) -> Sequence[Batch]:
@@ -174,14 +180,14 @@ class Ours(Subject):
 
     def workload(self) -> Workload:
         """See the base class."""
-        task, splits = self._parts.task, self._parts.data.splits
+        model, splits = self._model, self._parts.data.splits
         return Workload(
-            language=task.backbone.model.config,
-            dtype=task.backbone.dtype,
-            weights=weight_bytes(task.backbone.model),
-            labels=int(task.tree.answer_ids.shape[1]),
-            nodes=len(task.tree),
-            opening=len(task.prompt.opening),
+            language=model.backbone.model.config,
+            dtype=model.backbone.dtype,
+            weights=weight_bytes(model.backbone.model),
+            labels=int(model.tree.answer_ids.shape[1]),
+            nodes=len(model.tree),
+            opening=len(model.prompt.prefix_ids),
             train=self._lengths(splits["train"], training=True),
             test=self._lengths(splits["test"], training=False),
         )
@@ -189,10 +195,10 @@ class Ours(Subject):
     def _lengths(self, split: StoreSplit, *, training: bool) -> NDArray[np.int64]:
         """(N,) tokens of the sequences of a split, without padding."""
         assert split.tokens is not None
-        prompt, tree = self._parts.task.prompt, self._parts.task.tree
+        prompt, tree = self._model.prompt, self._model.tree
         fixed = prompt.longest - (prompt.pad_to or prompt.text_tokens)
         lengths = np.array([min(len(ids), prompt.text_tokens) for ids in split.tokens])
-        lengths = lengths * self._parts.task.adapter.use_text + fixed
+        lengths = lengths * self._model.adapter.use_text + fixed
         if training:
             # The last token of a label is predicted, and not read.
             lengths += np.array([len(tree.ids(label)) - 1 for label in split.labels])

@@ -30,7 +30,7 @@ from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import EVALUATION_BATCH, UtteranceDataModule
 from msea_lightning.language.prompt import encode_all
-from msea_lightning.training.task import build_adapter, build_prompt, trainable
+from msea_lightning.model.build import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -169,11 +169,24 @@ class MemoryEstimator:
                 # It is a part of the process, and of its memory, from now on.
                 import bitsandbytes  # noqa: F401
         # The id of the padding takes the place of any other.
-        self._prompt, tree = build_prompt(config, data, tokenizer, pad_id=0)
+        self._prompt, tree = build_prompt(
+            tokenizer,
+            data.labels,
+            config.dataset,
+            config.backbone,
+            config.adapter,
+            config.text,
+            config.prompt,
+        )
         self._label_tokens = int(tree.answer_ids.shape[1])
         self._nodes = len(tree)
         with torch.device("meta"):
-            self._adapter = build_adapter(config, data, _width(language))
+            self._adapter = build_adapter(
+                config.adapter,
+                config.ablation,
+                width=_width(language),
+                dims={"audio": data.audio_dim, "vision": data.vision_dim},
+            )
         self._text_tokens: dict[str, int] = {}
         seen = set(tree.answer_ids.flatten().tolist())
         for split, part in data.splits.items():

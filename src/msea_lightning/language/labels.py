@@ -1,27 +1,15 @@
-"""Label spaces: label <-> answer string <-> token ids, and decoding restricted to legal answers.
-
-A language model writes its answer as text. Instead of parsing free text, we know every legal
-answer beforehand, arrange their token ids in a prefix tree (:class:`AnswerTree`), and read the
-model's distribution over exactly those (:func:`decode`). No answer is ever unparsable.
-
-Shape legend: B utterances, A legal answers, L tokens of the longest answer, M nodes of the tree.
-"""
+"""Label spaces: label <-> the answer string that a language model writes for it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, LabelKind
-from msea_lightning.language.options import Decode
 
 
 class LabelError(UserError):
@@ -213,186 +201,6 @@ class EmotionSet(LabelSpace):
     def ordered(self) -> bool:
         """Emotions have no order."""
         return False
-
-
-class TreeTensors(NamedTuple):
-    """An :class:`AnswerTree` on a device: its tensors of these names, and (A,) float64 values."""
-
-    tokens: Tensor
-    depths: Tensor
-    attends: Tensor
-    answer_ids: Tensor
-    values: Tensor
-
-
-class AnswerTree:
-    """The token ids of all legal answers as a prefix tree.
-
-    Its inner nodes are appended to the prompt in one go, each attending to its ancestors only, so
-    that one forward pass gives the model's distribution at every place where an answer may
-    branch. Where every answer is one token after a shared prefix, the tree is that prefix alone.
-
-    Attributes:
-        answer_ids: (A, L) token ids of the answers, -1 beyond an answer's end.
-        predictors: (A, L) row of the logits that predict each token: 0 is the prompt's last
-            token, 1 + m is node m; -1 beyond an answer's end.
-        tokens: (M,) token id of each node; parents come before children.
-        depths: (M,) distance from the prompt's last token, 1 for its direct followers.
-        attends: (M, M) bool, whether node i attends to node j (its ancestors and itself).
-    """
-
-    def __init__(
-        self,
-        space: LabelSpace,
-        encode: Callable[[str], list[int]],
-        decode: Callable[[list[int]], str],
-    ) -> None:
-        """Builds the tree.
-
-        Args:
-            space: Label space whose answers are to be written.
-            encode: Tokenises one string without special tokens.
-            decode: The string that token ids stand for.
-
-        Raises:
-            LabelError: if the tokenizer gives two answers the same ids, no ids, ids that read back
-                as something else, or makes one answer the beginning of another, because then the
-                end of an answer is unknowable.
-        """
-        ids = [encode(answer) for answer in space.answers]
-        paths = {tuple(path): answer for path, answer in zip(ids, space.answers, strict=True)}
-        for path, answer in zip(ids, space.answers, strict=True):
-            if not path:
-                raise LabelError(f"The tokenizer writes the label {answer!r} with no token.")
-            if paths[tuple(path)] != answer:
-                raise LabelError(
-                    f"The tokenizer writes the labels {answer!r} and {paths[tuple(path)]!r} with "
-                    f"the same tokens {path}; it cannot be used with this label space."
-                )
-            # The piece may begin with a space of the tokenizer's own, as those of LLaMA do.
-            if (back := decode(path)).strip() != answer:
-                raise LabelError(
-                    f"The tokenizer does not keep the label {answer!r}: its tokens {path} read "
-                    f"back as {back!r}. Give the backbone's own tokenizer with backbone.tokenizer."
-                )
-            for end in range(1, len(path)):
-                if tuple(path[:end]) in paths:
-                    raise LabelError(
-                        f"The tokenizer's tokens of the label {paths[tuple(path[:end])]!r} begin "
-                        f"those of {answer!r}; it cannot be used with this label space."
-                    )
-        longest = max(map(len, ids))
-        nodes: dict[tuple[int, ...], int] = {}
-        for end in range(1, longest):
-            for path in ids:
-                if len(path) > end:
-                    nodes.setdefault(tuple(path[:end]), len(nodes))
-        self.space = space
-        self._encode = encode
-        self._written = dict(zip(space.answers, ids, strict=True))
-        self.answer_ids = torch.tensor([path + [-1] * (longest - len(path)) for path in ids])
-        self.predictors = torch.tensor(
-            [
-                [0, *(1 + nodes[tuple(path[:end])] for end in range(1, len(path)))]
-                + [-1] * (longest - len(path))
-                for path in ids
-            ]
-        )
-        self.tokens = torch.tensor([path[-1] for path in nodes], dtype=torch.long)
-        self.depths = torch.tensor([len(path) for path in nodes], dtype=torch.long)
-        self.attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-        for prefix, node in nodes.items():
-            for end in range(1, len(prefix) + 1):
-                self.attends[node, nodes[prefix[:end]]] = True
-        self._moved: dict[torch.device, TreeTensors] = {}
-
-    def ids(self, label: float | str) -> list[int]:
-        """Token ids of the answer that training teaches for a label."""
-        text = self.space.text(label)
-        if text not in self._written:
-            self._written[text] = self._encode(text)
-        return self._written[text]
-
-    def to(self, device: torch.device) -> TreeTensors:
-        """What scoring and decoding need, on a device; moved there once."""
-        if device not in self._moved:
-            values = torch.tensor(self.space.values, dtype=torch.float64)
-            tensors = (self.tokens, self.depths, self.attends, self.answer_ids, values)
-            self._moved[device] = TreeTensors(*(tensor.to(device) for tensor in tensors))
-        return self._moved[device]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """Decoded answers of B utterances.
-
-    Attributes:
-        value: (B,) float64, the intensity or the class number.
-        probability: (B,) probability of the answer that ``value`` is written as, among all legal
-            ones (of the nearest answer where ``value`` is a mean).
-        distribution: (B, A) probability of every legal answer; each row sums to one.
-    """
-
-    value: Tensor
-    probability: Tensor
-    distribution: Tensor
-
-
-def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
-    """Picks an answer from the legal ones.
-
-    The probability of an answer is the product of its tokens' probabilities under the language
-    model, divided by the sum over all legal answers.
-
-    * ``greedy`` goes down the tree token by token, taking the likeliest legal token each time:
-      what the original's generation does wherever its answer is legal.
-    * ``median`` of the distribution over intensities, the choice with the least expected MAE.
-    * ``mean`` of that distribution, which need not be an intensity that can be written.
-
-    Args:
-        tree: The legal answers.
-        token_logp: (B, A, L) log probability of each token of each answer given the tokens before
-            it; anything beyond an answer's end.
-        how: The rule.
-
-    Raises:
-        LabelError: for ``median`` and ``mean`` of emotions, which have no order.
-    """
-    if how is not Decode.greedy and not tree.space.ordered:
-        raise LabelError(
-            f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
-        )
-    on_device = tree.to(token_logp.device)
-    answer_ids, values = on_device.answer_ids, on_device.values
-    beyond = answer_ids < 0
-    logp = token_logp.double().masked_fill(beyond, 0.0)
-    distribution = logp.sum(-1).softmax(-1)
-    if how is Decode.mean:
-        value = distribution @ values
-        nearest = (value[:, None] - values).abs().argmin(-1)
-        probability = _of_value(distribution, values, values[nearest])
-        return Answers(value, probability, distribution)
-    if how is Decode.median:
-        # Answers are in ascending order; the first one that reaches half of the mass.
-        reached = distribution.cumsum(-1) >= 0.5
-        chosen = reached.double().argmax(-1)
-    else:
-        alive = torch.ones_like(distribution, dtype=torch.bool)
-        for place in range(answer_ids.shape[1]):
-            candidates = logp[:, :, place].masked_fill(~alive, -torch.inf)
-            best = answer_ids[candidates.argmax(-1), place]
-            alive &= answer_ids[None, :, place] == best[:, None]
-        chosen = alive.double().argmax(-1)
-    value = values[chosen]
-    return Answers(value, _of_value(distribution, values, value), distribution)
-
-
-def _of_value(distribution: Tensor, values: Tensor, value: Tensor) -> Tensor:
-    """Mass of all answers that mean a value: "-0.0" and "0.0" are one intensity."""
-    return (distribution * (values[None, :] == value[:, None])).sum(-1)
 
 
 def generated_prompt(space: LabelSpace, language: str) -> str:

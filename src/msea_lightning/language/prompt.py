@@ -166,8 +166,8 @@ class Prompt:
         ]
 
     @property
-    def opening(self) -> list[int]:
-        """Token ids that all sequences begin with, whatever is said."""
+    def prefix_ids(self) -> list[int]:
+        """Token ids that all sequences begin with, before pseudo tokens and text."""
         ids: list[int] = []
         for segment in self._segments:
             if not isinstance(segment, list):
@@ -252,7 +252,7 @@ class Prompt:
             count: B, the number of utterances.
             labels: Token ids of the B labels, in training. The last token of each is only
                 predicted, never read.
-            after: So many tokens of the opening have been read already and are left out; positions
+            after: So many tokens of the prefix are cached already and left out; positions
                 go on from there.
         """
         rows: list[list[int]] = []

@@ -1,1 +1,1 @@
-"""What is trained: the contract of every model, and the frozen language model with an adapter."""
+"""What is trained: one contract for every model, and the frozen language model with an adapter."""

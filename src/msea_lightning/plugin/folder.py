@@ -26,13 +26,13 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.frozen import same_model
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, Language
-from msea_lightning.language.labels import AnswerTree, LabelSpace
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.language.prompt import Prompt, encode
-from msea_lightning.metrics import UtteranceScore
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.runs.files import write_atomically, write_json
-from msea_lightning.training.task import AdapterTask
 
 _WEIGHTS = "adapter.safetensors"
 _FACTS = "plugin.json"
@@ -107,16 +107,16 @@ class Plugin:
     weights: Mapping[str, Tensor]
 
 
-def save_plugin(folder: Path, task: AdapterTask, facts: PluginFacts) -> None:
+def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
     """Writes a plugin folder.
 
     Args:
         folder: Where to; made if needed.
-        task: The trained task.
+        model: The trained model.
         facts: Everything but the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(task).items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
     partial = folder / f".{_WEIGHTS}.partial"
     save_file(weights, partial)
     partial.replace(folder / _WEIGHTS)
@@ -157,7 +157,7 @@ def load_plugin(folder: str | Path) -> Plugin:
     return Plugin(facts, weights)
 
 
-def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdapterTask:
+def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     """Puts a plugin in front of a language model, ready to decode.
 
     The language model itself is not touched; several plugins can be attached to one at a time.
@@ -208,22 +208,22 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdapterTask:
         raise PluginError(
             f"The plugin's weights do not fit its plugin.json: {' '.join(str(error).split())}"
         ) from error
-    task = AdapterTask(
+    model = AdaptedLM(
         backbone,
         adapter,
         standardizer=FeatureStandardizer.from_state_dict(own["standardizer."]),
         prompt=prompt,
         tree=AnswerTree(space, prompt.encode, prompt.decode),
-        score=UtteranceScore(facts.metrics),
         rule=facts.decode,
     )
-    task.to(backbone.device)
-    return task.eval()
+    model.to(backbone.device)
+    return model.eval()
 
 
 def describe(
-    task: AdapterTask,
+    model: AdaptedLM,
     *,
+    metrics: MetricKind,
     dataset: str,
     labels: LabelConfig,
     layout: list[SegmentConfig],
@@ -231,10 +231,11 @@ def describe(
     backbone: Mapping[str, Any],
     test: Mapping[str, float],
 ) -> PluginFacts:
-    """The facts of a trained task.
+    """The facts of a trained model.
 
     Args:
-        task: The task.
+        model: The model.
+        metrics: Metric definitions.
         dataset: Name of the data set.
         labels: Its label space, with nothing left to infer.
         layout: Segments of the sequence.
@@ -242,37 +243,37 @@ def describe(
         backbone: Name and place of the language model.
         test: Metrics on the test split.
     """
-    options = task.adapter.options()
+    options = model.adapter.options()
     return PluginFacts(
         format=_FORMAT,
         dataset=dataset,
         adapter=options,
         labels=dataclasses.replace(labels),
-        signed_labels=task.tree.space.signed,
-        metrics=task.score.kind,
-        decode=task.rule,
+        signed_labels=model.tree.space.signed,
+        metrics=metrics,
+        decode=model.rule,
         prompt=PromptFacts(
             layout=list(layout),
-            language=task.prompt.language,
-            task=task.prompt.task,
-            text_tokens=task.prompt.text_tokens,
+            language=model.prompt.language,
+            task=model.prompt.task,
+            text_tokens=model.prompt.text_tokens,
             pad_token=pad_token,
-            pad_to=task.prompt.pad_to,
-            attend_padding=task.prompt.attend_padding,
+            pad_to=model.prompt.pad_to,
+            attend_padding=model.prompt.attend_padding,
         ),
         audio_dim=options["audio_dim"],
         vision_dim=options["vision_dim"],
         backbone=dict(backbone),
-        fingerprint=task.backbone.fingerprint(),
+        fingerprint=model.backbone.fingerprint(),
         test=dict(test),
-        adapter_name=adapter_name(task.adapter),
+        adapter_name=adapter_name(model.adapter),
     )
 
 
-def _weights(task: AdapterTask) -> dict[str, Tensor]:
+def _weights(model: AdaptedLM) -> dict[str, Tensor]:
     return {
         name: tensor
-        for name, tensor in task.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if name.startswith(("adapter.", "standardizer."))
     }
 
@@ -298,6 +299,6 @@ from msea_lightning.backbone import load_backbone
 from msea_lightning.plugin import attach, load_plugin
 
 plugin = load_plugin("<this folder>")
-task = attach(plugin, load_backbone({facts.backbone.get("path")!r}))
+model = attach(plugin, load_backbone({facts.backbone.get("path")!r}))
 ```
 """

@@ -33,8 +33,8 @@ from msea_lightning.reporting.options import WandbMode
 from msea_lightning.runs.files import write_atomically
 
 if TYPE_CHECKING:
+    from msea_lightning.model.contract import Prediction
     from msea_lightning.runs.folder import RunFolder
-    from msea_lightning.training.task import AdapterTask, Prediction
 
 _log = logging.getLogger(__name__)
 
@@ -122,8 +122,9 @@ def log_results(
     loggers: Sequence[Logger],
     config: TrainConfig,
     run: RunFolder,
-    task: AdapterTask,
     *,
+    kind: MetricKind,
+    space: LabelSpace,
     results: Mapping[str, Mapping[str, float]],
     predictions: Sequence[Prediction],
     best_epoch: int,
@@ -138,7 +139,8 @@ def log_results(
         loggers: The trainer's loggers; those of :func:`wandb_loggers` are used.
         config: All options of the run.
         run: The run folder, complete.
-        task: The task with the weights of the best epoch.
+        kind: The metrics of the data set.
+        space: Its label space.
         results: Split to metric name to value.
         predictions: All predictions on the test split, in its order.
         best_epoch: The epoch that validation chose, counted from 0.
@@ -152,7 +154,7 @@ def log_results(
         with _or_say("the predictions"), _staged_in(run):
             experiment.log({"test/predictions": _table(predictions)})
         with _or_say("the confusion matrix"), _staged_in(run):
-            chart = _confusion_matrix(task.score.kind, task.tree.space, predictions)
+            chart = _confusion_matrix(kind, space, predictions)
             experiment.log({"test/confusion_matrix": chart})
         with _or_say("the plugin"):
             experiment.log_artifact(_artifact(config, run))

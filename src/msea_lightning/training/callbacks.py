@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from msea_lightning.metrics import MetricInfo
 from msea_lightning.runs.files import write_csv
-from msea_lightning.training.task import AdapterTask
+from msea_lightning.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class EpochHistory(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a row; validation of the epoch has run by now."""
-        assert isinstance(pl_module, AdapterTask)
+        assert isinstance(pl_module, TrainingModule)
         valid = {f"valid/{name}": value for name, value in pl_module.metrics().items()}
         watched = f"valid/{self._selection.name}"
         best = all(

@@ -1,10 +1,9 @@
-"""The LightningModule: what trains, what stays, and what a batch must not change."""
+"""The adapted language model: what trains, what stays, and what a batch must not change."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +15,11 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.prompt import encode_all
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.build import trainable
+from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin.folder import describe
-from msea_lightning.training.task import AdapterTask, TaskError, build_task, trainable
+from msea_lightning.training.build import build_adapted_lm
 
 Options = Callable[..., TrainConfig]
 ADAPTERS = ("mse", "mag", "chfn")
@@ -33,10 +35,10 @@ def set_up(config: TrainConfig) -> UtteranceDataModule:
 
 def make(
     config: TrainConfig, backbone: FrozenBackbone
-) -> tuple[AdapterTask, UtteranceDataModule, Batch]:
+) -> tuple[AdaptedLM, UtteranceDataModule, Batch]:
     data = set_up(config)
     seed_everything(config.seed, verbose=False)
-    task = build_task(config, data, backbone)
+    task = build_adapted_lm(config, data, backbone)
     return task, data, next(iter(data.evaluation_dataloader("valid")))
 
 
@@ -128,7 +130,6 @@ def test_the_backbone_is_no_part_of_the_module(
     assert all(name.startswith("adapter.") for name, _ in task.named_parameters())
     assert {name.split(".")[0] for name in task.state_dict()} == {"adapter", "standardizer"}
     assert trainable(task) == sum(task.adapter.parameter_counts().values())
-    assert not task.hparams
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
@@ -184,7 +185,7 @@ def test_without_text_no_text_is_read(options: Options, backbone: FrozenBackbone
 def test_sequences_beyond_the_backbone_are_refused(
     options: Options, backbone: FrozenBackbone
 ) -> None:
-    with pytest.raises(TaskError, match=r"lower dataset\.text_tokens=5000 to \d+ or less"):
+    with pytest.raises(ModelError, match=r"lower dataset\.text_tokens=5000 to \d+ or less"):
         make(options("dataset.text_tokens=5000"), backbone)
 
 
@@ -194,7 +195,14 @@ def test_what_the_tokenizer_decided_about_the_sign_is_kept_with_the_plugin(
     config = options("dataset.demo_task=msa", "backbone.signed_labels=null")
     task, data, _ = make(config, backbone)
     facts = describe(
-        task, dataset="demo", labels=data.labels, layout=[], pad_token=None, backbone={}, test={}
+        task,
+        metrics=data.metrics,
+        dataset="demo",
+        labels=data.labels,
+        layout=[],
+        pad_token=None,
+        backbone={},
+        test={},
     )
     assert facts.signed_labels is task.tree.space.signed is False
 
@@ -206,104 +214,6 @@ def test_distribution_covers_every_legal_answer(options: Options, backbone: Froz
     torch.testing.assert_close(
         answers.distribution.sum(-1), torch.ones(len(batch), dtype=torch.float64)
     )
-
-
-def alone(task: AdapterTask, monkeypatch: pytest.MonkeyPatch, **state: int) -> None:
-    """Puts a task into a trainer's place in training, without a trainer."""
-    standing = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 0, "current_epoch": 0}
-    task._trainer = SimpleNamespace(**{**standing, **state})
-    monkeypatch.setattr(AdapterTask, "log", lambda *_, **__: None)
-
-
-def test_the_loss_of_a_step_is_the_mean_over_all_its_label_tokens(
-    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its parts hold labels of different lengths."""
-    task, _, batch = make(options("training.batch_size=16"), backbone)
-    short = task.tree.ids
-    longer = {label: short(label) * (1 + number) for number, label in enumerate(set(batch.labels))}
-    monkeypatch.setattr(task.tree, "ids", longer.__getitem__)
-    alone(task, monkeypatch, accumulate_grad_batches=3)
-    # The order makes the first part's labels the shortest.
-    rows = sorted(range(12), key=lambda row: len(longer[batch.labels[row]]))
-    whole = dataclasses.replace(part(batch, rows), step_labels=None)
-    pieces = [part(batch, rows[start : start + 4]) for start in (0, 4, 8)]
-    pieces = [dataclasses.replace(piece, step_labels=whole.labels) for piece in pieces]
-    counts = [sum(len(longer[label]) for label in piece.labels) for piece in pieces]
-    assert len(set(counts)) > 1, "it is to be uneven, or shows nothing"
-
-    loss, count = task.loss(whole)
-    assert count == sum(counts)
-    expected = torch.autograd.grad(loss / count, list(task.adapter.parameters()))
-    for number, piece in enumerate(pieces):
-        # Lightning divides by the number of parts.
-        (task.training_step(piece, number) / 3).backward()
-    for parameter, gradient in zip(task.adapter.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
-    alone(task, monkeypatch)
-    assert task.training_step(whole, 0).item() == pytest.approx(loss.item() / count)
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_devices_and_parts_are_averaged_over(
-    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, world: int
-) -> None:
-    task, _, batch = make(options(), backbone)
-    alone(task, monkeypatch)
-    mean = task.training_step(batch, 0).item()
-    alone(task, monkeypatch, world_size=world, accumulate_grad_batches=3)
-    assert task.training_step(batch, 0).item() == pytest.approx(3 * world * mean)
-
-
-def broken(task: AdapterTask, *, how: float) -> torch.optim.Optimizer:
-    """Gives every weight a gradient, one number of which is not a number, or infinite."""
-    for parameter in task.adapter.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    next(task.adapter.parameters()).grad.view(-1)[3] = how
-    return torch.optim.AdamW(task.adapter.parameters())
-
-
-@pytest.mark.parametrize("how", [float("nan"), float("inf")])
-def test_on_a_cpu_divergence_is_refused_before_the_weights_are_spoilt(
-    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, how: float
-) -> None:
-    task, *_ = make(options("training.learning_rate=0.25"), backbone)
-    alone(task, monkeypatch, global_step=3, current_epoch=2)
-    task.on_before_optimizer_step(broken(task, how=1.0))
-    with pytest.raises(
-        TaskError,
-        match=r"^The gradient is not finite in epoch 2, step 3: training has diverged\. Lower "
-        r"training\.learning_rate=0\.25, set training\.gradient_clip=1, standardise the features "
-        r"\(dataset\.standardize=true\), or use backbone\.dtype=float32\.$",
-    ):
-        task.on_before_optimizer_step(broken(task, how=how))
-
-
-@pytest.mark.parametrize("later", ["step", "epoch"])
-def test_elsewhere_divergence_is_refused_some_steps_later_or_at_the_end_of_the_epoch(
-    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, later: str
-) -> None:
-    """Looking means to wait for the device; the first such step is the one that is named."""
-    task, *_ = make(options(), backbone)
-    task.on_train_epoch_end()  # nothing has happened yet
-    monkeypatch.setattr(AdapterTask, "device", torch.device("cuda"))
-    for step, how in ((10, 1.0), (11, 1.0), (12, float("nan")), (13, 1.0), (14, float("nan"))):
-        alone(task, monkeypatch, global_step=step, current_epoch=1)
-        task.on_before_optimizer_step(broken(task, how=how))
-    optimizer = broken(task, how=1.0)
-    alone(task, monkeypatch, global_step=20, current_epoch=1)
-    with pytest.raises(TaskError, match="not finite in epoch 1, step 12: training has diverged"):
-        task.on_train_epoch_end() if later == "epoch" else task.on_before_optimizer_step(optimizer)
-
-
-def test_steps_without_an_error_are_not_refused(
-    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, *_ = make(options(), backbone)
-    for step in range(12):
-        alone(task, monkeypatch, global_step=step)
-        task.on_before_optimizer_step(broken(task, how=1e9))
-    task.on_train_epoch_end()
 
 
 @pytest.mark.parametrize("variant", ["erc", "msa"])

@@ -1,0 +1,240 @@
+"""A frozen language model with a trainable adapter in front.
+
+Shape legend: B utterances, T text tokens, S tokens of the sequence, n pseudo tokens, L label
+tokens, A legal answers, M nodes of the answer tree, d width of the language model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.data.utterance import Batch
+from msea_lightning.language.answers import Answers, AnswerTree, decode
+from msea_lightning.language.options import Decode
+from msea_lightning.language.prompt import Prompt, Sequences, Texts
+from msea_lightning.model.contract import Model, ModelError, Step
+
+
+class AdaptedLM(Model):
+    """Pairs an adapter with a frozen language model.
+
+    The language model is not a submodule (see :class:`FrozenBackbone`): parameters, checkpoints
+    and DDP hold the adapter and the feature statistics alone.
+
+    Args:
+        backbone: The frozen language model.
+        adapter: The trainable plugin.
+        standardizer: Feature standardisation; an identity where there is none.
+        prompt: Turns texts and labels into sequences.
+        tree: Legal answers as the language model's tokenizer writes them.
+        rule: How an answer is picked.
+
+    Raises:
+        ModelError: if sequences would be longer than the language model can read.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        adapter: Adapter,
+        *,
+        standardizer: FeatureStandardizer,
+        prompt: Prompt,
+        tree: AnswerTree,
+        rule: Decode = Decode.greedy,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.adapter = adapter
+        self.standardizer = standardizer
+        self.prompt = prompt
+        self.tree = tree
+        self.space = tree.space
+        self.rule = rule
+        self._check_length()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model and the adapter are."""
+        return self.backbone.device
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group: the adapter."""
+        return [{"params": list(self.adapter.parameters())}]
+
+    def move_frozen(self, device: torch.device) -> None:
+        """Moves the language model."""
+        self.backbone.to(device)
+
+    def step(self, batch: Batch) -> Step:
+        """See :meth:`loss`."""
+        return Step(*self.loss(batch))
+
+    def predict(self, batch: Batch) -> Answers:
+        """See :meth:`answers`."""
+        return self.answers(batch)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed cross-entropy of the label tokens (paper, Eq. 2) and their number.
+
+        Args:
+            batch: B utterances with their labels.
+
+        Returns:
+            A scalar that carries the gradient to the adapter, and the number of label tokens.
+        """
+        logits, targets = self.label_logits(batch)
+        return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+
+    def answers(self, batch: Batch, rule: Decode | None = None) -> Answers:
+        """Decoded answers of a batch, with the distribution over all legal ones.
+
+        Args:
+            batch: B utterances.
+            rule: How an answer is picked; the model's own rule where not given.
+        """
+        return decode(self.tree, self.answer_logp(batch), rule or self.rule)
+
+    def label_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits at the positions that predict label tokens, and nowhere else.
+
+        Args:
+            batch: B utterances with their labels, N label tokens altogether.
+
+        Returns:
+            (N, V) logits, and (N,) the token ids that they should predict; label after label.
+        """
+        texts, pseudo, text = self._adapt(batch)
+        labels = [self.tree.ids(label) for label in batch.labels]
+        prefix = self.backbone.opening(self.prompt.prefix_ids)
+        after = prefix.tokens if prefix is not None else 0
+        sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
+        embedded = self._embed(sequences, pseudo, text)
+        assert sequences.targets is not None
+        predicts = sequences.targets != -100
+        last = predicts.shape[1]
+        hidden = self.backbone.hidden(
+            embedded, sequences.mask, sequences.positions, prefix, wanted=last
+        )
+        # The last L positions of each row predict its label.
+        where = functional.pad(predicts, (hidden.shape[1] - last, 0))
+        states = hidden.flatten(0, 1).index_select(0, self._places(where))
+        targets = sequences.targets[predicts].to(self.device, non_blocking=True)
+        return self.backbone.logits(states), targets
+
+    @torch.no_grad()
+    def answer_logp(self, batch: Batch) -> Tensor:
+        """Log probability of every token of every legal answer, in one forward pass.
+
+        The answer tree follows the prompt; each of its nodes attends to the prompt and to its own
+        ancestors only.
+
+        Args:
+            batch: B utterances.
+
+        Returns:
+            (B, A, L) float32.
+        """
+        texts, pseudo, text = self._adapt(batch)
+        prefix = self.backbone.opening(self.prompt.prefix_ids)
+        after = prefix.tokens if prefix is not None else 0
+        sequences = self.prompt.assemble(texts, len(batch), after=after).to(self.device)
+        embedded = self._embed(sequences, pseudo, text)
+        mask, positions = sequences.mask, sequences.positions
+        nodes = len(self.tree)
+        if nodes:
+            tree = self.tree.to(self.device)
+            tokens = tree.tokens.expand(len(batch), -1)
+            embedded = torch.cat([embedded, self.backbone.embed(tokens)], dim=1)
+            positions = torch.cat([positions, positions[:, -1:] + tree.depths], dim=1)
+            mask = _tree_mask(mask, tree.attends)
+        hidden = self.backbone.hidden(embedded, mask, positions, prefix, wanted=1 + nodes)
+        return self.backbone.token_logp(
+            hidden[:, -1 - nodes :], self.tree.predictors, self.tree.answer_ids
+        )
+
+    def _adapt(self, batch: Batch) -> tuple[Texts | None, Tensor | None, Tensor | None]:
+        """Tokenised texts, pseudo tokens (B, n, d), and the text embeddings if they changed.
+
+        The latter are (all real text tokens of the batch, d), row after row.
+        """
+        audio, vision = self.standardizer(
+            batch.audio, batch.audio_lengths, batch.vision, batch.vision_lengths
+        )
+        if self.adapter.use_text:
+            if batch.tokens is None:
+                texts = self.prompt.encode_texts(batch.texts)
+            else:
+                texts = self.prompt.pad_texts(batch.tokens)
+            text_mask = texts.mask.to(self.device, non_blocking=True)
+            text = self.backbone.embed(texts.ids.to(self.device, non_blocking=True))
+        else:
+            texts = None
+            text_mask = torch.zeros(len(batch), 0, dtype=torch.bool, device=self.device)
+            text = torch.zeros(len(batch), 0, self.backbone.width, device=self.device)
+        pseudo, adapted = self.adapter(
+            text, text_mask, audio, batch.audio_lengths, vision, batch.vision_lengths
+        )
+        if adapted is text or texts is None:
+            return texts, pseudo, None
+        return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._places(texts.mask))
+
+    def _embed(self, sequences: Sequences, pseudo: Tensor | None, text: Tensor | None) -> Tensor:
+        """Embeddings (B, S, d) with what the adapter returned in its places."""
+        embedded = self.backbone.embed(sequences.ids)
+        for place, values in ((sequences.pseudo, pseudo), (sequences.text, text)):
+            if values is not None:
+                rows = values.reshape(-1, values.shape[-1]).to(embedded.dtype)
+                flat = embedded.flatten(0, 1).index_copy(0, self._places(place), rows)
+                embedded = flat.view_as(embedded)
+        return embedded
+
+    def _places(self, where: Tensor) -> Tensor:
+        """Row-major positions (N,), on the device, of what a mask on the CPU marks."""
+        found = where.flatten().nonzero().squeeze(1)
+        return found.to(self.device, non_blocking=True)
+
+    def _check_length(self) -> None:
+        limit = self.backbone.max_positions
+        answer = self.tree.answer_ids.shape[1]
+        longest = self.prompt.longest + answer
+        if limit is not None and longest > limit:
+            left = self.prompt.text_tokens - (longest - limit)
+            remedy = "shorten prompt.task, which leaves no room for a text"
+            if left > 0:
+                remedy = (
+                    f"lower dataset.text_tokens={self.prompt.text_tokens} to {left} or less, or "
+                    "shorten prompt.task"
+                )
+            raise ModelError(
+                f"Sequences of this data set may be {longest} tokens long, but the backbone reads "
+                f"{limit} at a time: {remedy}."
+            )
+
+
+def _tree_mask(prompt: Tensor, attends: Tensor) -> Tensor:
+    """Who attends to whom in ``[prompt; answer tree]``.
+
+    Args:
+        prompt: (B, S) bool, False at padding.
+        attends: (M, M) bool, ancestors within the tree.
+
+    Returns:
+        (B, S + M, S + M) bool.
+    """
+    batch, width = prompt.shape
+    nodes = len(attends)
+    mask = torch.zeros(batch, width + nodes, width + nodes, dtype=torch.bool, device=prompt.device)
+    causal = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
+    mask[:, :width, :width] = causal & prompt[:, None, :]
+    mask[:, width:, :width] = prompt[:, None, :]
+    mask[:, width:, width:] = attends
+    # Padding attends to itself: a row that attends to nothing would give NaN.
+    mask.diagonal(dim1=1, dim2=2).fill_(True)
+    return mask

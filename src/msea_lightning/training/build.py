@@ -1,0 +1,262 @@
+"""From the options of a run to its data, its model, and the trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from msea_lightning.backbone import (
+    BackboneError,
+    FrozenBackbone,
+    backbone_config,
+    backbone_tokenizer,
+    load_language_model,
+    resolve_device,
+)
+from msea_lightning.backbone.loading.load import backbone_place
+from msea_lightning.backbone.loading.memory import free_bytes, readable_bytes, reset_peak
+from msea_lightning.backbone.loading.resize import resized
+from msea_lightning.backbone.options import BackboneConfig, Weights
+from msea_lightning.config.roots import CellConfig, TrainConfig
+from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.store import Store
+from msea_lightning.language.prompt import encode_all
+from msea_lightning.metrics import UtteranceScore
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.build import build_model
+from msea_lightning.runs.files import write_json
+from msea_lightning.training.module import TrainingModule
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a run has before it trains.
+
+    Attributes:
+        module: The model, ready to train.
+        data: The data module, set up and tokenised.
+        device: Where it trains.
+        estimate: How much memory it is expected to take; None where that is not known.
+    """
+
+    module: TrainingModule
+    data: UtteranceDataModule
+    device: torch.device
+    estimate: MemoryEstimate | None
+
+
+def make_ready(
+    config: TrainConfig, *, store: Store | None = None, memory_file: Path | None = None
+) -> Ready:
+    """Makes everything ready to train; what costs little comes first.
+
+    Args:
+        config: All options of the run.
+        store: The prepared data set, where it is at hand.
+        memory_file: Where to write how much memory the run is expected to take.
+
+    Raises:
+        UserError: whatever is wrong with data, backbone or options, or does not fit.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    data = build_datamodule(
+        config.dataset,
+        config.training,
+        config.seed,
+        parts=config.trainer.accumulate,
+        store=store,
+    )
+    data.prepare_data()
+    data.setup()
+    device = resolve_device(config.trainer.accelerator)
+    architecture, tokenizer = _read_backbone(config.backbone)
+    data.tokenize(partial(encode_all, tokenizer))
+    estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
+    backbone = load_config_backbone(config.backbone, device, tokenizer)
+    # Weights depend on the seed alone, not on what was drawn while loading.
+    seed_everything(config.seed, workers=True, verbose=False)
+    module = TrainingModule(
+        build_adapted_lm(config, data, backbone),
+        UtteranceScore(data.metrics),
+        training=config.training,
+        seed=config.seed,
+    )
+    return Ready(module, data, device, estimate)
+
+
+def build_adapted_lm(
+    config: CellConfig, data: UtteranceDataModule, language_model: FrozenBackbone
+) -> AdaptedLM:
+    """The adapted language model that the options describe.
+
+    Args:
+        config: All options of the run.
+        data: The data module, set up.
+        language_model: The frozen language model.
+
+    Raises:
+        UserError: where data, labels, language model and adapter do not go together.
+    """
+    return build_model(
+        language_model,
+        data.labels,
+        dims={"audio": data.audio_dim, "vision": data.vision_dim},
+        statistics=data.feature_statistics() if config.dataset.standardize else None,
+        dataset=config.dataset,
+        backbone=config.backbone,
+        adapter=config.adapter,
+        ablation=config.ablation,
+        text=config.text,
+        prompt=config.prompt,
+        rule=config.decode,
+    )
+
+
+def load_config_backbone(
+    config: BackboneConfig,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FrozenBackbone:
+    """The backbone that the options describe, on a device.
+
+    Args:
+        config: The options.
+        device: Where to put it.
+        tokenizer: Its tokenizer, where it is at hand.
+    """
+    if tokenizer is None:
+        _, tokenizer = _read_backbone(config)
+    language_model = load_language_model(
+        backbone_place(config.path),
+        weights=config.weights,
+        architecture=_architecture(config),
+        quantization=config.quantization,
+        double_quantization=config.double_quantization,
+        dtype=config.dtype,
+        attention=config.attention,
+        device=device,
+        check_fit=config.check_memory,
+    )
+    return FrozenBackbone(
+        language_model,
+        tokenizer,
+        pad_token=config.pad_token,
+        compile=config.compile,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+
+
+def _architecture(config: BackboneConfig) -> dict[str, Any]:
+    return resized(
+        config.architecture, hidden_size=config.hidden_size, num_layers=config.num_layers
+    )
+
+
+def _read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Architecture and tokenizer, which say what is wrong before anything large is loaded."""
+    architecture = backbone_config(
+        backbone_place(config.path), weights=config.weights, architecture=_architecture(config)
+    )
+    tokenizer = backbone_tokenizer(
+        config.path,
+        tokenizer=config.tokenizer,
+        weights=config.weights,
+        special_tokens=config.special_tokens,
+    )
+    if config.weights is Weights.pretrained:
+        _warn_of_another_architecture(config, architecture)
+    return architecture, tokenizer
+
+
+def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfig) -> None:
+    """Says where a checkpoint is not the one that the preset describes."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    differing = [
+        f"{name} {getattr(found, name)} instead of {config.architecture[name]}"
+        for name in sizes
+        if getattr(found, name, None) != config.architecture.get(name, getattr(found, name, None))
+    ]
+    if differing:
+        _log.warning(
+            "the checkpoint is not the one that backbone=%s describes (%s); it is used as it is, "
+            "backbone.architecture counts with backbone.weights=random alone",
+            config.name,
+            ", ".join(differing),
+        )
+
+
+def _estimate(
+    config: TrainConfig,
+    memory_file: Path | None,
+    data: UtteranceDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: PretrainedConfig,
+    device: torch.device,
+) -> MemoryEstimate | None:
+    """Says how much memory the run will take, and refuses one that does not fit.
+
+    None where an architecture cannot be estimated and the user goes on all the same.
+    """
+    estimator = MemoryEstimator(config, data, tokenizer, architecture, device)
+    try:
+        data.eval_batch_size = estimator.eval_batch_size
+        estimate = estimator.estimate()
+    except BackboneError as error:
+        if config.backbone.check_memory:
+            raise
+        _log.warning("%s", error)
+        reset_peak(device)
+        return None
+    # The processes of a DDP run on a CPU share one memory; the first has counted them all.
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _log.info("memory: %s; %s free on %s", estimate, readable_bytes(free_bytes(device)), device)
+        if memory_file is not None:
+            write_json(memory_file, estimate.report(estimator.trainable, data.eval_batch_size))
+        if config.backbone.check_memory:
+            estimator.check(estimate)
+    reset_peak(device)
+    return estimate
+
+
+def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> Trainer:
+    """A trainer as the data modules need it, that says no more than what concerns the user.
+
+    Args:
+        device: Device of this process.
+        devices: How many devices; several share each batch (DDP: gloo on CPUs, NCCL on GPUs).
+        **options: Further arguments of :class:`lightning.pytorch.Trainer`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec")
+    warnings.filterwarnings("ignore", message=".* does not have many workers")
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    strategy: Strategy = SingleDeviceStrategy(device)
+    if devices > 1:
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=False)
+    return Trainer(
+        accelerator=device.type,
+        devices=devices,
+        strategy=strategy,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **options,
+    )

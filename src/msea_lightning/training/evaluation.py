@@ -1,0 +1,160 @@
+"""Evaluation: metrics and predictions of a split, and of a finished run again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from msea_lightning.backbone import resolve_device
+from msea_lightning.config.roots import EvaluateConfig
+from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.options import Split
+from msea_lightning.language.prompt import encode_all
+from msea_lightning.metrics import METRICS, UtteranceScore
+from msea_lightning.model.contract import Prediction
+from msea_lightning.paper import paper_result
+from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.runs.files import write_atomically, write_json
+from msea_lightning.runs.folder import RunError, RunFolder
+from msea_lightning.training.build import load_config_backbone, make_trainer
+from msea_lightning.training.module import TrainingModule
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
+    """Metrics of a run's plugin on a split.
+
+    With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
+
+    Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder.
+
+    Args:
+        config: The run folder, the split, and how answers are picked.
+
+    Returns:
+        Name to value; None where undefined.
+
+    Raises:
+        UserError: if the folder is no finished run, or its data set or backbone is gone.
+    """
+    run = RunFolder(Path(config.run).expanduser())
+    options = run.load_config()
+    if not run.finished:
+        raise RunError(
+            f"{run.path} is not finished (it has no metrics.json, or a broken one): resume it with "
+            f"`python -m msea_lightning.train ... ckpt={run.path}`."
+        )
+    if config.dataset_path is not None:
+        options.dataset.path = config.dataset_path
+    data = build_datamodule(options.dataset, options.training, options.seed)
+    data.prepare_data()
+    data.setup()
+    # Padding, and so the batch that an utterance is in, moves its numbers by rounding.
+    recorded = run.eval_batch_size or data.eval_batch_size
+    data.eval_batch_size = config.eval_batch_size or recorded
+    if data.eval_batch_size != recorded:
+        _log.info(
+            "eval_batch_size %d instead of the run's %d: numbers may differ by rounding",
+            data.eval_batch_size,
+            recorded,
+        )
+    device = resolve_device(config.accelerator)
+    plugin = load_plugin(run.plugin)
+    model = attach(plugin, load_config_backbone(options.backbone, device))
+    model.rule = config.decode or options.decode
+    data.tokenize(partial(encode_all, model.prompt.tokenizer))
+    module = TrainingModule(model, UtteranceScore(plugin.facts.metrics))
+    trainer = make_trainer(
+        device,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    results = evaluate_split(trainer, module, data, config.split)
+    folder = run.path / "evaluations"
+    folder.mkdir(exist_ok=True)
+    name = f"{config.split.value}-{model.rule.value}"
+    write_atomically(folder / f"{name}.csv", predictions_csv(module.predictions))
+    write_json(folder / f"{name}.json", results)
+    show_results(
+        {config.split.value: results},
+        dataset=options.dataset.name,
+        backbone=options.backbone.name,
+        adapter=options.adapter.name,
+        ablation=options.ablation.name,
+    )
+    defined: dict[str, float | None] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return defined
+
+
+def show_results(
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    dataset: str,
+    backbone: str,
+    adapter: str,
+    ablation: str,
+    console: Console | None = None,
+) -> None:
+    """Prints metrics as a table, the paper's number beside ours where the paper has the cell.
+
+    Args:
+        results: Split to metric name to value.
+        dataset: Name of the data set.
+        backbone: Name of the backbone.
+        adapter: Name of the adapter.
+        ablation: Name of the ablation.
+        console: Where to print; standard output where not given.
+    """
+    paper = paper_result(dataset, backbone, adapter, ablation) or {}
+    title = f"{dataset}: {adapter} on {backbone}, ablation {ablation}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("metric")
+    for split in results:
+        table.add_column(split, justify="right")
+    if paper:
+        table.add_column("paper (test)", justify="right")
+    for name in next(iter(results.values())):
+        if name not in METRICS:
+            continue
+        info = METRICS[name]
+        row = [f"{info.title} [%]" if info.percent else info.title]
+        row += [info.format(values[name]) for values in results.values()]
+        if paper:
+            row.append(info.format(paper[name]) if name in paper else "")
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def predictions_csv(predictions: Sequence[Prediction]) -> str:
+    """Predictions as CSV text: id, text, label, prediction, probability."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["id", "text", "label", "prediction", "probability"])
+    for item in predictions:
+        writer.writerow([item.id, item.text, item.label, item.prediction, item.probability])
+    return buffer.getvalue()
+
+
+def evaluate_split(
+    trainer: Trainer, module: TrainingModule, data: UtteranceDataModule, split: Split
+) -> dict[str, float]:
+    """Metrics on one split; the predictions are left in ``module.predictions``."""
+    loader = data.evaluation_dataloader(split.value)
+    if split is Split.valid:
+        trainer.validate(module, dataloaders=loader, verbose=False)
+    else:
+        trainer.test(module, dataloaders=loader, verbose=False)
+    return module.metrics()

@@ -1,0 +1,301 @@
+"""The LightningModule: optimisation, logging, gathering, metrics and divergence for every model.
+
+Where things are: the learning rate in :meth:`TrainingModule.configure_optimizers`, the mean over
+parts and ranks in :meth:`TrainingModule.on_before_optimizer_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.utterance import Batch
+from msea_lightning.language.answers import Answers
+from msea_lightning.metrics import UtteranceScore, selection_metric, zero_share
+from msea_lightning.model.contract import Model, Prediction, Step
+from msea_lightning.training.options import TrainingConfig
+
+_CHECK_EVERY = 10
+"""Optimizer steps between two looks, on a GPU, at whether a gradient was not finite."""
+
+_NEVER = 2**62
+"""A step that no run comes to."""
+
+
+class TrainingError(UserError):
+    """Training that diverged, or a model that cannot be trained as the options say."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """What is kept of an evaluation batch: no features, no distributions."""
+
+    index: Tensor
+    ids: list[str]
+    texts: list[str]
+    labels: list[Any]
+    answers: Answers
+
+
+class TrainingModule(LightningModule):
+    """Trains and evaluates a model; the same for all models.
+
+    Its state dict is the model's own, so that checkpoints hold ``adapter.*`` and not
+    ``model.adapter.*``.
+
+    Args:
+        model: What is trained.
+        score: Metrics of the data set.
+        training: Optimisation.
+        seed: Seed of dropout.
+
+    Attributes:
+        predictions: Of the evaluation that ran last, in the order of its split.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        score: UtteranceScore,
+        *,
+        training: TrainingConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.score = score
+        self.predictions: list[Prediction] = []
+        self._training = training or TrainingConfig()
+        self._seed = seed
+        self._count = 0
+        self._current: tuple[Batch, Step] | None = None
+        self._decoded: list[_Decoded] = []
+        self._metrics: dict[str, float] = {}
+        self._diverged: Tensor | None = None
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The model's."""
+        return self.model.state_dict(*args, **options)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads the model's."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def setup(self, stage: str) -> None:
+        """Puts what is no submodule where the model goes."""
+        self.model.move_frozen(self.trainer.strategy.root_device)
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with a cosine schedule after a linear warm-up, stepped once a batch."""
+        from transformers import get_cosine_schedule_with_warmup
+
+        options = self._training
+        groups = []
+        for group in self.model.parameter_groups():
+            rate = group.get("lr", options.learning_rate) * group.get("lr_scale", 1.0)
+            groups.append({key: group[key] for key in group if key != "lr_scale"} | {"lr": rate})
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=options.learning_rate,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(
+            optimizer, int(steps * options.warmup_fraction), steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_fit_start(self) -> None:
+        """Forgets that an earlier training diverged; refuses parts that change the loss."""
+        self._diverged = None
+        check_parts(
+            type(self.model),
+            parts=self.trainer.accumulate_grad_batches,
+            ranks=self.trainer.world_size,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds dropout with seed, epoch and rank: a resumed run draws what others do."""
+        self._count = 0
+        earlier = self.current_epoch * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self._seed + earlier)
+        self.model.start_epoch(self.current_epoch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The summed loss of one part of a batch; see :meth:`on_before_optimizer_step`."""
+        batch = self.model.augment(batch)
+        step = self.model.step(batch)
+        self._current = (batch, step)
+        self._count += step.count
+        ranks, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        for name, value in {"loss": step.loss_sum, **step.terms}.items():
+            self.log(
+                f"train/{name}",
+                value.detach() / max(1, step.count),
+                prog_bar=name == "loss",
+                on_step=True,
+                on_epoch=True,
+                batch_size=step.count,
+                sync_dist=ranks > 1,
+            )
+        # Lightning divides by the parts and DDP by the ranks, which hold different counts.
+        return step.loss_sum * (ranks * parts)
+
+    def on_after_backward(self) -> None:
+        """Tells the model."""
+        assert self._current is not None
+        (batch, step), self._current = self._current, None
+        with torch.no_grad():
+            self.model.after_backward(batch, step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the gradient of the sum into that of the mean, before it is clipped.
+
+        Then looks whether training has diverged: on a CPU at once, before the weights are spoilt;
+        elsewhere, where looking means to wait for the device, every few steps and before the
+        epoch's checkpoint.
+        """
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        torch._foreach_div_(gradients, self._total_count())
+        self._count = 0
+        broken = ~torch.isfinite(nn.utils.get_total_norm(gradients))
+        step = torch.where(broken, self.global_step, _NEVER)
+        self._diverged = step if self._diverged is None else self._diverged.minimum(step)
+        if self.device.type == "cpu" or self.global_step % _CHECK_EVERY == 0:
+            self._refuse_divergence()
+
+    def on_train_epoch_end(self) -> None:
+        """Looks once more whether training has diverged."""
+        self._refuse_divergence()
+
+    def _total_count(self) -> float | Tensor:
+        """What the loss of this optimizer step is averaged over, on all ranks together."""
+        if self.trainer.world_size == 1:
+            return float(max(1, self._count))
+        total = torch.tensor(float(self._count)).to(self.device, non_blocking=True)
+        torch.distributed.all_reduce(total)
+        return total.clamp(min=1.0)
+
+    def _refuse_divergence(self) -> None:
+        if self._diverged is None or (step := int(self._diverged)) == _NEVER:
+            return
+        raise TrainingError(
+            f"The gradient is not finite in epoch {self.current_epoch}, step {step}: training has "
+            "diverged. Lower training.learning_rate="
+            f"{self._training.learning_rate}, set training.gradient_clip=1, standardise the "
+            "features (dataset.standardize=true), or use backbone.dtype=float32."
+        )
+
+    # ---- evaluation --------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the collected predictions."""
+        self._decoded = []
+        self.score.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Empties the collected predictions."""
+        self.on_validation_epoch_start()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predicts a batch; the answers are read at the end, for reading waits for the device."""
+        answers = replace(self.model.predict(batch), distribution=None)
+        self._decoded.append(_Decoded(batch.index, batch.ids, batch.texts, batch.labels, answers))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predicts a batch."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Computes the metrics over all ranks and logs them as ``valid/<metric>``."""
+        self._log_metrics("valid")
+
+    def on_test_epoch_end(self) -> None:
+        """Computes the metrics over all ranks and logs them as ``test/<metric>``."""
+        self._log_metrics("test")
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the evaluation that ran last, by their names in the paper's tables.
+
+        With intensities also ``zero_share``, the share of predictions that are exactly zero, for
+        which the two binary accuracies differ.
+        """
+        values = dict(self._metrics)
+        if self.model.space.ordered and self.predictions:
+            values["zero_share"] = zero_share([p.prediction for p in self.predictions])
+        return values
+
+    def _read(self) -> list[Prediction]:
+        """This rank's predictions, which also go into the metrics."""
+        space, decoded = self.model.space, self._decoded
+        self._decoded = []
+        if not decoded:
+            return []
+        values = torch.cat([item.answers.value for item in decoded]).tolist()
+        probabilities = torch.cat([item.answers.probability for item in decoded]).tolist()
+        labels = [label for item in decoded for label in item.labels]
+        self.score.update(values, [space.target(label) for label in labels])
+        return [
+            Prediction(index, utterance, text, label, space.label(value), probability)
+            for index, utterance, text, label, value, probability in zip(
+                torch.cat([item.index for item in decoded]).tolist(),
+                [utterance for item in decoded for utterance in item.ids],
+                [text for item in decoded for text in item.texts],
+                labels,
+                values,
+                probabilities,
+                strict=True,
+            )
+        ]
+
+    def _log_metrics(self, stage: str) -> None:
+        own = self._read()
+        gathered = [own]
+        if self.trainer.world_size > 1:
+            gathered = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, own)
+        self.predictions = sorted(
+            (prediction for part in gathered for prediction in part), key=lambda p: p.index
+        )
+        self._metrics = self.score.compute()
+        selection = selection_metric(self.score.kind).name
+        for name, value in self._metrics.items():
+            # Every rank has computed the same value from all predictions.
+            self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")
+
+
+def check_parts(model: type[Model], *, parts: int, ranks: int) -> None:
+    """Refuses to part the batches of a model whose loss is a statistic of the whole batch.
+
+    Raises:
+        TrainingError: naming the options that part them.
+    """
+    if not model.batch_statistic or (parts == 1 and (ranks == 1 or model.gathers)):
+        return
+    options = f"trainer.accumulate={parts}" if parts > 1 else f"trainer.devices={ranks}"
+    raise TrainingError(
+        f"The loss of {model.__name__} is a statistic of the whole batch, but {options} computes "
+        f"it on parts of one: set {options.split('=')[0]}=1."
+    )
