@@ -85,10 +85,9 @@ def _modalities(store: Store) -> Table:
     for column in ("per frame", "frames: min/median/max", "absent", "repaired"):
         table.add_column(column, justify="right")
     for split, part in store.splits.items():
-        for modality, width, lengths in (
-            ("audio", part.audio_dim, part.audio_lengths),
-            ("vision", part.vision_dim, part.vision_lengths),
-        ):
+        for modality in sorted({"audio", "vision", *part.dims}):
+            width = part.dims.get(modality)
+            lengths = part.lengths.get(modality, [0] * len(part))
             there = sorted(int(length) for length in lengths if length)
             repairs = store.info["found"].get(split, {}).get("repaired_values", {})
             table.add_row(
@@ -122,11 +121,11 @@ def _labels(store: Store) -> Table:
 def _histograms(store: Store) -> dict[str, Counter[str]]:
     """How often each name, or each range of intensities, occurs in each split."""
     parts: dict[str, StoreSplit] = dict(store.splits)
-    labels = [label for part in parts.values() for label in part.labels]
+    labels = [label for part in parts.values() for label in part.targets]
     if isinstance(labels[0], str):
         order = [str(name) for name, _ in Counter(labels).most_common()]
         return {
-            split: Counter({name: part.labels.count(name) for name in order})  # type: ignore[arg-type]
+            split: Counter({name: part.targets.count(name) for name in order})
             for split, part in parts.items()
         }
     numbers = [float(label) for label in labels]
@@ -137,7 +136,7 @@ def _histograms(store: Store) -> dict[str, Counter[str]]:
     for split, part in parts.items():
         counter = Counter(dict.fromkeys(names, 0))
         counter.update(
-            names[min(int((float(label) - low) / width), _BINS - 1)] for label in part.labels
+            names[min(int((float(label) - low) / width), _BINS - 1)] for label in part.targets
         )
         result[split] = counter
     return result

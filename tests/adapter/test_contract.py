@@ -21,6 +21,7 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.commands.command_line import conf_folder
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.module import build_datamodule
+from msea_lightning.data.utterance import Frames
 from msea_lightning.plugin.folder import attach, load_plugin
 from msea_lightning.training.build import build_adapted_lm
 from msea_lightning.training.evaluation import evaluate
@@ -444,7 +445,9 @@ def test_an_ablated_modality_is_not_read(
     batch = next(iter(data.evaluation_dataloader("valid")))
     task = build_adapted_lm(config, data, backbone)
     assert not [key for key, _ in task.named_parameters() if key.startswith("adapter.audio")]
-    silent = dataclasses.replace(batch, audio=torch.zeros_like(batch.audio))
+    values, lengths = batch.features["audio"]
+    silence = {"audio": Frames(torch.zeros_like(values), lengths)}
+    silent = dataclasses.replace(batch, features={**batch.features, **silence})
     assert torch.equal(task.eval().answer_logp(batch), task.answer_logp(silent))
 
 

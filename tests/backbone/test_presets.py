@@ -25,7 +25,7 @@ from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.options import Language
-from msea_lightning.data.utterance import Batch
+from msea_lightning.data.utterance import Batch, Frames
 from msea_lightning.language.options import SegmentKind
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -105,7 +105,7 @@ def losses(task: AdaptedLM, batch: Batch) -> Tensor:
     with torch.no_grad():
         logits, targets = task.label_logits(batch)
     tokens = functional.cross_entropy(logits, targets, reduction="none")
-    lengths = [len(task.tree.ids(label)) for label in batch.labels]
+    lengths = [len(task.tree.ids(label)) for label in batch.targets]
     return torch.stack([part.mean() for part in tokens.split(lengths)])
 
 
@@ -135,12 +135,14 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
         seed_everything(0, verbose=False)
         task = build_adapted_lm(config, data, random_backbone(config.backbone, backbone))
         batch = part(next(iter(data.evaluation_dataloader("valid"))), list(range(8)))
-        absent_audio, absent_vision = torch.tensor([1, 4]), torch.tensor([2, 4])
+        absent = {"audio": torch.tensor([1, 4]), "vision": torch.tensor([2, 4])}
         return task, dataclasses.replace(
             batch,
             texts=TEXTS,
-            audio_lengths=batch.audio_lengths.index_fill(0, absent_audio, 0),
-            vision_lengths=batch.vision_lengths.index_fill(0, absent_vision, 0),
+            features={
+                name: Frames(values, lengths.index_fill(0, absent[name], 0))
+                for name, (values, lengths) in batch.features.items()
+            },
         )
 
     return build

@@ -47,8 +47,8 @@ def assert_same(found: Utterance, expected: Utterance) -> None:
         assert found.label == expected.label
     else:
         assert found.label == pytest.approx(expected.label, abs=1e-6)
-    np.testing.assert_array_equal(found.audio, expected.audio)
-    np.testing.assert_array_equal(found.vision, expected.vision)
+    np.testing.assert_array_equal(found.features["audio"], expected.features["audio"])
+    np.testing.assert_array_equal(found.features["vision"], expected.features["vision"])
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +244,8 @@ def test_utterances_are_those_of_the_data_set(tiny: PreTrainedTokenizerBase, nam
     found = [utterance for part in parts.values() for utterance in part]
     assert len({utterance.id for utterance in found}) == len(found)
     for utterance in found:
-        for frames, modality in ((utterance.audio, "audio"), (utterance.vision, "vision")):
-            assert frames is not None
+        assert list(utterance.features) == ["audio", "vision"]
+        for modality, frames in utterance.features.items():
             assert frames.dtype == np.float32
             assert frames.shape[1] == int(row[f"{modality}_dim"])
             assert 1 <= len(frames) <= int(row[f"{modality}_steps"])
@@ -265,17 +265,15 @@ def test_lengths_are_distributed_as_the_shape_says(tiny: PreTrainedTokenizerBase
     shape, count = SHAPES["meld"], 3000
     found = list(generate(shape, dataset, tiny, {"train": count}, seed=0)["train"])
     tokens = counted(tiny, [utterance.text for utterance in found])
-    audio = np.array([len(utterance.audio) for utterance in found if utterance.audio is not None])
-    vision = np.array(
-        [len(utterance.vision) for utterance in found if utterance.vision is not None]
-    )
+    audio = np.array([len(utterance.features["audio"]) for utterance in found])
+    vision = np.array([len(utterance.features["vision"]) for utterance in found])
     assert tokens.mean() == pytest.approx(shape.text.mean, rel=0.06)
     assert audio.mean() == pytest.approx(shape.audio.mean, rel=0.06)
     assert vision.mean() == pytest.approx(shape.vision.mean, rel=0.06)
     # Long texts have long sequences, and the two sequences are one duration.
     assert 0.6 < np.corrcoef(tokens, audio)[0, 1] < 0.9
     assert np.corrcoef(audio, vision)[0, 1] > 0.99
-    values = np.concatenate([utterance.audio for utterance in found[:300]])
+    values = np.concatenate([utterance.features["audio"] for utterance in found[:300]])
     assert values.mean() == pytest.approx(0, abs=0.05)
     assert values.std() == pytest.approx(1, abs=0.05)
 
@@ -291,9 +289,7 @@ def test_lengths_are_cut_at_the_published_steps(tiny: PreTrainedTokenizerBase) -
     long = Lengths((5000, 6000))
     shape = Shape(Lengths((1, 3)), long, long, "assumed")
     (found,) = generate(shape, dataset_of("mosei"), tiny, {"train": 1}, seed=0)["train"]
-    assert found.audio is not None
-    assert found.vision is not None
-    assert (found.audio.shape, found.vision.shape) == ((500, 74), (375, 35))
+    assert (found.features["audio"].shape, found.features["vision"].shape) == ((500, 74), (375, 35))
 
 
 def test_one_seed_gives_one_data_set(tiny: PreTrainedTokenizerBase) -> None:

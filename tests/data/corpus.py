@@ -13,7 +13,7 @@ from msea_lightning.data.utterance import Utterance
 
 
 def utterance(identity: str = "a", **changes: Any) -> Utterance:
-    """A complete utterance, some attributes of it changed."""
+    """A complete utterance, some attributes of it, its label, audio or vision changed."""
     values: dict[str, Any] = {
         "id": identity,
         "text": f"text of {identity}",
@@ -21,7 +21,12 @@ def utterance(identity: str = "a", **changes: Any) -> Utterance:
         "audio": np.full((3, 4), 1.5, dtype=np.float32),
         "vision": np.full((2, 5), -2.0, dtype=np.float32),
     }
-    return Utterance(**values | changes)
+    values |= changes
+    features = {name: values.pop(name) for name in ("audio", "vision")}
+    features = {name: frames for name, frames in features.items() if frames is not None}
+    label = values.pop("label")
+    labels = {} if label is None else {"M": label}
+    return Utterance(**{"labels": labels, "features": features} | values)
 
 
 def corpus(
@@ -35,9 +40,11 @@ def corpus(
             Utterance(
                 id=f"{split}-{number}",
                 text="x" * int(random.integers(1, 80)),
-                label=legal[number % len(legal)],
-                audio=random.normal(size=(random.integers(1, 9), 4)).astype(np.float32),
-                vision=random.normal(size=(random.integers(1, 5), 3)).astype(np.float32),
+                labels={"M": legal[number % len(legal)]},
+                features={
+                    "audio": random.normal(size=(random.integers(1, 9), 4)).astype(np.float32),
+                    "vision": random.normal(size=(random.integers(1, 5), 3)).astype(np.float32),
+                },
                 group=f"{split}-group-{number // 3}",
             )
             for number in range(count)

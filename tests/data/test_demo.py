@@ -54,14 +54,14 @@ def test_dialogues_and_speakers_stay_within_one_part(corpus: Corpus) -> None:
 def test_features_vary_in_length_and_some_are_absent(corpus: Corpus) -> None:
     utterances = everything(corpus)
     for name, features in (("audio", AUDIO_DIM), ("vision", VISION_DIM)):
-        present = [frames for u in utterances if (frames := getattr(u, name)) is not None]
+        present = [frames for u in utterances if (frames := u.features.get(name)) is not None]
         assert 0.9 < len(present) / len(utterances) < 1
         assert len({len(frames) for frames in present}) > 5
         for frames in present:
             assert frames.dtype == np.float32
             assert frames.shape[1] == features
             assert np.isfinite(frames).all()
-    assert all(u.audio is not None or u.vision is not None for u in utterances)
+    assert all("audio" in u.features or "vision" in u.features for u in utterances)
 
 
 def test_labels() -> None:
@@ -91,7 +91,7 @@ def test_same_seed_same_corpus_other_seed_another(corpus: Corpus) -> None:
             two.speaker,
         )
         for name in ("audio", "vision"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+            np.testing.assert_array_equal(one.features.get(name), two.features.get(name))
     other = everything(demo_utterances(task, utterances=600, seed=4))
     assert {u.text for u in other} != {u.text for u in everything(corpus)}
 
@@ -104,9 +104,7 @@ def test_no_modality_alone_tells_the_emotion() -> None:
         width = AUDIO_DIM if name == "audio" else VISION_DIM
         rows = []
         for utterance in part:
-            frames = getattr(utterance, name)
-            if frames is None:
-                frames = np.zeros((1, width), np.float32)
+            frames = utterance.features.get(name, np.zeros((1, width), np.float32))
             rows.append(np.concatenate([frames.mean(0), frames.std(0)]))
         return np.array(rows)
 

@@ -24,13 +24,12 @@ from msea_lightning.data.module import (
     DataError,
     UtteranceDataModule,
     build_datamodule,
-    collate,
 )
 from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader
 from msea_lightning.data.sampler import SamplerError
 from msea_lightning.data.splits.held_out import ValidationError
 from msea_lightning.data.store import Store
-from msea_lightning.data.utterance import Batch, Utterance
+from msea_lightning.data.utterance import Batch, Frames, Utterance, collate
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.training.options import TrainingConfig
 from tests.data.corpus import corpus, stored, utterance
@@ -89,7 +88,7 @@ def test_what_is_known_after_setup(store: Store) -> None:
     with pytest.raises(RuntimeError, match="call setup"):
         _ = data.labels
     data.setup()
-    assert (data.audio_dim, data.vision_dim) == (4, 3)
+    assert data.dims == {"audio": 4, "vision": 3}
     assert data.labels == LabelConfig(LabelKind.scale, -1, 1, 0.2, [])
     assert data.metrics is MetricKind.simsv2
     assert list(data.splits) == ["train", "valid", "test"]
@@ -112,8 +111,8 @@ def test_inferences_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixt
         "seed 1111",
     ]
     assert caplog.records[-1].levelno == logging.WARNING
-    assert (data.audio_dim, data.vision_dim) == (4, None)
-    assert all(batch.vision is None for batch in data.train_dataloader())
+    assert data.dims == {"audio": 4}
+    assert all(list(batch.features) == ["audio"] for batch in data.train_dataloader())
 
 
 def test_configured_labels_are_said_to_be_so(
@@ -145,7 +144,7 @@ def test_groupless_data_sets_are_held_out_by_utterance(
     data = build(stored(tmp_path, {"train": train, "test": [utterance("t", label=1.0)]}))
     data.setup()
     assert "no valid split: 240 of 1,600 training utterances held out" in caplog.text
-    assert sum(map(float, data.splits["valid"].labels)) == 120
+    assert sum(map(float, data.splits["valid"].targets)) == 120
 
 
 @pytest.mark.parametrize("valid", [7, None])
@@ -169,7 +168,7 @@ def test_a_fraction_is_taken_of_the_training_part_alone(
     kept = half.splits["train"].ids
     assert kept == [identity for identity in whole.splits["train"].ids if identity in set(kept)]
     assert len(kept) == round(size / 2)
-    frames = np.concatenate([one.audio for one in half.splits["train"] if one.audio is not None])
+    frames = np.concatenate([one.features["audio"] for one in half.splits["train"]])
     assert half.feature_statistics()["audio"][0] == pytest.approx(frames.mean(axis=0), abs=1e-6)
 
 
@@ -181,7 +180,7 @@ def test_label_space_and_metrics_do_not_depend_on_the_fraction(tmp_path: Path) -
     one.setup()
     assert len(one.splits["train"]) == 1
     assert (one.labels, one.metrics) == (whole.labels, whole.metrics)
-    assert (one.audio_dim, one.vision_dim) == (whole.audio_dim, whole.vision_dim)
+    assert one.dims == whole.dims
     assert [len(batch) for batch in one.train_dataloader()] == [1]
 
 
@@ -234,7 +233,7 @@ def test_evaluation_goes_from_the_longest_to_the_shortest(store: Store, split: s
         assert tokens == sorted(tokens, reverse=True)
         assert [len(batch) for batch in found][:-1] == [3] * (len(found) - 1)
         for batch in found:
-            assert batch.step_labels == batch.labels
+            assert batch.step_labels == batch.targets
             for row, index in enumerate(batch.index.tolist()):
                 check_row(batch, row, part[index])
 
@@ -248,11 +247,13 @@ def test_only_what_goes_to_another_device_may_be_under_way(
 ) -> None:
     data = build(store)
     data.setup()
-    batch = replace(next(iter(data.train_dataloader())), audio=Mock(), vision=None)
-    moved = batch.to(device, non_blocking=asked)
-    batch.audio.to.assert_called_once_with(device, non_blocking=expected)
-    assert moved.vision is None
-    assert moved.audio_lengths is batch.audio_lengths
+    values, lengths = Mock(), torch.ones(4)
+    features = {"audio": Frames(values, lengths)}
+    moved = replace(next(iter(data.train_dataloader())), features=features).to(
+        device, non_blocking=asked
+    )
+    values.to.assert_called_once_with(device, non_blocking=expected)
+    assert moved.features["audio"].lengths is lengths
 
 
 def by_words(texts: list[str]) -> list[list[int]]:
@@ -363,7 +364,7 @@ def test_parts_of_a_step_know_the_labels_of_all_of_it(store: Store) -> None:
     for number, batch in enumerate(whole):
         pieces = halves[2 * number : 2 * number + 2]
         assert flat(piece.ids for piece in pieces) == batch.ids
-        assert all(piece.step_labels == batch.labels for piece in (batch, *pieces))
+        assert all(piece.step_labels == batch.targets for piece in (batch, *pieces))
     with pytest.raises(SamplerError, match=r"4 parts cannot share .* of 3 .* trainer\.accumulate"):
         loaded(4)
 
@@ -385,29 +386,30 @@ def check_row(batch: Batch, row: int, expected: Utterance) -> None:
     """A row of a batch is the utterance, padded with zeros."""
     assert batch.ids[row] == expected.id
     assert batch.texts[row] == expected.text
-    assert batch.labels[row] == expected.label
-    for modality in ("audio", "vision"):
-        padded: Tensor = getattr(batch, modality)[row]
-        length = int(getattr(batch, f"{modality}_lengths")[row])
-        frames = getattr(expected, modality)
+    assert batch.groups[row] == expected.group
+    assert batch.speakers[row] == expected.speaker
+    assert {name: labels[row] for name, labels in batch.labels.items()} == expected.labels
+    for name, (values, lengths) in batch.features.items():
+        length = int(lengths[row])
+        frames = expected.features.get(name)
         assert length == (0 if frames is None else len(frames))
-        assert np.array_equal(padded[:length], np.zeros((0, 1)) if frames is None else frames)
-        assert not padded[length:].any()
+        if frames is not None:
+            assert np.array_equal(values[row, :length], frames)
+        assert not values[row, length:].any()
 
 
-def test_absent_modalities_in_a_batch() -> None:
-    items = [(7, utterance("a", vision=None)), (2, utterance("b", vision=None, audio=None))]
-    batch = collate(items, audio_dim=4, vision_dim=5)
+def test_absent_features_in_a_batch() -> None:
+    utterances = [utterance("a", vision=None), utterance("b", vision=None, audio=None)]
+    batch = collate(utterances, {"audio": 4, "vision": 5}, index=[7, 2])
     assert batch.index.tolist() == [7, 2]
-    assert batch.audio_lengths.tolist() == [3, 0]
-    assert batch.vision_lengths.tolist() == [0, 0]
-    assert batch.audio_lengths.dtype == batch.index.dtype == torch.int64
-    assert batch.audio is not None
-    assert batch.vision is not None
-    assert batch.audio.shape == (2, 3, 4)
-    assert not batch.audio[1].any()
-    assert batch.vision.shape == (2, 1, 5)
-    assert collate(items, audio_dim=4, vision_dim=None).vision is None
+    audio, vision = batch.features["audio"], batch.features["vision"]
+    assert audio.lengths.tolist() == [3, 0]
+    assert vision.lengths.tolist() == [0, 0]
+    assert audio.lengths.dtype == batch.index.dtype == batch.positions.dtype == torch.int64
+    assert audio.values.shape == (2, 3, 4)
+    assert not audio.values[1].any()
+    assert vision.values.shape == (2, 1, 5)
+    assert list(collate(utterances, {"audio": 4}).features) == ["audio"]
 
 
 def test_loading_leaves_the_global_random_state_alone(store: Store) -> None:
@@ -423,16 +425,16 @@ def test_statistics_of_the_training_part_only(tmp_path: Path) -> None:
     splits = corpus({"train": 30, "test": 5})
     constant = 1e4 + 0.1  # not a float32, and large beside its deviation of zero
     for one in (one for split in splits.values() for one in split):
-        assert one.audio is not None
-        one.audio[:, 0] = constant
-        one.audio[:, 1] = one.audio[:, 1] * 1e-2 + 1e3
+        audio = one.features["audio"]
+        audio[:, 0] = constant
+        audio[:, 1] = audio[:, 1] * 1e-2 + 1e3
     data = build(stored(tmp_path, splits))
     data.setup()
     statistics = data.feature_statistics()
     assert statistics is data.feature_statistics()
     for modality in ("audio", "vision"):
         frames = np.concatenate(
-            [getattr(one, modality) for one in data.splits["train"]], dtype=np.float64
+            [one.features[modality] for one in data.splits["train"]], dtype=np.float64
         )
         mean, deviation = statistics[modality]
         assert mean.dtype == deviation.dtype == np.float64
@@ -465,8 +467,9 @@ def test_workers_load_the_same_batches(store: Store, start: str) -> None:
     assert loader.persistent_workers
     for batch, expected in zip(loader, alone.train_dataloader(), strict=True):
         assert batch.ids == expected.ids
-        assert torch.equal(batch.audio, expected.audio)
-        assert torch.equal(batch.vision, expected.vision)
+        for name, (values, lengths) in expected.features.items():
+            assert torch.equal(batch.features[name].values, values)
+            assert torch.equal(batch.features[name].lengths, lengths)
 
 
 def test_the_module_can_be_pickled_and_closed(store: Store) -> None:

@@ -79,7 +79,7 @@ def test_mmsa_files_arrive_trimmed_and_whole(tmp_path: Path, name: str) -> None:
             assert utterance.label == pytest.approx(float(source["regression_labels"][i]))
             assert isinstance(utterance.label, float)
             for modality in ("audio", "vision"):
-                features = getattr(utterance, modality)
+                features = utterance.features[modality]
                 assert features.dtype == np.float32
                 assert features.flags.c_contiguous
                 length = source[f"{modality}_lengths"][i]
@@ -137,8 +137,8 @@ def test_variants_of_the_mmsa_layout_read_alike(tmp_path: Path, name: str) -> No
         for one, other in zip(part, found[split], strict=True):
             assert one.label == pytest.approx(other.label)
             assert (one.id, one.text, one.group) == (other.id, other.text, other.group)
-            np.testing.assert_array_equal(one.audio, other.audio)
-            np.testing.assert_array_equal(one.vision, other.vision)
+            np.testing.assert_array_equal(one.features["audio"], other.features["audio"])
+            np.testing.assert_array_equal(one.features["vision"], other.features["vision"])
 
 
 def test_zeros_at_both_ends_are_padding_where_no_lengths_are_given(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_zeros_at_both_ends_are_padding_where_no_lengths_are_given(tmp_path: Pat
     train["audio"][1] = 0
     reading = read_files(write_mmsa(tmp_path, "mosi", content), config("mosi", Reader.mmsa))
     found = list(reading["train"])
-    assert found[0].audio is not None
-    assert found[0].audio.shape == (20, 5)
-    assert found[1].audio is None
+    assert "audio" in found[0].features
+    assert found[0].features["audio"].shape == (20, 5)
+    assert "audio" not in found[1].features
     assert reading.counts["train"].absent == {"audio": 1, "vision": 0}
 
 
@@ -161,11 +161,11 @@ def test_a_length_of_zero_is_an_absent_modality(tmp_path: Path) -> None:
     content = mmsa_content("mosi")
     content["test"]["vision_lengths"][2] = 0
     reading = read_files(write_mmsa(tmp_path, "mosi", content), config("mosi", Reader.mmsa))
-    assert [utterance.vision is None for utterance in reading["test"]] == [
-        False,
-        False,
+    assert ["vision" in utterance.features for utterance in reading["test"]] == [
+        True,
         True,
         False,
+        True,
     ]
     assert reading.counts["test"].absent == {"audio": 0, "vision": 1}
 
@@ -183,7 +183,7 @@ def test_a_split_can_be_read_twice(tmp_path: Path) -> None:
     reading = read_files(write_mmsa(tmp_path, "mosi"), config("mosi", Reader.mmsa))
     first, second = list(reading["train"]), list(reading["train"])
     assert [u.id for u in first] == [u.id for u in second]
-    np.testing.assert_array_equal(first[0].audio, second[0].audio)
+    np.testing.assert_array_equal(first[0].features["audio"], second[0].features["audio"])
 
 
 def test_a_file_without_a_valid_split_is_read_without_one(tmp_path: Path) -> None:
@@ -226,10 +226,12 @@ def test_dialogue_files_arrive_trimmed_and_whole(tmp_path: Path, name: str) -> N
             assert utterance.text == features["text"]
             assert utterance.label == item["label"]
             np.testing.assert_array_equal(
-                utterance.audio, features["audio"][: features["audio_len"]].astype(np.float32)
+                utterance.features["audio"],
+                features["audio"][: features["audio_len"]].astype(np.float32),
             )
             np.testing.assert_array_equal(
-                utterance.vision, features["video"][: features["video_len"]].astype(np.float32)
+                utterance.features["vision"],
+                features["video"][: features["video_len"]].astype(np.float32),
             )
 
 
@@ -257,10 +259,10 @@ def test_a_modality_that_is_none_is_absent(tmp_path: Path) -> None:
     del content["train"][2]["features"]["audio_len"]
     reading = read_files(write_dialogue(tmp_path, "meld", content), config("meld", Reader.dialogue))
     found = list(reading["train"])
-    assert found[1].vision is None
+    assert "vision" not in found[1].features
     length = dialogue_content("meld")["train"][2]["features"]["audio_len"]
-    assert found[2].audio is not None
-    assert len(found[2].audio) == length
+    assert "audio" in found[2].features
+    assert len(found[2].features["audio"]) == length
     assert reading.counts["train"].absent == {"audio": 0, "vision": 1}
 
 
@@ -279,8 +281,8 @@ def test_the_authors_layout_of_cherma(tmp_path: Path, words: str) -> None:
         assert utterance.label == EMOTIONS["cherma"][i % 7]  # video_label: the whole utterance's
         audio = np.load(folder / "audio" / "dev" / f"{stem}.npy")
         vision = np.load(folder / "visual" / "dev" / f"{stem}.mp4.npy")
-        np.testing.assert_array_equal(utterance.audio, audio)
-        np.testing.assert_array_equal(utterance.vision, vision)
+        np.testing.assert_array_equal(utterance.features["audio"], audio)
+        np.testing.assert_array_equal(utterance.features["vision"], vision)
     assert len(find_files(folder, config("cherma", Reader.cherma))) == 3 + 3 * 13
 
 
@@ -356,17 +358,17 @@ def test_tables_with_frames_arrive_whole(tmp_path: Path, form: str) -> None:
             assert (utterance.id, utterance.text, utterance.label) == (row.id, row.text, row.label)
             assert (utterance.group, utterance.speaker) == (row.group, row.speaker)
             assert row.audio is not None
-            np.testing.assert_array_equal(utterance.audio, row.audio.astype(np.float32))
-            np.testing.assert_array_equal(utterance.vision, row.vision)
+            np.testing.assert_array_equal(utterance.features["audio"], row.audio.astype(np.float32))
+            np.testing.assert_array_equal(utterance.features["vision"], row.vision)
 
 
 def test_tables_with_one_vector_per_row(tmp_path: Path) -> None:
     rows = table_rows()
     found = list(read_files(write_table(tmp_path, rows, form="means"), TABLE)["train"])
     assert rows[1].audio is not None
-    assert found[1].audio is not None
-    assert found[1].audio.shape == (1, 5)
-    np.testing.assert_allclose(found[1].audio[0], rows[1].audio.mean(axis=0), rtol=1e-6)
+    assert "audio" in found[1].features
+    assert found[1].features["audio"].shape == (1, 5)
+    np.testing.assert_allclose(found[1].features["audio"][0], rows[1].audio.mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["keys", "padded", "means", "files"])
@@ -375,8 +377,8 @@ def test_tables_may_lack_modalities(tmp_path: Path, form: str, modalities: tuple
     folder = write_table(tmp_path, table_rows(), form=form, modalities=modalities)
     reading = read_files(folder, TABLE)
     for utterance in reading["train"]:
-        assert (utterance.audio is not None) == ("audio" in modalities)
-        assert (utterance.vision is not None) == ("vision" in modalities)
+        assert ("audio" in utterance.features) == ("audio" in modalities)
+        assert ("vision" in utterance.features) == ("vision" in modalities)
     absent = {name: 0 if name in modalities else 6 for name in ("audio", "vision")}
     assert reading.counts["train"].absent == absent
 
@@ -388,9 +390,9 @@ def test_utterances_of_a_table_may_lack_modalities(tmp_path: Path) -> None:
     for form in ("keys", "files"):
         reading = read_files(write_table(tmp_path / form, rows, form=form), TABLE)
         found = list(reading["train"])
-        assert [utterance.audio is None for utterance in found[:3]] == [True, True, False]
-        assert found[1].vision is not None
-        assert found[1].vision.tolist() == [[0, 1, 2]]
+        assert ["audio" in utterance.features for utterance in found[:3]] == [False, False, True]
+        assert "vision" in found[1].features
+        assert found[1].features["vision"].tolist() == [[0, 1, 2]]
         assert reading.counts["train"].absent == {"audio": 2, "vision": 0}
 
 
@@ -403,15 +405,15 @@ def test_padded_features_without_lengths(tmp_path: Path) -> None:
     found = list(read_files(folder, TABLE)["train"])
     for row, utterance in zip(rows, found, strict=False):
         assert row.audio is not None
-        np.testing.assert_array_equal(utterance.audio, row.audio.astype(np.float32))
+        np.testing.assert_array_equal(utterance.features["audio"], row.audio.astype(np.float32))
 
 
 def test_one_modality_in_the_archive_the_other_in_files(tmp_path: Path) -> None:
     write_table(tmp_path, table_rows(), form="padded", modalities=("audio",))
     write_table(tmp_path, table_rows(), form="files", modalities=("vision",))
     (utterance, *_) = read_files(tmp_path, TABLE)["test"]
-    assert utterance.audio is not None
-    assert utterance.vision is not None
+    assert "audio" in utterance.features
+    assert "vision" in utterance.features
     assert len(find_files(tmp_path, TABLE)) == 2 + 12
 
 
@@ -595,8 +597,8 @@ def test_real_mosi(shared: Path) -> None:
     first = found["train"][0]
     assert (first.id, first.group, first.label) == ("1DmNV9C1hbY_10", "1DmNV9C1hbY", "positive")
     assert first.text == "KIDS ARE GONNA LOVE THE FILM"
-    np.testing.assert_array_equal(first.audio, archive["audio"][:1])
-    np.testing.assert_array_equal(first.vision, archive["vision"][:1])
+    np.testing.assert_array_equal(first.features["audio"], archive["audio"][:1])
+    np.testing.assert_array_equal(first.features["vision"], archive["vision"][:1])
 
 
 # --- Flaws that every layout can have ---------------------------------------------------------
@@ -727,10 +729,13 @@ def test_repairs_are_counted_and_padding_is_not_looked_at(tmp_path: Path) -> Non
     found = list(reading["train"])
     assert reading.counts["train"].repaired_values == {"audio": 7, "vision": 1}
     assert reading.counts["train"].repaired_utterances == {"audio": 2, "vision": 1}
-    assert found[0].audio is not None
-    assert not found[0].audio[:2, :3].any()
-    assert found[0].audio[2:].all()
-    assert all(np.isfinite(u.audio).all() and np.isfinite(u.vision).all() for u in found)
+    assert "audio" in found[0].features
+    assert not found[0].features["audio"][:2, :3].any()
+    assert found[0].features["audio"][2:].all()
+    assert all(
+        np.isfinite(u.features["audio"]).all() and np.isfinite(u.features["vision"]).all()
+        for u in found
+    )
     with pytest.raises(ReadError, match=r"dataset\.repair=zero"):
         list(read_files(path, config("mosei", Reader.mmsa))["train"])
 

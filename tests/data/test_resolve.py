@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from msea_lightning.data.resolve import (
     resolve_labels,
     resolve_metrics,
 )
+from msea_lightning.data.utterance import Label
 from msea_lightning.metrics.options import MetricKind
 
 SCALE = LabelConfig(kind=LabelKind.scale, low=-1, high=1, step=0.1)
@@ -27,15 +29,16 @@ EMOTIONS = LabelConfig(kind=LabelKind.emotions, names=["joy", "anger"])
 class Split:
     """Labels with ids that say where they are."""
 
-    labels: list[float] | list[str]
+    labels: dict[str, list[Label | None]]
 
     @property
     def ids(self) -> list[str]:
-        return [f"u{number}" for number in range(len(self.labels))]
+        return [f"u{number}" for number in range(len(self.labels["M"]))]
 
 
-def splits(train: list[float] | list[str], **others: list[float] | list[str]) -> dict[str, Split]:
-    return {"train": Split(train)} | {name: Split(labels) for name, labels in others.items()}
+def splits(train: Sequence[Label | None], **others: Sequence[Label | None]) -> dict[str, Split]:
+    everything = {"train": train, **others}
+    return {name: Split({"M": list(labels)}) for name, labels in everything.items()}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,17 @@ def test_inferred_emotions_are_sorted() -> None:
 def test_label_spaces_in_words() -> None:
     assert describe_labels(SCALE) == "intensities from -1 to 1 in steps of 0.1"
     assert describe_labels(EMOTIONS) == "2 emotions (joy, anger)"
+
+
+def test_unlabelled_utterances_have_no_say() -> None:
+    config = LabelConfig()
+    assert resolve_labels(config, splits([None, -2.5, 2.0], test=[None])) == resolve_labels(
+        config, splits([-2.5, 2.0])
+    )
+    found = resolve_labels(config, splits(["sad", None, "joy"], valid=["joy", None]))
+    assert found.names == ["joy", "sad"]
+    with pytest.raises(LabelError, match=r"no training utterance has a label.* Label them"):
+        resolve_labels(config, splits([None, None], test=[1.0]))
 
 
 @pytest.mark.parametrize(

@@ -197,5 +197,5 @@ def test_tokens_are_estimated_by_letters_and_wide_characters() -> None:
 def test_costs_go_by_text_then_by_frames() -> None:
     texts = ["abcd" * 5, "一二三四五", "abcd" * 5, "a" * 21, "あア가"]
     audio, vision = np.array([9, 1, 0, 0, 100]), np.array([9, 1, 1, 0, 100])
-    order = np.argsort(reading_costs(estimated_tokens(texts), audio, vision))
+    order = np.argsort(reading_costs(estimated_tokens(texts), {"audio": audio, "vision": vision}))
     assert order.tolist() == [4, 2, 1, 0, 3]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.store import Store, StoreError, store_lock, write_store
-from msea_lightning.data.utterance import Utterance
+from msea_lightning.data.utterance import DataError, Utterance
 from tests.data.corpus import corpus, stored, utterance
 from tests.places import ROOT
 
@@ -37,7 +37,9 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 def data_sets(draw: st.DrawFn) -> dict[str, list[Utterance]]:
     """Data sets of any legal content: absent modalities, odd texts, one type of label."""
     labels: st.SearchStrategy[Any] = draw(st.sampled_from([numbers, texts]))
-    widths = {"audio": draw(st.integers(1, 3)), "vision": draw(st.integers(1, 3))}
+    # Any feature has a width of its own; a third one is nothing special.
+    named = draw(st.lists(st.sampled_from(["audio", "vision", "text_features"]), unique=True))
+    widths = {name: draw(st.integers(1, 3)) for name in named}
 
     def features(modality: str, length: int) -> NDArray[np.float32] | None:
         if length < 0:
@@ -53,9 +55,14 @@ def data_sets(draw: st.DrawFn) -> dict[str, list[Utterance]]:
             Utterance(
                 id=identity,
                 text=draw(texts),
-                label=draw(labels),
-                audio=features("audio", draw(st.integers(-1, 4))),
-                vision=features("vision", draw(st.integers(-1, 4))),
+                labels=draw(
+                    st.dictionaries(st.sampled_from(["M", "T", "A", "V"]), labels, max_size=4)
+                ),
+                features={
+                    name: frames
+                    for name in widths
+                    if (frames := features(name, draw(st.integers(-1, 4)))) is not None
+                },
                 group=draw(st.none() | texts),
                 speaker=draw(st.none() | texts),
             )
@@ -83,26 +90,29 @@ def test_what_is_written_is_read_back(
     store = stored(tmp_path_factory.mktemp("any"), splits)
     assert list(store.splits) == [name for name in ("train", "valid", "test") if name in splits]
     everything = [one for utterances in splits.values() for one in utterances]
-    for modality in ("audio", "vision"):
-        frames = [getattr(one, modality) for one in everything]
-        widths = {part.shape[1] for part in frames if part is not None and len(part)}
-        assert getattr(store, f"{modality}_dim") == (widths.pop() if widths else None)
+    assert store.dims == {
+        name: frames.shape[1]
+        for one in everything
+        for name, frames in one.features.items()
+        if len(frames)
+    }
+    assert list(store.dims) == sorted(store.dims)
     for name, utterances in splits.items():
         split = store.splits[name]
         assert len(split) == len(utterances)
         for index, original in enumerate(utterances):
             found = split[index]
-            assert (found.id, found.text, found.label) == (
-                original.id,
-                original.text,
-                original.label,
-            )
+            assert (found.id, found.text) == (original.id, original.text)
+            assert found.labels == original.labels
+            assert {n: labels[index] for n, labels in split.labels.items()} == {
+                n: original.labels.get(n) for n in split.labels
+            }
+            assert found.label == split.labels["M"][index]
             assert (found.group, found.speaker) == (original.group, original.speaker)
-            assert same_frames(found.audio, original.audio)
-            assert same_frames(found.vision, original.vision)
-            for modality in ("audio", "vision"):
-                frames = getattr(original, modality)
-                lengths = getattr(split, f"{modality}_lengths")
+            for feature in store.dims:
+                frames = original.features.get(feature)
+                assert same_frames(found.features.get(feature), frames)
+                lengths = split.lengths[feature]
                 assert lengths[index] == (0 if frames is None else len(frames))
                 assert lengths.dtype == np.int64
 
@@ -118,7 +128,13 @@ def test_files_are_json_and_safetensors_only(tmp_path: Path) -> None:
         "train.safetensors",
     ]
     tensors = safetensors.numpy.load_file(store.folder / "train.safetensors")
-    whole = np.concatenate([one.audio for one in splits["train"] if one.audio is not None])
+    whole = np.concatenate(
+        [
+            one.features.get("audio")
+            for one in splits["train"]
+            if one.features.get("audio") is not None
+        ]
+    )
     assert np.array_equal(tensors["audio"], whole)
     assert set(tensors) == {"audio", "audio_offsets", "vision", "vision_offsets"}
     assert tensors["vision_offsets"].dtype == np.int64
@@ -129,9 +145,11 @@ def test_a_modality_of_another_split_only_keeps_its_width(tmp_path: Path) -> Non
     store = stored(
         tmp_path, {"train": [utterance("a", vision=None)], "test": [utterance("b", audio=None)]}
     )
-    assert (store.splits["train"].audio_dim, store.splits["train"].vision_dim) == (4, 5)
-    assert store.splits["train"][0].vision is None
-    assert store.splits["test"][0].audio is None
+    assert store.splits["train"].dims == {"audio": 4, "vision": 5}
+    assert store.splits["train"].lengths["vision"].tolist() == [0]
+    assert store.splits["test"].present == {"audio": 0, "vision": 1}
+    assert store.splits["train"][0].features.get("vision") is None
+    assert store.splits["test"][0].features.get("audio") is None
 
 
 def test_numbers_are_stored_as_float32_and_negative_zero_as_zero(tmp_path: Path) -> None:
@@ -146,10 +164,10 @@ def test_numbers_are_stored_as_float32_and_negative_zero_as_zero(tmp_path: Path)
             ]
         },
     ).splits["train"]
-    assert split.labels == [0.0, float(np.float32(0.2)), 2.0]
-    assert math.copysign(1, float(split.labels[0])) == 1
-    assert all(type(label) is float for label in split.labels)
-    found = split[0].audio
+    assert split.targets == [0.0, float(np.float32(0.2)), 2.0]
+    assert math.copysign(1, float(split.targets[0])) == 1
+    assert all(type(label) is float for label in split.targets)
+    found = split[0].features.get("audio")
     assert found is not None
     assert found.dtype == np.float32
     assert found.tolist() == [[0, 1], [4, 5]]
@@ -159,9 +177,12 @@ def test_a_selection_reads_its_own_utterances(tmp_path: Path) -> None:
     split = stored(tmp_path, corpus({"train": 9})).splits["train"]
     some = split.select([7, 2])
     assert some.ids == ["train-7", "train-2"]
-    assert some.audio_lengths.tolist() == [split.audio_lengths[7], split.audio_lengths[2]]
-    assert same_frames(some[1].vision, split[2].vision)
-    assert same_frames(some.select([1])[0].vision, split[2].vision)
+    lengths = split.lengths["audio"]
+    assert some.lengths["audio"].tolist() == [lengths[7], lengths[2]]
+    assert split.positions.tolist() == [0, 1, 2] * 3
+    assert some.positions.tolist() == [1, 2]
+    assert same_frames(some[1].features.get("vision"), split[2].features.get("vision"))
+    assert same_frames(some.select([1])[0].features.get("vision"), split[2].features.get("vision"))
     assert [one.id for one in some] == some.ids
 
 
@@ -176,12 +197,16 @@ WHERE = r"utterance 'b' \(train, number 2 in data\.pkl\)"
             r"utterance 'a' \(train, number 2 in data\.pkl\) has the id of an ear",
         ),
         (utterance(""), r"utterance '' \(train, number 2 in data\.pkl\) has no id"),
-        (utterance("b", text=" \n"), f"{WHERE} has an empty text.* transcript or remove it"),
         (utterance("b", text="a\ud800"), f"{WHERE} has a text that is not valid Unicode.* UTF-8"),
         (utterance("b", label="happy"), f"{WHERE} has the label 'happy', but utterance 'a'.* 0.5"),
         (utterance("b", label=" "), f"{WHERE} has an empty label"),
         (utterance("b", label=math.nan), f"{WHERE} has the label nan. .*finite"),
-        (utterance("b", label=None), f"{WHERE} has a label of type NoneType"),
+        (utterance("b", label=[1]), f"{WHERE} has a label of type list"),
+        (utterance("b", labels={"M": 1, "T": " "}), f"{WHERE} has an empty label T"),
+        (
+            utterance("b", features={"audio/x": np.zeros((1, 1), np.float32)}),
+            f"{WHERE} has features called 'audio/x'. Give them a name of letters",
+        ),
         (
             utterance("b", audio=np.zeros((2, 7), np.float32)),
             f"{WHERE} has 7 audio features per frame, but utterance 'a' .* has 4",
@@ -324,7 +349,7 @@ def set_version(path: Path) -> None:
     ("name", "harm", "message"),
     [
         ("store.json", Path.unlink, "holds no prepared data set: store.json is missing"),
-        ("store.json", set_version, "of format 99, this version reads format 1. Delete the"),
+        ("store.json", set_version, "of format 99, but .* reads the formats .1, 2.. Delete the"),
         ("store.json", cut, "is damaged .* Delete the folder"),
         ("train.safetensors", cut, "is damaged .* Delete the folder"),
         ("train.safetensors", Path.unlink, "is damaged .* Delete the folder"),
@@ -363,7 +388,7 @@ def test_reading_an_utterance_reads_nothing_else(tmp_path: Path) -> None:
         file.write(frames.tobytes() + offsets.tobytes() + bytes(24))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     split = Store.open(folder).splits["train"]
-    assert same_frames(split[1].audio, frames)
+    assert same_frames(split[1].features.get("audio"), frames)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
     assert (folder / "train.safetensors").stat().st_size > 2**34
     assert grown < 64 * 1024
@@ -387,14 +412,45 @@ def test_other_processes_read_too(tmp_path: Path) -> None:
     split = stored(tmp_path, corpus({"train": 5})).splits["train"]
     expected = split[3]
     copied = pickle.loads(pickle.dumps(split))
-    assert same_frames(copied[3].audio, expected.audio)
+    assert same_frames(copied[3].features.get("audio"), expected.features.get("audio"))
     with multiprocessing.get_context("fork").Pool(1) as pool:
         found = pool.apply(split.__getitem__, (3,))
-    assert same_frames(found.vision, expected.vision)
+    assert same_frames(found.features.get("vision"), expected.features.get("vision"))
 
 
 def test_a_closed_store_opens_again(tmp_path: Path) -> None:
     store = stored(tmp_path, corpus({"train": 5}))
     expected = store.splits["train"][4]
     store.close()
-    assert same_frames(store.splits["train"][4].audio, expected.audio)
+    assert same_frames(
+        store.splits["train"][4].features.get("audio"), expected.features.get("audio")
+    )
+
+
+def test_stores_of_release_0_1_are_read() -> None:
+    store = Store.open(ROOT / "tests/release/store")
+    assert store.dims == {"audio": 12, "vision": 10}
+    assert {name: len(split) for name, split in store.splits.items()} == {
+        "train": 42,
+        "valid": 9,
+        "test": 9,
+    }
+    train = store.splits["train"]
+    assert list(train.labels) == ["M"]
+    assert [int(lengths.sum()) for lengths in train.lengths.values()] == [1234, 795]
+    line = json.loads((store.folder / "train.jsonl").read_text().splitlines()[3])
+    assert train[3].labels == {"M": line["label"]}
+    assert train[3].features["audio"].shape == (train.lengths["audio"][3], 12)
+    assert train.positions.tolist()[:3] == [0, 1, 2]
+
+
+def test_unlabelled_utterances_are_stored_and_refused_where_labels_are_needed(
+    tmp_path: Path,
+) -> None:
+    split = stored(tmp_path, {"train": [utterance("a"), utterance("b", label=None)]}).splits[
+        "train"
+    ]
+    assert split.labels == {"M": [0.5, None]}
+    assert split[1].labels == {}
+    with pytest.raises(DataError, match=r"'b' is unlabelled \(1 of these 2 are\).* Label it"):
+        _ = split.targets

@@ -13,7 +13,7 @@ from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
-from msea_lightning.data.utterance import Batch
+from msea_lightning.data.utterance import Batch, Frames
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
@@ -49,11 +49,14 @@ def part(batch: Batch, rows: list[int]) -> Batch:
         index=batch.index[rows],
         ids=[batch.ids[row] for row in rows],
         texts=[batch.texts[row] for row in rows],
-        labels=[batch.labels[row] for row in rows],
-        audio=batch.audio[rows],
-        audio_lengths=batch.audio_lengths[rows],
-        vision=batch.vision[rows],
-        vision_lengths=batch.vision_lengths[rows],
+        labels={name: [labels[row] for row in rows] for name, labels in batch.labels.items()},
+        features={
+            name: Frames(values[rows], lengths[rows])
+            for name, (values, lengths) in batch.features.items()
+        },
+        groups=[batch.groups[row] for row in rows],
+        speakers=[batch.speakers[row] for row in rows],
+        positions=batch.positions[rows],
     )
 
 
@@ -153,13 +156,11 @@ def test_only_what_an_utterance_has_reaches_the_model(
     """Frames beyond a length are never read, whatever they hold."""
     task, _, batch = make(options(f"adapter={adapter}"), backbone)
     task.eval()
-    spoilt = dataclasses.replace(batch, audio=batch.audio.clone(), vision=batch.vision.clone())
-    for frames, lengths in (
-        (spoilt.audio, spoilt.audio_lengths),
-        (spoilt.vision, spoilt.vision_lengths),
-    ):
+    features = {name: Frames(v.clone(), lengths) for name, (v, lengths) in batch.features.items()}
+    spoilt = dataclasses.replace(batch, features=features)
+    for values, lengths in features.values():
         for row, length in enumerate(lengths.tolist()):
-            frames[row, length:] = float("nan")
+            values[row, length:] = float("nan")
     assert torch.equal(task.answer_logp(batch), task.answer_logp(spoilt))
 
 

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
 from msea_lightning.backbone import FrozenBackbone, load_tokenizer
 from msea_lightning.data.options import Language
-from msea_lightning.data.utterance import Batch
+from msea_lightning.data.utterance import Batch, Frames
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import EmotionSet, SentimentScale
 from msea_lightning.language.options import Decode, SegmentConfig, SegmentKind
@@ -127,11 +127,14 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
         index=torch.arange(case["batch"]),
         ids=[str(index) for index in range(case["batch"])],
         texts=case["texts"],
-        labels=labels,
-        audio=tensors["in.audio"],
-        audio_lengths=tensors["in.audio_lengths"],
-        vision=tensors["in.video"],
-        vision_lengths=tensors["in.video_lengths"],
+        labels={"M": labels},
+        features={
+            "audio": Frames(tensors["in.audio"], tensors["in.audio_lengths"]),
+            "vision": Frames(tensors["in.video"], tensors["in.video_lengths"]),
+        },
+        groups=[None] * case["batch"],
+        speakers=[None] * case["batch"],
+        positions=torch.zeros(case["batch"], dtype=torch.int64),
     )
     return case, tensors, task, batch
 
@@ -139,7 +142,7 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
 @pytest.mark.parametrize("name", CASES)
 def test_sequences(name: str) -> None:
     case, _, task, batch = build(name)
-    labels = [task.tree.ids(label) for label in batch.labels]
+    labels = [task.tree.ids(label) for label in batch.targets]
     texts = task.prompt.encode_texts(batch.texts)
     sequences = task.prompt.assemble(texts, len(batch), labels)
     ids = sequences.ids.masked_fill(sequences.pseudo, -1)
@@ -157,7 +160,7 @@ def test_real_tokenizer_gives_the_same_ids(name: str, shared: Path) -> None:
     sequences = task.prompt.assemble(
         task.prompt.encode_texts(batch.texts),
         len(batch),
-        [task.tree.ids(label) for label in batch.labels],
+        [task.tree.ids(label) for label in batch.targets],
     )
     ids = sequences.ids.masked_fill(sequences.pseudo, -1)
     assert ids.tolist() == [row[:-1] for row in case["full_sequence"]]
@@ -202,7 +205,7 @@ def test_pseudo_tokens_and_embeddings(name: str) -> None:
     _, tensors, task, batch = build(name)
     texts, prefix, text = task._adapt(batch)
     torch.testing.assert_close(prefix, tensors["out.pseudo_tokens"], atol=1e-5, rtol=0)
-    labels = [task.tree.ids(label) for label in batch.labels]
+    labels = [task.tree.ids(label) for label in batch.targets]
     embedded = task._embed(task.prompt.assemble(texts, len(batch), labels), prefix, text)
     expected = tensors["out.inputs_embeds"][:, :-1]
     torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)

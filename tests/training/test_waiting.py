@@ -182,8 +182,8 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
         task = TrainingModule(model, UtteranceScore(data.metrics), training=config.training)
         batch = next(iter(data.train_dataloader()))
         absent = torch.tensor([1, 4])
-        batch.audio_lengths.index_fill_(0, absent, 0)
-        batch.vision_lengths.index_fill_(0, absent[:1], 0)
+        batch.features["audio"].lengths.index_fill_(0, absent, 0)
+        batch.features["vision"].lengths.index_fill_(0, absent[:1], 0)
         task.to(META)
         backbone.to(META)
         task._trainer = SimpleNamespace(
@@ -206,8 +206,7 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
 def moved(task: TrainingModule, batch: Batch) -> Batch:
     """The batch as Lightning hands it to a step."""
     there: Batch = task.transfer_batch_to_device(batch, META, 0)
-    assert there.audio is not None
-    assert far(there.audio)
+    assert far(there.features["audio"].values)
     return there
 
 

@@ -16,41 +16,27 @@ from torch import Tensor, nn
 
 from msea_lightning.adapter.contract import AdapterError
 
-_MODALITIES = ("audio", "vision")
-
 
 class FeatureStandardizer(nn.Module):
-    """Subtracts the mean of each feature and divides by its standard deviation.
+    """Subtracts the mean of each value of a feature and divides by its standard deviation.
 
-    Its state dict is exactly ``audio_mean``, ``audio_std``, ``vision_mean`` and ``vision_std``,
-    float32, (da,) and (dv,), or (0,) for a modality without statistics, which passes unchanged.
+    Its state dict is exactly ``<name>_mean`` and ``<name>_std``, float32, (d,), for each feature
+    that it has statistics of. Other features pass unchanged.
 
     Args:
-        statistics: "audio" and "vision" to (mean, standard deviation), each (features,). A feature
-            whose deviation is zero, or below what float32 can tell from its mean, is only centred.
+        statistics: Name of each feature to (mean, standard deviation), each (d,). A value whose
+            deviation is zero, or below what float32 can tell from its mean, is only centred.
 
     Raises:
-        AdapterError: if the statistics name another modality, differ in length, or are negative
-            or not finite.
+        AdapterError: if the statistics of a feature differ in length, or are negative or not
+            finite.
     """
-
-    audio_mean: Tensor
-    audio_std: Tensor
-    vision_mean: Tensor
-    vision_std: Tensor
 
     def __init__(self, statistics: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None) -> None:
         super().__init__()
-        statistics = {} if statistics is None else statistics
-        unknown = sorted(set(statistics) - set(_MODALITIES))
-        if unknown:
-            raise AdapterError(
-                f"feature statistics of {', '.join(unknown)}: known are {', '.join(_MODALITIES)}."
-            )
-        for name in _MODALITIES:
-            mean, std = (
-                np.asarray(values, dtype=np.float64) for values in statistics.get(name, ([], []))
-            )
+        self._names = tuple(statistics or {})
+        for name, values in (statistics or {}).items():
+            mean, std = (np.asarray(value, dtype=np.float64) for value in values)
             if mean.ndim != 1 or mean.shape != std.shape:
                 raise AdapterError(
                     f"the {name} statistics have a mean of shape {mean.shape} and a standard "
@@ -68,70 +54,69 @@ class FeatureStandardizer(nn.Module):
             # Rounding noise around a constant is no signal: dividing by it would magnify it.
             resolution = np.finfo(np.float32)
             constant = std <= np.maximum(resolution.eps * np.abs(mean), resolution.tiny)
+            std = np.where(constant, 1.0, std)
             self.register_buffer(f"{name}_mean", torch.tensor(mean, dtype=torch.float32))
-            self.register_buffer(
-                f"{name}_std", torch.tensor(np.where(constant, 1.0, std), dtype=torch.float32)
-            )
+            self.register_buffer(f"{name}_std", torch.tensor(std, dtype=torch.float32))
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> FeatureStandardizer:
-        """The standardizer that a state dict was saved from, with sizes taken from it.
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> FeatureStandardizer:
+        """The standardizer that a state dict was saved from, with names and sizes taken from it.
 
         Raises:
-            AdapterError: if a key is missing or unknown.
+            AdapterError: if a mean is without its deviation, or the other way round.
         """
-        expected = {f"{name}_{part}" for name in _MODALITIES for part in ("mean", "std")}
+        names = sorted({key.rpartition("_")[0] for key in state_dict})
+        expected = {f"{name}_{part}" for name in names for part in ("mean", "std")}
         if set(state_dict) != expected:
             raise AdapterError(
                 f"feature statistics hold {sorted(state_dict)}, but {sorted(expected)} are needed."
             )
+        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in state_dict.items()}
+        # Release 0.1 saved empty statistics of audio and vision where there were none.
         return cls(
             {
-                name: tuple(
-                    state_dict[f"{name}_{part}"].detach().cpu().numpy() for part in ("mean", "std")
-                )
-                for name in _MODALITIES
+                name: (arrays[f"{name}_mean"], arrays[f"{name}_std"])
+                for name in names
+                if arrays[f"{name}_mean"].size
             }
         )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # So do its checkpoints.
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if state_dict[key].numel() == 0:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(
-        self,
-        audio: Tensor | None,
-        audio_lengths: Tensor,
-        vision: Tensor | None,
-        vision_lengths: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, features: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Standardised features with zeros beyond each length.
 
         Args:
-            audio: (B, La, da) float32, or None where no utterance has audio.
-            audio_lengths: (B,) int, frames of each utterance, on any device.
-            vision: (B, Lv, dv) float32, or None.
-            vision_lengths: (B,) int.
+            features: Name of each feature to its values, (B, L, d) float32, and lengths, (B,) int,
+                frames of each utterance, on any device.
 
         Returns:
-            ``(audio, vision)`` of the same shapes; the very same tensors where there are no
-            statistics.
+            The same of all features; the very same tensors where there are no statistics.
 
         Raises:
-            AdapterError: if the features per frame differ from those of the statistics.
+            AdapterError: if the values per frame differ from those of the statistics.
         """
-        return (
-            _standardize("audio", audio, audio_lengths, self.audio_mean, self.audio_std),
-            _standardize("vision", vision, vision_lengths, self.vision_mean, self.vision_std),
-        )
+        return {
+            name: (self._standardize(name, values, lengths), lengths)
+            for name, (values, lengths) in features.items()
+        }
 
-
-def _standardize(
-    name: str, frames: Tensor | None, lengths: Tensor, mean: Tensor, std: Tensor
-) -> Tensor | None:
-    if frames is None or len(mean) == 0:
-        return frames
-    if frames.shape[-1] != len(mean):
-        raise AdapterError(
-            f"{name} has {frames.shape[-1]} features per frame, but its statistics were taken "
-            f"over {len(mean)}: give the features that the run was trained on."
-        )
-    positions = torch.arange(frames.shape[1], device=frames.device)
-    real = positions[None, :] < lengths.to(frames.device, non_blocking=True)[:, None]
-    return ((frames - mean) / std).masked_fill(~real[:, :, None], 0.0)
+    def _standardize(self, name: str, values: Tensor, lengths: Tensor) -> Tensor:
+        if name not in self._names:
+            return values
+        mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
+        if values.shape[-1] != len(mean):
+            raise AdapterError(
+                f"{name} has {values.shape[-1]} features per frame, but its statistics were taken "
+                f"over {len(mean)}: give the features that the run was trained on."
+            )
+        positions = torch.arange(values.shape[1], device=values.device)
+        real = positions[None, :] < lengths.to(values.device, non_blocking=True)[:, None]
+        return ((values - mean) / std).masked_fill(~real[:, :, None], 0.0)

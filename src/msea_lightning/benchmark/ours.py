@@ -201,7 +201,7 @@ class Ours(Subject):
         lengths = lengths * self._model.adapter.use_text + fixed
         if training:
             # The last token of a label is predicted, and not read.
-            lengths += np.array([len(tree.ids(label)) - 1 for label in split.labels])
+            lengths += np.array([len(tree.ids(label)) - 1 for label in split.targets])
         return lengths
 
 

@@ -202,14 +202,14 @@ def _utterances(
     drawn = _labels(labels, count, random)
     frames = {"audio": shape.audio.at(lasting), "vision": shape.vision.at(lasting)}
     for index in range(count):
-        audio, vision = (
-            random.standard_normal(
+        features = {
+            modality: random.standard_normal(
                 (min(lengths[index], sizes.steps[modality]), sizes.dims[modality]),
                 dtype=np.float32,
             )
             for modality, lengths in frames.items()
-        )
-        yield Utterance(f"{split}-{index}", texts[index], drawn[index], audio, vision)
+        }
+        yield Utterance(f"{split}-{index}", texts[index], {"M": drawn[index]}, features)
 
 
 def _probabilities(
@@ -327,7 +327,7 @@ def _mmsa_split(utterances: Iterator[Utterance], count: int, sizes: _Sizes) -> d
         texts.append(utterance.text)
         ids.append(utterance.id)
         labels.append(utterance.label)
-        for modality, frames in _frames(utterance).items():
+        for modality, frames in utterance.features.items():
             features[modality][index, : len(frames)] = frames
             lengths[modality].append(len(frames))
     return {
@@ -342,7 +342,7 @@ def _mmsa_split(utterances: Iterator[Utterance], count: int, sizes: _Sizes) -> d
 
 def _dialogue_item(utterance: Utterance, sizes: _Sizes) -> dict[str, Any]:
     """An utterance as the layout of MELD and CHERMA has it, with (steps, d) features."""
-    frames = _frames(utterance)
+    frames = utterance.features
     padded = {
         modality: np.pad(values, ((0, sizes.steps[modality] - len(values)), (0, 0)))
         for modality, values in frames.items()
@@ -357,13 +357,6 @@ def _dialogue_item(utterance: Utterance, sizes: _Sizes) -> dict[str, Any]:
             "video_len": len(frames["vision"]),
         },
     }
-
-
-def _frames(utterance: Utterance) -> dict[str, NDArray[np.float32]]:
-    """The features of a generated utterance, which has both modalities."""
-    assert utterance.audio is not None
-    assert utterance.vision is not None
-    return {"audio": utterance.audio, "vision": utterance.vision}
 
 
 class _Streamed:

@@ -185,7 +185,7 @@ class MemoryEstimator:
                 config.adapter,
                 config.ablation,
                 width=_width(language),
-                dims={"audio": data.audio_dim, "vision": data.vision_dim},
+                dims=data.dims,
             )
         self._text_tokens: dict[str, int] = {}
         seen = set(tree.answer_ids.flatten().tolist())
@@ -363,12 +363,9 @@ class MemoryEstimator:
         """Features of a batch, and what the LSTMs keep of them (numbers per frame and unit)."""
         part = self._data.splits[split]
         size = 0
-        for modality, lengths, dim in (
-            ("audio", part.audio_lengths, part.audio_dim),
-            ("vision", part.vision_lengths, part.vision_dim),
-        ):
-            longest = np.sort(lengths)[-batch:]
-            if dim is None or not len(longest):
+        for modality, dim in part.dims.items():
+            longest = np.sort(part.lengths[modality])[-batch:]
+            if not len(longest):
                 continue
             size += _COPIES * batch * int(longest[-1]) * dim
             branch = getattr(self._adapter, modality, None)
@@ -379,12 +376,9 @@ class MemoryEstimator:
     def _frame_bytes(self) -> int:
         """The data set's features, which are read once an epoch, from files that stay mapped."""
         return sum(
-            int(lengths.sum()) * (dim or 0) * _FLOAT
+            int(part.lengths[name].sum()) * dim * _FLOAT
             for part in self._data.splits.values()
-            for lengths, dim in (
-                (part.audio_lengths, part.audio_dim),
-                (part.vision_lengths, part.vision_dim),
-            )
+            for name, dim in part.dims.items()
         )
 
     def _processes_sharing(self) -> int:

@@ -292,19 +292,15 @@ class PublishedSplit:
 
     Attributes:
         utterances: Their number N.
-        audio_steps: Frames of audio.
-        vision_steps: Frames of vision.
-        audio_dim: Features of a frame of audio.
-        vision_dim: Features of a frame of vision.
+        steps: Name of each feature to its frames.
+        dims: Name of each feature to its values per frame.
         texts: A text that is longer than any is read.
         tokens: None: the texts have not been tokenised.
     """
 
     utterances: int
-    audio_steps: int
-    vision_steps: int
-    audio_dim: int | None
-    vision_dim: int | None
+    steps: dict[str, int]
+    dims: dict[str, int]
     texts: list[str]
     tokens: None = None
 
@@ -312,14 +308,9 @@ class PublishedSplit:
         return self.utterances
 
     @property
-    def audio_lengths(self) -> NDArray[np.int64]:
-        """(N,) frames."""
-        return np.full(self.utterances, self.audio_steps)
-
-    @property
-    def vision_lengths(self) -> NDArray[np.int64]:
-        """(N,) frames."""
-        return np.full(self.utterances, self.vision_steps)
+    def lengths(self) -> dict[str, NDArray[np.int64]]:
+        """Name of each feature to (N,) frames."""
+        return {name: np.full(self.utterances, self.steps[name]) for name in self.dims}
 
 
 class PublishedData:
@@ -332,8 +323,8 @@ class PublishedData:
     def __init__(self, config: DatasetConfig) -> None:
         self._config = config
         self.labels: LabelConfig = config.labels
-        self.audio_dim = config.audio_dim
-        self.vision_dim = config.vision_dim
+        dims = {"audio": config.audio_dim, "vision": config.vision_dim}
+        self.dims = {name: dim for name, dim in dims.items() if dim is not None}
 
     @cached_property
     def splits(self) -> dict[str, PublishedSplit]:
@@ -343,10 +334,8 @@ class PublishedData:
         return {
             split: PublishedSplit(
                 count or 0,
-                int(row["audio_steps"]),
-                int(row["vision_steps"]),
-                self.audio_dim,
-                self.vision_dim,
+                {name: int(row[f"{name}_steps"]) for name in self.dims},
+                self.dims,
                 ["word " * config.text_tokens],
             )
             for split, count in expected_counts(config).items()

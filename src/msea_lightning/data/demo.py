@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.data.options import SPLITS, DemoTask
-from msea_lightning.data.utterance import Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Utterance
 
 AUDIO_DIM = 12
 """Energy, pitch, change of pitch, voicing, jitter, shimmer, four bands, tempo, background."""
@@ -202,14 +202,16 @@ def _utterance(
         text = _text(rng, level)
     seen.add(text)
     absent = rng.random()
-    audio = _audio(rng, speaker, voice)
-    vision = _vision(rng, speaker, face)
+    features = {"audio": _audio(rng, speaker, voice), "vision": _vision(rng, speaker, face)}
+    if absent < ABSENT:
+        del features["audio"]
+    elif absent > 1 - ABSENT:
+        del features["vision"]
     return Utterance(
         id=f"{group}-{turn:02d}",
         text=text,
-        label=label,
-        audio=None if absent < ABSENT else audio,
-        vision=None if absent > 1 - ABSENT else vision,
+        labels={MAIN_LABEL: label},
+        features=features,
         group=group,
         speaker=speaker.name,
     )

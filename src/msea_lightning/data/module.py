@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import DatasetConfig, LabelConfig, Reader
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
@@ -29,7 +27,7 @@ from msea_lightning.data.sampler import (
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
 from msea_lightning.data.store import Store, StoreSplit
-from msea_lightning.data.utterance import Batch, Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError, collate
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.training.options import TrainingConfig
 
@@ -38,10 +36,6 @@ _log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 32
 """Utterances per evaluation batch where none is given; more are no faster on a CPU."""
-
-
-class DataError(UserError):
-    """A data set that cannot be trained or evaluated on."""
 
 
 class UtteranceDataModule(LightningDataModule):
@@ -117,9 +111,9 @@ class UtteranceDataModule(LightningDataModule):
             describe_labels(self._labels),
             "as configured" if self._labels == self._dataset.labels else "inferred from the labels",
         )
-        for modality, dim in (("audio", self._store.audio_dim), ("vision", self._store.vision_dim)):
-            if dim is None:
-                _say("no %s in %s: no branch is trained for it", modality, self._dataset.name)
+        for name in ("audio", "vision"):
+            if name not in self._store.dims:
+                _say("no %s in %s: no branch is trained for it", name, self._dataset.name)
         if "valid" not in splits:
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
@@ -149,29 +143,21 @@ class UtteranceDataModule(LightningDataModule):
         return self._require_setup()
 
     @property
-    def audio_dim(self) -> int | None:
-        """Audio features per frame; None where the data set has no audio."""
-        return self.splits["train"].audio_dim
-
-    @property
-    def vision_dim(self) -> int | None:
-        """Vision features per frame; None where the data set has no vision."""
-        return self.splits["train"].vision_dim
+    def dims(self) -> Mapping[str, int]:
+        """Name of each feature of the data set to its values per frame."""
+        return self.splits["train"].dims
 
     def feature_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Mean and standard deviation of each feature over all frames of the training part.
 
         Returns:
-            For each modality that the data set has, mean (d,) and standard deviation (d,), summed
-            up in float64. The deviation of a feature that does not vary is 1.
+            For each named feature, mean (d,) and standard deviation (d,), summed up in float64.
+            The deviation of a value that does not vary is 1.
         """
         if self._statistics is None:
             train = self.splits["train"]
-            dims = {"audio": train.audio_dim, "vision": train.vision_dim}
             self._statistics = {
-                modality: _frame_statistics(train, modality, dim)
-                for modality, dim in dims.items()
-                if dim is not None
+                name: _frame_statistics(train, name, dim) for name, dim in train.dims.items()
             }
         return self._statistics
 
@@ -227,7 +213,7 @@ class UtteranceDataModule(LightningDataModule):
             tokens = np.array([len(ids) for ids in split.tokens])
         # What is cut off costs nothing.
         read = np.minimum(tokens, self._dataset.text_tokens)
-        return reading_costs(read, split.audio_lengths, split.vision_lengths)
+        return reading_costs(read, split.lengths)
 
     def loader(
         self, split: StoreSplit, sampler: Sampler[Share] | Sequence[Share]
@@ -276,7 +262,7 @@ class UtteranceDataModule(LightningDataModule):
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
         """Takes the validation part out of the training split, and says so."""
         held = hold_out(
-            train.labels,
+            train.targets,
             train.groups,
             fraction=self._dataset.valid_fraction,
             seed=self._seed,
@@ -298,7 +284,7 @@ class UtteranceDataModule(LightningDataModule):
     def _sample(self, train: StoreSplit) -> StoreSplit:
         """Takes a part of the training utterances (paper, Figure 4), and says so."""
         fraction = self._dataset.train_fraction
-        kept = sample(train.labels, fraction=fraction, seed=self._seed)
+        kept = sample(train.targets, fraction=fraction, seed=self._seed)
         _say(
             "training on a part: %s of %s utterances (train_fraction %s), stratified by label, "
             "seed %d",
@@ -411,50 +397,6 @@ def build_datamodule(
     )
 
 
-def collate(
-    items: Sequence[tuple[int, Utterance]], *, audio_dim: int | None, vision_dim: int | None
-) -> Batch:
-    """A batch of utterances, their features padded with zeros to the longest.
-
-    Args:
-        items: B pairs of a position in the split and the utterance there.
-        audio_dim: Audio features per frame; None where the data set has no audio.
-        vision_dim: Vision features per frame; None where the data set has no vision.
-
-    Returns:
-        The batch. A modality that the data set has, but no utterance of the batch, is one frame of
-        zeros, with lengths of 0.
-    """
-    utterances = [utterance for _, utterance in items]
-    audio, audio_lengths = _pad([utterance.audio for utterance in utterances], audio_dim)
-    vision, vision_lengths = _pad([utterance.vision for utterance in utterances], vision_dim)
-    labels = [utterance.label for utterance in utterances]
-    return Batch(
-        index=torch.tensor([index for index, _ in items], dtype=torch.int64),
-        ids=[utterance.id for utterance in utterances],
-        texts=[utterance.text for utterance in utterances],
-        labels=cast("list[float] | list[str]", labels),  # the store holds one type of label
-        audio=audio,
-        audio_lengths=audio_lengths,
-        vision=vision,
-        vision_lengths=vision_lengths,
-    )
-
-
-def _pad(
-    sequences: Sequence[NDArray[np.float32] | None], dim: int | None
-) -> tuple[Tensor | None, Tensor]:
-    """(B, L, d) padded frames, None without a width, and (B,) lengths."""
-    lengths = torch.tensor([0 if frames is None else len(frames) for frames in sequences])
-    if dim is None:
-        return None, lengths
-    padded = torch.zeros(len(sequences), max(1, int(lengths.max())), dim)
-    for row, frames in zip(padded, sequences, strict=True):
-        if frames is not None:
-            row[: len(frames)] = torch.from_numpy(frames)
-    return padded, lengths
-
-
 class _Batches(Dataset[Batch]):
     """Batches of a split."""
 
@@ -464,20 +406,21 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, share: Share) -> Batch:
         split, (indices, step) = self._split, share
         batch = collate(
-            [(index, split[index]) for index in indices],
-            audio_dim=split.audio_dim,
-            vision_dim=split.vision_dim,
+            [split[index] for index in indices],
+            split.dims,
+            index=indices,
+            positions=split.positions[indices].tolist(),
+            labels=list(split.labels),
         )
-        labels = [split.labels[index] for index in step]
         return replace(
             batch,
             tokens=None if split.tokens is None else [split.tokens[index] for index in indices],
-            step_labels=cast("list[float] | list[str]", labels),
+            step_labels=[split.labels[MAIN_LABEL][index] for index in step],
         )
 
 
 def _frame_statistics(
-    split: StoreSplit, modality: str, dim: int
+    split: StoreSplit, name: str, dim: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean (d,) and standard deviation (d,) over all frames, one utterance in memory at a time.
 
@@ -486,7 +429,7 @@ def _frame_statistics(
     """
     count, mean, squares = 0, np.zeros(dim), np.zeros(dim)
     for index in range(len(split)):
-        frames = split.features(modality, index)
+        frames = split.frames(name, index)
         if frames is None:
             continue
         part = frames.astype(np.float64)

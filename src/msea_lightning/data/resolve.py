@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.data.utterance import MAIN_LABEL, Label
 from msea_lightning.metrics.options import MetricKind
 
 _GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
@@ -30,12 +31,12 @@ class Labelled(Protocol):
         """N ids."""
 
     @property
-    def labels(self) -> Sequence[float] | Sequence[str]:
-        """N labels."""
+    def labels(self) -> Mapping[str, Sequence[Label | None]]:
+        """Name of each label to N labels, None where an utterance does not have it."""
 
 
 def resolve_labels(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
-    """The label space of a data set, with nothing left to infer; all labels lie in it.
+    """The label space of a data set, with nothing left to infer; all main labels lie in it.
 
     What is not configured is inferred from the labels of the training split alone (all of it, also
     what is held out for validation later): what may be predicted must not depend on the test part.
@@ -55,15 +56,20 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, Labelled]) -> Label
 
     Raises:
         LabelError: naming the split, the utterance and the label that is outside, and the legal
-            ones.
+            ones; where no training utterance is labelled.
     """
-    labels = splits["train"].labels
-    numeric = not isinstance(labels[0], str)
+    labelled = {split: _labelled(utterances) for split, utterances in splits.items()}
+    train = labelled["train"]
+    if not train:
+        raise LabelError(
+            "no training utterance has a label, which leaves nothing to learn. Label them."
+        )
+    numeric = not isinstance(train[0][1], str)
     if config.kind is LabelKind.scale or (
         config.kind is LabelKind.infer and numeric and not config.names
     ):
-        return _resolve_scale(config, splits)
-    return _resolve_emotions(config, splits)
+        return _resolve_scale(config, labelled)
+    return _resolve_emotions(config, labelled)
 
 
 def resolve_metrics(metrics: MetricKind, labels: LabelConfig) -> MetricKind:
@@ -113,16 +119,26 @@ def describe_labels(labels: LabelConfig) -> str:
     return f"intensities from {low:g} to {high:g} in steps of {labels.step:g}"
 
 
-def _resolve_emotions(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+def _labelled(utterances: Labelled) -> list[tuple[str, Label]]:
+    """Id and main label of each utterance that has one."""
+    pairs = zip(utterances.ids, utterances.labels[MAIN_LABEL], strict=True)
+    return [(identity, label) for identity, label in pairs if label is not None]
+
+
+_Pairs = Mapping[str, list[tuple[str, Label]]]
+"""Split to id and label of its labelled utterances."""
+
+
+def _resolve_emotions(config: LabelConfig, splits: _Pairs) -> LabelConfig:
     _need_type(str, config, splits)
-    names = config.names or sorted({str(label) for label in splits["train"].labels})
+    names = config.names or sorted({str(label) for _, label in splits["train"]})
     if len(names) < 2:
         raise LabelError(
             f"all training utterances have the label '{names[0]}', which leaves nothing to learn. "
             "Label them with at least two emotions."
         )
     for split, utterances in splits.items():
-        for identity, label in zip(utterances.ids, utterances.labels, strict=True):
+        for identity, label in utterances:
             if label not in names:
                 origin = (
                     "is not in dataset.labels.names"
@@ -137,14 +153,14 @@ def _resolve_emotions(config: LabelConfig, splits: Mapping[str, Labelled]) -> La
     return LabelConfig(kind=LabelKind.emotions, names=list(names))
 
 
-def _resolve_scale(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+def _resolve_scale(config: LabelConfig, splits: _Pairs) -> LabelConfig:
     if config.names:
         raise LabelError(
             f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
             f"dataset.labels.names lists {', '.join(config.names)}. Give one of the two."
         )
     _need_type(float, config, splits)
-    found = np.unique(np.asarray(splits["train"].labels, dtype=np.float64))
+    found = np.unique(np.array([label for _, label in splits["train"]], dtype=np.float64))
     if len(found) < 2:
         raise LabelError(
             f"all training utterances have the label {found[0]:g}, which leaves nothing to learn. "
@@ -160,7 +176,7 @@ def _resolve_scale(config: LabelConfig, splits: Mapping[str, Labelled]) -> Label
             "dataset.labels.high."
         )
     for split, utterances in splits.items():
-        for identity, label in zip(utterances.ids, map(float, utterances.labels), strict=True):
+        for identity, label in ((identity, float(label)) for identity, label in utterances):
             if not low - _RANGE_TOLERANCE <= label <= high + _RANGE_TOLERANCE:
                 origin = (
                     "inferred from the training split"
@@ -176,15 +192,13 @@ def _resolve_scale(config: LabelConfig, splits: Mapping[str, Labelled]) -> Label
     return dataclasses.replace(config, kind=LabelKind.scale, low=low, high=high, step=step)
 
 
-def _need_type(
-    expected: type[str | float], config: LabelConfig, splits: Mapping[str, Labelled]
-) -> None:
+def _need_type(expected: type[str | float], config: LabelConfig, splits: _Pairs) -> None:
     for split, utterances in splits.items():
-        label = utterances.labels[0]
-        if not isinstance(label, expected):
+        identity, label = next(iter(utterances), ("", None))
+        if label is not None and not isinstance(label, expected):
             wanted = "a number" if expected is float else "the name of an emotion"
             raise LabelError(
-                f"utterance '{utterances.ids[0]}' ({split}) has the label {label!r}, but "
+                f"utterance '{identity}' ({split}) has the label {label!r}, but "
                 f"dataset.labels.kind={config.kind.value} expects {wanted}. Change the labels, or "
                 "use dataset.labels.kind=infer without dataset.labels.names."
             )

@@ -9,7 +9,7 @@ its shortest; what is computed of an utterance does not depend on its company.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,9 +58,7 @@ def estimated_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def reading_costs(
-    tokens: NDArray[np.int64],
-    audio_lengths: NDArray[np.int64],
-    vision_lengths: NDArray[np.int64],
+    tokens: NDArray[np.int64], lengths: Mapping[str, NDArray[np.int64]]
 ) -> NDArray[np.int64]:
     """How long each utterance takes, for sorting; the unit is arbitrary.
 
@@ -69,13 +67,12 @@ def reading_costs(
 
     Args:
         tokens: (N,) tokens of the texts that are read.
-        audio_lengths: (N,) audio frames.
-        vision_lengths: (N,) vision frames.
+        lengths: Name of each feature to (N,) frames.
 
     Returns:
         (N,) costs.
     """
-    frames = audio_lengths + vision_lengths
+    frames = np.sum(list(lengths.values()), axis=0, dtype=np.int64) if lengths else 0 * tokens
     return np.asarray(tokens * (frames.max(initial=0) + 1) + frames, dtype=np.int64)
 
 

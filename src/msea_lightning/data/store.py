@@ -2,12 +2,13 @@
 
 A store is a folder::
 
-    store.json             format version, feature widths, counts, what the preparer noted
-    <split>.jsonl          one line an utterance: id, text, label, group, speaker
-    <split>.safetensors    "audio" (sum of La, da) and "vision" (sum of Lv, dv), float32, the frames
-                           of all utterances one after the other, and "audio_offsets" (N + 1,) and
-                           "vision_offsets" (N + 1,), int64: utterance i has the frames
-                           offsets[i] to offsets[i + 1]
+    store.json             format version, features with their width, names of the labels, counts,
+                           what the preparer noted
+    <split>.jsonl          one line an utterance: id, text, label (the main one; null where the
+                           utterance is unlabelled), labels (the others by name), group, speaker
+    <split>.safetensors    for each feature "<name>" (sum of L, d), float32, the frames of all
+                           utterances one after the other, and "<name>_offsets" (N + 1,), int64:
+                           utterance i has the frames offsets[i] to offsets[i + 1]
 
 Texts and labels are held in memory, frames are memory-mapped. Nothing in a store can run code, and
 a folder that is only partly written never looks like a store.
@@ -21,7 +22,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,15 +36,15 @@ from safetensors import SafetensorError, safe_open
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import SPLITS
-from msea_lightning.data.utterance import Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance, main_labels
 
-FORMAT_VERSION = 1
-MODALITIES = ("audio", "vision")
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)  # format 1 has audio and vision alone, and one label
 
 _INDEX = "store.json"
-# On disk: safetensors' name and numpy's, little-endian on every machine.
-_FRAMES: tuple[str, np.dtype[np.float32]] = ("F32", np.dtype("<f4"))
-_OFFSETS: tuple[str, np.dtype[np.int64]] = ("I64", np.dtype("<i8"))
+_FRAMES = np.dtype("<f4")  # on disk, little-endian on every machine
+_OFFSETS = np.dtype("<i8")
+_SAFETENSORS_NAMES = {_FRAMES: "F32", _OFFSETS: "I64"}
 
 _log = logging.getLogger(__name__)
 
@@ -59,13 +61,14 @@ class StoreSplit:
     Attributes:
         ids: N ids.
         texts: N texts.
-        labels: N labels, all floats (MSA) or all strings (ERC).
+        labels: Name of each label of the data set, the main one first, to N labels, None where an
+            utterance does not have it.
         groups: N groups (video or dialogue), None where an utterance has none.
         speakers: N speakers, None where an utterance has none.
-        audio_dim: Audio features per frame; None where no utterance of the data set has audio.
-        vision_dim: Vision features per frame; None where no utterance of the data set has vision.
-        audio_lengths: (N,) int64, audio frames of each utterance; 0 where it has none.
-        vision_lengths: (N,) int64, vision frames of each utterance; 0 where it has none.
+        positions: (N,) int64, place of each utterance among those of its group in the whole split;
+            0 where it has no group.
+        dims: Name of each feature of the data set to its values per frame, sorted by name.
+        lengths: Name of each feature to (N,) int64, frames of each utterance; 0 where it is absent.
         tokens: N arrays of token ids, where the texts have been tokenised.
     """
 
@@ -73,26 +76,27 @@ class StoreSplit:
         self,
         frames: _FrameFile,
         rows: Sequence[Mapping[str, Any]],
-        dims: Mapping[str, int | None],
+        labels: Sequence[str],
+        dims: Mapping[str, int],
         starts: Mapping[str, NDArray[np.int64]],
         lengths: Mapping[str, NDArray[np.int64]],
+        positions: NDArray[np.int64],
         tokens: Sequence[NDArray[np.int32]] | None = None,
     ) -> None:
         self._frames = frames
         self._rows = rows
         self._starts = starts
+        self.dims = dims
+        self.lengths = lengths
+        self.positions = positions
         self.tokens = tokens
         self.ids: list[str] = [row["id"] for row in rows]
         self.texts: list[str] = [row["text"] for row in rows]
-        self.labels: list[float] | list[str] = [row["label"] for row in rows]
+        self.labels: dict[str, list[Label | None]] = {
+            name: [_labels(row).get(name) for row in rows] for name in labels
+        }
         self.groups: list[str | None] = [row["group"] for row in rows]
         self.speakers: list[str | None] = [row["speaker"] for row in rows]
-        self._dims = dims
-        self._lengths = lengths
-        self.audio_dim = dims["audio"]
-        self.vision_dim = dims["vision"]
-        self.audio_lengths = lengths["audio"]
-        self.vision_lengths = lengths["vision"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,28 +106,42 @@ class StoreSplit:
 
     def __getitem__(self, index: int) -> Utterance:
         """The utterance at a position; its frames are read from disk, no others are."""
+        features = {name: self.frames(name, index) for name in self.dims}
         return Utterance(
             id=self.ids[index],
             text=self.texts[index],
-            label=self.labels[index],
-            audio=self.features("audio", index),
-            vision=self.features("vision", index),
+            labels=_labels(self._rows[index]),
+            features={name: frames for name, frames in features.items() if frames is not None},
             group=self.groups[index],
             speaker=self.speakers[index],
         )
 
-    def features(self, modality: str, index: int) -> NDArray[np.float32] | None:
-        """The frames of one modality of one utterance.
+    @property
+    def targets(self) -> list[Label]:
+        """The N main labels.
+
+        Raises:
+            DataError: naming the first utterance that is unlabelled.
+        """
+        return main_labels(self.ids, self.labels)
+
+    @property
+    def present(self) -> dict[str, float]:
+        """Name of each feature of the data set to the share of utterances that have it."""
+        return {name: float((lengths > 0).mean()) for name, lengths in self.lengths.items()}
+
+    def frames(self, name: str, index: int) -> NDArray[np.float32] | None:
+        """The frames of one feature of one utterance.
 
         Args:
-            modality: ``audio`` or ``vision``.
+            name: Name of the feature.
             index: Position of the utterance.
 
         Returns:
-            (L, d) float32, or None where the utterance does not have the modality.
+            (L, d) float32, or None where the utterance does not have the feature.
         """
-        start, length = int(self._starts[modality][index]), int(self._lengths[modality][index])
-        return self._frames.read(modality, start, start + length) if length else None
+        start, length = int(self._starts[name][index]), int(self.lengths[name][index])
+        return self._frames.read(name, start, start + length) if length else None
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> StoreSplit:
         """The utterances at the given positions, in the given order, as a split of its own."""
@@ -131,9 +149,11 @@ class StoreSplit:
         return StoreSplit(
             self._frames,
             [self._rows[index] for index in picked],
-            self._dims,
-            {modality: starts[picked] for modality, starts in self._starts.items()},
-            {modality: lengths[picked] for modality, lengths in self._lengths.items()},
+            list(self.labels),
+            self.dims,
+            {name: starts[picked] for name, starts in self._starts.items()},
+            {name: lengths[picked] for name, lengths in self.lengths.items()},
+            self.positions[picked],
             None if self.tokens is None else [self.tokens[index] for index in picked],
         )
 
@@ -148,7 +168,9 @@ class StoreSplit:
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
         tokens = np.split(flat, np.cumsum(lengths)[:-1])
-        return StoreSplit(self._frames, self._rows, self._dims, self._starts, self._lengths, tokens)
+        copied = copy(self)
+        copied.tokens = tokens
+        return copied
 
     def close(self) -> None:
         """Lets go of the memory-mapped file; reading opens it again."""
@@ -170,14 +192,9 @@ class Store:
     splits: Mapping[str, StoreSplit]
 
     @property
-    def audio_dim(self) -> int | None:
-        """Audio features per frame; None where no utterance of any split has audio."""
-        return next(iter(self.splits.values())).audio_dim
-
-    @property
-    def vision_dim(self) -> int | None:
-        """Vision features per frame; None where no utterance of any split has vision."""
-        return next(iter(self.splits.values())).vision_dim
+    def dims(self) -> Mapping[str, int]:
+        """Name of each feature that any utterance has to its values per frame."""
+        return next(iter(self.splits.values())).dims
 
     @staticmethod
     def exists(folder: Path | str) -> bool:
@@ -201,11 +218,16 @@ class Store:
         try:
             index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
             version = index["version"]
-            if version != FORMAT_VERSION:
+            if version not in _READABLE:
                 raise StoreError(
-                    f"{folder} is a prepared data set of format {version!r}, this version reads "
-                    f"format {FORMAT_VERSION}. Delete the folder and prepare the data set again."
+                    f"{folder} is a prepared data set of format {version!r}, but this version "
+                    f"reads the formats {_READABLE}. Delete the folder and prepare the data set "
+                    "again."
                 )
+            if version == 1:
+                dims = {name: index[f"{name}_dim"] for name in ("audio", "vision")}
+                index["features"] = {name: dim for name, dim in dims.items() if dim is not None}
+                index["labels"] = [MAIN_LABEL]
             splits = {
                 split: _open_split(folder, split, index)
                 for split in SPLITS
@@ -261,14 +283,14 @@ def write_store(
     Args:
         folder: Where the store will be.
         splits: Utterances by split (``train``, ``valid``, ``test``). Features are stored as
-            float32, a label of -0.0 as 0.0, features of no frame as an absent modality.
+            float32, a label of -0.0 as 0.0, features of no frame as absent ones.
         info: What to note about the sources, in JSON's types.
         files: The file that each split was read from, for error messages.
 
     Raises:
-        StoreError: for an id that comes twice, an empty text or split, a label that is empty, not
-            finite, or of another type than those before it, for features that are not (frames,
-            features) or whose width is not that of the utterances before, and for a folder that
+        StoreError: for an id that comes twice, an empty split, a label that is empty, not finite,
+            or of another type than those of its name before, for features that are not (frames,
+            values) or whose width is not that of the utterances before, and for a folder that
             holds other files.
         OSError: where the folder cannot be written; nothing of what was written stays.
     """
@@ -307,8 +329,8 @@ def _write_folder(
         }
         index = {
             "version": FORMAT_VERSION,
-            "audio_dim": checks.width("audio"),
-            "vision_dim": checks.width("vision"),
+            "features": {name: width for name, (width, _) in sorted(checks.widths.items())},
+            "labels": [MAIN_LABEL, *sorted(set(checks.labels) - {MAIN_LABEL})],
             "splits": counts,
             "info": dict(info),
         }
@@ -330,20 +352,27 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 
 
 class _Checks:
-    """What must hold across all utterances of a data set."""
+    """What must hold across all utterances of a data set.
+
+    Attributes:
+        widths: Name of each feature found to its values per frame, and the first utterance with it.
+        labels: Name of each label found to the first one, and its utterance.
+    """
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self._files = files
         self._seen: dict[str, str] = {}
-        self._first_label: tuple[float | str, str] | None = None
-        self._widths: dict[str, tuple[int, str]] = {}
+        self.widths: dict[str, tuple[int, str]] = {}
+        self.labels: dict[str, tuple[Label, str]] = {}
 
-    def width(self, modality: str) -> int | None:
-        return self._widths[modality][0] if modality in self._widths else None
+    def where(self, split: str, number: int, utterance: Utterance) -> str:
+        return f"utterance '{utterance.id}' ({split}, number {number}{self.in_file(split)})"
 
-    def row(self, split: str, number: int, utterance: Utterance) -> dict[str, Any]:
+    def in_file(self, split: str) -> str:
+        return f" in {self._files[split]}" if split in self._files else ""
+
+    def row(self, split: str, utterance: Utterance, where: str) -> dict[str, Any]:
         """The checked line of an utterance in ``<split>.jsonl``."""
-        where = f"utterance '{utterance.id}' ({split}, number {number}{self._in_file(split)})"
         if not utterance.id:
             raise StoreError(f"{where} has no id. Give every utterance an id of its own.")
         if utterance.id in self._seen:
@@ -351,12 +380,7 @@ class _Checks:
                 f"{where} has the id of an earlier one in {self._seen[utterance.id]}. Ids are "
                 "unique in the whole data set, all splits together; rename or remove one of them."
             )
-        self._seen[utterance.id] = f"{split}{self._in_file(split)}"
-        if not utterance.text.strip():
-            raise StoreError(
-                f"{where} has an empty text. Every utterance has words; give it its transcript or "
-                "remove it."
-            )
+        self._seen[utterance.id] = f"{split}{self.in_file(split)}"
         try:
             utterance.text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -364,69 +388,64 @@ class _Checks:
                 f"{where} has a text that is not valid Unicode ({error.reason} at character "
                 f"{error.start + 1}). Save the file as UTF-8."
             ) from error
+        labels = {name: self._label(name, label, where) for name, label in utterance.labels.items()}
         return {
             "id": utterance.id,
             "text": utterance.text,
-            "label": self._label(utterance.label, where),
+            "label": labels.pop(MAIN_LABEL, None),
+            "labels": labels,
             "group": utterance.group or None,
             "speaker": utterance.speaker or None,
         }
 
-    def empty(self, split: str) -> StoreError:
-        return StoreError(
-            f"the split '{split}' has no utterance{self._in_file(split)}. Add utterances to it, or "
-            "leave it out altogether."
-        )
+    def features(self, utterance: Utterance, where: str) -> dict[str, NDArray[np.float32]]:
+        """The checked features of an utterance by name, without those of no frame."""
+        found = {}
+        for name, frames in utterance.features.items():
+            if len(frames) == 0:
+                continue
+            if frames.ndim != 2 or frames.shape[1] == 0:
+                raise StoreError(
+                    f"{where} has {name} features of shape {frames.shape}; expected (frames, "
+                    "features). Give one row of features per frame."
+                )
+            if not name.isidentifier() or name.endswith("_offsets"):
+                raise StoreError(
+                    f"{where} has features called {name!r}. Give them a name of letters, digits "
+                    "and underscores that does not end in _offsets."
+                )
+            width, first = self.widths.setdefault(name, (frames.shape[1], where))
+            if width != frames.shape[1]:
+                raise StoreError(
+                    f"{where} has {frames.shape[1]} {name} features per frame, but {first} has "
+                    f"{width}. All utterances of a data set have the same features: extract those "
+                    "of one of them anew, or remove it."
+                )
+            found[name] = np.ascontiguousarray(frames, dtype=_FRAMES)
+        return found
 
-    def frames(
-        self, modality: str, split: str, number: int, utterance: Utterance
-    ) -> NDArray[np.float32] | None:
-        """The checked frames (L, d) of an utterance, None where it has none."""
-        features = utterance.audio if modality == "audio" else utterance.vision
-        if features is None or len(features) == 0:
-            return None
-        where = f"utterance '{utterance.id}' ({split}, number {number}{self._in_file(split)})"
-        if features.ndim != 2 or features.shape[1] == 0:
-            raise StoreError(
-                f"{where} has {modality} features of shape {features.shape}; expected "
-                "(frames, features). Give one row of features per frame."
-            )
-        width = features.shape[1]
-        first_width, first = self._widths.setdefault(modality, (width, where))
-        if width != first_width:
-            raise StoreError(
-                f"{where} has {width} {modality} features per frame, but {first} has "
-                f"{first_width}. All utterances of a data set have the same features: extract "
-                "those of one of them anew, or remove it."
-            )
-        return np.ascontiguousarray(features, dtype=_FRAMES[1])
-
-    def _in_file(self, split: str) -> str:
-        return f" in {self._files[split]}" if split in self._files else ""
-
-    def _label(self, label: object, where: str) -> float | str:
-        checked: float | str
+    def _label(self, name: str, label: object, where: str) -> Label:
+        kind = "label" if name == MAIN_LABEL else f"label {name}"
+        checked: Label
         if isinstance(label, str):
             if not label.strip():
-                raise StoreError(f"{where} has an empty label. Label it or remove it.")
+                raise StoreError(f"{where} has an empty {kind}. Label it or remove it.")
             checked = label
         elif isinstance(label, int | float | np.integer | np.floating):
             checked = float(label) + 0.0  # -0.0 becomes 0.0
             if not math.isfinite(checked):
                 raise StoreError(
-                    f"{where} has the label {checked}. Give it a finite intensity or remove it."
+                    f"{where} has the {kind} {checked}. Give it a finite intensity or remove it."
                 )
         else:
             raise StoreError(
-                f"{where} has a label of type {type(label).__name__} ({label!r}). A label is a "
+                f"{where} has a {kind} of type {type(label).__name__} ({label!r}). A label is a "
                 "number (MSA) or the name of an emotion (ERC)."
             )
-        if self._first_label is None:
-            self._first_label = (checked, where)
-        first, first_where = self._first_label
+        first, first_where = self.labels.setdefault(name, (checked, where))
         if isinstance(first, str) != isinstance(checked, str):
             raise StoreError(
-                f"{where} has the label {checked!r}, but {first_where} has {first!r}. The labels "
+                f"{where} has the {kind} {checked!r}, but {first_where} has {first!r}. The labels "
                 "of a data set are all numbers (MSA) or all names (ERC); mend one of the two."
             )
         return checked
@@ -434,36 +453,44 @@ class _Checks:
 
 def _write_split(
     folder: Path, split: str, utterances: Iterable[Utterance], checks: _Checks
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Writes one split's two files and counts what is in them."""
-    lengths: dict[str, list[int]] = {modality: [] for modality in MODALITIES}
-    raw = {modality: folder / f"{split}.{modality}.raw" for modality in MODALITIES}
+    raw: dict[str, Path] = {}
+    lengths: dict[str, list[int]] = {}
     number = 0
-    with (
-        (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines,
-        raw["audio"].open("wb") as audio,
-        raw["vision"].open("wb") as vision,
-    ):
-        sinks = {"audio": audio, "vision": vision}
+    with ExitStack() as opened:
+        path = folder / f"{split}.jsonl"
+        lines = opened.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+        sinks: dict[str, BinaryIO] = {}
         for number, utterance in enumerate(utterances, start=1):
-            row = checks.row(split, number, utterance)
+            where = checks.where(split, number, utterance)
+            row = checks.row(split, utterance, where)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            for modality in MODALITIES:
-                frames = checks.frames(modality, split, number, utterance)
-                lengths[modality].append(0 if frames is None else len(frames))
+            found = checks.features(utterance, where)
+            for name in found.keys() - sinks.keys():
+                raw[name] = folder / f"{split}.{name}.raw"
+                sinks[name] = opened.enter_context(raw[name].open("wb"))
+                lengths[name] = [0] * (number - 1)
+            for name, sink in sinks.items():
+                frames = found.get(name)
+                lengths[name].append(0 if frames is None else len(frames))
                 if frames is not None:
-                    sinks[modality].write(frames.data)
+                    sink.write(frames.data)
     if number == 0:
-        raise checks.empty(split)
-    _write_frames(folder / f"{split}.safetensors", raw, lengths, checks)
-    return {
-        "utterances": number,
-        **{f"{modality}_frames": sum(lengths[modality]) for modality in MODALITIES},
-    }
+        raise StoreError(
+            f"the split '{split}' has no utterance{checks.in_file(split)}. Add utterances to it, "
+            "or leave it out altogether."
+        )
+    widths = {name: checks.widths[name][0] for name in sorted(raw)}
+    _write_frames(folder / f"{split}.safetensors", raw, lengths, widths)
+    return {"utterances": number, "frames": {name: sum(lengths[name]) for name in widths}}
 
 
 def _write_frames(
-    path: Path, raw: Mapping[str, Path], lengths: Mapping[str, list[int]], checks: _Checks
+    path: Path,
+    raw: Mapping[str, Path],
+    lengths: Mapping[str, list[int]],
+    widths: Mapping[str, int],
 ) -> None:
     """Puts raw frames and their offsets into one safetensors file, without loading the frames.
 
@@ -473,37 +500,31 @@ def _write_frames(
     header: dict[str, Any] = {}
     position = 0
 
-    def declare(name: str, kind: tuple[str, np.dtype[Any]], shape: list[int]) -> None:
+    def declare(name: str, dtype: np.dtype[Any], *shape: int) -> None:
         nonlocal position
-        end = position + math.prod(shape) * kind[1].itemsize
-        header[name] = {"dtype": kind[0], "shape": shape, "data_offsets": [position, end]}
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": shape,
+            "data_offsets": [position, end],
+        }
         position = end
 
-    offsets = {
-        modality: np.cumsum([0, *lengths[modality]], dtype=_OFFSETS[1]) for modality in MODALITIES
-    }
-    for modality in MODALITIES:
-        declare(f"{modality}_offsets", _OFFSETS, [len(offsets[modality])])
-    present = [modality for modality in MODALITIES if offsets[modality][-1] > 0]
-    for modality in present:
-        width = checks.width(modality)
-        assert width is not None
-        declare(modality, _FRAMES, [int(offsets[modality][-1]), width])
+    offsets = {name: np.cumsum([0, *lengths[name]], dtype=_OFFSETS) for name in widths}
+    for name in widths:
+        declare(f"{name}_offsets", _OFFSETS, len(offsets[name]))
+    for name, width in widths.items():
+        declare(name, _FRAMES, int(offsets[name][-1]), width)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as target:
         target.write(len(encoded).to_bytes(8, "little") + encoded)
-        for modality in MODALITIES:
-            target.write(offsets[modality].data)
-        for modality in MODALITIES:
-            if modality in present:
-                _append(target, raw[modality])
-            raw[modality].unlink()
-
-
-def _append(target: BinaryIO, path: Path) -> None:
-    with path.open("rb") as source:
-        shutil.copyfileobj(source, target, length=1 << 20)
+        for name in widths:
+            target.write(offsets[name].data)
+        for name in widths:
+            with raw[name].open("rb") as source:
+                shutil.copyfileobj(source, target, length=1 << 20)
+            raw[name].unlink()
 
 
 class _FrameFile:
@@ -516,11 +537,18 @@ class _FrameFile:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> NDArray[Any]:
         """Rows ``start`` to ``stop`` of a tensor, and nothing else of the file."""
+        rows: NDArray[Any] = self._file().get_slice(name)[start:stop]
+        return rows
+
+    def names(self) -> set[str]:
+        """Names of the tensors."""
+        return set(self._file().keys())
+
+    def _file(self) -> Any:
         if self._process != os.getpid():
             self._opened = safe_open(self._path, framework="np")
             self._process = os.getpid()
-        rows: NDArray[Any] = self._opened.get_slice(name)[start:stop]
-        return rows
+        return self._opened
 
     def close(self) -> None:
         self._opened, self._process = None, None
@@ -535,18 +563,45 @@ def _open_split(folder: Path, split: str, index: Mapping[str, Any]) -> StoreSpli
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
         rows = [json.loads(line) for line in lines]
     frames = _FrameFile(folder / f"{split}.safetensors")
-    offsets = {modality: frames.read(f"{modality}_offsets") for modality in MODALITIES}
-    found = {f"{split}.jsonl": len(rows)} | {
-        f"{modality}_offsets of {split}.safetensors": len(offsets[modality]) - 1
-        for modality in MODALITIES
+    found, dims = frames.names(), index["features"]
+    # A feature of other splits alone has no frames here.
+    offsets = {
+        name: frames.read(f"{name}_offsets")
+        if f"{name}_offsets" in found
+        else np.zeros(count + 1, dtype=np.int64)
+        for name in dims
     }
-    for name, number in found.items():
+    sizes = {f"{split}.jsonl": len(rows)} | {
+        f"{name}_offsets of {split}.safetensors": len(values) - 1
+        for name, values in offsets.items()
+    }
+    for name, number in sizes.items():
         if number != count:
             raise ValueError(f"{name} has {number} utterances, {_INDEX} says {count}")
     return StoreSplit(
         frames,
         rows,
-        {modality: index[f"{modality}_dim"] for modality in MODALITIES},
-        {modality: offsets[modality][:-1] for modality in MODALITIES},
-        {modality: np.diff(offsets[modality]) for modality in MODALITIES},
+        index["labels"],
+        dims,
+        {name: values[:-1] for name, values in offsets.items()},
+        {name: np.diff(values) for name, values in offsets.items()},
+        _positions([row["group"] for row in rows]),
     )
+
+
+def _labels(row: Mapping[str, Any]) -> dict[str, Label]:
+    """Labels of a line of ``<split>.jsonl`` by name, without those that are missing."""
+    main: dict[str, Label] = {} if row["label"] is None else {MAIN_LABEL: row["label"]}
+    more: dict[str, Label] = row.get("labels", {})
+    return main | more
+
+
+def _positions(groups: Sequence[str | None]) -> NDArray[np.int64]:
+    """(N,) place of each utterance among those of its group, 0 without a group."""
+    counts: dict[str, int] = {}
+    positions = np.zeros(len(groups), dtype=np.int64)
+    for index, group in enumerate(groups):
+        if group is not None:
+            positions[index] = counts.setdefault(group, 0)
+            counts[group] += 1
+    return positions

@@ -1,17 +1,33 @@
-"""The unit of data, the utterance, and a batch of them as the model receives it.
+"""The unit of data, the utterance, and a batch of utterances as the model receives it.
 
-Shape legend: B utterances, La and Lv frames of audio and vision, da and dv features a frame.
+Features and labels go by name: a data set has any number of feature sequences (``audio``,
+``vision``, ...) and of labels (``M`` is the one that is learned).
+
+Shape legend: B utterances, L frames of one feature, d values a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from msea_lightning.config.errors import UserError
+
+MAIN_LABEL = "M"
+"""The label that is learned and scored; CH-SIMS and CHERMA have T, A and V beside it."""
+
+Label = float | str
+"""An intensity (MSA) or the name of an emotion (ERC)."""
+
+
+class DataError(UserError):
+    """A data set that cannot be trained or evaluated on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,21 +36,37 @@ class Utterance:
 
     Attributes:
         id: Unique within the data set.
-        text: The words; never empty.
-        label: An intensity (MSA) or the name of an emotion (ERC).
-        audio: (La, da) float32 features without padding, or None where the modality is absent.
-        vision: (Lv, dv) float32 features without padding, or None where the modality is absent.
+        text: The words.
+        labels: Labels by name; empty where the utterance is unlabelled.
+        features: Name of a feature to (L, d) float32 frames without padding; a name that is missing
+            is an absent modality.
         group: Video or dialogue that the utterance belongs to.
         speaker: Who speaks.
     """
 
     id: str
     text: str
-    label: float | str
-    audio: NDArray[np.float32] | None = None
-    vision: NDArray[np.float32] | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     group: str | None = None
     speaker: str | None = None
+
+    @property
+    def label(self) -> Label | None:
+        """The main label; None where the utterance has none."""
+        return self.labels.get(MAIN_LABEL)
+
+
+class Frames(NamedTuple):
+    """One feature of a batch.
+
+    Attributes:
+        values: (B, L, d) float32, zeros beyond each length.
+        lengths: (B,) int64 on the CPU, frames of each utterance; 0 where the feature is absent.
+    """
+
+    values: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +77,41 @@ class Batch:
         index: (B,) int64, position of each utterance in its split.
         ids: B utterance ids.
         texts: B texts.
-        labels: B labels, all floats (MSA) or all strings (ERC).
-        audio: (B, La, da) float32, zeros beyond each length; None where the data set has none.
-        audio_lengths: (B,) int64 on the CPU, frames of each utterance; 0 where audio is absent.
-        vision: (B, Lv, dv) float32, zeros beyond each length; None where the data set has none.
-        vision_lengths: (B,) int64 on the CPU, frames of each utterance; 0 where it is absent.
-        tokens: B arrays of token ids, uncut, where the data set has been tokenised beforehand.
-        step_labels: Labels of all utterances of the optimizer step, where the batch is only a part
-            of it: other devices, or the same one before or afterwards, have the rest.
+        labels: Name of a label to B labels, None where an utterance does not have it.
+        features: All features of the data set by name, in its order.
+        groups: B groups (video or dialogue), None where an utterance has none.
+        speakers: B speakers, None where an utterance has none.
+        positions: (B,) int64, place of each utterance in its group.
+        tokens: B arrays of token ids, uncut, where the texts have been tokenised beforehand.
+        step_labels: Main labels of all utterances of the optimizer step, where the batch is only a
+            part of it: other devices, or the same one before or afterwards, have the rest.
     """
 
     index: Tensor
     ids: list[str]
     texts: list[str]
-    labels: list[float] | list[str]
-    audio: Tensor | None
-    audio_lengths: Tensor
-    vision: Tensor | None
-    vision_lengths: Tensor
+    labels: Mapping[str, list[Label | None]]
+    features: Mapping[str, Frames]
+    groups: list[str | None]
+    speakers: list[str | None]
+    positions: Tensor
     tokens: Sequence[NDArray[np.int32]] | None = None
-    step_labels: Sequence[float] | Sequence[str] | None = None
+    step_labels: Sequence[Label | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def targets(self) -> list[Label]:
+        """The B main labels.
+
+        Raises:
+            DataError: naming the first utterance that is unlabelled.
+        """
+        return main_labels(self.ids, self.labels)
+
     def to(self, device: torch.device | str, *, non_blocking: bool | None = None) -> Batch:
-        """The batch with its feature tensors on another device; lengths stay on the CPU.
+        """The batch with its feature values on another device; lengths stay on the CPU.
 
         Args:
             device: The device.
@@ -79,18 +120,85 @@ class Batch:
         """
         if non_blocking is None:
             non_blocking = torch.device(device).type != "cpu"
-        return replace(
-            self,
-            audio=None if self.audio is None else self.audio.to(device, non_blocking=non_blocking),
-            vision=(
-                None if self.vision is None else self.vision.to(device, non_blocking=non_blocking)
-            ),
-        )
+        moved = {
+            name: Frames(frames.values.to(device, non_blocking=non_blocking), frames.lengths)
+            for name, frames in self.features.items()
+        }
+        return replace(self, features=moved)
 
     def pin_memory(self) -> Batch:
-        """The batch with its feature tensors in page-locked memory (called by the DataLoader)."""
-        return replace(
-            self,
-            audio=None if self.audio is None else self.audio.pin_memory(),
-            vision=None if self.vision is None else self.vision.pin_memory(),
-        )
+        """The batch with its feature values in page-locked memory (called by the DataLoader)."""
+        pinned = {
+            name: Frames(frames.values.pin_memory(), frames.lengths)
+            for name, frames in self.features.items()
+        }
+        return replace(self, features=pinned)
+
+
+def main_labels(ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]]) -> list[Label]:
+    """The main labels of N utterances, all of which must have one.
+
+    Args:
+        ids: N ids, for the error message.
+        labels: Name of a label to N labels.
+
+    Raises:
+        DataError: naming the first utterance that is unlabelled.
+    """
+    found: list[Label] = []
+    for identity, label in zip(ids, labels[MAIN_LABEL], strict=True):
+        if label is None:
+            count = sum(other is None for other in labels[MAIN_LABEL])
+            raise DataError(
+                f"utterance '{identity}' is unlabelled ({count:,} of these {len(ids):,} are), but "
+                "training, validation and metrics need a label. Label it, or leave it out of what "
+                "is trained and scored; predictions need no label."
+            )
+        found.append(label)
+    return found
+
+
+def collate(
+    utterances: Sequence[Utterance],
+    dims: Mapping[str, int],
+    *,
+    index: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    labels: Sequence[str] = (MAIN_LABEL,),
+) -> Batch:
+    """A batch of utterances, their features padded with zeros to the longest.
+
+    Args:
+        utterances: B utterances.
+        dims: Name of each feature of the data set to its values per frame.
+        index: B positions in the split; 0, 1, ... where not given.
+        positions: B places of the utterances in their groups; 0 where not given.
+        labels: Names of the data set's labels.
+
+    Returns:
+        The batch. A feature that no utterance of the batch has is one frame of zeros, with lengths
+        of 0.
+    """
+    return Batch(
+        index=torch.arange(len(utterances)) if index is None else torch.tensor(index),
+        ids=[utterance.id for utterance in utterances],
+        texts=[utterance.text for utterance in utterances],
+        labels={name: [utterance.labels.get(name) for utterance in utterances] for name in labels},
+        features={
+            name: _pad([utterance.features.get(name) for utterance in utterances], dim)
+            for name, dim in dims.items()
+        },
+        groups=[utterance.group for utterance in utterances],
+        speakers=[utterance.speaker for utterance in utterances],
+        positions=torch.tensor([0] * len(utterances) if positions is None else positions),
+    )
+
+
+def _pad(sequences: Sequence[NDArray[np.float32] | None], dim: int) -> Frames:
+    """B sequences (L, d) padded to the longest."""
+    lengths = torch.tensor([0 if frames is None else len(frames) for frames in sequences])
+    values = torch.zeros(len(sequences), max(1, int(lengths.max())), dim)
+    for row, frames in zip(values, sequences, strict=True):
+        if frames is not None:
+            row[: len(frames)] = torch.from_numpy(frames)
+    return Frames(values, lengths)

@@ -111,7 +111,7 @@ class AdaptedLM(Model):
             (N, V) logits, and (N,) the token ids that they should predict; label after label.
         """
         texts, pseudo, text = self._adapt(batch)
-        labels = [self.tree.ids(label) for label in batch.labels]
+        labels = [self.tree.ids(label) for label in batch.targets]
         prefix = self.backbone.opening(self.prompt.prefix_ids)
         after = prefix.tokens if prefix is not None else 0
         sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
@@ -164,9 +164,9 @@ class AdaptedLM(Model):
 
         The latter are (all real text tokens of the batch, d), row after row.
         """
-        audio, vision = self.standardizer(
-            batch.audio, batch.audio_lengths, batch.vision, batch.vision_lengths
-        )
+        features = self.standardizer(batch.features)
+        absent = (None, torch.zeros(len(batch), dtype=torch.int64))
+        audio, vision = (features.get(name, absent) for name in ("audio", "vision"))
         if self.adapter.use_text:
             if batch.tokens is None:
                 texts = self.prompt.encode_texts(batch.texts)
@@ -179,7 +179,7 @@ class AdaptedLM(Model):
             text_mask = torch.zeros(len(batch), 0, dtype=torch.bool, device=self.device)
             text = torch.zeros(len(batch), 0, self.backbone.width, device=self.device)
         pseudo, adapted = self.adapter(
-            text, text_mask, audio, batch.audio_lengths, vision, batch.vision_lengths
+            text, text_mask, *audio, *vision
         )
         if adapted is text or texts is None:
             return texts, pseudo, None

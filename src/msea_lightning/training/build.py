@@ -117,7 +117,7 @@ def build_adapted_lm(
     return build_model(
         language_model,
         data.labels,
-        dims={"audio": data.audio_dim, "vision": data.vision_dim},
+        dims=data.dims,
         statistics=data.feature_statistics() if config.dataset.standardize else None,
         dataset=config.dataset,
         backbone=config.backbone,

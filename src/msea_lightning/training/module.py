@@ -222,7 +222,7 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts a batch; the answers are read at the end, for reading waits for the device."""
         answers = replace(self.model.predict(batch), distribution=None)
-        self._decoded.append(_Decoded(batch.index, batch.ids, batch.texts, batch.labels, answers))
+        self._decoded.append(_Decoded(batch.index, batch.ids, batch.texts, batch.targets, answers))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts a batch."""

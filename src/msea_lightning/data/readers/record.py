@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import SPLITS, DatasetConfig, LabelKind, Repair
-from msea_lightning.data.utterance import Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Utterance
 
 SPLIT_NAMES: dict[str, str] = {
     "train": "train",
@@ -187,9 +187,12 @@ class _Checks:
         return Utterance(
             id=identity,
             text=_words(record.text, where),
-            label=self._label(record.label, where),
-            audio=self._frames("audio", record.audio, where, counts),
-            vision=self._frames("vision", record.vision, where, counts),
+            labels={MAIN_LABEL: self._label(record.label, where)},
+            features={
+                name: frames
+                for name, given in (("audio", record.audio), ("vision", record.vision))
+                if (frames := self._frames(name, given, where, counts)) is not None
+            },
             group=record.group or None,
             speaker=record.speaker or None,
         )

@@ -21,9 +21,7 @@ class SamplingError(UserError):
     """A training part of which nothing can be drawn."""
 
 
-def sample(
-    labels: Sequence[float] | Sequence[str], *, fraction: float, seed: int
-) -> NDArray[np.int64]:
+def sample(labels: Sequence[float | str], *, fraction: float, seed: int) -> NDArray[np.int64]:
     """Chooses the utterances to train on: stratified by label, seeded, nested.
 
     Every stratum is shuffled, then utterances are dealt from the strata one at a time so that at

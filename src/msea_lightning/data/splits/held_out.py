@@ -21,7 +21,7 @@ class ValidationError(UserError):
 
 
 def hold_out(
-    labels: Sequence[float] | Sequence[str],
+    labels: Sequence[float | str],
     groups: Sequence[str | None],
     *,
     fraction: float,
@@ -70,7 +70,7 @@ def _numbers_of_groups(groups: Sequence[str | None]) -> NDArray[np.int64]:
 
 
 def _counts(
-    labels: Sequence[float] | Sequence[str], group_of: NDArray[np.int64], group_count: int
+    labels: Sequence[float | str], group_of: NDArray[np.int64], group_count: int
 ) -> NDArray[np.int64]:
     """(G, K) utterances of each group in each stratum of labels."""
     stratum_of = label_strata(labels)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _INTENSITY_STRATA = 5
 
 
-def label_strata(labels: Sequence[float] | Sequence[str]) -> NDArray[np.int64]:
+def label_strata(labels: Sequence[float | str]) -> NDArray[np.int64]:
     """The stratum of each label: an emotion by name, an intensity by fifth of the distribution.
 
     Intensities of at most five different values are a stratum each, as names are.
