@@ -250,7 +250,7 @@ def check_answers(task: AdaptedLM, batch: Batch) -> None:
     logp = task.answer_logp(batch)
     for row in range(len(batch)):
         copies = part(batch, [row] * len(taught))
-        asked = dataclasses.replace(copies, labels=[labels[answer] for answer in taught])
+        asked = dataclasses.replace(copies, labels={"M": [labels[answer] for answer in taught]})
         with torch.no_grad():
             logits, targets = task.label_logits(asked)
         tokens = -functional.cross_entropy(logits, targets, reduction="none").double()

@@ -92,7 +92,7 @@ def test_one_pass_over_the_answer_tree_equals_scoring_each_answer(
     for answer in (0, len(space.answers) // 2, len(space.answers) - 1):
         label = space.label(space.values[answer])
         length = int((task.tree.answer_ids[answer] >= 0).sum())
-        asked = dataclasses.replace(batch, labels=[label] * 3)
+        asked = dataclasses.replace(batch, labels={"M": [label] * 3})
         loss, _ = task.loss(asked)
         assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=1e-4)
 
