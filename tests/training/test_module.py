@@ -36,14 +36,14 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_label_tokens(
     """Also where its parts hold labels of different lengths."""
     task, batch = wrapped(options("training.batch_size=16"), backbone)
     short = task.model.tree.ids
-    longer = {label: short(label) * (1 + number) for number, label in enumerate(set(batch.labels))}
+    longer = {label: short(label) * (1 + number) for number, label in enumerate(set(batch.targets))}
     monkeypatch.setattr(task.model.tree, "ids", longer.__getitem__)
     alone(task, monkeypatch, accumulate_grad_batches=3)
     # The order makes the first part's labels the shortest.
-    rows = sorted(range(12), key=lambda row: len(longer[batch.labels[row]]))
+    rows = sorted(range(12), key=lambda row: len(longer[batch.targets[row]]))
     whole = part(batch, rows)
     pieces = [part(batch, rows[start : start + 4]) for start in (0, 4, 8)]
-    counts = [sum(len(longer[label]) for label in piece.labels) for piece in pieces]
+    counts = [sum(len(longer[label]) for label in piece.targets) for piece in pieces]
     assert len(set(counts)) > 1, "it is to be uneven, or shows nothing"
 
     loss, count = task.model.loss(whole)

@@ -178,9 +178,7 @@ class AdaptedLM(Model):
             texts = None
             text_mask = torch.zeros(len(batch), 0, dtype=torch.bool, device=self.device)
             text = torch.zeros(len(batch), 0, self.backbone.width, device=self.device)
-        pseudo, adapted = self.adapter(
-            text, text_mask, *audio, *vision
-        )
+        pseudo, adapted = self.adapter(text, text_mask, *audio, *vision)
         if adapted is text or texts is None:
             return texts, pseudo, None
         return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._places(texts.mask))
