@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +122,11 @@ class Adapter(nn.Module, ABC):
                 )
 
 
+def own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Computes in the dtype of the weights, also where autocast is on; "meta" has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 class Modality(NamedTuple):
     """What a batch holds of one modality.
 
@@ -194,7 +200,7 @@ class TextAdapter(Adapter):
                 features = self._options[f"{name}_dim"]
                 checked = checked_frames(name, features, len(text), frames, lengths, weight)
                 modalities.append(Modality(branch, *real_frames(*checked)))
-        with torch.autocast(text.device.type, enabled=False):
+        with own_precision(text.device):
             read_BTD = text_BTD.masked_fill(~real_BT1, 0.0)
             adapted_BTD = self._adapt(read_BTD, real_BT1[:, :, 0], modalities)
         return None, torch.where(real_BT1, adapted_BTD, text_BTD)

@@ -47,7 +47,7 @@ class LastStateLSTM(nn.LSTM):
         Returns:
             (B, H).
         """
-        if frames.device.type == "cpu" and not torch.is_grad_enabled():
+        if frames.device.type != "cuda" and not torch.is_grad_enabled():
             # Without a gradient padding costs less than packing.
             states_BLH, _ = super().forward(frames)
             picked_BH: Tensor = states_BLH[torch.arange(len(lengths)), lengths - 1]
@@ -57,7 +57,7 @@ class LastStateLSTM(nn.LSTM):
         place_B = order_B.argsort().to(frames.device, non_blocking=True)
         order_B = order_B.to(frames.device, non_blocking=True)
         packed = pack_padded_sequence(frames.index_select(0, order_B), sorted_B, batch_first=True)
-        if frames.device.type == "cpu":
+        if frames.device.type != "cuda":
             weight_in, weight_state, bias_in, bias_state = self._flat_weights
             assert bias_in is not None
             assert bias_state is not None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msea_lightning.adapter.contract import Adapter, AdapterError, checked_frames
+from msea_lightning.adapter.contract import Adapter, AdapterError, checked_frames, own_precision
 from msea_lightning.adapter.lstm import LastStateLSTM
 
 _SCALES = (8, 32, 16)
@@ -240,7 +240,7 @@ class MSEAdapter(Adapter):
             or its first 0 tokens in "w/o T".
         """
         self._check(text, text_mask, audio, vision)
-        with torch.autocast(text.device.type, enabled=False):
+        with own_precision(text.device):
             mixed_BH = self._mix(text, text_mask, audio, audio_lengths, vision, vision_lengths)
             if self.scales is not None and self.conv is not None:
                 scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
