@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from msea_lightning.adapter import ADAPTERS, Adapter, AdapterError, adapter_class, adapter_name
-from msea_lightning.adapter.options import ADAPTER_ABLATIONS, ADAPTER_OPTIONS
+from msea_lightning.adapter import ADAPTERS, Adapter, AdapterError
+from msea_lightning.adapter.options import AblationConfig
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.commands.command_line import conf_folder
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Frames
@@ -45,14 +44,14 @@ WIDTH, AUDIO, VISION, TOKENS = 32, 3, 5, 6
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """Sums over a longer batch are rounded otherwise; measured: 2e-6 where values are about 1."""
 
-every_adapter = pytest.mark.parametrize("name", list(ADAPTERS))
+every_adapter = pytest.mark.parametrize("name", ADAPTERS.names())
 
 
 def build(name: str, **options: Any) -> Adapter:
     """A small adapter in evaluation mode, no weight of which is where it started."""
     torch.manual_seed(0)
     sizes = {"text_dim": WIDTH, "audio_dim": AUDIO, "vision_dim": VISION}
-    adapter = ADAPTERS[name](**{**sizes, **OWN[name], **options}).eval()
+    adapter = ADAPTERS.load(name)(**{**sizes, **OWN[name], **options}).eval()
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -114,30 +113,18 @@ def part(batch: dict[str, Any], row: int) -> dict[str, Any]:
     return {name: tensor[row : row + 1] for name, tensor in batch.items()}
 
 
-class TestRegistry:
-    def test_adapters_of_code_schema_and_conf_are_the_same(self) -> None:
-        files = {path.stem for path in (conf_folder() / "adapter").glob("*.yaml")}
-        assert set(ADAPTERS) == set(ADAPTER_OPTIONS) == set(ADAPTER_ABLATIONS) == files
-
-    @every_adapter
-    def test_arguments_are_those_of_the_schema(self, name: str) -> None:
+@every_adapter
+class TestRegistered:
+    def test_arguments_are_those_of_the_options(self, name: str) -> None:
+        options = ADAPTERS.options(name)()
         sizes = {"text_dim", "audio_dim", "vision_dim"}
-        switches = {
-            f"use_{switch}" if switch in ("audio", "vision", "text") else switch
-            for switch in ADAPTER_ABLATIONS[name]
-        }
-        expected = sizes | set(ADAPTER_OPTIONS[name]) | switches
-        assert set(inspect.signature(ADAPTERS[name]).parameters) == expected
-        assert set(OWN[name]) == set(ADAPTER_OPTIONS[name])
+        expected = sizes | set(options.arguments()) | set(AblationConfig().arguments(options))
+        assert set(inspect.signature(ADAPTERS.load(name)).parameters) == expected
+        assert set(OWN[name]) == set(options.arguments())
 
-    @every_adapter
-    def test_names(self, name: str) -> None:
-        assert adapter_class(name) is ADAPTERS[name]
-        assert adapter_name(build(name)) == name
-
-    def test_unknown(self) -> None:
-        with pytest.raises(AdapterError, match=r"no adapter foo; there are: mse, mag, chfn"):
-            adapter_class("foo")
+    def test_an_adapter_knows_its_name(self, name: str) -> None:
+        assert ADAPTERS.name_of(build(name)) == name
+        assert ADAPTERS.options(name)().name == name
 
 
 @every_adapter
@@ -145,7 +132,7 @@ class TestOptions:
     def test_options_build_it_again(self, name: str) -> None:
         for more in ({}, {"audio_dim": None}, {"use_vision": False}):
             adapter = build(name, **more)
-            again = ADAPTERS[name](**json.loads(json.dumps(adapter.options())))
+            again = ADAPTERS.load(name)(**json.loads(json.dumps(adapter.options())))
             assert again.options() == adapter.options()
             again.load_state_dict(adapter.state_dict())
             batch = inputs([(4, 3, 2)])
@@ -404,7 +391,7 @@ def test_a_run_and_its_plugin(options: Options, backbone: FrozenBackbone, name: 
     assert plugin.facts.adapter_name == name
     assert {key.split(".")[0] for key in plugin.weights} == {"adapter", "standardizer"}
     task = attach(plugin, backbone)
-    assert adapter_name(task.adapter) == name
+    assert ADAPTERS.name_of(task.adapter) == name
     assert task.prompt.pseudo_tokens == 0
     assert f"# Plugin ({name})" in (run.plugin / "README.md").read_text()
     metrics = json.loads(run.metrics.read_text())

@@ -14,7 +14,7 @@ from msea_lightning.benchmark.ours import Ours
 from msea_lightning.benchmark.shapes import generate, write_published
 from msea_lightning.benchmark.subject import Material, StageClock
 from msea_lightning.commands.command_line import compose
-from msea_lightning.config.roots import BenchConfig, CellConfig, TrainConfig
+from msea_lightning.config.roots import BenchConfig, RunConfig, TrainConfig
 from msea_lightning.data.sampler import Share
 from msea_lightning.data.store import StoreSplit, write_store
 from msea_lightning.data.utterance import Batch
@@ -38,7 +38,7 @@ def options(shape: str, *overrides: str) -> TrainConfig:
         "trainer.accelerator=cpu",
     ]
     config = compose("bench", BenchConfig, [*small, *overrides])
-    return TrainConfig(**{name: getattr(config, name) for name in CellConfig.__annotations__})
+    return TrainConfig(**{name: getattr(config, name) for name in RunConfig.__annotations__})
 
 
 @pytest.fixture(scope="module", params=["meld", "simsv2"])

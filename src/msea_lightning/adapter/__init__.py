@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from msea_lightning.adapter.contract import AdapterError as AdapterError
     from msea_lightning.adapter.mag import MAGAdapter as MAGAdapter
     from msea_lightning.adapter.mse import MSEAdapter as MSEAdapter
-    from msea_lightning.adapter.registry import ADAPTERS as ADAPTERS
-    from msea_lightning.adapter.registry import adapter_class as adapter_class
-    from msea_lightning.adapter.registry import adapter_name as adapter_name
+    from msea_lightning.adapter.options import ADAPTERS as ADAPTERS
     from msea_lightning.adapter.standardize import FeatureStandardizer as FeatureStandardizer
 
 __all__ = [
@@ -29,21 +27,17 @@ __all__ = [
     "FeatureStandardizer",
     "MAGAdapter",
     "MSEAdapter",
-    "adapter_class",
-    "adapter_name",
 ]
 
 __getattr__ = lazy(
     __name__,
     {
-        "ADAPTERS": "registry",
+        "ADAPTERS": "options",
         "Adapter": "contract",
         "AdapterError": "contract",
         "CHFNAdapter": "chfn",
         "FeatureStandardizer": "standardize",
         "MAGAdapter": "mag",
         "MSEAdapter": "mse",
-        "adapter_class": "registry",
-        "adapter_name": "registry",
     },
 )

@@ -1,72 +1,86 @@
-"""Options of the adapters and of what is left out of them."""
+"""Options of the adapters, each registered with its class, and what an ablation leaves out."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
-
-ADAPTER_OPTIONS: dict[str, tuple[str, ...]] = {
-    "mse": ("audio_hidden", "vision_hidden", "pseudo_tokens", "hidden", "scales"),
-    "mag": ("beta", "dropout"),
-    "chfn": (),
-}
-"""Which options of :class:`AdapterConfig` an adapter has; all others are null."""
-
-
-ADAPTER_ABLATIONS: dict[str, tuple[str, ...]] = {
-    "mse": ("audio", "vision", "text", "random_summaries", "text_guide", "multi_scale"),
-    "mag": ("audio", "vision"),
-    "chfn": ("audio", "vision"),
-}
-"""Which options of :class:`AblationConfig` an adapter has; all others stay as they are."""
+from msea_lightning.config.registry import Registry
 
 
 @dataclass
-class AdapterConfig:
-    """The trainable plugin. An option of another adapter than the chosen one is null."""
+class AdapterOptions:
+    """What all adapters have.
 
-    name: str = option("mse", "the adapter, also in run folders and reports")
-    audio_hidden: int | None = option(64, "mse: width of the audio LSTM", low=1)
-    vision_hidden: int | None = option(32, "mse: width of the vision LSTM", low=1)
-    pseudo_tokens: int | None = option(4, "mse: number of pseudo tokens", low=1)
-    hidden: int | None = option(256, "mse: width of the text-guided mixer", low=1)
-    scales: list[int] | None = option(
-        [8, 32, 16], "mse: hidden sizes of the fusion are text width // scale"
-    )
-    beta: float | None = option(
-        None, "mag: longest shift of a token, in multiples of its own norm", above=0
-    )
-    dropout: float | None = option(
-        None, "mag: share of an embedding's numbers that training drops", low=0, below=1
-    )
+    Attributes:
+        ablations: The options of :class:`AblationConfig` that the adapter has arguments for.
+    """
 
-    def check(self, where: str) -> None:
-        """Refuses an unknown adapter, and options that it lacks or that are another one's."""
-        if self.name not in ADAPTER_OPTIONS:
-            raise ConfigError(
-                f"{where}.name={self.name} is unknown; there are: {', '.join(ADAPTER_OPTIONS)}."
-            )
-        own = ADAPTER_OPTIONS[self.name]
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.name in own and value is None:
-                raise ConfigError(f"{where}.{item.name}=null: {self.name} needs a value.")
-            if item.name not in ("name", *own) and value is not None:
-                others = [name for name, names in ADAPTER_OPTIONS.items() if item.name in names]
-                raise ConfigError(
-                    f"{where}.{item.name}={value} has no effect on {self.name}; it is an option of "
-                    f"{', '.join(others)}. Leave it out, or choose {where}={others[0]}."
-                )
-        if self.scales is not None and (not self.scales or min(self.scales) < 1):
-            raise ConfigError(f"{where}.scales={self.scales}: one or more positive numbers.")
+    ablations: ClassVar[Sequence[str]] = ("audio", "vision")
+
+    name: str = option("", "the adapter, also in run folders and reports")
+
+    def __post_init__(self) -> None:
+        """Fills in the name."""
+        self.name = self.name or ADAPTERS.name_of(self)
 
     def arguments(self) -> dict[str, Any]:
         """The adapter's own options, by the names of its arguments."""
-        return {name: getattr(self, name) for name in ADAPTER_OPTIONS[self.name]}
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name != "name"
+        }
+
+
+ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")
+"""``adapter.name`` to the adapter's options; ``load`` gives its class."""
+
+
+@ADAPTERS.register("mse", "msea_lightning.adapter.mse.MSEAdapter", title="MSE")
+@dataclass
+class MSEOptions(AdapterOptions):
+    """The MSE-Adapter of the paper. Widths and pseudo tokens differ between recipes."""
+
+    ablations = ("audio", "vision", "text", "random_summaries", "text_guide", "multi_scale")
+
+    audio_hidden: int = option(64, "width of the audio LSTM", low=1)
+    vision_hidden: int = option(32, "width of the vision LSTM", low=1)
+    pseudo_tokens: int = option(4, "number of pseudo tokens", low=1)
+    hidden: int = option(256, "width of the text-guided mixer", low=1)
+    scales: list[int] = option([8, 32, 16], "hidden sizes of the fusion are text width // scale")
+
+    def check(self, where: str) -> None:
+        """Refuses scales that are none."""
+        if not self.scales or min(self.scales) < 1:
+            raise ConfigError(f"{where}.scales={self.scales}: one or more positive numbers.")
+
+
+@ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter", title="MAG")
+@dataclass
+class MAGOptions(AdapterOptions):
+    """The Multimodal Adaptation Gate (Rahman et al. 2020), in the paper's Tables 5 and 10.
+
+    Each token's embedding is shifted by the audio and vision of its time.
+    """
+
+    beta: float = option(1.0, "longest shift of a token, in multiples of its own norm", above=0)
+    dropout: float = option(
+        0.1, "share of an embedding's numbers that training drops", low=0, below=1
+    )
+
+
+@ADAPTERS.register("chfn", "msea_lightning.adapter.chfn.CHFNAdapter", title="CHFN")
+@dataclass
+class CHFNOptions(AdapterOptions):
+    """CHFN (Guo et al. 2022), in the paper's Tables 5 and 10.
+
+    Each token's embedding is adjusted by attention to the whole audio-vision sequence.
+    """
 
 
 @dataclass
@@ -90,10 +104,37 @@ class AblationConfig:
                 f"{where}.random_summaries replaces both summaries; leave audio and vision true."
             )
 
-    def arguments(self, adapter: str) -> dict[str, bool]:
+    def check_adapter(self, where: str, adapter: AdapterOptions) -> None:
+        """Refuses to leave out what an adapter does not have."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name not in ("name", *adapter.ablations) and value != item.default:
+                raise ConfigError(
+                    f"{where}.{item.name}={str(value).lower()} ({where}={self.name}): "
+                    f"{adapter.name} has nothing of that kind to leave out; it has "
+                    f"{' and '.join(adapter.ablations)}. Choose {where}=none, no_audio or "
+                    "no_vision."
+                )
+
+    def arguments(self, adapter: AdapterOptions) -> dict[str, bool]:
         """The options that an adapter has, by the names of its arguments."""
         prefixed = ("audio", "vision", "text")
         return {
             f"use_{name}" if name in prefixed else name: getattr(self, name)
-            for name in ADAPTER_ABLATIONS[adapter]
+            for name in adapter.ablations
         }
+
+
+ABLATIONS: Registry[AblationConfig] = Registry("ablation")
+"""``ablation=...`` to what it leaves out, in the order of Table 4, whose rows are the titles."""
+
+for _title, _ablation in {
+    "MSE-Adapter": AblationConfig("none"),
+    "w/o A": AblationConfig("no_audio", audio=False),
+    "w/o V": AblationConfig("no_vision", vision=False),
+    "w/o T": AblationConfig("no_text", text=False),
+    "w/o A V": AblationConfig("no_audio_vision", random_summaries=True),
+    "w/o TGM": AblationConfig("no_tgm", text_guide=False),
+    "w/o MSF": AblationConfig("no_msf", multi_scale=False),
+}.items():
+    ABLATIONS.register(_ablation.name, title=_title)(_ablation)

@@ -29,7 +29,7 @@ from msea_lightning.benchmark.worker import Order
 from msea_lightning.commands.allocator import SETTING
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import to_typed
-from msea_lightning.config.roots import BenchConfig, CellConfig, TrainConfig
+from msea_lightning.config.roots import BenchConfig, RunConfig, TrainConfig
 from msea_lightning.data.options import SPLITS
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.data.store import write_store
@@ -141,7 +141,7 @@ def compare(config: BenchConfig) -> Comparison:
 
 def _options(config: BenchConfig, variant: str) -> TrainConfig:
     """The options of a variant."""
-    shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(CellConfig)}
+    shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
     if variant in (ORIGINAL, OURS):
         if variant == ORIGINAL:
             _check_original(config)

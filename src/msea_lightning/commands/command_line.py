@@ -44,7 +44,7 @@ from msea_lightning import __version__
 from msea_lightning.commands.allocator import begin_at_pages
 from msea_lightning.commands.jobs import Job, Root, Sweep, Task
 from msea_lightning.config.errors import ConfigError, UserError
-from msea_lightning.config.options import OptionInfo, options, to_typed
+from msea_lightning.config.options import OptionInfo, complete, groups, options, schema, to_typed
 from msea_lightning.config.text import VisibleFormatter, visible
 
 _logger = logging.getLogger(__name__)
@@ -225,6 +225,7 @@ class _Composer(Generic[Root]):
     def __init__(self, config_name: str, root: type[Root]) -> None:
         self.config_name = config_name
         self.root = root
+        self.schema = schema(root)
         self.options = {info.key: info for info in options(root)}
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -239,7 +240,10 @@ class _Composer(Generic[Root]):
     @contextmanager
     def open(cls, config_name: str, root: type[Root]) -> Iterator[_Composer[Root]]:
         """Sets Hydra up, and takes it down again at the end."""
-        ConfigStore.instance().store(name=f"{config_name}_schema", node=root)
+        store = ConfigStore.instance()
+        store.store(name=f"{config_name}_schema", node=schema(root))
+        for group, name, values in groups(root):
+            store.store(group=group, name=name, node=values)
         with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
             yield cls(config_name, root)
 
@@ -348,7 +352,14 @@ class _Composer(Generic[Root]):
             ConfigError: naming the override and what is legal.
         """
         words = next(iter(self._combinations(flags.overrides, multirun=False, grids=True)))
-        to_typed(self._compose(words), self.root)
+        config = self._compose(words)
+        typed = OmegaConf.structured(to_typed(config, self.root))
+        if flags.cfg == "job":
+            if flags.package and OmegaConf.select(typed, flags.package) is None:
+                raise ConfigError(f"--package {flags.package}: there is no such section.")
+            shown = OmegaConf.select(typed, flags.package) if flags.package else typed
+            sys.stdout.write(OmegaConf.to_yaml(shown))
+            return
         self.hydra.show_cfg(
             config_name=self.config_name,
             overrides=list(words),
@@ -361,6 +372,7 @@ class _Composer(Generic[Root]):
         """The help text: usage, choices, and every option with the value it would have."""
         overrides = self._parse(lines, multirun=False)
         config = self._compose([str(override.input_line) for override in overrides])
+        complete(config, self.root)
         text = [self._usage(), "", "Flags", _FLAGS]
         if self.groups:
             text += ["", "Groups: one choice each, as in dataset=mosei"]
@@ -492,13 +504,16 @@ class _Composer(Generic[Root]):
             return  # Below a list or a mapping: composing checks it.
         info = self.options[key]
         try:
-            OmegaConf.update(OmegaConf.structured(self.root), key, value)
+            OmegaConf.update(OmegaConf.structured(self.schema), key, value)
+            fits = value is not None or "null" in info.type
         except OmegaConfBaseException:
+            fits = False
+        if not fits:
             guess = _similar(str(value), info.type.split("|")) if "|" in info.type else ""
             raise ConfigError(
                 f"{key}={_written(value)}: this is not a possible value; expected "
                 f"{_kind(info)} ({info.help}).{guess}"
-            ) from None
+            )
 
     def _refuse_values(self, override: Override) -> NoReturn:
         """Refuses several values for one option where there is only one run."""

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.registry import Registry
 
 
 def option(
@@ -26,6 +27,8 @@ def option(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    choices: Registry[Any] | None = None,
+    presets: Registry[Any] | None = None,
 ) -> Any:
     """A dataclass field with its help text and its legal range.
 
@@ -36,8 +39,18 @@ def option(
         high: Largest legal value (inclusive).
         above: The value must be greater than this.
         below: The value must be less than this.
+        choices: The field holds the options of one of these classes, chosen by its ``name``.
+        presets: Objects of the field's class that have a name on the command line.
     """
-    metadata = {"help": help, "low": low, "high": high, "above": above, "below": below}
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "presets": presets,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     if isinstance(default, type) and dataclasses.is_dataclass(default):
@@ -46,6 +59,108 @@ def option(
 
 
 Root = TypeVar("Root")
+
+
+def choices(root: type[Any]) -> dict[str, Registry[type[Any]]]:
+    """The fields of a config dataclass that hold the options of one of several, by name."""
+    return {
+        item.name: item.metadata["choices"]
+        for item in dataclasses.fields(root)
+        if item.metadata.get("choices") is not None
+    }
+
+
+def groups(root: type[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The choices on the command line that come from registries: group, name, and its values.
+
+    A choice among classes has the options of all others as null, whatever was set before.
+    """
+    for name, registry in choices(root).items():
+        for choice in registry.names():
+            own = _own_types(registry.options(choice))
+            others = {
+                key: None
+                for other in registry.names()
+                for key in _own_types(registry.options(other))
+            }
+            yield name, choice, {"name": choice, **{k: None for k in others if k not in own}}
+    for item in dataclasses.fields(root):
+        if item.metadata.get("presets") is not None:
+            for preset in item.metadata["presets"].names():
+                yield (
+                    item.name,
+                    preset,
+                    dataclasses.asdict(item.metadata["presets"].options(preset)),
+                )
+
+
+def schema(root: type[Root]) -> type[Root]:
+    """The dataclass that Hydra composes for a root.
+
+    Recipes and backbones set options of an adapter without knowing which one is chosen, so that
+    here every such field takes the options of all choices, null where they are not set.
+    :func:`to_typed` keeps those of the chosen one.
+    """
+    wide = []
+    for name, registry in choices(root).items():
+        fields: dict[str, Any] = {}
+        for choice in registry.names():
+            for key, hint in _own_types(registry.options(choice)).items():
+                fields[key] = hint if fields.get(key, hint) == hint else Any
+        section = dataclasses.make_dataclass(
+            registry.kind,
+            [("name", str, field(default=_default(root, name).name))]
+            + [(key, hint | None, field(default=None)) for key, hint in fields.items()],
+            bases=(typing.get_type_hints(root)[name],),
+        )
+        wide.append((name, section, field(default_factory=section)))
+    return dataclasses.make_dataclass(root.__name__, wide, bases=(root,))
+
+
+def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
+    """Plain values of a root, each choice with the options that it has.
+
+    Args:
+        values: As Hydra composes them, or as ``config.yaml`` holds them; options that the chosen
+            adapter lacks are null, or absent.
+        root: The dataclass of the entry point.
+
+    Raises:
+        ConfigError: for a choice that there is not, and for an option of another one.
+    """
+    chosen = dict(values)
+    for where, registry in choices(root).items():
+        if not isinstance(values.get(where), dict):
+            continue
+        given = dict(values[where])
+        name = given.setdefault("name", _default(root, where).name)
+        own = _own_types(registry.options(name))
+        for key in [key for key in given if key not in ("name", *own)]:
+            others = [
+                other for other in registry.names() if key in _own_types(registry.options(other))
+            ]
+            if others and given.pop(key) is not None:
+                raise ConfigError(
+                    f"{where}.{key}={values[where][key]} has no effect on {name}; it is an option "
+                    f"of {', '.join(others)}. Leave it out, or choose {where}={others[0]}."
+                )
+        # A null is what composing leaves where nothing sets the option.
+        chosen[where] = {key: value for key, value in given.items() if value is not None}
+    return chosen
+
+
+def complete(config: DictConfig, root: type[Any]) -> None:
+    """Gives the options of each choice that nothing has set their defaults, to show them.
+
+    Args:
+        config: What Hydra composed.
+        root: The dataclass of the entry point.
+    """
+    for where, registry in choices(root).items():
+        section = config[where]
+        for item in dataclasses.fields(own := registry.options(section.name)()):
+            if section[item.name] is None:
+                section[item.name] = getattr(own, item.name)
 
 
 def to_typed(config: DictConfig, root: type[Root]) -> Root:
@@ -63,7 +178,13 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        merged = OmegaConf.merge(OmegaConf.structured(root), plain)
+        assert isinstance(plain, dict)
+        plain = choose(typing.cast("dict[str, Any]", plain), root)
+        base = OmegaConf.structured(root)
+        for name, registry in choices(root).items():
+            chosen = plain.get(name, {}).get("name", base[name].name)
+            base[name] = OmegaConf.structured(registry.options(chosen))
+        merged = OmegaConf.merge(base, plain)
         missing = OmegaConf.missing_keys(merged)
         for info in options(root):
             if info.key in missing:
@@ -76,6 +197,18 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
     assert isinstance(typed, root)
     check(typed)
     return typed
+
+
+def _default(root: type[Any], name: str) -> Any:
+    """The value that a field of a root has where nothing is given."""
+    (item,) = (item for item in dataclasses.fields(root) if item.name == name)
+    return typing.cast("Any", item.default_factory)()
+
+
+def _own_types(options: type[Any]) -> dict[str, Any]:
+    """The types of a choice's own options, by name."""
+    hints = typing.get_type_hints(options)
+    return {item.name: hints[item.name] for item in dataclasses.fields(options)[1:]}
 
 
 def check(config: Any, where: str = "") -> None:
@@ -130,11 +263,17 @@ class OptionInfo:
 
 
 def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
-    """Walks over all options below a config dataclass, in the order of their definition."""
+    """Walks over all options below a config dataclass, in the order of their definition.
+
+    Of a field with choices, those of all choices; their help texts say whose they are.
+    """
     hints = typing.get_type_hints(root)
     for item in dataclasses.fields(root):
         key = f"{where}.{item.name}" if where else item.name
         hint = hints[item.name]
+        if item.metadata.get("choices") is not None:
+            yield from _options_of_choices(item.metadata["choices"], key)
+            continue
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from options(hint, key)
             continue
@@ -150,6 +289,24 @@ def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
             default=default,
             help=item.metadata.get("help", ""),
         )
+
+
+def _options_of_choices(registry: Registry[type[Any]], where: str) -> Iterator[OptionInfo]:
+    found: dict[str, OptionInfo] = {}
+    for name in registry.names():
+        for info in options(registry.options(name), where):
+            if info.key == f"{where}.name":
+                found.setdefault(info.key, info)
+                continue
+            own = f"{name}: {info.help}"
+            if info.key not in found:
+                found[info.key] = dataclasses.replace(info, help=own)
+                continue
+            # An option of several: each has its own range, which is checked when it is chosen.
+            own = f"{own} [{', '.join(part for part in (info.type, info.range) if part)}]"
+            first = found[info.key]
+            found[info.key] = dataclasses.replace(first, help=f"{first.help}; {own}")
+    yield from found.values()
 
 
 def type_name(hint: Any) -> str:

@@ -5,10 +5,15 @@ Only rooms that join others import this module.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
-from msea_lightning.adapter.options import ADAPTER_ABLATIONS, AblationConfig, AdapterConfig
+from msea_lightning.adapter.options import (
+    ABLATIONS,
+    ADAPTERS,
+    AblationConfig,
+    AdapterOptions,
+    MSEOptions,
+)
 from msea_lightning.backbone.options import Accelerator, BackboneConfig
 from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
@@ -20,13 +25,13 @@ from msea_lightning.training.options import TrainerConfig, TrainingConfig
 
 
 @dataclass
-class CellConfig:
+class RunConfig:
     """What every run has, to train or to measure: a data set, a model, and how it is trained."""
 
     dataset: DatasetConfig = option(DatasetConfig, "data set")
     backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
-    adapter: AdapterConfig = option(AdapterConfig, "trainable plugin")
-    ablation: AblationConfig = option(AblationConfig, "what is left out")
+    adapter: AdapterOptions = option(MSEOptions, "trainable plugin", choices=ADAPTERS)
+    ablation: AblationConfig = option(AblationConfig, "what is left out", presets=ABLATIONS)
     text: TextConfig = option(TextConfig, "treatment of the text")
     prompt: PromptConfig = option(PromptConfig, "task prompt")
     training: TrainingConfig = option(TrainingConfig, "optimisation")
@@ -37,19 +42,11 @@ class CellConfig:
 
     def check(self, where: str) -> None:
         """Refuses an ablation of what the adapter does not have."""
-        own = ADAPTER_ABLATIONS[self.adapter.name]
-        for item in dataclasses.fields(self.ablation):
-            value = getattr(self.ablation, item.name)
-            if item.name not in ("name", *own) and value != item.default:
-                raise ConfigError(
-                    f"ablation.{item.name}={str(value).lower()} (ablation={self.ablation.name}): "
-                    f"{self.adapter.name} has nothing of that kind to leave out; it has "
-                    f"{' and '.join(own)}. Choose ablation=none, no_audio or no_vision."
-                )
+        self.ablation.check_adapter("ablation", self.adapter)
 
 
 @dataclass
-class TrainConfig(CellConfig):
+class TrainConfig(RunConfig):
     """``python -m msea_lightning.train``."""
 
     logger: LoggerConfig = option(LoggerConfig, "loggers")
@@ -61,13 +58,13 @@ class TrainConfig(CellConfig):
     ckpt: str | None = option(
         None,
         "'auto' does nothing where a run of these very options is finished, resumes it where it "
-        "is not, and else begins it, as every run of a sweep does; 'last' resumes this cell's "
-        "latest run; or a run folder to resume",
+        "is not, and else begins it, as every run of a sweep does; 'last' resumes the latest such "
+        "run with the same seed; or a run folder to resume",
     )
 
 
 @dataclass
-class BenchConfig(CellConfig):
+class BenchConfig(RunConfig):
     """``python -m msea_lightning.bench``."""
 
     bench: BenchOptions = option(BenchOptions, "what is measured")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
+from msea_lightning.config.registry import Registry
 from msea_lightning.metrics.options import MetricKind
 
 
@@ -23,6 +24,18 @@ class Reader(enum.Enum):
     """Your own: ``utterances.csv`` beside ``features.npz`` or folders of ``.npy`` files."""
     demo = "demo"
     """The built-in, generated corpus."""
+
+
+READERS: Registry[Reader] = Registry("reader")
+"""``dataset.reader`` to its module, ``data/readers/<name>.py``; the demo has its own place."""
+
+for _reader in Reader:
+    READERS.register(
+        _reader.value,
+        "msea_lightning.data.demo"
+        if _reader is Reader.demo
+        else f"msea_lightning.data.readers.{_reader.value}",
+    )(_reader)
 
 
 class Language(enum.Enum):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 from torch import nn
 
-from msea_lightning.adapter import Adapter, FeatureStandardizer, adapter_class
-from msea_lightning.adapter.options import AblationConfig, AdapterConfig
+from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.adapter.options import ADAPTERS, AblationConfig, AdapterOptions
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.data.options import DatasetConfig, LabelConfig
@@ -32,7 +32,7 @@ def build_prompt(
     labels: LabelConfig,
     dataset: DatasetConfig,
     backbone: BackboneConfig,
-    adapter: AdapterConfig,
+    adapter: AdapterOptions,
     text: TextConfig,
     prompt: PromptConfig,
     *,
@@ -61,7 +61,7 @@ def build_prompt(
         tokenizer,
         language=dataset.language,
         task=prompt.task or generated_prompt(space, dataset.language.value),
-        pseudo_tokens=adapter.pseudo_tokens or 0,
+        pseudo_tokens=adapter.arguments().get("pseudo_tokens", 0),
         text_tokens=dataset.text_tokens,
         pad_id=pad_id,
         pad_to=text.pad_to,
@@ -71,7 +71,7 @@ def build_prompt(
 
 
 def build_adapter(
-    adapter: AdapterConfig,
+    adapter: AdapterOptions,
     ablation: AblationConfig,
     *,
     width: int,
@@ -88,13 +88,13 @@ def build_adapter(
     Raises:
         AdapterError: for an adapter that does not exist, or sizes that it does not have.
     """
-    make: Callable[..., Adapter] = adapter_class(adapter.name)
+    make: Callable[..., Adapter] = ADAPTERS.load(adapter.name)
     return make(
         width,
         dims.get("audio"),
         dims.get("vision"),
         **adapter.arguments(),
-        **ablation.arguments(adapter.name),
+        **ablation.arguments(adapter),
     )
 
 
@@ -106,7 +106,7 @@ def build_model(
     statistics: Statistics | None,
     dataset: DatasetConfig,
     backbone: BackboneConfig,
-    adapter: AdapterConfig,
+    adapter: AdapterOptions,
     ablation: AblationConfig,
     text: TextConfig,
     prompt: PromptConfig,

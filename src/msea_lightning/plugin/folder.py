@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msea_lightning.adapter import Adapter, FeatureStandardizer, adapter_class, adapter_name
+from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.frozen import same_model
 from msea_lightning.config.errors import UserError
@@ -181,7 +182,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     space = LabelSpace.from_config(
         facts.labels, signed=facts.signed_labels, encode=partial(encode, backbone.tokenizer)
     )
-    make: Callable[..., Adapter] = adapter_class(facts.adapter_name)
+    make: Callable[..., Adapter] = ADAPTERS.load(facts.adapter_name)
     adapter = make(**facts.adapter)
     prompt = Prompt(
         facts.prompt.layout,
@@ -266,7 +267,7 @@ def describe(
         backbone=dict(backbone),
         fingerprint=model.backbone.fingerprint(),
         test=dict(test),
-        adapter_name=adapter_name(model.adapter),
+        adapter_name=ADAPTERS.name_of(model.adapter),
     )
 
 

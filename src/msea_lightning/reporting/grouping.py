@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msea_lightning.adapter.options import ADAPTER_OPTIONS, AblationConfig
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, selection_metric
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.paper import ADAPTERS, BACKBONES, VARIANTS
+from msea_lightning.paper import BACKBONES
 from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Planned, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.identity import comparable, fingerprint
@@ -28,9 +28,6 @@ DATASETS = {"mosei": "MOSEI", "simsv2": "SIMS-V2", "meld": "MELD", "cherma": "CH
 
 FULL = "none"
 """``ablation.name`` of the full model."""
-
-ABLATIONS = {**VARIANTS, FULL: "MSE-Adapter"}
-"""Rows of Table 4, in its order."""
 
 _NAMING = ("dataset", "backbone", "adapter", "ablation", "dataset.train_fraction")
 """Options that a cell's own name tells."""
@@ -119,7 +116,7 @@ class Cell:
         """The cell in words, without its data set."""
         parts = [self.model]
         if self.ablation != FULL:
-            parts.append(ABLATIONS.get(self.ablation, self.ablation))
+            parts.append(ABLATIONS.title(self.ablation))
         if self.train_fraction != 1:
             parts.append(percent(self.train_fraction))
         return ", ".join([*parts, *self.options])
@@ -132,7 +129,7 @@ class Cell:
 
 def model_title(adapter: str, backbone: str) -> str:
     """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``."""
-    return f"{ADAPTERS.get(adapter, adapter)}-{BACKBONES.get(backbone, backbone)}"
+    return f"{ADAPTERS.title(adapter)}-{BACKBONES.get(backbone, backbone)}"
 
 
 def percent(share: float) -> str:
@@ -236,9 +233,9 @@ def order(cell: Cell) -> tuple[Any, ...]:
     """The place of a cell among all cells."""
     return (
         _place(cell.dataset, DATASETS),
-        _place(cell.adapter, ADAPTER_OPTIONS),
+        _place(cell.adapter, ADAPTERS.names()),
         _place(cell.backbone, BACKBONES),
-        (0, "") if cell.ablation == FULL else _place(cell.ablation, ABLATIONS),
+        (0, "") if cell.ablation == FULL else _place(cell.ablation, ABLATIONS.names()),
         -cell.train_fraction,
         cell.options,
         cell.identity,
@@ -458,7 +455,7 @@ def _sizes(size_runs: Sequence[Run], cells: Sequence[Cell]) -> list[Measured]:
         found,
         key=lambda item: (
             _place(item[0], DATASETS),
-            _place(item[1], ADAPTER_OPTIONS),
+            _place(item[1], ADAPTERS.names()),
             _place(item[2], BACKBONES),
             item[3].trainable,
             item[3].memory or 0,

@@ -13,12 +13,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from msea_lightning.adapter.options import ADAPTER_OPTIONS
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.metrics import METRIC_NAMES
 from msea_lightning.paper import BACKBONES, paper_result, paper_table
 from msea_lightning.reporting.folders import metric_info
 from msea_lightning.reporting.grouping import (
-    ABLATIONS,
     DATASETS,
     FULL,
     Cell,
@@ -304,14 +303,14 @@ def _ablation_tables(
     tables = []
     for adapter, backbone in models:
         own = [c for c in whole if (c.adapter, c.backbone) == (adapter, backbone)]
-        variants = list(ABLATIONS) if adapter == "mse" else []
+        variants = list(ABLATIONS.names()) if adapter == "mse" else []
         variants = [*variants, *(c.ablation for c in own if c.ablation not in variants)]
         if FULL in variants:  # The last row of Table 4.
             variants = [*(name for name in variants if name != FULL), FULL]
         names = {FULL: model_title(adapter, backbone)} if adapter != "mse" else {}
         rows = []
         for ablation in dict.fromkeys(variants):
-            label = names.get(ablation, ABLATIONS.get(ablation, ablation))
+            label = names.get(ablation, ABLATIONS.title(ablation))
             rows += _paper_row(label, (dataset, backbone, adapter, ablation), metrics)
             rows += _cell_rows([c for c in own if c.ablation == ablation], label, metrics)
         note = _SEEDS
@@ -412,7 +411,7 @@ def volume_series(cells: Sequence[Cell]) -> list[list[Cell]]:
 def _without_fraction(cell: Cell) -> str:
     if cell.ablation == FULL:
         return cell.model
-    return f"{cell.model}, {ABLATIONS.get(cell.ablation, cell.ablation)}"
+    return f"{cell.model}, {ABLATIONS.title(cell.ablation)}"
 
 
 def _size_table(sizes: Sequence[Measured]) -> Table | None:
@@ -423,7 +422,7 @@ def _size_table(sizes: Sequence[Measured]) -> Table | None:
     models = sorted(
         {(item.adapter, item.backbone) for item in sizes},
         key=lambda model: (
-            list(ADAPTER_OPTIONS).index(model[0]),
+            ADAPTERS.names().index(model[0]),
             [*BACKBONES, model[1]].index(model[1]),
             model[1],
         ),

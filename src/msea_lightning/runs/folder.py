@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from msea_lightning.config.errors import UserError
+from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.runs.files import write_atomically as write_atomically
@@ -112,9 +112,9 @@ class RunFolder:
         """
         try:
             written = yaml.load(self.config.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
-        except (OSError, ValueError, yaml.YAMLError):
+            return written_fingerprint(written) if isinstance(written, dict) else None
+        except (OSError, ValueError, yaml.YAMLError, ConfigError):
             return None
-        return written_fingerprint(written) if isinstance(written, dict) else None
 
 
 def model_folder(config: TrainConfig) -> Path:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.config.options import options
+from msea_lightning.adapter.options import ADAPTERS, MAGOptions, MSEOptions
+from msea_lightning.config.options import choose, options
 from msea_lightning.config.roots import TrainConfig
 
 _NOT_COMPARED = frozenset(
@@ -42,6 +43,12 @@ _MAPPINGS = frozenset(info.key for info in options(TrainConfig) if info.type == 
 """Options that are mappings themselves, not sections of options."""
 
 
+_NULL_IN_OTHERS = dict.fromkeys(
+    f"adapter.{name}" for own in (MSEOptions(), MAGOptions()) for name in own.arguments()
+)
+"""Options that release 0.1 wrote into every run, null where the adapter was another one."""
+
+
 def fingerprint(config: TrainConfig) -> str:
     """A hash of the resolved options that make a run what it is, as hexadecimal digits.
 
@@ -58,18 +65,23 @@ def written_fingerprint(written: Mapping[str, Any]) -> str:
     """The :func:`fingerprint` of options as ``config.yaml`` holds them, without checking them.
 
     Options that are newer than the file have their defaults.
+
+    Raises:
+        ConfigError: for an adapter that there is not, or options of another one.
     """
-    return _hash({**_defaults(), **dict(_flat(written))})
+    own = choose(written, TrainConfig)
+    adapter = own.get("adapter", {}).get("name", "mse")
+    return _hash({**_defaults(adapter), **dict(_flat(own))})
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run what it is, by dotted key, as plain values."""
-    return dict(_flat(config))
+    return {**_NULL_IN_OTHERS, **dict(_flat(config))}
 
 
 @cache
-def _defaults() -> dict[str, Any]:
-    return comparable(TrainConfig())
+def _defaults(adapter: str = "mse") -> dict[str, Any]:
+    return comparable(TrainConfig(adapter=ADAPTERS.options(adapter)()))
 
 
 def _hash(values: Mapping[str, Any]) -> str:

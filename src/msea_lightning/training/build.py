@@ -26,7 +26,7 @@ from msea_lightning.backbone.loading.load import backbone_place
 from msea_lightning.backbone.loading.memory import free_bytes, readable_bytes, reset_peak
 from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.options import BackboneConfig, Weights
-from msea_lightning.config.roots import CellConfig, TrainConfig
+from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.store import Store
@@ -102,7 +102,7 @@ def make_ready(
 
 
 def build_adapted_lm(
-    config: CellConfig, data: UtteranceDataModule, language_model: FrozenBackbone
+    config: RunConfig, data: UtteranceDataModule, language_model: FrozenBackbone
 ) -> AdaptedLM:
     """The adapted language model that the options describe.
 

@@ -1,0 +1,110 @@
+"""Things that can be chosen by name, such as adapters, each registered in one place."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from msea_lightning.config.errors import ConfigError
+
+Options = TypeVar("Options")
+Registered = TypeVar("Registered")
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Options]):
+    options: Options
+    place: str
+    title: str
+
+
+class Registry(Generic[Options]):
+    """The choices of one kind, in the order of their registration.
+
+    An entry is what the command line needs to know (usually a dataclass of options) and the dotted
+    place of the class or function that it configures. The place is imported when :meth:`load` asks
+    for it, so that options load without PyTorch::
+
+        ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")
+
+        @ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter")
+        @dataclass
+        class MAGOptions(AdapterOptions): ...
+
+    Args:
+        kind: What the entries are, for messages: ``adapter``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, _Entry[Any]] = {}
+
+    def register(
+        self, name: str, place: str = "", *, title: str = ""
+    ) -> Callable[[Registered], Registered]:
+        """Registers what it decorates.
+
+        Args:
+            name: The name on the command line.
+            place: Dotted path of the class or function; empty where there is none.
+            title: Its name in the paper's tables and in reports; the name where not given.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"there are two of {self.kind} {name}")
+
+        def add(options: Registered) -> Registered:
+            self._entries[name] = _Entry(options, place, title or name)
+            return options
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """All names."""
+        return tuple(self._entries)
+
+    def options(self, name: str) -> Options:
+        """What was registered under a name.
+
+        Raises:
+            ConfigError: if there is nothing; it lists the names.
+        """
+        options: Options = self._entry(name).options
+        return options
+
+    def title(self, name: str) -> str:
+        """What tables call an entry; any other name as it is."""
+        return self._entries[name].title if name in self._entries else name
+
+    def load(self, name: str) -> Any:
+        """Imports the class or function of a name.
+
+        Raises:
+            ConfigError: if there is nothing of that name; it lists the names.
+        """
+        return pkgutil.resolve_name(self._entry(name).place)
+
+    def name_of(self, thing: object) -> str:
+        """The name of an entry, given what is registered or loaded, or an instance of either.
+
+        Raises:
+            ConfigError: if it is not registered.
+        """
+        kind = thing if isinstance(thing, type) else type(thing)
+        place = f"{kind.__module__}.{kind.__qualname__}"
+        for name, entry in self._entries.items():
+            if entry.options in (thing, kind) or entry.place == place:
+                return name
+        raise ConfigError(f"{place} is not registered as {self.kind}; there are: {self._listed()}.")
+
+    def _entry(self, name: str) -> _Entry[Any]:
+        if name not in self._entries:
+            raise ConfigError(f"there is no {self.kind} {name}; there are: {self._listed()}.")
+        return self._entries[name]
+
+    def _listed(self) -> str:
+        return ", ".join(self._entries)
