@@ -36,6 +36,7 @@ from msea_lightning.data.utterance import Utterance
 from tests.data.published import (
     COUNTS,
     Shape,
+    dialogue_content,
     mmsa_content,
     table_rows,
     write_cherma,
@@ -123,11 +124,11 @@ def test_an_interrupted_preparation_leaves_nothing_and_runs_again(
         reading = read_files(*args, **options)
         first = next(iter(reading["train"]))
 
-        def part() -> Iterator[Utterance]:
+        def part(split: str) -> Iterator[Utterance]:
             yield first
             raise KeyboardInterrupt
 
-        monkeypatch.setitem(reading._parts, "train", part())  # type: ignore[arg-type]
+        monkeypatch.setattr(reading, "utterances", part)
         return reading
 
     with monkeypatch.context() as patch:
@@ -147,6 +148,29 @@ def test_flawed_files_leave_no_store(table: DatasetConfig, cache: Path) -> None:
     assert not [found for found in (cache / "stores").iterdir() if found.is_dir()]
     path.write_text(content, encoding="utf-8")
     assert len(prepare_store(table).splits["test"]) == 4
+
+
+def test_an_empty_split_is_refused_in_every_layout(tmp_path: Path, cache: Path) -> None:
+    counts = COUNTS | {"valid": 0}
+    shape = Shape(6, 4, 9, 5)
+    mosi = write_mmsa(tmp_path / "a", "mosi", mmsa_content("mosi", counts=counts))
+    meld = write_dialogue(tmp_path / "b", "meld", dialogue_content("meld", counts=counts))
+    cherma = write_cherma(tmp_path / "c", counts=counts, shape=shape)
+    for name, reader, path, file in (
+        ("mosi", Reader.mmsa, mosi, mosi),
+        ("meld", Reader.dialogue, meld, meld / "meld_valid.pkl"),
+        ("cherma", Reader.cherma, cherma, cherma / "dev.json"),
+    ):
+        with pytest.raises(UserError, match="the split 'valid' has no utterance") as error:
+            prepare_store(DatasetConfig(name=name, reader=reader, path=str(path)))
+        assert str(file) in str(error.value)
+
+
+def test_features_of_another_width_are_refused(table: DatasetConfig) -> None:
+    path = Path(str(table.path)) / "features.npz"
+    np.savez(path, **{**np.load(path), "vision/clip.1": np.ones((2, 4))})
+    with pytest.raises(UserError, match=r"'clip\.1' .* has 4 vision .*'clip\.0' .* has 3"):
+        prepare_store(table)
 
 
 def test_two_processes_at_once_make_one_store(table: DatasetConfig, cache: Path) -> None:

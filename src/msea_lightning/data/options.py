@@ -63,6 +63,14 @@ class Repair(enum.Enum):
     zero = "zero"
 
 
+class EmptyText(enum.Enum):
+    """What to do with utterances without words."""
+
+    refuse = "refuse"
+    keep = "keep"
+    drop = "drop"
+
+
 class DemoTask(enum.Enum):
     """Variants of the built-in demo corpus."""
 
@@ -145,6 +153,7 @@ class DatasetConfig:
         False, "zero mean, unit variance per feature, fitted on the training part"
     )
     repair: Repair = option(Repair.refuse, "features that are NaN or infinite")
+    empty_text: EmptyText = option(EmptyText.refuse, "utterances without words; counted and said")
     demo_task: DemoTask = option(DemoTask.erc, "variant of the demo corpus")
     demo_utterances: int = option(
         1200, "utterances of the demo corpus, all splits together", low=60

@@ -34,7 +34,7 @@ from msea_lightning.data.readers import MissingFileError, Reading, find_files, r
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 from msea_lightning.data.utterance import Utterance
 
-CONVERSION = 1
+CONVERSION = 2
 """Raised whenever a reader makes other utterances of the same files: older stores are set aside."""
 
 _PROBE = 1 << 16
@@ -243,6 +243,7 @@ def _options(dataset: DatasetConfig) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "reader": dataset.reader.value,
         "repair": dataset.repair.value,
+        "empty_text": dataset.empty_text.value,
         "audio_dim": dataset.audio_dim,
         "vision_dim": dataset.vision_dim,
         "labels": [labels.kind.value, labels.low, labels.high, labels.names],

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from msea_lightning.data.files.errors import ReadError
 from msea_lightning.data.files.formats import stand_in
-from msea_lightning.data.readers.record import ReadError
 
 _BROKEN = (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 

@@ -43,8 +43,8 @@ from rich.progress import (
 )
 
 from msea_lightning.config.errors import UserError
+from msea_lightning.data.files.errors import shorten
 from msea_lightning.data.options import DatasetConfig
-from msea_lightning.data.readers.record import shorten
 
 _BLOCK = 1 << 22
 _GIB = 2**30

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msea_lightning.data.readers.record import ReadError, shorten
+from msea_lightning.data.files.errors import ReadError, shorten
+
+_SEPARATORS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Row:
 
 
 def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
-    """Reads a CSV file: UTF-8 with or without a byte order mark, commas, double quotes.
+    """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
 
     Args:
         path: The file; its first row names the columns, in any order and in any case.
@@ -36,17 +38,19 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         ReadError: naming the file and the line, where it is not UTF-8, not CSV, lacks a column or
             has rows that do not fit its header.
     """
-    rows = _parse(path, _decode(path))
-    header = next(rows, None)
-    if header is None:
+    content = _decode(path)
+    separator = _separator(content, required)
+    rows = _parse(path, content, separator)
+    if not rows:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
-    columns = [name.strip().lower() for name in header[1]]
+    header = rows.pop(0)[1]
+    columns = [name.strip().lower() for name in header]
     missing = [name for name in required if name not in columns]
     if missing:
         raise ReadError(
             f"{path} has no column {' and no column '.join(missing)}; found "
-            f"{shorten(name.strip() for name in header[1])}. The first row names the columns, "
-            "separated by commas."
+            f"{shorten(name.strip() for name in header)}. The first row names the columns, "
+            "separated by commas, semicolons or tabs."
         )
     wanted = [name for name in (*required, *optional) if name in columns]
     doubles = [name for name in wanted if columns.count(name) > 1]
@@ -57,7 +61,8 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         if len(fields) != len(columns):
             raise ReadError(
                 f"{path}, line {line} has {len(fields)} fields, the header has {len(columns)}. Put "
-                'double quotes around a field that holds a comma, as in "well, no".'
+                f"double quotes around a field that holds the separator '{separator}', as in "
+                f'"well{separator} no".'
             )
         found = dict(zip(columns, fields, strict=True))
         result.append(Row(line, {name: found.get(name, "") for name in (*required, *optional)}))
@@ -81,20 +86,33 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-def _parse(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row that is not blank, with the line it begins on."""
+def _separator(content: str, required: Sequence[str]) -> str:
+    """The separator with which the first line names the columns; the comma where none does."""
+    header = content.lstrip().partition("\n")[0].lower()
+    for separator in _SEPARATORS:
+        names = {name.strip().strip('"').strip() for name in header.split(separator)}
+        if names.issuperset(required):
+            return separator
+    return _SEPARATORS[0]
+
+
+def _parse(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Each row that is not blank, with the line it begins on."""
     # Strict, because otherwise a quote that is not closed swallows the rest of the file.
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ReadError(
-                f"{path}, in the row from line {line} on: {error}. Put double quotes around a "
-                "field that holds quotes, and write each of them twice."
-            ) from error
-        if any(field.strip() for field in fields):
-            yield line, fields
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    line = 1
+    limit = csv.field_size_limit(max(len(content), 1))
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                rows.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ReadError(
+            f"{path}, in the row from line {line} on: {error}. Put double quotes around a "
+            "field that holds quotes, and write each of them twice."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return rows

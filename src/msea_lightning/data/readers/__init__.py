@@ -1,44 +1,24 @@
-"""Readers of published files, one per layout; which one is chosen by ``dataset.reader``.
-
-Each layout has two functions: ``find_<layout>(path, dataset)`` lists the files that belong to it,
-and ``read_<layout>(path, dataset)`` opens them as a :class:`Reading`: the splits, each an iterable
-of utterances that are checked and trimmed to their real lengths as they come.
-"""
+"""Readers of published files, one :class:`~.reading.Layout` each, chosen by ``dataset.reader``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from msea_lightning.data.files.errors import MissingFileError, ReadError
 from msea_lightning.data.options import DatasetConfig, Reader
-from msea_lightning.data.readers.cherma import find_cherma, read_cherma
-from msea_lightning.data.readers.dialogue import find_dialogue, read_dialogue
-from msea_lightning.data.readers.mmsa import find_mmsa, read_mmsa
-from msea_lightning.data.readers.record import Counts, MissingFileError, ReadError, Reading
-from msea_lightning.data.readers.table import find_table, read_table
+from msea_lightning.data.readers.cherma import ChermaLayout
+from msea_lightning.data.readers.dialogue import DialogueLayout
+from msea_lightning.data.readers.mmsa import MmsaLayout
+from msea_lightning.data.readers.reading import Advance, Counts, Layout, Reading
+from msea_lightning.data.readers.table import TableLayout
 
-__all__ = [
-    "Counts",
-    "MissingFileError",
-    "ReadError",
-    "Reading",
-    "find_cherma",
-    "find_dialogue",
-    "find_files",
-    "find_mmsa",
-    "find_table",
-    "read_cherma",
-    "read_dialogue",
-    "read_files",
-    "read_mmsa",
-    "read_table",
-]
+__all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "read_files"]
 
-_FIND: dict[Reader, Callable[[Path, DatasetConfig], list[Path]]] = {
-    Reader.mmsa: find_mmsa,
-    Reader.dialogue: find_dialogue,
-    Reader.cherma: find_cherma,
-    Reader.table: find_table,
+_LAYOUTS: dict[Reader, type[Layout]] = {
+    Reader.mmsa: MmsaLayout,
+    Reader.dialogue: DialogueLayout,
+    Reader.cherma: ChermaLayout,
+    Reader.table: TableLayout,
 }
 
 
@@ -53,14 +33,10 @@ def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
         MissingFileError: naming what is not there.
         ReadError: where it is not clear which files are meant.
     """
-    if not path.exists():
-        raise MissingFileError(f"{path} does not exist")
-    return _FIND[dataset.reader](path, dataset)
+    return _layout(path, dataset).files
 
 
-def read_files(
-    path: Path, dataset: DatasetConfig, *, advance: Callable[[int], None] | None = None
-) -> Reading:
+def read_files(path: Path, dataset: DatasetConfig, *, advance: Advance | None = None) -> Reading:
     """Opens published files.
 
     Args:
@@ -72,10 +48,10 @@ def read_files(
     Raises:
         UserError: naming the file, and where it concerns one, the utterance and the remedy.
     """
-    if dataset.reader is Reader.mmsa:
-        return read_mmsa(path, dataset, advance=advance)
-    if dataset.reader is Reader.dialogue:
-        return read_dialogue(path, dataset, advance=advance)
-    if dataset.reader is Reader.cherma:
-        return read_cherma(path, dataset)
-    return read_table(path, dataset)
+    return Reading(dataset, _layout(path, dataset).sources(advance))
+
+
+def _layout(path: Path, dataset: DatasetConfig) -> Layout:
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist")
+    return _LAYOUTS[dataset.reader](path, dataset)

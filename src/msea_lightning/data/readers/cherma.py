@@ -15,28 +15,21 @@ transcript is taken from the first of these that has it: a field of the JSON ent
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msea_lightning.data.files.arrays import load_array
+from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.rows import read_rows
-from msea_lightning.data.options import DatasetConfig
-from msea_lightning.data.readers.record import (
-    SPLIT_NAMES,
-    Frames,
-    MissingFileError,
-    ReadError,
-    Reading,
-    Record,
-    Source,
-    shorten,
-)
+from msea_lightning.data.readers.checks import Frames
+from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
 
 _NEEDED = ("audio_file", "video_label")
+_LABELS = {"M": "video_label", "T": "txt_label", "A": "audio_label", "V": "visual_label"}
 _TEXT_FIELDS = (
     "text",
     "txt",
@@ -53,59 +46,44 @@ _TRANSCRIPTS = "transcripts.csv"
 _FOLDERS = ("text", "audio", "visual")
 
 
-def find_cherma(path: Path, dataset: DatasetConfig) -> list[Path]:
-    """The files of the data set: JSON files, transcripts, features.
+class ChermaLayout(Layout):
+    """JSON files beside folders of arrays; one utterance's features are in memory at a time."""
 
-    Args:
-        path: The folder (or the one above it), or one of its JSON files.
-        dataset: The data set's options.
+    by_split: dict[str, Path]
 
-    Raises:
-        MissingFileError: where the JSON file of train or test is not there.
-    """
-    files = _find(path)
-    folder = next(iter(files.values())).parent
-    transcripts = folder / _TRANSCRIPTS
-    features = (file for name in _FOLDERS for file in sorted((folder / name).rglob("*.npy")))
-    return [*files.values(), *([transcripts] if transcripts.is_file() else []), *features]
+    def find(self, path: Path) -> list[Path]:
+        """JSON files, transcripts and features in a folder, or in the one below it."""
+        path = path.parent if path.is_file() else path
+        self.by_split = {}
+        for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*/*.json"))]:
+            if file.stem in SPLIT_NAMES:
+                self.by_split.setdefault(SPLIT_NAMES[file.stem], file)
+        missing = [f"{split}.json" for split in ("train", "test") if split not in self.by_split]
+        if missing:
+            raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
+        folder = self.by_split["train"].parent
+        self._transcripts = folder / _TRANSCRIPTS
+        return [
+            *self.by_split.values(),
+            *([self._transcripts] if self._transcripts.is_file() else []),
+            *(file for name in _FOLDERS for file in sorted((folder / name).rglob("*.npy"))),
+        ]
 
-
-def read_cherma(path: Path, dataset: DatasetConfig) -> Reading:
-    """Reads the authors' layout; the features of one utterance are in memory at a time.
-
-    Args:
-        path: The folder (or the one above it), or one of its JSON files.
-        dataset: The data set's options.
-
-    Raises:
-        UserError: naming the file, and where it concerns one, the utterance and the remedy.
-    """
-    files = _find(path)
-    folder = next(iter(files.values())).parent
-    transcripts = _transcripts(folder / _TRANSCRIPTS)
-    sources = {}
-    for split, file in files.items():
-        entries = _entries(file)
-        sources[split] = Source(
-            file,
-            lambda entries=entries, split=split, file=file: _records(  # type: ignore[misc]
-                entries, split, file, transcripts
-            ),
-            len(entries),
-        )
-    return Reading(dataset, sources)
-
-
-def _find(path: Path) -> dict[str, Path]:
-    path = path.parent if path.is_file() else path
-    files: dict[str, Path] = {}
-    for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*/*.json"))]:
-        if file.stem in SPLIT_NAMES:
-            files.setdefault(SPLIT_NAMES[file.stem], file)
-    missing = [f"{split}.json" for split in ("train", "test") if split not in files]
-    if missing:
-        raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
-    return files
+    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+        """Reads the JSON files and the transcripts."""
+        transcripts = {}
+        if self._transcripts.is_file():
+            rows = read_rows(self._transcripts, ("id", "text"))
+            transcripts = {row.values["id"]: row.values["text"] for row in rows}
+        entries = {split: _entries(file) for split, file in self.by_split.items()}
+        return {
+            split: Source(
+                file,
+                partial(_records, entries[split], split, file, transcripts),
+                len(entries[split]),
+            )
+            for split, file in self.by_split.items()
+        }
 
 
 def _entries(file: Path) -> list[Any]:
@@ -123,12 +101,6 @@ def _entries(file: Path) -> list[Any]:
     return content
 
 
-def _transcripts(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        return {}
-    return {row.values["id"]: row.values["text"] for row in read_rows(file, ("id", "text"))}
-
-
 def _records(
     entries: list[Any], split: str, file: Path, transcripts: dict[str, str]
 ) -> Iterator[Record]:
@@ -142,31 +114,31 @@ def _records(
             )
         identity = fields["audio_file"].removesuffix(".wav")
         where = f"{file}: utterance '{identity}' ({split}, number {number})"
-        audio = _features(file, "audio", [identity], where)
-        video = fields.get("video_file") or f"{identity}.mp4"
+        video = str(fields.get("video_file") or f"{identity}.mp4")
         stems = [f"{identity}.mp4", video, f"{video.removesuffix('.mp4')}.mp4"]
-        vision = _features(file, "visual", stems, where)
         yield Record(
             position=f"number {number}",
             id=identity,
             text=_transcript(file, identity, fields, transcripts, where),
-            label=fields["video_label"],
-            audio=Frames(audio, len(audio)),
-            vision=Frames(vision, len(vision)),
+            labels={
+                name: fields[key] for name, key in _LABELS.items() if name == "M" or fields.get(key)
+            },
+            features={
+                "audio": _features(file, "audio", [identity], where),
+                "vision": _features(file, "visual", stems, where),
+            },
         )
 
 
-def _features(file: Path, modality: str, stems: list[str], where: str) -> NDArray[Any]:
-    folder = file.parent / modality / file.stem
-    for stem in stems:
-        path = folder / f"{stem}.npy"
-        if path.is_file():
-            values = load_array(path, where)
-            return values[None] if values.ndim == 1 else values
-    raise ReadError(
-        f"{where} has no {modality} features: {folder / stems[0]}.npy is missing. Fetch the "
-        "folder again, or remove the utterance from the JSON file."
-    )
+def _features(file: Path, name: str, stems: list[str], where: str) -> Frames:
+    folder = file.parent / name / file.stem
+    path = next((path for stem in stems if (path := folder / f"{stem}.npy").is_file()), None)
+    if path is None:
+        raise ReadError(
+            f"{where} has no {name} features: {folder / stems[0]}.npy is missing. Fetch the "
+            "folder again, or remove the utterance from the JSON file."
+        )
+    return Frames.whole(load_array(path, where))
 
 
 def _transcript(

@@ -2,104 +2,106 @@
 
 Three pickles, ``<name>_{train,valid,test}.pkl``, each a list of ``{"label": str, "features":
 {"text": str, "audio": (La, da), "video": (Lv, dv), "audio_len": int, "video_len": int}}``, padded.
-The utterances have no ids, so they get ``<split>-<number>``, counted from 0.
+The utterances get the ids ``<split>-<number>``, counted from 0. Dialogue and speaker are read where
+an entry names them, the dialogue also from an id such as ``dia12_utt3`` or ``Ses01F_impro01_M003``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.unpickle import iterate_pickle
-from msea_lightning.data.options import DatasetConfig
-from msea_lightning.data.readers.record import (
+from msea_lightning.data.readers import checks
+from msea_lightning.data.readers.checks import Frames
+from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
-    Frames,
-    MissingFileError,
-    ReadError,
-    Reading,
+    Advance,
+    Layout,
     Record,
     Source,
-    shorten,
+    group_of,
 )
 
+_DIALOGUES = ("dialogueid", "dialogid", "dialogue", "dialog", "conversationid", "conversation")
+_IDS = ("id", "uttid", "utteranceid", "utterancename", "name", "file", "filename", "vid")
+_SPEAKERS = ("speaker", "speakerid")
 
-def find_dialogue(path: Path, dataset: DatasetConfig) -> list[Path]:
-    """The files of the data set, one for each split.
-
-    Args:
-        path: Their folder (or the folder above it), or one of them.
-        dataset: The data set's options; its name is that of the files, unless the folder holds
-            files of one other name.
-
-    Raises:
-        MissingFileError: where the file of train or test is not there.
-        ReadError: where the folder holds files of several data sets.
-    """
-    return list(_find(path, dataset).values())
+_log = logging.getLogger(__name__)
 
 
-def read_dialogue(
-    path: Path, dataset: DatasetConfig, *, advance: Callable[[int], None] | None = None
-) -> Reading:
-    """Reads three files of this layout; a part of one is in memory at a time.
+class DialogueLayout(Layout):
+    """One pickle for each split; a part of one is in memory at a time."""
 
-    Args:
-        path: Their folder, or one of them.
-        dataset: The data set's options.
-        advance: Called with the number of bytes read since its last call.
+    by_split: dict[str, Path]
 
-    Raises:
-        UserError: naming the file, and where it concerns one, the utterance and the remedy.
-    """
-    sources = {
-        split: Source(file, lambda file=file, split=split: _records(file, split, advance))  # type: ignore[misc]
-        for split, file in _find(path, dataset).items()
-    }
-    return Reading(dataset, sources)
-
-
-def _find(path: Path, dataset: DatasetConfig) -> dict[str, Path]:
-    name = dataset.name
-    if path.is_file():
-        stem, _, split = path.stem.rpartition("_")
-        if not stem or split not in SPLIT_NAMES:
+    def find(self, path: Path) -> list[Path]:
+        """Files called ``dataset.name``, or else those of the only other name in the folder."""
+        name = self.dataset.name
+        if path.is_file():
+            stem, _, split = path.stem.rpartition("_")
+            if not stem or split not in SPLIT_NAMES:
+                raise ReadError(
+                    f"{path} is not called <name>_train.pkl, <name>_valid.pkl or <name>_test.pkl, "
+                    "as the files of dataset.reader=dialogue are. Rename it or check "
+                    "dataset.reader."
+                )
+            name, path = stem, path.parent
+        found: dict[str, dict[str, Path]] = {}
+        for file in [*sorted(path.glob("*.pkl")), *sorted(path.glob("*/*.pkl"))]:
+            stem, _, split = file.stem.rpartition("_")
+            if stem and split in SPLIT_NAMES:
+                found.setdefault(stem, {}).setdefault(SPLIT_NAMES[split], file)
+        if name not in found and len(found) > 1:
             raise ReadError(
-                f"{path} is not called <name>_train.pkl, <name>_valid.pkl or <name>_test.pkl, as "
-                "the files of dataset.reader=dialogue are. Rename it or check dataset.reader."
+                f"{path} holds the files of {shorten(sorted(found))}, none of {name}. Give one of "
+                "the files themselves with dataset.path=..."
             )
-        name, path = stem, path.parent
-    found: dict[str, dict[str, Path]] = {}
-    for file in [*sorted(path.glob("*.pkl")), *sorted(path.glob("*/*.pkl"))]:
-        stem, _, split = file.stem.rpartition("_")
-        if stem and split in SPLIT_NAMES:
-            found.setdefault(stem, {}).setdefault(SPLIT_NAMES[split], file)
-    if name not in found and len(found) > 1:
-        raise ReadError(
-            f"{path} holds the files of {shorten(sorted(found))}, none of {name}. Give one of the "
-            "files themselves with dataset.path=..."
-        )
-    files = found.get(name) or next(iter(found.values()), {})
-    missing = [f"{name}_{split}.pkl" for split in ("train", "test") if split not in files]
-    if missing:
-        raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
-    return files
+        self.by_split = found.get(name) or next(iter(found.values()), {})
+        missing = [
+            f"{name}_{split}.pkl" for split in ("train", "test") if split not in self.by_split
+        ]
+        if missing:
+            raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
+        return list(self.by_split.values())
 
+    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+        """Where the records of each split come from; nothing is opened yet."""
+        return {
+            split: Source(file, partial(self._records, split, file, advance))
+            for split, file in self.by_split.items()
+        }
 
-def _records(file: Path, split: str, advance: Callable[[int], None] | None) -> Iterator[Record]:
-    for index, item in enumerate(iterate_pickle(file, advance=advance)):
-        where = f"{file}: utterance '{split}-{index}' ({split}, number {index + 1})"
-        label, features = _take(item, where, "label", "features")
-        text, audio, vision = _take(features, f"{where}, features,", "text", "audio", "video")
-        yield Record(
-            position=f"number {index + 1}",
-            id=f"{split}-{index}",
-            text=text,
-            label=label,
-            audio=None if audio is None else Frames(audio, features.get("audio_len")),
-            vision=None if vision is None else Frames(vision, features.get("video_len")),
-        )
+    def _records(self, split: str, file: Path, advance: Advance | None) -> Iterator[Record]:
+        for index, item in enumerate(iterate_pickle(file, advance=advance)):
+            where = f"{file}: utterance '{split}-{index}' ({split}, number {index + 1})"
+            label, features = _take(item, where, "label", "features")
+            text, audio, vision = _take(features, f"{where}, features,", "text", "audio", "video")
+            about = {_plain(name): value for name, value in (*features.items(), *item.items())}
+            group = _find(about, _DIALOGUES) or group_of(_find(about, _IDS) or "")
+            if index == 0 and split == "train" and "valid" not in self.by_split and not group:
+                _log.warning(
+                    "there is no valid file, and %s names no dialogues: the validation part will "
+                    "share dialogues with the training part, and look better than the test part. "
+                    "Give every utterance a field 'dialogue', or the data set a valid file",
+                    file,
+                )
+            yield Record(
+                position=f"number {index + 1}",
+                id=f"{split}-{index}",
+                text=text,
+                labels={"M": label},
+                features={
+                    "audio": None if audio is None else Frames(audio, features.get("audio_len")),
+                    "vision": None if vision is None else Frames(vision, features.get("video_len")),
+                },
+                group=group,
+                speaker=_find(about, _SPEAKERS),
+            )
 
 
 def _take(item: Any, where: str, *keys: str) -> tuple[Any, ...]:
@@ -115,3 +117,13 @@ def _take(item: Any, where: str, *keys: str) -> tuple[Any, ...]:
             "dataset.reader, or fetch the file again."
         )
     return tuple(item[key] for key in keys)
+
+
+def _plain(name: Any) -> str:
+    return str(name).lower().replace("_", "").replace(" ", "")
+
+
+def _find(about: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The first of some fields that is there, as text."""
+    found = (about[name] for name in names if about.get(name) is not None)
+    return next(map(checks.identity, found), None)

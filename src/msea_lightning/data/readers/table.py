@@ -1,26 +1,31 @@
 """Your own data: ``utterances.csv`` beside the features.
 
 ``utterances.csv`` has the columns id, split, text, label and, where you have them, group (the
-video, dialogue or speaker whose utterances must not be torn apart) and speaker. Features of a
-modality (``audio``, ``vision``) are in one of these places, or nowhere:
+video, dialogue or speaker whose utterances must not be torn apart), speaker, and label_T, label_A,
+label_V (labels of one modality). The features of a name (``audio``, ``vision``, any other) are in
+one of these places, or nowhere:
 
 - ``features.npz``, key ``audio``: (N, da), one row per row of the table; or (N, La, da), padded,
   with the lengths under ``audio_lengths``, else frames of zeros at either end are padding;
 - ``features.npz``, keys ``audio/<id>``: (La, da) each, every frame real;
 - a folder with ``audio/<id>.npy``: likewise.
 
-An utterance without features of its own, or with a length of 0, lacks the modality. Features of
-an id that no row has are refused, because then a file and the table do not belong together.
+``video``, ``visual`` and ``Vision`` are ``vision``: see :data:`_ALIASES`. An utterance without
+features of its own, or with a length of 0, lacks them. Hidden files are ignored, and features of an
+id that no row has are counted and named.
 
-Labels that are all numbers are intensities, any others names.
+Labels that are all numbers are intensities, any others names. A label that is empty or ``nan`` is
+missing.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,113 +35,123 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from msea_lightning.data.files.arrays import load_array, open_archive, read_member
+from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.rows import Row, read_rows
-from msea_lightning.data.options import DatasetConfig, LabelKind
-from msea_lightning.data.readers.record import (
-    SPLIT_NAMES,
-    Frames,
-    MissingFileError,
-    ReadError,
-    Reading,
-    Record,
-    Source,
-    shorten,
-)
+from msea_lightning.data.options import LabelKind
+from msea_lightning.data.readers.checks import Frames, to_number
+from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
-_MODALITIES = ("audio", "vision")
+_COLUMNS = ("id", "split", "text", "label")
+_FURTHER_LABELS = {"label_t": "T", "label_a": "A", "label_v": "V"}
+_FEATURES = ("audio", "vision")
+_ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"}
+_LENGTHS = "_lengths"
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+_MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null"))
+"""Labels that spreadsheets and pandas write where there is none."""
+_FORMULA_ERROR = re.compile(
+    r"#(NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!)"
+)
 
 _log = logging.getLogger(__name__)
 
-Fetch = Callable[[int, Row], Frames | None]
-"""Gives the features of the utterance in a row, by the row's index and content."""
 
+class TableLayout(Layout):
+    """A table and the features beside it; of an archive only what an utterance needs is read."""
 
-def find_table(path: Path, dataset: DatasetConfig) -> list[Path]:
-    """The files of the data set: the table and its features.
+    def find(self, path: Path) -> list[Path]:
+        """The table, the archive, and all arrays in folders beside them."""
+        self._table = path if path.is_file() else path / _TABLE
+        if not self._table.is_file():
+            raise MissingFileError(f"{path} holds no {_TABLE}")
+        archive = self._table.parent / _ARCHIVE
+        arrays = (file for folder in _folders(self._table.parent) for file in _arrays(folder))
+        return [self._table, *([archive] if archive.is_file() else []), *arrays]
 
-    Args:
-        path: The folder, or the table itself.
-        dataset: The data set's options.
+    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+        """Reads the table, and compares it with the names of the features."""
+        rows = read_rows(self._table, _COLUMNS, ("group", "speaker", *_FURTHER_LABELS))
+        if not rows:
+            raise ReadError(
+                f"{self._table} has a header and no utterance. Give it one row per utterance."
+            )
+        splits: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            self._refuse_formula_errors(row)
+            splits.setdefault(self._split(row), []).append(index)
+        labels = self._labels(rows)
+        features = _Features(self._table.parent, [row.values["id"].strip() for row in rows])
+        return {
+            split: Source(
+                self._table, partial(_records, rows, indices, labels, features), len(indices)
+            )
+            for split, indices in splits.items()
+        }
 
-    Raises:
-        MissingFileError: where there is no table.
-    """
-    table = _find(path)
-    archive = table.parent / _ARCHIVE
-    arrays = (file for name in _MODALITIES for file in sorted((table.parent / name).rglob("*.npy")))
-    return [table, *([archive] if archive.is_file() else []), *arrays]
+    def _refuse_formula_errors(self, row: Row) -> None:
+        for name, value in row.values.items():
+            if _FORMULA_ERROR.fullmatch(value.strip()):
+                raise ReadError(
+                    f"{self._table}, line {row.line} has '{value.strip()}' as {name}: a "
+                    "spreadsheet took the entry for a formula (those begin with = + - @) and could "
+                    "not compute it. Format the column as text and enter its values again."
+                )
 
+    def _split(self, row: Row) -> str:
+        name = row.values["split"].strip()
+        if name.lower() not in SPLIT_NAMES:
+            raise ReadError(
+                f"{self._table}: utterance '{row.values['id']}' (line {row.line}) is in the "
+                f"unknown split '{name}'. Splits are train, valid (also dev, val, validation) and "
+                "test."
+            )
+        return SPLIT_NAMES[name.lower()]
 
-def read_table(path: Path, dataset: DatasetConfig) -> Reading:
-    """Reads a table and the features beside it; of an archive only what an utterance needs.
-
-    Args:
-        path: The folder, or the table itself.
-        dataset: The data set's options.
-
-    Raises:
-        UserError: naming the file, and where it concerns one, the utterance and the remedy.
-    """
-    table = _find(path)
-    rows = read_rows(table, ("id", "split", "text", "label"), ("group", "speaker"))
-    if not rows:
-        raise ReadError(f"{table} has a header and no utterance. Give it one row per utterance.")
-    splits: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        splits.setdefault(_split(row, table), []).append(index)
-    label = _labels(rows, dataset)
-    features = _Features(table.parent, rows)
-    sources = {
-        split: Source(table, partial(_records, rows, indices, label, features), len(indices))
-        for split, indices in splits.items()
-    }
-    return Reading(dataset, sources)
-
-
-def _find(path: Path) -> Path:
-    table = path if path.is_file() else path / _TABLE
-    if not table.is_file():
-        raise MissingFileError(f"{path} holds no {_TABLE}")
-    return table
-
-
-def _split(row: Row, table: Path) -> str:
-    name = row.values["split"].strip()
-    if name.lower() not in SPLIT_NAMES:
-        raise ReadError(
-            f"{table}: utterance '{row.values['id']}' (line {row.line}) is in the unknown split "
-            f"'{name}'. Splits are train, valid (also dev, val, validation) and test."
-        )
-    return SPLIT_NAMES[name.lower()]
-
-
-def _labels(rows: list[Row], dataset: DatasetConfig) -> Callable[[str], Any]:
-    """What turns a label field into a label: numbers where all labels are numbers."""
-    config = dataset.labels
-    if config.kind is not LabelKind.infer or config.names:
-        return str.strip
-    names = [row for row in rows if not _is_number(row.values["label"])]
-    if names and len(names) < len(rows) / 2:
-        _log.warning(
-            "most labels are numbers, but line %d has '%s': all labels are taken for names",
-            names[0].line,
-            names[0].values["label"],
-        )
-    return str.strip if names else float
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    def _labels(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """The labels of each row: numbers where all are numbers, without those that are missing."""
+        config = self.dataset.labels
+        columns = {"label": "M", **_FURTHER_LABELS}
+        found = [
+            {
+                name: text
+                for column, name in columns.items()
+                if (text := row.values[column].strip()) in config.names
+                or text.lower() not in _MISSING
+            }
+            for row in rows
+        ]
+        without = [row for row, labels in zip(rows, found, strict=True) if "M" not in labels]
+        if without:
+            listed = shorten(f"line {row.line} '{row.values['label'].strip()}'" for row in without)
+            _log.warning(
+                "%d of %d utterances have no label (%s): they are kept without one. Where such a "
+                "word is the name of an emotion, list all names in dataset.labels.names",
+                len(without),
+                len(rows),
+                listed,
+            )
+        if config.kind is not LabelKind.infer or config.names:
+            return found
+        names = [
+            (row.line, text)
+            for row, labels in zip(rows, found, strict=True)
+            for text in labels.values()
+            if to_number(text) is None
+        ]
+        if names and len(names) < len(rows) / 2:
+            _log.warning(
+                "most labels are numbers, but line %d has '%s': all labels are taken for names",
+                *names[0],
+            )
+        if names:
+            return found
+        return [{name: float(text) for name, text in labels.items()} for labels in found]
 
 
 def _records(
-    rows: list[Row], indices: list[int], label: Callable[[str], Any], features: _Features
+    rows: list[Row], indices: list[int], labels: list[dict[str, Any]], features: _Features
 ) -> Iterator[Record]:
     with features.open() as fetch:
         for index in indices:
@@ -145,150 +160,217 @@ def _records(
                 position=f"line {row.line}",
                 id=row.values["id"].strip(),
                 text=row.values["text"],
-                label=label(row.values["label"]),
-                audio=fetch["audio"](index, row),
-                vision=fetch["vision"](index, row),
+                labels=labels[index],
+                features={name: get(index, row.line) for name, get in fetch.items()},
                 group=row.values["group"].strip(),
                 speaker=row.values["speaker"].strip(),
             )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the features of one modality are, and how they are told apart there."""
+def _folders(folder: Path) -> list[Path]:
+    """The folders beside a table that hold arrays."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in inside if not _is_hidden(path.name) and any(_arrays(path))]
 
-    form: str
-    """``rows``, ``keys``, ``files`` or ``nowhere``."""
-    ids: frozenset[str] = frozenset()
+
+def _arrays(folder: Path) -> Iterator[Path]:
+    """The arrays in a folder and below it, without hidden files."""
+    for path in sorted(folder.rglob("*.npy")):
+        if not any(map(_is_hidden, path.relative_to(folder).parts)):
+            yield path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _feature(name: str, where: str) -> str:
+    """The feature that a folder or key is called after."""
+    lower = name.lower()
+    if lower in _ALIASES or lower in _FEATURES:
+        return _ALIASES.get(lower, lower)
+    if not _NAME.fullmatch(name):
+        raise ReadError(
+            f"{where}: '{name}' cannot be the name of a feature, which is a word of letters, "
+            "digits and underscores, such as audio, vision or text_features. Rename or remove it."
+        )
+    return name
+
+
+@dataclass
+class _Place:
+    """Where the features of one name are.
+
+    Attributes:
+        where: The place in words.
+        key: The key in the archive, or the folder.
+        names: What each utterance's features are called there; empty where they are in the order of
+            the rows.
+    """
+
+    where: str
+    key: str | Path
+    names: dict[str, str] = field(default_factory=dict)
+
+    def name_of(self, identity: str) -> str | None:
+        """What the features of an utterance are called: file systems may decompose accents."""
+        return self.names.get(identity) or self.names.get(unicodedata.normalize("NFC", identity))
+
+
+def _by_name(names: list[str]) -> dict[str, str]:
+    """Names by themselves, and by how they are written with composed accents."""
+    return {unicodedata.normalize("NFC", name): name for name in names} | {
+        name: name for name in names
+    }
+
+
+Fetch = Callable[[int, int], "Frames | None"]
+"""Gives the features of the utterance in a row, by the row's index and line."""
 
 
 class _Features:
     """The features beside a table; found and compared with its rows, but not yet read."""
 
-    def __init__(self, folder: Path, rows: list[Row]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, ids: list[str]) -> None:
         self._archive = folder / _ARCHIVE
-        self._row_count = len(rows)
+        self._ids = ids
         self._arrays: dict[str, tuple[NDArray[Any], NDArray[Any] | None]] = {}
-        keys: list[str] = []
+        self._keys: list[str] = []
         if self._archive.is_file():
             with open_archive(self._archive) as archive:
-                keys = archive.files
-        self._refuse_unknown_keys(keys)
-        ids = {row.values["id"].strip() for row in rows}
-        self._places = {name: self._place(name, keys, ids) for name in _MODALITIES}
-        for name, place in self._places.items():
-            if place.form == "nowhere":
+                self._keys = archive.files
+        places: dict[str, list[_Place]] = {}
+        for place in (*self._in_archive(), *self._in_folders(folder)):
+            key = place.key if isinstance(place.key, str) else place.key.name
+            places.setdefault(_feature(key, place.where), []).append(place)
+        for name, found in places.items():
+            if len(found) > 1:
+                listed = "; ".join(place.where for place in found)
+                raise ReadError(
+                    f"the {name} features are in more than one place: {listed}. Keep one of them."
+                )
+            self._compare(name, found[0])
+        for name in _FEATURES:
+            if name not in places:
                 _log.info("%s has no %s features", folder, name)
+        further = [name for name in places if name not in _FEATURES]
+        if further:
+            _log.info("further features beside audio and vision: %s", ", ".join(further))
+        names = (*_FEATURES, *sorted(further))
+        self._places = {name: places[name][0] if name in places else None for name in names}
 
     @contextmanager
     def open(self) -> Iterator[Mapping[str, Fetch]]:
-        """What fetches the features of each modality, while the archive is open."""
+        """What fetches the features of each name, while the archive is open."""
         with ExitStack() as stack:
             archive = None
-            if any(place.form in ("rows", "keys") for place in self._places.values()):
+            if self._keys:
                 archive = stack.enter_context(open_archive(self._archive))
             yield {name: self._fetch(name, place, archive) for name, place in self._places.items()}
 
-    def _refuse_unknown_keys(self, keys: list[str]) -> None:
-        known = {key for name in _MODALITIES for key in (name, f"{name}_lengths")}
-        unknown = [key for key in keys if key not in known and key.split("/")[0] not in _MODALITIES]
-        if unknown:
+    def _in_archive(self) -> list[_Place]:
+        places: dict[tuple[str, bool], _Place] = {}
+        for key in self._keys:
+            name, by_id, identity = key.partition("/")
+            if by_id:
+                place = _Place(f"{self._archive}, keys {name}/<id>", name)
+                place = places.setdefault((name, True), place)
+                place.names |= _by_name([identity])
+            elif key.removesuffix(_LENGTHS) not in self._keys or not key.endswith(_LENGTHS):
+                if key.endswith(_LENGTHS):
+                    raise ReadError(
+                        f"{self._archive} holds {key}, but no {key.removesuffix(_LENGTHS)} that "
+                        "it could be the lengths of. Rename or remove it."
+                    )
+                places[name, False] = _Place(f"{self._archive}, key {name}", name)
+        return list(places.values())
+
+    def _in_folders(self, folder: Path) -> list[_Place]:
+        places = []
+        for path in folder.iterdir():
+            known = path.name.lower() in (*_FEATURES, *_ALIASES)
+            if known and path.is_dir() and not any(_arrays(path)):
+                _log.warning("%s holds no .npy files: no features are read from it", path)
+        for path in _folders(folder):
+            files = (file.relative_to(path).as_posix() for file in _arrays(path))
+            names = _by_name([file.removesuffix(".npy") for file in files])
+            places.append(_Place(str(path), path, names))
+        return places
+
+    def _compare(self, name: str, place: _Place) -> None:
+        """Says which features no row has; refuses them where no row has any."""
+        if not place.names:
+            return
+        used = {place.name_of(identity) for identity in self._ids}
+        extra = sorted(set(place.names.values()) - used)
+        if len(used - {None}) == 0:
             raise ReadError(
-                f"{self._archive} holds {shorten(unknown)}, which dataset=table does not know: "
-                "audio or audio/<id>, audio_lengths, and the same for vision. Rename or remove "
-                "them."
+                f"{place.where} holds {name} features of {len(extra)} utterances, none of which is "
+                f"in {_TABLE}: {shorten(extra)}. Name them after the ids, such as "
+                f"'{self._ids[0]}', or remove them."
+            )
+        if extra:
+            _log.warning(
+                "%s holds %s features of %d utterances that no row of %s has: %s. They are left "
+                "out",
+                place.where,
+                name,
+                len(extra),
+                _TABLE,
+                shorten(extra),
             )
 
-    def _place(self, modality: str, keys: list[str], ids: set[str]) -> _Place:
-        prefix = f"{modality}/"
-        by_id = {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
-        folder = self._folder / modality
-        in_files = {
-            file.relative_to(folder).as_posix().removesuffix(".npy")
-            for file in folder.rglob("*.npy")
-        }
-        found = {}
-        if modality in keys:
-            found[f"{self._archive}, key {modality}"] = _Place("rows")
-        if by_id:
-            found[f"{self._archive}, keys {prefix}<id>"] = _Place("keys", frozenset(by_id))
-        if in_files:
-            found[f"{folder}"] = _Place("files", frozenset(in_files))
-        if len(found) > 1:
-            raise ReadError(
-                f"the {modality} features are in more than one place: {'; '.join(found)}. Keep one "
-                "of them."
-            )
-        for name, place in found.items():
-            extra = sorted(place.ids - ids)
-            if extra:
-                raise ReadError(
-                    f"{name} has {modality} features of {len(extra)} utterances that no row of "
-                    f"{_TABLE} has: {shorten(extra)}. Add the rows, or remove the features."
-                )
-            return place
-        return _Place("nowhere")
+    def _fetch(self, name: str, place: _Place | None, archive: NpzFile | None) -> Fetch:
+        if place is None:
+            return lambda index, line: None
+        if isinstance(place.key, Path):
+            return partial(self._from_file, place)
+        assert archive is not None
+        if place.names:
+            return partial(self._from_key, place, archive)
+        if name not in self._arrays:
+            self._arrays[name] = self._read_rows(place.key, archive)
+        return partial(self._from_rows, *self._arrays[name])
 
-    def _fetch(self, modality: str, place: _Place, archive: NpzFile | None) -> Fetch:
-        if place.form == "files":
-            return partial(self._from_file, modality, place)
-        if archive is None or place.form == "nowhere":
-            return lambda index, row: None
-        if place.form == "keys":
-            return partial(self._from_key, modality, place, archive)
-        if modality not in self._arrays:
-            self._arrays[modality] = self._read_rows(modality, archive)
-        return partial(self._from_rows, *self._arrays[modality])
-
-    def _read_rows(
-        self, modality: str, archive: NpzFile
-    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """All features of a modality as (N, L, d), and their lengths (N,) where they are given."""
-        values = read_member(archive, self._archive, modality)
-        if values.ndim not in (2, 3) or len(values) != self._row_count:
+    def _read_rows(self, key: str, archive: NpzFile) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """All features of a name as (N, L, d), and their lengths (N,) where they are given."""
+        values = read_member(archive, self._archive, key)
+        count = len(self._ids)
+        if values.ndim not in (2, 3) or len(values) != count:
             raise ReadError(
-                f"{self._archive}: {modality} has the shape {values.shape}, but {_TABLE} has "
-                f"{self._row_count} rows; expected ({self._row_count}, features) or "
-                f"({self._row_count}, frames, features). Save one row of features per row of the "
-                "table, in its order."
+                f"{self._archive}: {key} has the shape {values.shape}, but {_TABLE} has "
+                f"{count} rows; expected ({count}, features) or ({count}, frames, features). Save "
+                "one row of features per row of the table, in its order, or remove it."
             )
-        key = f"{modality}_lengths"
-        lengths = read_member(archive, self._archive, key) if key in archive.files else None
-        if lengths is not None and lengths.shape != (self._row_count,):
+        lengths = None
+        if f"{key}{_LENGTHS}" in archive.files:
+            lengths = read_member(archive, self._archive, f"{key}{_LENGTHS}")
+        if lengths is not None and lengths.shape != (count,):
             raise ReadError(
-                f"{self._archive}: {key} has the shape {lengths.shape}, expected one length for "
-                f"each of the {self._row_count} rows of {_TABLE}. Save them anew."
+                f"{self._archive}: {key}{_LENGTHS} has the shape {lengths.shape}, expected one "
+                f"length for each of the {count} rows of {_TABLE}. Save them anew."
             )
         if values.ndim == 2:
             values = values[:, None]
             if lengths is None:
-                lengths = np.ones(self._row_count, dtype=np.int64)
+                lengths = np.ones(count, dtype=np.int64)
         return values, lengths
 
     @staticmethod
     def _from_rows(
-        values: NDArray[Any], lengths: NDArray[Any] | None, index: int, row: Row
+        values: NDArray[Any], lengths: NDArray[Any] | None, index: int, line: int
     ) -> Frames:
         return Frames(values[index], None if lengths is None else lengths[index])
 
-    def _from_key(
-        self, modality: str, place: _Place, archive: NpzFile, index: int, row: Row
-    ) -> Frames | None:
-        identity = row.values["id"].strip()
-        if identity not in place.ids:
+    def _from_key(self, place: _Place, archive: NpzFile, index: int, line: int) -> Frames | None:
+        name = place.name_of(self._ids[index])
+        if name is None:
             return None
-        return _whole(read_member(archive, self._archive, f"{modality}/{identity}"))
+        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{name}"))
 
-    def _from_file(self, modality: str, place: _Place, index: int, row: Row) -> Frames | None:
-        identity = row.values["id"].strip()
-        if identity not in place.ids:
+    def _from_file(self, place: _Place, index: int, line: int) -> Frames | None:
+        name = place.name_of(self._ids[index])
+        if name is None:
             return None
-        where = f"utterance '{identity}' (line {row.line})"
-        return _whole(load_array(self._folder / modality / f"{identity}.npy", where))
-
-
-def _whole(values: NDArray[Any]) -> Frames:
-    """Frames that are all real; a single vector (d,) is one frame."""
-    values = values[None] if values.ndim == 1 else values
-    return Frames(values, len(values) if values.ndim else 0)
+        where = f"utterance '{self._ids[index]}' (line {line})"
+        return Frames.whole(load_array(Path(place.key) / f"{name}.npy", where))

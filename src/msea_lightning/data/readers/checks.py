@@ -1,0 +1,208 @@
+"""What a file says about an utterance, checked and converted; one place for every layout.
+
+Each function takes a value as it is in the file, and where it is (file, utterance, split and
+position) for the error message.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from reprlib import repr as short_repr
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msea_lightning.data.files.errors import ReadError
+from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.data.utterance import Label
+
+_RANGE_TOLERANCE = 1e-6
+_LARGEST = 1 << 28
+"""Most numbers in the features of one utterance that come as lists."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.ASCII | re.I)
+
+
+class Frames(NamedTuple):
+    """A feature sequence of one utterance, as in the file.
+
+    Attributes:
+        values: (L, d) numbers, possibly padded.
+        length: How many of the L frames are real, from the first on. None where the file does not
+            say: then the frames before the first and after the last one that holds anything but
+            zeros are padding.
+    """
+
+    values: Any
+    length: Any
+
+    @classmethod
+    def whole(cls, values: NDArray[Any]) -> Frames:
+        """Frames that are all real; a single vector (d,) is one frame."""
+        values = values[None] if values.ndim == 1 else values
+        return cls(values, len(values) if values.ndim else 0)
+
+
+def to_number(text: str) -> float | None:
+    """The number that a text is in plain decimal notation (``-1``, ``2.5``, ``3e-1``), or None.
+
+    Python's own ``float`` also takes ``1_0`` and the digits of every script.
+    """
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def identity(value: Any) -> str:
+    """An id as text; of several parts, joined with underscores.
+
+    Raises:
+        ReadError: where it is neither text nor a number, nor a flat list of these.
+    """
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    parts = value if isinstance(value, list | tuple) else [value]
+    names = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in parts]
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise ReadError(f"the id {short_repr(value)} is neither text nor a number. Mend the file.")
+    return "_".join(map(str, names))
+
+
+def words(value: Any, where: str) -> str:
+    """The transcript; empty where it has no words."""
+    text = _single(value)
+    if not isinstance(text, str):
+        raise ReadError(
+            f"{where} has a text of type {type(text).__name__}, expected words. Check "
+            "dataset.reader, or give the utterance its transcript."
+        )
+    return text if text.strip() else ""
+
+
+def label(value: Any, config: LabelConfig, where: str) -> Label:
+    """The label as the data set's options say: an intensity or a name."""
+    value = _single(value)
+    value = value.strip() if isinstance(value, str) else value
+    if value is None or value == "":
+        raise ReadError(f"{where} has no label. Label it or remove it.")
+    if config.kind is LabelKind.emotions or (config.kind is LabelKind.infer and config.names):
+        return _emotion(value, config.names, where)
+    if config.kind is LabelKind.infer and isinstance(value, str):
+        return value
+    return _intensity(value, config, where)
+
+
+def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
+    """The real frames (L, d) of a feature sequence, of whatever number type they are in the file.
+
+    Raises:
+        ReadError: where they are not numbers of this shape, or shorter than they should be.
+    """
+    values = _array(name, found.values, where)
+    if values.dtype.kind not in "biuf":
+        raise ReadError(
+            f"{where} has {name} features of type {values.dtype}, expected numbers. Extract "
+            "them anew."
+        )
+    if values.ndim != 2:
+        raise ReadError(
+            f"{where} has {name} features of shape {values.shape}, expected (frames, "
+            "features). Give one row of features per frame."
+        )
+    if found.length is None:
+        # Comparing with 0 keeps NaN: a frame of NaN is broken, not padding.
+        filled = np.flatnonzero((values != 0).any(axis=1))
+        return values[filled[0] : filled[-1] + 1] if len(filled) else values[:0]
+    length = _single(found.length)
+    if isinstance(length, bool) or not isinstance(length, int | float) or length != length // 1:
+        raise ReadError(
+            f"{where} has the {name} length {short_repr(length)}, expected a whole number of "
+            "frames. Mend the length or fetch the file again."
+        )
+    if not 0 <= length <= len(values):
+        raise ReadError(
+            f"{where} has the {name} length {int(length)}, but {len(values)} frames of "
+            f"{name} features. Mend the length or fetch the file again."
+        )
+    return values[: int(length)]
+
+
+def describe_broken(values: NDArray[Any], broken: NDArray[np.bool_]) -> str:
+    """What is wrong with values that are not finite numbers of float32, with counts."""
+    cases = {
+        "NaN": np.isnan(values),
+        "+inf": np.isposinf(values),
+        "-inf": np.isneginf(values),
+        "too large for float32": np.isfinite(values) & broken,
+    }
+    found = [f"{int(case.sum())} {name}" for name, case in cases.items() if case.any()]
+    return f"{int(broken.sum())} of {broken.size} values that are not finite ({', '.join(found)})"
+
+
+def _single(value: Any) -> Any:
+    """The one value in an array or list of one; text of bytes."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _emotion(value: Any, names: Sequence[str], where: str) -> str:
+    if isinstance(value, str) and value in names:
+        return value
+    # Class numbers: 3, 3.0 and "3" are the same name.
+    number = to_number(str(value)) if isinstance(value, str | int | float) else None
+    same = [name for name in names if number is not None and to_number(name) == number]
+    if not same:
+        raise ReadError(
+            f"{where} has the unknown label {short_repr(value)}; dataset.labels.names lists "
+            f"{', '.join(names)}. Mend the label, remove the utterance, or add the name."
+        )
+    return same[0]
+
+
+def _intensity(value: Any, config: LabelConfig, where: str) -> float:
+    number = to_number(value) if isinstance(value, str) else value
+    if not isinstance(number, int | float):
+        raise ReadError(
+            f"{where} has the label {short_repr(value)}, which is not a number, but the data set's "
+            "labels are intensities. Mend the label, or set dataset.labels.kind=emotions and "
+            "dataset.labels.names."
+        )
+    if not math.isfinite(number):
+        raise ReadError(f"{where} has the label {number}. Give it a finite intensity or remove it.")
+    below = config.low is not None and number < config.low - _RANGE_TOLERANCE
+    above = config.high is not None and number > config.high + _RANGE_TOLERANCE
+    if below or above:
+        low, high = (
+            "anything" if bound is None else f"{bound:g}" for bound in (config.low, config.high)
+        )
+        raise ReadError(
+            f"{where} has the label {number:g}, out of range from {low} to {high} "
+            "(dataset.labels.low and dataset.labels.high). Mend the label, remove the utterance, "
+            "or widen the range."
+        )
+    return float(number)
+
+
+def _array(name: str, values: Any, where: str) -> NDArray[Any]:
+    if isinstance(values, list | tuple):
+        _refuse_endless(name, values, where)
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ReadError(
+            f"{where} has {name} features that are not a table of numbers ({error}). Extract "
+            "them anew."
+        ) from error
+
+
+def _refuse_endless(name: str, rows: Sequence[Any], where: str) -> None:
+    """Refuses lists of lists of lists, and lists that repeat a row until they fill the memory."""
+    lists = [row for row in rows if isinstance(row, list | tuple)]
+    inner = any(isinstance(value, list | tuple) for row in lists for value in row)
+    if inner or sum(map(len, lists)) > _LARGEST:
+        raise ReadError(
+            f"{where} has {name} features that are not a table of numbers, but lists inside of "
+            "lists. Extract them anew."
+        )

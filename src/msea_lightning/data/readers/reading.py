@@ -1,0 +1,310 @@
+"""Reading a data set: a layout says where its records are, here they become utterances.
+
+A :class:`Layout` turns published files into :class:`Record` objects, one at a time and unchecked.
+A :class:`Reading` checks them, trims them to their real lengths, converts and counts. Every error
+names the file, the utterance, the split and a remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msea_lightning.data.files.errors import ReadError, shorten
+from msea_lightning.data.options import SPLITS, DatasetConfig, EmptyText, Repair
+from msea_lightning.data.readers import checks
+from msea_lightning.data.readers.checks import Frames
+from msea_lightning.data.utterance import Utterance
+
+SPLIT_NAMES: dict[str, str] = {
+    "train": "train",
+    "valid": "valid",
+    "dev": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+}
+"""What published files call the splits, and what we do."""
+
+_GROUPS = (
+    re.compile(r"(.+?)(\$_\$|/).*", re.DOTALL),  # video$_$3 (MMSA), video/0003 (SIMS-V2)
+    re.compile(r"(.*dia\d+)_?utt\d+", re.I),  # dia12_utt3 (MELD)
+    re.compile(r"(Ses\d+[FM]_\w+)_[FM]\d+", re.I),  # Ses01F_impro01_M003 (IEMOCAP)
+)
+
+_log = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+"""Takes the number of bytes read since its last call, for a progress bar."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file says about one utterance, unchecked.
+
+    Attributes:
+        position: Where in the file it is, for error messages: ``number 7``, ``line 12``.
+        id: Anything that names the utterance: text, bytes, a number, or several of these.
+        text: The words.
+        labels: A number or a name each; without ``M`` where the utterance is unlabelled.
+        features: Feature sequences; None where the utterance lacks one that others have.
+        group: Video or dialogue; taken from the id where it is None or empty.
+        speaker: Who speaks.
+    """
+
+    position: str
+    id: Any
+    text: Any
+    labels: Mapping[str, Any]
+    features: Mapping[str, Frames | None]
+    group: str | None = None
+    speaker: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the records of a split come from.
+
+    Attributes:
+        file: The file, for error messages.
+        records: Reads the split's records, from the first on, at each call.
+        size: Number of records, where it is known before they are read.
+    """
+
+    file: Path
+    records: Callable[[], Iterator[Record]]
+    size: int | None = None
+
+
+class Layout(ABC):
+    """The published files of a data set in one layout.
+
+    Attributes:
+        dataset: The data set's options.
+        files: All files that belong to it.
+    """
+
+    files: list[Path]
+
+    def __init__(self, path: Path, dataset: DatasetConfig) -> None:
+        """Finds the files, and reads none of them.
+
+        Args:
+            path: The published file or folder.
+            dataset: The data set's options.
+
+        Raises:
+            MissingFileError: naming what is not there.
+            ReadError: where it is not clear which files are meant.
+        """
+        self.dataset = dataset
+        self.files = self.find(path)
+
+    @abstractmethod
+    def find(self, path: Path) -> list[Path]:
+        """All files of the data set."""
+
+    @abstractmethod
+    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+        """Opens the files: where the records of each split come from."""
+
+
+@dataclass
+class Counts:
+    """What was found while a split was read.
+
+    Attributes:
+        repaired_values: NaN and infinite features that became 0, by feature.
+        repaired_utterances: Utterances that they were in, by feature.
+        absent: Utterances without the feature.
+        empty_text: Utterances without words, kept or dropped.
+        unlabelled: Utterances without a label.
+    """
+
+    repaired_values: dict[str, int] = field(default_factory=dict)
+    repaired_utterances: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, int] = field(default_factory=dict)
+    empty_text: int = 0
+    unlabelled: int = 0
+
+
+class Reading(Mapping[str, Iterable[Utterance]]):
+    """The splits of a data set, each an iterable of checked utterances that are read as they come.
+
+    Attributes:
+        files: The file that each split is read from.
+        sizes: Number of records of each split, None where it is known only after reading.
+        counts: What was found in each split; complete once the split has been read to its end.
+    """
+
+    def __init__(self, dataset: DatasetConfig, sources: Mapping[str, Source]) -> None:
+        self._dataset = dataset
+        self._sources = {split: sources[split] for split in SPLITS if split in sources}
+        self._seen: dict[str, set[str]] = {}
+        self.files = {split: str(source.file) for split, source in self._sources.items()}
+        self.sizes = {split: source.size for split, source in self._sources.items()}
+        self.counts = {split: Counts() for split in self._sources}
+
+    def __getitem__(self, split: str) -> Iterable[Utterance]:
+        return _Part(self, split)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def utterances(self, split: str) -> Iterator[Utterance]:
+        """Reads a split from its first utterance on."""
+        source = self._sources[split]
+        counts = self.counts[split] = Counts()
+        self._seen[split] = set()
+        for record in source.records():
+            identity = checks.identity(record.id)
+            where = f"{source.file}: utterance '{identity}' ({split}, {record.position})"
+            if not identity.strip():
+                raise ReadError(f"{where} has no id. Give every utterance an id of its own.")
+            if any(identity in ids for ids in self._seen.values()):
+                raise self._repeated()
+            self._seen[split].add(identity)
+            text = checks.words(record.text, where)
+            if not text:
+                self._refuse_empty(where)
+                counts.empty_text += 1
+                if self._dataset.empty_text is EmptyText.drop:
+                    continue
+            labels = {
+                name: checks.label(value, self._dataset.labels, where)
+                for name, value in record.labels.items()
+            }
+            counts.unlabelled += "M" not in labels
+            found = {
+                name: self._features(name, frames, where, counts)
+                for name, frames in record.features.items()
+            }
+            yield Utterance(
+                id=identity,
+                text=text,
+                labels=labels,
+                features={name: frames for name, frames in found.items() if frames is not None},
+                group=record.group or group_of(identity),
+                speaker=record.speaker or None,
+            )
+        if counts.empty_text:
+            what = "dropped" if self._dataset.empty_text is EmptyText.drop else "kept"
+            _log.warning("%d utterances of %s have no words: %s", counts.empty_text, split, what)
+
+    def _refuse_empty(self, where: str) -> None:
+        if self._dataset.empty_text is EmptyText.refuse:
+            raise ReadError(
+                f"{where} has an empty text. Give it its transcript, or set "
+                "dataset.empty_text=keep (it is read without words) or dataset.empty_text=drop."
+            )
+
+    def _features(
+        self, name: str, frames: Frames | None, where: str, counts: Counts
+    ) -> NDArray[np.float32] | None:
+        """The real frames (L, d) of one feature; None where there are none."""
+        for found in (counts.repaired_values, counts.repaired_utterances, counts.absent):
+            found.setdefault(name, 0)
+        values = None if frames is None else checks.frames(name, frames, where)
+        if values is None or len(values) == 0:
+            counts.absent[name] += 1
+            return None
+        wanted = {"audio": self._dataset.audio_dim, "vision": self._dataset.vision_dim}.get(name)
+        width = values.shape[1]
+        if wanted is not None and width != wanted:
+            raise ReadError(
+                f"{where} has {width} {name} features per frame, but dataset.{name}_dim is "
+                f"{wanted}. Use the features that the data set is published with, or set "
+                f"dataset.{name}_dim={width} for your own."
+            )
+        with np.errstate(over="ignore"):
+            result = values.astype(np.float32, order="C")
+        broken = ~np.isfinite(result)
+        if broken.any():
+            if self._dataset.repair is Repair.refuse:
+                raise ReadError(
+                    f"{where} has {checks.describe_broken(values, broken)} among its {name} "
+                    "features. Extract them anew, or set dataset.repair=zero, which replaces such "
+                    "values by 0 and counts them."
+                )
+            result[broken] = 0
+            counts.repaired_values[name] += int(broken.sum())
+            counts.repaired_utterances[name] += 1
+        return result
+
+    def _repeated(self) -> ReadError:
+        """Reads all ids and names those that come more than once."""
+        places: dict[str, list[str]] = {}
+        for split, source in self._sources.items():
+            for record in source.records():
+                place = f"{split}, {record.position}"
+                places.setdefault(checks.identity(record.id), []).append(place)
+        repeated = {name: found for name, found in places.items() if len(found) > 1}
+        listed = shorten((f"'{name}' ({'; '.join(at)})" for name, at in repeated.items()), 3)
+        files = ", ".join(dict.fromkeys(self.files.values()))
+        return ReadError(
+            f"{files}: {len(repeated)} ids occur more than once: {listed}. Ids are unique in the "
+            "whole data set, all splits together. Where every split counts from the beginning, as "
+            "in MELD, put the split before each id and group (train_dia0_utt0, train_dia0), and "
+            "into the names of the features; else rename or remove one of each."
+        )
+
+
+class _Part(Iterable[Utterance]):
+    """One split of a reading; each iteration reads it from its first utterance on."""
+
+    def __init__(self, reading: Reading, split: str) -> None:
+        self._reading = reading
+        self._split = split
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return self._reading.utterances(self._split)
+
+
+def group_of(identity: str) -> str | None:
+    """The video or dialogue in an id of MMSA, MELD or IEMOCAP; None in any other id."""
+    found = next((match for form in _GROUPS if (match := form.fullmatch(identity))), None)
+    return found[1] if found else None
+
+
+def split_keys(found: Iterable[str], where: str) -> dict[str, str]:
+    """What a file calls its splits.
+
+    Args:
+        found: The names in the file; those that are no split's are left aside.
+        where: The file, for the error message.
+
+    Returns:
+        For each split that is there the name that it has in the file.
+
+    Raises:
+        ReadError: where train or test is missing, or one split is there under two names.
+    """
+    names = list(found)
+    keys: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_NAMES.get(name)
+        if split is not None and split in keys:
+            raise ReadError(
+                f"{where} holds the split '{split}' twice, as '{keys[split]}' and '{name}'. "
+                "Remove one of them."
+            )
+        if split is not None:
+            keys[split] = name
+    for split in ("train", "test"):
+        if split not in keys:
+            raise ReadError(
+                f"{where} has no split '{split}'; found {shorten(names)}. Check dataset.path and "
+                "dataset.reader, or fetch the file again."
+            )
+    return keys
