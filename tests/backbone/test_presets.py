@@ -2,7 +2,7 @@
 
 The contract is all that an adapter needs of a language model: sequences in the preset's layout, a
 loss with a gradient at the pseudo tokens, the probability of every answer, and an utterance that is
-the same in whatever company it is read, after an opening that is read once or with every sequence.
+the same in any batch, with the prefix cached or computed with every sequence.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tests.model.test_adapted_lm import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
-READ_EVERY_TIME: frozenset[str] = frozenset()
-"""Presets whose opening is read with every sequence, because they cannot go on from one: none."""
+UNCACHED: frozenset[str] = frozenset()
+"""Presets that cannot continue from a cached prefix: none."""
 TEXTS = [
     "no",
     "it was the best of all evenings, and everybody said so again and again until we left",
@@ -178,9 +178,9 @@ def test_backbone_contract(
     make: Make, preset: str, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, batch = make(variant, "mse")
-    check_company(task, batch)
+    check_batches(task, batch)
     check_answers(task, part(batch, [1, 4]))
-    check_opening(task, part(batch, [1, 4, 6]), monkeypatch, once=preset not in READ_EVERY_TIME)
+    check_prefix(task, part(batch, [1, 4, 6]), monkeypatch, cached=preset not in UNCACHED)
     check_step(task, batch)
 
 
@@ -194,23 +194,23 @@ def test_backbone_contract_of_adapters_that_change_the_text(make: Make, adapter:
         for parameter in task.adapter.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     task.eval()
-    check_company(task, batch)
+    check_batches(task, batch)
     check_step(task, batch)
 
 
-def check_opening(
-    task: AdaptedLM, batch: Batch, monkeypatch: pytest.MonkeyPatch, *, once: bool
+def check_prefix(
+    task: AdaptedLM, batch: Batch, monkeypatch: pytest.MonkeyPatch, *, cached: bool
 ) -> None:
-    """Loss, gradients and answers are the same after an opening that was read before."""
-    opening = task.backbone.opening(task.prompt.prefix_ids)
-    assert (opening is not None) == once
-    if opening is None:
+    """Loss, gradients and answers are the same with and without the cached prefix."""
+    prefix = task.backbone.cached_prefix(task.prompt.prefix_ids)
+    assert (prefix is not None) == cached
+    if prefix is None:
         return
-    assert opening.tokens == len(task.prompt.prefix_ids) > 0
+    assert prefix.tokens == len(task.prompt.prefix_ids) > 0
     found = read(task, batch)
     with monkeypatch.context() as patch:
-        patch.setattr(task.backbone, "_reads_on", False)
-        assert task.backbone.opening(task.prompt.prefix_ids) is None
+        patch.setattr(task.backbone, "caches_prefix", False)
+        assert task.backbone.cached_prefix(task.prompt.prefix_ids) is None
         expected = read(task, batch)
     names = ["loss", "log probabilities", *dict(task.adapter.named_parameters())]
     for name, one, other in zip(names, found, expected, strict=True):
@@ -225,7 +225,7 @@ def read(task: AdaptedLM, batch: Batch) -> list[Tensor]:
     return [loss.detach() / count, task.answer_logp(batch), *gradients]
 
 
-def check_company(task: AdaptedLM, batch: Batch) -> None:
+def check_batches(task: AdaptedLM, batch: Batch) -> None:
     """The loss of an utterance is the same alone and in any batch."""
     alone = torch.cat([losses(task, part(batch, [row])) for row in range(8)])
     order = [3, 0, 6, 1, 7, 2, 5, 4]

@@ -92,19 +92,10 @@ def test_generating_is_as_before_at_any_time(backbone: FrozenBackbone) -> None:
         assert torch.equal(frozen.hidden(embedded, mask, positions), states)
 
 
-def test_openings_are_read_with_every_sequence(backbone: FrozenBackbone) -> None:
+def test_no_prefix_is_cached(backbone: FrozenBackbone) -> None:
     model = random_model("llama", backbone.tokenizer)
     frozen = FrozenBackbone(model, backbone.tokenizer, checkpoint_activations=True)
-    assert frozen.opening([5, 9, 3]) is None
-
-
-def test_layers_leave_training_mode_where_a_step_fails(backbone: FrozenBackbone) -> None:
-    model = random_model("llama", backbone.tokenizer)
-    frozen = FrozenBackbone(model, backbone.tokenizer, checkpoint_activations=True)
-    embedded, mask, positions = sequences(frozen)
-    with pytest.raises(RuntimeError):
-        frozen.hidden(embedded[..., :-1], mask, positions)
-    assert not any(module.training for module in model.modules())
+    assert frozen.cached_prefix([5, 9, 3]) is None
 
 
 def test_dropout_within_layers_stays_off(backbone: FrozenBackbone) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from msea_lightning.backbone.speed.norms import FrozenNorm
 from msea_lightning.benchmark.original import Original
 from msea_lightning.benchmark.ours import Ours
 from msea_lightning.benchmark.shapes import generate, write_published
@@ -123,15 +122,6 @@ def test_what_it_writes_first_is_what_ours_finds_likeliest(
     hidden = task.backbone.hidden(embedded, sequences.mask, sequences.positions)
     expected = task.backbone.logits(hidden[:, -1]).argmax(-1)
     assert original._generate(theirs)[:, 0].tolist() == expected.tolist()
-
-
-def test_it_has_the_norms_of_transformers(subjects: tuple[Ours, Original]) -> None:
-    ours, original = subjects
-    joined = [
-        sum(isinstance(module, FrozenNorm) for module in model.modules())
-        for model in (ours._model.backbone.model, original._backbone.model)
-    ]
-    assert joined == [5, 0]
 
 
 def test_the_shapes_of_what_it_writes(subjects: tuple[Ours, Original]) -> None:

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.backbone import FrozenBackbone, load_backbone
-from msea_lightning.backbone.speed.norms import FrozenNorm
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.utterance import Batch
@@ -30,22 +29,11 @@ from msea_lightning.training.module import TrainingModule
 from tests.model.test_adapted_lm import part
 
 STEPS = 6
-CHANGES = (
-    "tokens",
-    "opening",
-    "narrow",
-    "forget",
-    "norms",
-    "lstm",
-    "fused",
-    "accumulate",
-    "recompute",
-)
-"""Texts tokenised beforehand; the opening read once; a last layer that computes what is read;
-results of activation functions that are not kept; norms with a gradient in one piece; the LSTM
-written out; one kernel for all weights; a step in two parts; layers that compute again, which read
-the opening with each batch."""
-TOGETHER = (CHANGES[:-1], [change for change in CHANGES if change != "opening"])
+CHANGES = ("tokens", "prefix", "last", "lstm", "fused", "accumulate", "recompute")
+"""Texts tokenised beforehand; the prefix cached; the last layer at the read positions only; the
+LSTM written out; one kernel for all weights; a step in two parts; layers that recompute their
+activations, which excludes the cached prefix."""
+TOGETHER = (CHANGES[:-1], [change for change in CHANGES if change != "prefix"])
 
 ADAMW = torch.optim.AdamW
 
@@ -57,11 +45,6 @@ def packed_state(lstm: LastStateLSTM, frames: Tensor, lengths: Tensor) -> Tensor
     packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
     _, (last_1BH, _) = nn.LSTM.forward(lstm, packed)
     return last_1BH[0]
-
-
-def plain_norm(norm: FrozenNorm, hidden_states: Tensor) -> Tensor:
-    """What the norm gives by its own code, operator by operator."""
-    return super(FrozenNorm, norm).forward(hidden_states)
 
 
 def plain_adamw(*args: Any, **options: Any) -> torch.optim.Optimizer:
@@ -101,25 +84,21 @@ def curve(
 
     def run(changes: Collection[str]) -> list[float]:
         with monkeypatch.context() as patch:
-            patch.setattr(backbone, "_reads_on", "opening" in changes)
-            assert backbone._narrow
-            assert any(isinstance(part, FrozenNorm) for part in backbone.model.modules())
-            assert backbone._perceptrons
-            if "narrow" not in changes:
-                patch.setattr(backbone, "_narrow", [])
-            if "forget" not in changes:
-                patch.setattr(backbone, "_perceptrons", [])
-            if "norms" not in changes:
-                patch.setattr(FrozenNorm, "forward", plain_norm)
+            read_by = recomputing if "recompute" in changes else backbone
+            assert read_by.last_modules
+            if "last" not in changes:
+                patch.setattr(read_by, "last_modules", ())
+            patch.setattr(backbone, "caches_prefix", "prefix" in changes)
             if "lstm" not in changes:
                 patch.setattr(LastStateLSTM, "forward", packed_state)
             if "fused" not in changes:
                 patch.setattr("torch.optim.AdamW", plain_adamw)
-            read_by = recomputing if "recompute" in changes else backbone
             seed_everything(config.seed, verbose=False)
             model = build_adapted_lm(config, data, read_by)
             task = TrainingModule(model, UtteranceScore(data.metrics), training=config.training)
-            assert (read_by.opening(model.prompt.prefix_ids) is not None) == ("opening" in changes)
+            assert (read_by.cached_prefix(model.prompt.prefix_ids) is not None) == (
+                "prefix" in changes
+            )
             return steps(task, [list(prepared(batch, changes)) for batch in batches], patch)
 
     return run

@@ -1,4 +1,4 @@
-"""The frozen language model: loading, quantisation, and the narrow interface that the task uses."""
+"""The frozen language model: loading, quantisation, and the interface that adapters use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msea_lightning.config.lazy import lazy
 
 if TYPE_CHECKING:
-    from msea_lightning.backbone.frozen import BackboneError as BackboneError
+    from msea_lightning.backbone.errors import BackboneError as BackboneError
     from msea_lightning.backbone.frozen import FrozenBackbone as FrozenBackbone
     from msea_lightning.backbone.loading.load import backbone_config as backbone_config
     from msea_lightning.backbone.loading.load import backbone_tokenizer as backbone_tokenizer
@@ -30,7 +30,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "BackboneError": "frozen",
+        "BackboneError": "errors",
         "FrozenBackbone": "frozen",
         "backbone_config": "loading.load",
         "backbone_tokenizer": "loading.load",

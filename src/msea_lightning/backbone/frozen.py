@@ -5,60 +5,42 @@ Shape legend: B utterances, S tokens, M nodes of the answer tree, d width, V voc
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from msea_lightning.backbone.speed.activations import Perceptron, perceptrons, results_forgotten
-from msea_lightning.backbone.speed.last_layer import narrowable, narrowed
-from msea_lightning.backbone.speed.norms import join_norms, part_norms
-from msea_lightning.backbone.speed.prefix import Opening
-from msea_lightning.config.errors import UserError
+from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.fingerprint import fingerprint
+from msea_lightning.backbone.self_check import self_check
+from msea_lightning.backbone.speed.last_layer import at_last_positions
+from msea_lightning.backbone.speed.prefix_cache import PrefixCache
+from msea_lightning.backbone.speed.views import checkpointed, replaced, with_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_log = logging.getLogger(__name__)
-
 _LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time when scoring answers (64 MiB in float32)."""
 
-_READ_MASKS = frozenset({"sdpa", "eager"})
+_PAIRWISE_ATTENTION = frozenset({"sdpa", "eager"})
 """Attention implementations that take a mask between every two positions."""
-
-_TRIED = 2
-"""Tokens of the opening with which it is tried whether a model reads on from one."""
-
-_CANNOT = (TypeError, ValueError, RuntimeError, AttributeError)
-"""How a model fails that does not take what it is given."""
-
-_FINGERPRINT_ROWS = 16
-"""Rows of each weight matrix that enter a fingerprint."""
-
-
-class BackboneError(UserError):
-    """A language model that cannot be loaded or cannot serve as a backbone."""
 
 
 class FrozenBackbone:
     """A frozen language model with its tokenizer.
 
     Deliberately not an ``nn.Module``: held by a LightningModule it is not one of its modules, so
-    none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. No method of the
-    language model is patched and none of its parameters requires a gradient; gradients flow
-    through it to its inputs only. What reaches into it changes no result: int8 layers forget their
-    inputs (``int8.py``), norms have a gradient in one piece (``norms.py``), and during
-    :meth:`hidden` there are hooks on perceptrons (``activations.py``) and on parts of the last
-    layer (``narrowing.py``).
+    none of its tensors can reach an optimizer, a checkpoint, ``hparams`` or DDP. None of its
+    parameters requires a gradient; gradients flow through it to its inputs only.
+
+    The language model itself is left as it is, without hooks or patched methods, so that it
+    generates what it generated before. What is computed in another way is computed by views of it
+    (``speed/views.py``). No call changes anything that another one reads: several threads can use
+    one backbone at the same time.
 
     Args:
         model: A causal language model of transformers.
@@ -67,21 +49,25 @@ class FrozenBackbone:
             token, where not given.
         compile: Compile the layers with ``torch.compile`` on their first use.
         checkpoint_activations: Keep the input of each layer only, and compute the rest again in the
-            backward pass. Openings are then read with every sequence.
+            backward pass. No prefix is cached then.
 
     Attributes:
         model: The language model, in evaluation mode.
         tokenizer: The tokenizer.
         pad_id: Id of the padding token.
+        body: The language model without its head, or a view of it.
+        checkpoint_activations: Whether layers recompute their activations.
+        caches_prefix: Whether the model can continue from a cached prefix (``self_check.py``).
+        last_modules: Names of the modules of the last layer that can be computed at the last
+            positions only (``self_check.py``).
 
     Raises:
-        BackboneError: if the model's parts do not add up to its own logits, or its attention does
-            not take a mask between every two positions; both are tried once with a few tokens.
+        BackboneError: if the model cannot be a backbone, which is tried with a few tokens.
     """
 
-    _run: Callable[..., Any]
-    _narrow: list[nn.Module]
-    _perceptrons: list[Perceptron]
+    caches_prefix: bool
+    last_modules: tuple[str, ...]
+    _bodies: dict[tuple[bool, bool], Any]
 
     def __init__(
         self,
@@ -95,36 +81,44 @@ class FrozenBackbone:
         model.train(mode=False)
         model.requires_grad_(False)
         keep_4bit_layout(model)
-        if getattr(model, "is_loaded_in_8bit", False):
-            from msea_lightning.backbone.loading.int8 import keep_no_inputs
-
-            keep_no_inputs(model)
-        if compile:  # which does as much by itself
-            part_norms(model)
-        else:
-            join_norms(model)
         self._take(model, checkpoint_activations=checkpoint_activations)
         self.tokenizer = tokenizer
         _check_size(tokenizer)
         self.pad_id = _pad_id(tokenizer, pad_token)
         self._check_vocabulary()
-        self._check()
+        self_check(self)
         if compile:
             # Lengths differ from batch to batch: compiled once for all of them.
-            self._run = torch.compile(self._body, dynamic=True)
-            self._narrow = []
-            self._perceptrons = []
+            bodies = set(self._bodies.values())
+            compiled = {body: torch.compile(body, dynamic=True) for body in bodies}
+            self._bodies = {case: compiled[body] for case, body in self._bodies.items()}
+            self.last_modules = ()
 
     def _take(self, model: PreTrainedModel, *, checkpoint_activations: bool) -> None:
         self.model = model
-        self._body: nn.Module = getattr(model, model.base_model_prefix)
-        self._run = self._body
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
-        self._openings: dict[tuple[tuple[int, ...], torch.device], Opening] = {}
-        self._reads_on = False
-        self._narrow = []
-        self._recomputed = recomputed_layers(model) if checkpoint_activations else []
-        self._perceptrons = [] if checkpoint_activations else perceptrons(self._body)
+        self.checkpoint_activations = checkpoint_activations
+        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        if getattr(model, "is_loaded_in_8bit", False):
+            from msea_lightning.backbone.loading.int8 import frozen_int8
+
+            self.body = replaced(self.body, frozen_int8)
+        bodies = dict.fromkeys((False, True), self.body)
+        if model.config._attn_implementation not in _PAIRWISE_ATTENTION:
+            bodies[True] = with_attention(self.body, "sdpa")
+        trained = bodies
+        if checkpoint_activations:
+            views = {body: _recomputing(body) for body in bodies.values()}
+            trained = {pairwise: views[body] for pairwise, body in bodies.items()}
+        # By whether the mask is between positions, and whether gradients are computed.
+        self._bodies = {
+            (pairwise, gradient): (trained if gradient else bodies)[pairwise]
+            for pairwise in (False, True)
+            for gradient in (False, True)
+        }
+        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        self._prefixes: dict[tuple[tuple[int, ...], torch.device], PrefixCache] = {}
+        self.caches_prefix = False
+        self.last_modules = ()
 
     @property
     def width(self) -> int:
@@ -196,44 +190,44 @@ class FrozenBackbone:
         embedded: Tensor = self._embedding(ids)
         return embedded
 
-    def opening(self, ids: Sequence[int]) -> Opening | None:
-        """The tokens that every sequence begins with, read once.
+    def cached_prefix(self, ids: Sequence[int]) -> PrefixCache | None:
+        """The KV cache of the tokens that every sequence begins with, computed once.
 
         Args:
             ids: O token ids.
 
         Returns:
-            What :meth:`hidden` goes on from; None where there is nothing to read, or the model has
-            to read them with every sequence.
+            What :meth:`hidden` continues from; None where there are no tokens, or the model has to
+            compute them with every sequence.
         """
-        if not ids or not self._reads_on:
+        if not ids or not self.caches_prefix:
             return None
         key = (tuple(ids), self.device)
-        if key not in self._openings:
-            self._openings[key] = Opening.read(
-                self._body, self.embed(torch.tensor([ids], device=self.device))
-            )
-        return self._openings[key]
+        if key not in self._prefixes:
+            embedded = self.embed(torch.tensor([list(ids)], device=self.device))
+            # Of two threads that compute it at once, one wins.
+            self._prefixes.setdefault(key, PrefixCache.compute(self.body, embedded))
+        return self._prefixes[key]
 
     def hidden(
         self,
         inputs_embeds: Tensor,
         mask: Tensor,
         positions: Tensor,
-        opening: Opening | None = None,
+        prefix: PrefixCache | None = None,
         *,
-        wanted: int | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Final hidden states, from which :meth:`logits` are made.
+        """Final hidden states, from which :meth:`logits` are computed.
 
         Args:
             inputs_embeds: (B, S, d) in the backbone's dtype.
             mask: (B, S) bool, False at padding; or (B, S, S) bool, whether position i attends to
                 position j, where that is not all of the positions before it.
-            positions: (B, S) positions.
-            opening: O tokens that were read before; all S positions attend to all of them.
-            wanted: Only so many of the last positions are read; what is returned for the others
-                may be anything. All where not given.
+            positions: (B, S) positions, those of the prefix counted.
+            prefix: KV cache of O tokens; all S positions attend to all of them.
+            last: Only so many of the last positions are read; the states of the others may be
+                anything. All where not given.
 
         Returns:
             (B, S, d).
@@ -242,28 +236,24 @@ class FrozenBackbone:
             BackboneError: if causal sequences are longer than the model was made for.
         """
         extra: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
-        between = mask.dim() == 3
-        if not between:
-            self._check_width(inputs_embeds.shape[1] + (opening.tokens if opening else 0))
-            if self._explicit_masks:
-                # transformers makes the same of it, but asks the device what is in it first.
-                mask, between = _causal(mask), True
-        if opening is not None:
-            mask = functional.pad(mask, (opening.tokens, 0), value=True)
-            extra["past_key_values"] = opening
-        attention = _additive(mask, inputs_embeds.dtype) if between else mask.long()
-        with (
-            self._reading_masks() if between else nullcontext(),
-            self._recomputing(),
-            nullcontext() if wanted is None else narrowed(self._narrow, wanted),
-            results_forgotten(self._perceptrons) if torch.is_grad_enabled() else nullcontext(),
-        ):
-            output = self._run(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention,
-                use_cache=opening is not None,
-                **extra,
-            )
+        pairwise = mask.dim() == 3
+        if not pairwise:
+            self._check_length(inputs_embeds.shape[1] + (prefix.tokens if prefix else 0))
+            if self.explicit_masks:
+                # transformers computes the same, but waits for the device to look at the mask.
+                mask, pairwise = _causal(mask), True
+        if prefix is not None:
+            mask = functional.pad(mask, (prefix.tokens, 0), value=True)
+            extra["past_key_values"] = prefix
+        body = self._bodies[pairwise, torch.is_grad_enabled()]
+        if last is not None and self.last_modules:
+            body = at_last_positions(body, self.last_modules, last)
+        output = body(
+            inputs_embeds=inputs_embeds,
+            attention_mask=_additive(mask, inputs_embeds.dtype) if pairwise else mask.long(),
+            use_cache=prefix is not None,
+            **extra,
+        )
         states: Tensor = output.last_hidden_state
         return states
 
@@ -315,27 +305,10 @@ class FrozenBackbone:
         return out
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells this language model from any other, by part.
+        """What tells this language model from any other, by part (``fingerprint.py``)."""
+        return fingerprint(self.model, self.tokenizer)
 
-        ``model`` covers the architecture, ``embeddings`` some rows of the embedding matrix and all
-        vectors (norms, biases), ``linear`` some rows of every weight matrix, ``tokenizer`` the
-        vocabulary. Numbers are rounded to bfloat16 first, so that a checkpoint has the same
-        fingerprint in every compute dtype. Quantised matrices are fingerprinted under a key of
-        their own, because they are not comparable to the dense ones.
-        """
-        config = self.model.config.get_text_config()
-        shape = [config.model_type, self.width, self.vocabulary, config.num_hidden_layers]
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        method = getattr(self.model, "quantization_method", None)
-        linear = f"linear-{method.value}" if method is not None else "linear"
-        return {
-            "model": _digest([repr(shape).encode()]),
-            "tokenizer": _digest([repr(vocabulary).encode()]),
-            "embeddings": _digest(_samples(self._tensors(matrices=False))),
-            linear: _digest(_samples(self._tensors(matrices=True))),
-        }
-
-    def _check_width(self, tokens: int) -> None:
+    def _check_length(self, tokens: int) -> None:
         if self.max_positions is not None and tokens > self.max_positions:
             raise BackboneError(
                 f"The sequences are {tokens} tokens long, but this "
@@ -343,56 +316,15 @@ class FrozenBackbone:
                 "beyond that it computes something else: shorten the texts (dataset.text_tokens)."
             )
 
-    @contextmanager
-    def _reading_masks(self) -> Iterator[None]:
-        """An attention that takes a mask between positions, which flash attention does not."""
-        own = self.model.config._attn_implementation
-        if own in _READ_MASKS:
-            yield
-            return
-        self.model.set_attn_implementation("sdpa")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(own)
-
     @property
-    def _or_leave_out(self) -> str:
-        if not self._recomputed:
-            return ""
-        return ", or backbone.checkpoint_activations=false: layers that drop something cannot do it"
-
-    @contextmanager
-    def _recomputing(self) -> Iterator[None]:
-        """Layers in training mode, in which alone they keep nothing but their input.
-
-        What is inside of them stays in evaluation mode.
-        """
-        layers = self._recomputed if torch.is_grad_enabled() else []
-        for layer in layers:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.training = False
-
-    @property
-    def _explicit_masks(self) -> bool:
-        """Whether masks and positions can be given as they are meant."""
-        return self._takes_positions and self.model.config._attn_implementation in _READ_MASKS
+    def explicit_masks(self) -> bool:
+        """Whether the model takes masks between positions, and positions, as they are given."""
+        implementation = self.model.config._attn_implementation
+        return self._takes_positions and implementation in _PAIRWISE_ATTENTION
 
     @property
     def _embedding(self) -> nn.Embedding:
         return cast("nn.Embedding", self.model.get_input_embeddings())
-
-    def _tensors(self, *, matrices: bool) -> Iterator[Tensor]:
-        embedding = self._embedding.weight
-        if not matrices:
-            yield embedding
-        for _, parameter in sorted(self.model.named_parameters()):
-            if parameter is not embedding and (parameter.dim() > 1) == matrices:
-                yield parameter
 
     def _check_vocabulary(self) -> None:
         if self.tokenizer.vocab_size > self.vocabulary:
@@ -407,82 +339,6 @@ class FrozenBackbone:
                 f"{self.vocabulary} embeddings: set backbone.pad_token to a token that it was "
                 "trained with, such as the unknown or end token. Padding is masked, so any will do."
             )
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        """Tries whether the model's parts add up to it, and whether it reads on from an opening."""
-        count = min(5, self.vocabulary)
-        ids = torch.arange(count, device=self.device)[None]
-        positions = torch.arange(count, device=self.device)[None]
-        embedded = self.embed(ids)
-        everything = torch.ones_like(ids, dtype=torch.bool)
-        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None]
-        expected = self.model(input_ids=ids, use_cache=False).logits.float()
-        # Reduced precision orders sums differently for different masks; wrong parts are far off.
-        tolerance = 1e-3 if self.dtype is torch.float32 and not self.quantized else 0.25
-        scale = expected.std().clamp(min=1e-6)
-
-        def difference(states: Tensor, logits: Tensor) -> float:
-            return float((self.logits(states) - logits).abs().max() / scale)
-
-        for what, mask in (
-            ("its own logits", everything),
-            ("the same logits under an explicit mask between positions", causal),
-        ):
-            try:
-                # As in training, where recomputed layers may turn out to drop something.
-                with torch.enable_grad():
-                    found = difference(self.hidden(embedded, mask, positions), expected)
-            except _CANNOT as error:
-                raise BackboneError(
-                    f"{type(self.model).__name__} cannot be a backbone: reading embeddings failed "
-                    f"with {type(error).__name__}: {error}"
-                ) from error
-            if not found < tolerance:
-                raise BackboneError(
-                    f"{type(self.model).__name__} cannot be a backbone: its embeddings, layers and "
-                    f"output head do not give {what} (they differ by {found:.3g} standard "
-                    f"deviations, at most {tolerance} is rounding). Choose a causal transformer "
-                    f"with ordinary attention{self._or_leave_out}."
-                )
-        if self._recomputed or count <= _TRIED:
-            return
-        # What a model cannot do of the following, it does as any model does.
-        rest = (embedded[:, _TRIED:], everything[:, _TRIED:], positions[:, _TRIED:])
-        if self._explicit_masks:
-            with suppress(*_CANNOT):
-                opening = Opening.read(self._body, embedded[:, :_TRIED])
-                found = difference(self.hidden(*rest, opening), expected[:, _TRIED:])
-                self._reads_on = found < tolerance
-        self.narrow(
-            (embedded, everything, positions),
-            right=lambda states: difference(states, expected[:, -1:]) < tolerance,
-        )
-        for can, what in (
-            (self._reads_on, "read what all sequences begin with once for all batches"),
-            (bool(self._narrow), "leave out of its last layer what nobody reads"),
-        ):
-            if not can:
-                _log.info(
-                    "%s does not %s: slower, the same results", type(self.model).__name__, what
-                )
-
-    def narrow(
-        self, tried: tuple[Tensor, Tensor, Tensor], *, right: Callable[[Tensor], bool]
-    ) -> None:
-        """Lets the last layer compute only what is read, as far as the architecture can.
-
-        Args:
-            tried: Embeddings, mask and positions, arguments of :meth:`hidden`, to try it with.
-            right: Whether the (B, 1, d) last states computed so are the same.
-        """
-        layers = self.model.config.get_text_config().num_hidden_layers
-        for modules in narrowable(self._body, layers):
-            self._narrow = modules
-            with suppress(*_CANNOT):
-                if right(self.hidden(*tried, wanted=1)[:, -1:]):
-                    return
-        self._narrow = []
 
 
 def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -545,31 +401,26 @@ def keep_4bit_layout(model: nn.Module) -> None:
             module.training = True
 
 
-def recomputed_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Layers that compute their activations again in the backward pass from now on.
-
-    Args:
-        model: The language model. Its results do not change.
+def _recomputing(body: nn.Module) -> nn.Module:
+    """A view whose layers compute their activations again in the backward pass.
 
     Raises:
         BackboneError: for an architecture whose layers cannot do that.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers: list[nn.Module] = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
-    if not layers:
+    def layer(module: nn.Module) -> nn.Module | None:
+        return checkpointed(module) if isinstance(module, GradientCheckpointingLayer) else None
+
+    view = replaced(body, layer)
+    if view is body:
+        model_type = cast("PreTrainedConfig", body.config).model_type
         raise BackboneError(
-            f"backbone.checkpoint_activations=true: the layers of a {model.config.model_type} "
-            "backbone cannot compute their activations again. Leave it false; "
+            f"backbone.checkpoint_activations=true: the layers of a {model_type} backbone "
+            "cannot compute their activations again. Leave it false; "
             "trainer.accumulate=2 or more takes less memory too."
         )
-    # Its public name is another one in later releases of transformers.
-    model._set_gradient_checkpointing(
-        enable=True, gradient_checkpointing_func=partial(checkpoint, use_reentrant=False)
-    )
-    return layers
+    return view
 
 
 def _causal(mask: Tensor) -> Tensor:
@@ -585,26 +436,3 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, S, S) bool to the (B, 1, S, S) mask that every attention adds to its scores."""
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     return torch.where(mask, zero, torch.finfo(dtype).min)[:, None]
-
-
-def _samples(tensors: Iterator[Tensor]) -> Iterator[bytes]:
-    for tensor in tensors:
-        rows = tensor.detach().reshape(tensor.shape[0], -1)
-        step = max(1, rows.shape[0] // _FINGERPRINT_ROWS)
-        sample = rows[::step].contiguous().cpu()
-        if sample.is_floating_point():
-            # The bit pattern of bfloat16 is the upper half of float32's.
-            sample = sample.to(torch.bfloat16).view(torch.int16)
-        yield repr(tuple(tensor.shape)).encode() + sample.numpy().tobytes()
-
-
-def _digest(parts: Iterator[bytes] | list[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def same_model(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two fingerprints are of one language model, as far as both tell."""
-    return all(one[part] == other[part] for part in one.keys() & other.keys())

@@ -35,7 +35,6 @@ from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.options import Dtype
-from msea_lightning.backbone.speed.norms import part_norms
 from msea_lightning.benchmark.subject import (
     Material,
     Round,
@@ -192,7 +191,6 @@ class Original(Subject):
             config.backbone, dtype=Dtype.float16 if half else Dtype.float32, compile=False
         )
         self._backbone = load_config_backbone(config.backbone, self.device)
-        part_norms(self._backbone.model)
         prompt, self._tree = build_prompt(
             self._backbone.tokenizer,
             config.dataset.labels,

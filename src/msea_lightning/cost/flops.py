@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone
+from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.frozen import FrozenBackbone
 from msea_lightning.backbone.loading.memory import Reading, _architecture, _Shadow, _train
 from msea_lightning.backbone.options import Attention
+from msea_lightning.backbone.self_check import find_last_modules
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -198,7 +200,7 @@ def _count(config: PretrainedConfig, readings: Sequence[Reading]) -> list[int]:
 def _shadow(config: PretrainedConfig) -> _Shadow:
     # Eager attention consists of plain matrix products; fused kernels are counted on GPUs only.
     shadow = _Shadow(_architecture(config, torch.float32, Attention.eager.value))
-    shadow.narrow(_with_two_tokens(shadow.width), right=lambda _: True)
+    find_last_modules(shadow, _with_two_tokens(shadow.width), right=lambda _: True)
     return shadow
 
 
@@ -226,5 +228,5 @@ def _evaluate(backbone: FrozenBackbone, reading: Reading) -> None:
     mask = torch.ones(1, tokens, tokens, dtype=torch.bool)
     embedded = torch.empty(1, tokens, backbone.width, dtype=backbone.dtype)
     wanted = 1 + reading.nodes
-    hidden = backbone.hidden(embedded, mask, torch.arange(tokens)[None], wanted=wanted)
+    hidden = backbone.hidden(embedded, mask, torch.arange(tokens)[None], last=wanted)
     backbone.logits(hidden[:, -wanted:])

@@ -112,7 +112,7 @@ class AdaptedLM(Model):
         """
         texts, pseudo, text = self._adapt(batch)
         labels = [self.tree.ids(label) for label in batch.targets]
-        prefix = self.backbone.opening(self.prompt.prefix_ids)
+        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
         after = prefix.tokens if prefix is not None else 0
         sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
         embedded = self._embed(sequences, pseudo, text)
@@ -120,7 +120,7 @@ class AdaptedLM(Model):
         predicts = sequences.targets != -100
         last = predicts.shape[1]
         hidden = self.backbone.hidden(
-            embedded, sequences.mask, sequences.positions, prefix, wanted=last
+            embedded, sequences.mask, sequences.positions, prefix, last=last
         )
         # The last L positions of each row predict its label.
         where = functional.pad(predicts, (hidden.shape[1] - last, 0))
@@ -142,7 +142,7 @@ class AdaptedLM(Model):
             (B, A, L) float32.
         """
         texts, pseudo, text = self._adapt(batch)
-        prefix = self.backbone.opening(self.prompt.prefix_ids)
+        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
         after = prefix.tokens if prefix is not None else 0
         sequences = self.prompt.assemble(texts, len(batch), after=after).to(self.device)
         embedded = self._embed(sequences, pseudo, text)
@@ -154,7 +154,7 @@ class AdaptedLM(Model):
             embedded = torch.cat([embedded, self.backbone.embed(tokens)], dim=1)
             positions = torch.cat([positions, positions[:, -1:] + tree.depths], dim=1)
             mask = _tree_mask(mask, tree.attends)
-        hidden = self.backbone.hidden(embedded, mask, positions, prefix, wanted=1 + nodes)
+        hidden = self.backbone.hidden(embedded, mask, positions, prefix, last=1 + nodes)
         return self.backbone.token_logp(
             hidden[:, -1 - nodes :], self.tree.predictors, self.tree.answer_ids
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.backbone.frozen import same_model
+from msea_lightning.backbone.fingerprint import same_model
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, Language
 from msea_lightning.language.answers import AnswerTree

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.options import Attention
 
 if TYPE_CHECKING:

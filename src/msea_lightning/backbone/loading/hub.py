@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.errors import BackboneError
 
 Loaded = TypeVar("Loaded")
 

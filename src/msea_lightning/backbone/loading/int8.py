@@ -1,4 +1,4 @@
-"""Linear layers in int8 that keep nothing for gradients which nobody asks for."""
+"""Linear layers in int8 that do not keep their inputs for the backward pass."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ _STEPS = 127.0
 """Steps of an int8 to either side; the scale of a row stands for so many of them."""
 
 
-def keep_no_inputs(model: nn.Module) -> None:
-    """Makes the int8 layers of a frozen model forget their inputs.
+def frozen_int8(module: nn.Module) -> nn.Module | None:
+    """What stands for an int8 layer in a frozen model; None for any other module."""
+    return FrozenLinear8bit(module) if isinstance(module, Linear8bitLt) else None
 
-    bitsandbytes keeps the input of each layer until the backward pass, for the gradient of a weight
-    that has none here. The layers compute what they did before, with bitsandbytes' own code.
+
+class FrozenLinear8bit(nn.Module):
+    """An int8 layer of bitsandbytes with a backward pass to its input alone.
+
+    bitsandbytes keeps the input of each layer for the gradient of the weight, which a frozen layer
+    does not have. The result is computed by bitsandbytes' own code.
 
     Args:
-        model: The language model; its layers become :class:`FrozenLinear8bit`.
+        layer: The layer of bitsandbytes.
     """
-    for module in model.modules():
-        if type(module) is Linear8bitLt:
-            module.__class__ = FrozenLinear8bit
 
-
-class FrozenLinear8bit(Linear8bitLt):
-    """bitsandbytes' layer with a backward pass that goes to the input alone."""
+    def __init__(self, layer: Linear8bitLt) -> None:
+        super().__init__()
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return cast("Tensor", _ToInputAlone.apply(x, self))  # type: ignore[no-untyped-call]
-        return cast("Tensor", super().forward(x))
+            return cast("Tensor", _InputGradient.apply(x, self.layer))  # type: ignore[no-untyped-call]
+        return cast("Tensor", self.layer(x))
 
 
-class _ToInputAlone(torch.autograd.Function):
+class _InputGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear8bit) -> Tensor:
-        """What the layer makes of ``x``; the graph is not to hold on to it."""
+    def forward(ctx: Any, x: Tensor, layer: Linear8bitLt) -> Tensor:
+        """The layer's result; ``x`` is not saved."""
         ctx.layer, ctx.dtype = layer, x.dtype
         with torch.no_grad():
-            return cast("Tensor", Linear8bitLt.forward(layer, x))
+            return cast("Tensor", layer(x))
 
     @staticmethod
     @once_differentiable

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from msea_lightning.backbone.frozen import BackboneError, FrozenBackbone, keep_4bit_layout
+from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.frozen import FrozenBackbone, keep_4bit_layout
 from msea_lightning.backbone.loading.attention import check_flash_attention, resolve_attention
 from msea_lightning.backbone.loading.hub import expanded, explained
 from msea_lightning.backbone.loading.memory import check_memory

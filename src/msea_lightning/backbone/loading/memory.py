@@ -26,7 +26,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from msea_lightning.backbone.frozen import _LOGITS_AT_ONCE, BackboneError, FrozenBackbone
+from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.frozen import _LOGITS_AT_ONCE, FrozenBackbone
 from msea_lightning.backbone.loading.attention import resolve_attention
 from msea_lightning.backbone.options import Attention, Quantization, Weights
 
@@ -400,7 +401,7 @@ def _train(backbone: FrozenBackbone, reading: Reading) -> None:
     mask = torch.ones(batch, tokens, tokens, dtype=torch.bool)
     embedded = torch.empty(batch, tokens, backbone.width, dtype=backbone.dtype, requires_grad=True)
     positions = torch.arange(tokens).expand(batch, -1)
-    hidden = backbone.hidden(embedded, mask, positions, wanted=reading.labels)
+    hidden = backbone.hidden(embedded, mask, positions, last=reading.labels)
     predicting = hidden[:, -reading.labels :].reshape(-1, backbone.width)
     targets = torch.zeros(len(predicting), dtype=torch.long)
     loss = functional.cross_entropy(backbone.logits(predicting), targets, reduction="sum")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

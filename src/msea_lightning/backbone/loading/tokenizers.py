@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msea_lightning.backbone.frozen import BackboneError
+from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.loading.hub import expanded, explained, find_file
 
 if TYPE_CHECKING:

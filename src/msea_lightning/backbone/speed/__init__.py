@@ -1,1 +1,1 @@
-"""What is computed once or not at all; no result changes."""
+"""What makes the frozen language model faster or smaller without changing its results."""

@@ -1,86 +1,90 @@
-"""The last layer computes only what somebody reads.
+"""The last layer is computed only at the positions that are read.
 
-Of the last layer's states only those are wanted that predict a token of a label or of an answer.
-Its attention has to have the keys and values of all positions, but what asks, what is made of the
-answers, and the perceptron behind it work on each position by itself.
+Only some of the last layer's states predict a token of a label or of an answer. Its attention needs
+the keys and values of all positions, but its queries, its output projection and its MLP work on
+each position alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-_PERCEPTRON = "mlp"
+from msea_lightning.backbone.speed.views import replaced
+
+_MLP = "mlp"
 _QUERY_AND_OUTPUT = ("q_proj", "o_proj")
 
 
-def narrowable(body: nn.Module, layers: int) -> list[list[nn.Module]]:
-    """Modules of the last layer that work on each position by itself, by the names they go by.
+def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
+    """Modules of the last layer that work on each position alone, judged by their names.
 
     Args:
         body: The language model without its head.
         layers: Number of its layers.
 
     Returns:
-        What to try, best first: all of them, then the perceptron alone. A model may be built so
-        that its attention does need all queries.
+        Names to try, best first: all of them, then the MLP alone, because an architecture may mix
+        its queries across positions.
     """
-    for module in body.modules():
+    for stack, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
-            perceptron = getattr(module[-1], _PERCEPTRON, None)
-            if not isinstance(perceptron, nn.Module):
+            layer = f"{stack}.{layers - 1}"
+            names = [name for name, _ in module[-1].named_modules()]
+            if _MLP not in names:
                 return []
+            mlp = f"{layer}.{_MLP}"
             of_attention = [
-                part
-                for name, part in module[-1].named_modules()
-                if name.rpartition(".")[2] in _QUERY_AND_OUTPUT
+                f"{layer}.{name}" for name in names if name.rpartition(".")[2] in _QUERY_AND_OUTPUT
             ]
-            choices = [[perceptron, *of_attention], [perceptron]]
-            return choices if of_attention else choices[1:]
+            return [(mlp, *of_attention), (mlp,)] if of_attention else [(mlp,)]
     return []
 
 
-@contextmanager
-def narrowed(modules: Sequence[nn.Module], wanted: int) -> Iterator[None]:
-    """Lets modules compute the last positions alone; they give zeros for all others.
+def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Module:
+    """A view of the body in which modules compute the last positions only.
 
     Args:
-        modules: Each takes (B, S, ...) and returns (B, S, ...).
-        wanted: How many of the S positions are read.
-
-    Raises:
-        TypeError: from within, if one takes or returns anything else.
+        body: The language model without its head.
+        names: Names of modules that take (B, S, ...) and return (B, S, ...).
+        last: Number of the last positions.
     """
-    with ExitStack() as hooks:
-        for module in modules:
-            narrow = _Narrow(wanted)
-            for handle in (
-                module.register_forward_pre_hook(narrow.take),
-                module.register_forward_hook(narrow.fill),
-            ):
-                hooks.callback(handle.remove)
-        yield
+    modules = [body.get_submodule(name) for name in names]
+    return replaced(
+        body,
+        lambda module: (
+            LastPositions(module, last) if any(module is one for one in modules) else None
+        ),
+    )
 
 
-class _Narrow:
-    """The hooks of one module."""
+class LastPositions(nn.Module):
+    """Computes a module at the last positions and gives zeros for the others.
 
-    def __init__(self, wanted: int) -> None:
-        self._wanted = wanted
-        self._left_out = 0
+    Args:
+        module: What is computed.
+        last: Number of the last positions.
+    """
 
-    def take(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        if len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 3:
+    def __init__(self, module: nn.Module, last: int) -> None:
+        super().__init__()
+        self.module = module
+        self.last = last
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """(B, S, ...) to (B, S, ...).
+
+        Raises:
+            TypeError: if the module takes or returns anything else than one such tensor.
+        """
+        if options or len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 3:
             raise TypeError("the module takes something else than one tensor of positions")
-        self._left_out = max(0, args[0].shape[1] - self._wanted)
-        # As a whole layer has them: some layers take no others.
-        return (args[0][:, self._left_out :].contiguous(),)
-
-    def fill(self, _: nn.Module, args: Any, output: Any) -> Tensor:
+        skipped = max(0, inputs[0].shape[1] - self.last)
+        # Contiguous, as the whole input is: some modules take nothing else.
+        output = self.module(inputs[0][:, skipped:].contiguous())
         if not isinstance(output, Tensor):
             raise TypeError("the module returns something else than a tensor")
-        return functional.pad(output, (0, 0, self._left_out, 0))
+        return functional.pad(output, (0, 0, skipped, 0))

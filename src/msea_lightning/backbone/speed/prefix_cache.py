@@ -1,7 +1,7 @@
-"""Tokens that every sequence begins with, read once instead of with every utterance.
+"""The KV cache of tokens that every sequence begins with, computed once for all batches.
 
-What a causal language model makes of them does not depend on what follows, so their keys and values
-serve every batch of a run, in training as well: no gradient goes to where nothing is trained.
+Their keys and values depend on nothing that follows, and no gradient goes to frozen weights, so
+that the cache serves training as well as evaluation.
 """
 
 from __future__ import annotations
@@ -14,38 +14,39 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class Opening(Cache):
-    """Keys and values of the opening tokens, in the form that transformers' layers ask for them.
+class PrefixCache(Cache):
+    """Keys and values of a prefix, as transformers' layers read them.
 
-    Unlike a cache for generation it does not grow: each batch reads on from the same place.
+    Unlike a cache for generation it does not grow, and reading it changes nothing: every batch,
+    of any thread, continues from the same prefix.
 
     Args:
         layers: For each layer the keys and values, (1, heads, O, d) each.
 
     Attributes:
-        tokens: Number O of opening tokens.
+        tokens: Number O of prefix tokens.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        super().__init__(layers=[_OpeningLayer(keys, values) for keys, values in layers])
+        super().__init__(layers=[_PrefixLayer(keys, values) for keys, values in layers])
         self.tokens = layers[0][0].shape[-2]
 
     @classmethod
-    def read(cls, body: torch.nn.Module, embedded: Tensor) -> Opening:
-        """Reads the opening.
+    def compute(cls, body: torch.nn.Module, embedded: Tensor) -> PrefixCache:
+        """Runs the model over a prefix.
 
         Args:
             body: The language model without its head.
-            embedded: (1, O, d) embeddings of the opening tokens.
+            embedded: (1, O, d) embeddings of the prefix tokens.
         """
-        # Not an inference tensor, even where the first batch is one of an evaluation: the next may
-        # be one of training.
+        # No inference tensors, even where the first batch is one of an evaluation: the next may be
+        # one of training.
         with torch.inference_mode(mode=False), torch.no_grad():
-            read: Any = body(inputs_embeds=embedded.clone(), use_cache=True).past_key_values
-            return cls([(layer.keys, layer.values) for layer in read.layers])
+            filled: Any = body(inputs_embeds=embedded.clone(), use_cache=True).past_key_values
+            return cls([(layer.keys, layer.values) for layer in filled.layers])
 
 
-class _OpeningLayer(DynamicLayer):
+class _PrefixLayer(DynamicLayer):
     """One layer's keys and values."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -63,6 +64,6 @@ class _OpeningLayer(DynamicLayer):
         return _after(self.keys, key_states), _after(self.values, value_states)
 
 
-def _after(opening: Tensor, states: Tensor) -> Tensor:
+def _after(prefix: Tensor, states: Tensor) -> Tensor:
     """(1, heads, O, d) and (B, heads, S, d) to (B, heads, O + S, d)."""
-    return torch.cat([opening.expand(len(states), -1, -1, -1), states], dim=-2)
+    return torch.cat([prefix.expand(len(states), -1, -1, -1), states], dim=-2)

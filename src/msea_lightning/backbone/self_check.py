@@ -1,0 +1,149 @@
+"""Tries with a few tokens whether a language model can be a backbone, and what it can do faster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from msea_lightning.backbone.errors import MODEL_FAILURES, BackboneError, is_out_of_memory
+from msea_lightning.backbone.speed.last_layer import positionwise_modules
+
+if TYPE_CHECKING:
+    from msea_lightning.backbone.frozen import FrozenBackbone
+
+_log = logging.getLogger(__name__)
+
+_TOKENS = 5
+"""Length of the sequence that is tried."""
+
+_PREFIX = 2
+"""How many of its tokens are a prefix."""
+
+
+def self_check(backbone: FrozenBackbone) -> None:
+    """Refuses a model that cannot be a backbone, and finds out what it can do faster.
+
+    Sets ``caches_prefix`` and ``last_modules`` of the backbone. A model that can do neither gives
+    the same results, only slower; the log says so.
+
+    Args:
+        backbone: The backbone.
+
+    Raises:
+        BackboneError: if its parts do not add up to the model's own logits, its attention does not
+            take a mask between every two positions, or memory is full.
+    """
+    try:
+        with torch.no_grad():
+            _check(backbone)
+    except (*MODEL_FAILURES, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BackboneError(
+            f"Memory was full before {type(backbone.model).__name__} had read {_TOKENS} tokens on "
+            f"{backbone.device} ({first_line}). Free some, or make the backbone smaller: "
+            "backbone.quantization=int8 or nf4, backbone.dtype=bfloat16."
+        ) from error
+
+
+def _check(backbone: FrozenBackbone) -> None:
+    name = type(backbone.model).__name__
+    count = min(_TOKENS, backbone.vocabulary)
+    ids = torch.arange(count, device=backbone.device)[None]
+    positions, embedded = ids.clone(), backbone.embed(ids)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    causal = everything.new_ones(1, count, count).tril()
+    expected = backbone.model(input_ids=ids, use_cache=False).logits.float()
+    # Reduced precision orders sums differently for different masks; wrong parts are far off.
+    tolerance = 1e-3 if backbone.dtype.itemsize >= 4 and not backbone.quantized else 0.25
+    scale = expected.std().clamp(min=1e-6)
+
+    def difference(states: Tensor, logits: Tensor) -> float:
+        return float((backbone.logits(states) - logits).abs().max() / scale)
+
+    for what, mask in (
+        ("its own logits", everything),
+        ("the same logits under an explicit mask between positions", causal),
+    ):
+        try:
+            # As in training, where recomputed layers may turn out to apply dropout.
+            with torch.enable_grad():
+                found = difference(backbone.hidden(embedded, mask, positions), expected)
+        except MODEL_FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            raise BackboneError(
+                f"{name} cannot be a backbone: reading embeddings failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not found < tolerance:
+            without = ", or backbone.checkpoint_activations=false: its layers apply dropout"
+            raise BackboneError(
+                f"{name} cannot be a backbone: its embeddings, layers and output head do not give "
+                f"{what} (they differ by {found:.3g} standard deviations, at most {tolerance} is "
+                "rounding). Choose a causal transformer with ordinary "
+                f"attention{without if backbone.checkpoint_activations else ''}."
+            )
+
+    rest = (embedded[:, _PREFIX:], everything[:, _PREFIX:], positions[:, _PREFIX:])
+
+    def prefix_is_right() -> bool:
+        states = backbone.hidden(*rest, backbone.cached_prefix(range(_PREFIX)))
+        return difference(states, expected[:, _PREFIX:]) < tolerance
+
+    # Recomputed layers drop the cache, and without explicit masks transformers counts positions.
+    may_cache = backbone.explicit_masks and not backbone.checkpoint_activations
+    backbone.caches_prefix = may_cache and count > _PREFIX
+    backbone.caches_prefix = backbone.caches_prefix and _holds(prefix_is_right)
+    find_last_modules(
+        backbone,
+        (embedded, everything, positions),
+        right=lambda states: difference(states, expected[:, -1:]) < tolerance,
+    )
+    slower = {
+        "cache the prefix that all sequences share": may_cache and not backbone.caches_prefix,
+        "compute its last layer at the read positions only": not backbone.last_modules,
+    }
+    for what, cannot in slower.items():
+        if cannot:
+            _log.info("%s does not %s: slower, the same results", name, what)
+
+
+def find_last_modules(
+    backbone: FrozenBackbone,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    *,
+    right: Callable[[Tensor], bool],
+) -> None:
+    """Finds which modules of the last layer can be computed at the last positions only.
+
+    Args:
+        backbone: The backbone; its ``last_modules`` are set.
+        inputs: Embeddings, mask and positions, arguments of ``hidden``, to try it with.
+        right: Whether the (B, 1, d) last states are right.
+    """
+
+    def is_right() -> bool:
+        return right(backbone.hidden(*inputs, last=1)[:, -1:])
+
+    layers = backbone.model.config.get_text_config().num_hidden_layers
+    for names in positionwise_modules(backbone.body, layers):
+        backbone.last_modules = names
+        if _holds(is_right):
+            return
+    backbone.last_modules = ()
+
+
+def _holds(compute: Callable[[], Any]) -> bool:
+    """Whether a computation succeeds and is right."""
+    try:
+        return bool(compute())
+    except MODEL_FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return False
