@@ -7,12 +7,15 @@ import io
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +23,7 @@ from msea_lightning.backbone import resolve_device
 from msea_lightning.config.roots import EvaluateConfig
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.options import Split
+from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, UtteranceScore
 from msea_lightning.model.contract import Prediction
@@ -158,3 +162,60 @@ def evaluate_split(
     else:
         trainer.test(module, dataloaders=loader, verbose=False)
     return module.metrics()
+
+
+def majority(predictions: Sequence[Prediction], space: LabelSpace) -> tuple[str, float]:
+    """The most frequent label of a split, as it is written, and its share.
+
+    That share is the accuracy of always giving that answer.
+    """
+    counts = Counter(_written(item.label, space) for item in predictions)
+    label, count = counts.most_common(1)[0]
+    return label, count / len(predictions)
+
+
+def degenerate(predictions: Sequence[Prediction], space: LabelSpace) -> list[str]:
+    """Sentences on test predictions that are all the same, or leave out a class.
+
+    Args:
+        predictions: On the test split.
+        space: The label space.
+    """
+    labels = Counter(_written(item.label, space) for item in predictions)
+    answers = Counter(_written(item.prediction, space) for item in predictions)
+    label, share = majority(predictions, space)
+    beside = f"the most frequent label, {label}, is {share:.1%} of the test labels"
+    if len(answers) == 1:
+        return [f"all {len(predictions):,} test predictions are {next(iter(answers))}; {beside}"]
+    missed = [label for label in labels if label not in answers]
+    if space.ordered or not missed:
+        return []
+    listed = ", ".join(f"{name} ({labels[name] / len(predictions):.1%})" for name in missed)
+    return [f"never predicted in test: {listed}; {beside}"]
+
+
+def absent_features(splits: Mapping[str, Mapping[str, ArrayLike]]) -> list[str]:
+    """Sentences on features that a data set, or most of one of its splits, does not have.
+
+    Args:
+        splits: Split to feature to (N,) frames of each utterance.
+    """
+    found = []
+    for name in ("audio", "vision", *sorted({n for part in splits.values() for n in part})):
+        shares = {
+            split: float(np.mean(np.asarray(part.get(name, 0)) == 0))
+            for split, part in splits.items()
+        }
+        if min(shares.values()) == 1:
+            text = f"no utterance has {name} features"
+        else:
+            mostly = [f"{share:.1%} of {split}" for split, share in shares.items() if share > 0.5]
+            text = f"most utterances have no {name} features: {', '.join(mostly)}" if mostly else ""
+        if text and text not in found:
+            found.append(text)
+    return found
+
+
+def _written(label: float | str, space: LabelSpace) -> str:
+    """An emotion's name, or an intensity as the space writes it."""
+    return label if isinstance(label, str) else space.text(label)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
+from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimate
 from msea_lightning.data.module import UtteranceDataModule
@@ -28,8 +29,15 @@ from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import make_ready, make_trainer
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
-from msea_lightning.training.evaluation import evaluate_split, predictions_csv, show_results
-from msea_lightning.training.module import TrainingModule
+from msea_lightning.training.evaluation import (
+    absent_features,
+    degenerate,
+    evaluate_split,
+    majority,
+    predictions_csv,
+    show_results,
+)
+from msea_lightning.training.module import TrainingError, TrainingModule
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -60,13 +68,32 @@ def fit(config: TrainConfig) -> RunFolder:
         ready = make_ready(config, memory_file=run.memory)
         module, data = ready.module, ready.data
         _announce(config, module, data)
-        with _loggers(config, run, module) as loggers:
+        with _loggers(config, run, module) as loggers, _remedies_for_memory(config, ready.device):
             trainer = _trainer(config, run, module, ready.device, loggers)
             resume = run.last if config.ckpt is not None and run.last.exists() else None
             if resume is None or not _had_stopped(resume, trainer):
                 _train(config, run, module, data, trainer, resume)
             _finish(config, run, module, data, trainer, ready.estimate)
     return run
+
+
+@contextmanager
+def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Turns what PyTorch says when a GPU is full into what the user can do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        changes = [f"raise trainer.accumulate={config.trainer.accumulate} (the same results)"]
+        if not config.backbone.checkpoint_activations:
+            changes.append("set backbone.checkpoint_activations=true (the same results, slower)")
+        changes.append(f"lower training.batch_size={config.training.batch_size}")
+        if config.backbone.quantization is Quantization.none:
+            changes.append("set backbone.quantization=int8 or nf4")
+        raise TrainingError(
+            f"{device} ran out of memory ({str(error).splitlines()[0]}). One after the other: "
+            f"{'; '.join(changes)}. In evaluation: lower training.eval_batch_size. Or free memory "
+            "that other processes hold."
+        ) from error
 
 
 def _had_stopped(checkpoint: Path, trainer: Trainer) -> bool:
@@ -223,8 +250,17 @@ def _finish(
             predictions=predictions,
             best_epoch=best["epoch"],
         )
+    space = module.model.space
+    lengths = {
+        split: {"audio": part.audio_lengths, "vision": part.vision_lengths}
+        for split, part in data.splits.items()
+    }
+    doubts = [*degenerate(predictions, space), *absent_features(lengths)]
+    for doubt in doubts:
+        _log.warning("%s", doubt)
     # Last of all: a run that has it is left alone from now on.
-    write_json(run.metrics, results)
+    known = {"majority": majority(predictions, space)[1], "warnings": doubts}
+    write_json(run.metrics, {**results, **known})
     show_results(
         results,
         dataset=config.dataset.name,
