@@ -54,7 +54,7 @@ def test_run_folder_holds_everything(options: Options) -> None:
     assert parts[:2] == ("demo", "mse-tiny")
     assert parts[3] == "seed-7"
     metrics = json.loads(run.metrics.read_text())
-    assert set(metrics) == {"test", "valid"}
+    assert set(metrics) == {"test", "valid", "majority", "warnings"}
     assert set(metrics["test"]) == {"acc", "wf1"}
     with run.predictions.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -366,6 +366,22 @@ def test_no_checkpoint_holds_what_diverged(
     for path in kept.values():
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_a_full_gpu_is_said_with_remedies(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(module: TrainingModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    config = options("backbone.quantization=int8")
+    with pytest.raises(TrainingError, match=r"CUDA out of memory.*trainer\.accumulate=1") as caught:
+        fit(config)
+    assert "backbone.checkpoint_activations=true" in str(caught.value)
+    assert "backbone.quantization" not in str(caught.value)
+    (error,) = Path(config.runs).rglob("error.json")
+    assert json.loads(error.read_text())["kind"] == "memory"
 
 
 def test_failed_run_says_why_in_its_log(options: Options) -> None:

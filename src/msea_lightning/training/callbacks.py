@@ -45,6 +45,22 @@ class EpochHistory(Callback):
         """Takes the rows of the checkpoint."""
         self._rows = list(state_dict["rows"])
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Where the run folder was moved, its best checkpoint was moved with it."""
+        now = getattr(trainer.checkpoint_callback, "dirpath", None)
+        for state in checkpoint["callbacks"].values():
+            before = state.get("dirpath")
+            if before is None or now is None:
+                continue
+            state["dirpath"] = now
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = state[name].replace(before, now)
+            state["best_k_models"] = {
+                path.replace(before, now): score for path, score in state["best_k_models"].items()
+            }
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()

@@ -251,10 +251,7 @@ def _finish(
             best_epoch=best["epoch"],
         )
     space = module.model.space
-    lengths = {
-        split: {"audio": part.audio_lengths, "vision": part.vision_lengths}
-        for split, part in data.splits.items()
-    }
+    lengths = {split: part.lengths for split, part in data.splits.items()}
     doubts = [*degenerate(predictions, space), *absent_features(lengths)]
     for doubt in doubts:
         _log.warning("%s", doubt)

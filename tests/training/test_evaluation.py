@@ -1,0 +1,100 @@
+"""What is said of results that are worth little."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.language.answers import Answers
+from msea_lightning.language.labels import EmotionSet, LabelSpace, SentimentScale
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.contract import Prediction
+from msea_lightning.training.evaluation import absent_features, degenerate, majority
+from msea_lightning.training.fit import fit
+
+EMOTIONS = EmotionSet(["neutral", "joy", "anger"])
+SCALE = SentimentScale(-3, 3)
+
+
+def predicted(labels: Sequence[Any], predictions: Sequence[Any]) -> list[Prediction]:
+    return [
+        Prediction(place, str(place), "text", label, prediction, 0.5)
+        for place, (label, prediction) in enumerate(zip(labels, predictions, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("space", "labels", "predictions", "expected"),
+    [
+        (
+            EMOTIONS,
+            ["joy", "joy", "neutral", "anger"],
+            ["neutral"] * 4,
+            "all 4 test predictions are neutral; the most frequent label, joy, is 50.0% of the",
+        ),
+        (
+            EMOTIONS,
+            ["joy", "joy", "neutral", "anger"],
+            ["joy", "neutral", "joy", "joy"],
+            "never predicted in test: anger (25.0%); the most frequent label, joy, is 50.0%",
+        ),
+        (EMOTIONS, ["joy", "neutral"], ["neutral", "joy"], None),  # there is no anger to predict
+        (SCALE, [1.2, -0.4, 1.2], [0.4] * 3, "all 3 test predictions are 0.4; the most frequent"),
+        (SCALE, [1.2, -0.4, 1.2], [0.4, 0.4, 0.5], None),
+    ],
+)
+def test_degenerate_predictions(
+    space: LabelSpace, labels: list[Any], predictions: list[Any], expected: str | None
+) -> None:
+    found = degenerate(predicted(labels, predictions), space)
+    assert [text[: len(expected or "")] for text in found] == ([expected] if expected else [])
+
+
+def test_the_majority_is_that_of_the_labels_as_they_are_written() -> None:
+    assert majority(predicted([0.42, 0.38, 1.0], [1.0] * 3), SCALE) == ("0.4", pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ([3, 4], [3, 4], []),
+        ([3, 0, 4], [3, 4], []),
+        ([3, 4], [0, 0, 5], ["most utterances have no vision features: 66.7% of test"]),
+        ([0, 0], [0, 0], ["no utterance has vision features"]),
+        (None, None, ["no utterance has vision features"]),
+    ],
+)
+def test_absent_features(
+    train: list[int] | None, test: list[int] | None, expected: list[str]
+) -> None:
+    lengths = {
+        split: {"audio": np.ones(3)} | ({} if frames is None else {"vision": np.array(frames)})
+        for split, frames in (("train", train), ("test", test))
+    }
+    assert absent_features(lengths) == expected
+
+
+def test_a_run_that_gives_one_answer_says_so(
+    options: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def always_the_first(model: AdaptedLM, batch: Any) -> Answers:
+        return Answers(torch.zeros(len(batch)).double(), torch.ones(len(batch)).double())
+
+    monkeypatch.setattr(AdaptedLM, "predict", always_the_first)
+    with caplog.at_level(logging.WARNING):
+        run = fit(options("training.schedule_epochs=1"))
+    written = json.loads(run.metrics.read_text())
+    assert set(written) == {"test", "valid", "majority", "warnings"}
+    (said,) = written["warnings"]
+    assert said.startswith("all 14 test predictions are anger")
+    assert f"is {written['majority']:.1%} of the test labels" in said
+    assert said in caplog.text
