@@ -6,40 +6,33 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from msea_lightning.commands.command_line import launch
 from msea_lightning.config.roots import BenchConfig
 
 
 def bench(config: BenchConfig) -> None:
-    """Measures, prints a table, and writes all numbers to a file if asked to.
+    """Measures, prints tables, and writes all numbers to a file if asked to.
 
     Args:
         config: What is measured, and against what.
 
     Raises:
         UserError: for a data set whose lengths are not known, a variant that cannot be run, or a
-            place that cannot be written to.
+            file that cannot be written.
     """
     from rich.console import Console
 
-    from msea_lightning.benchmark.comparison import BenchError, compare
-    from msea_lightning.benchmark.results import as_json, show
+    from msea_lightning.benchmark.results import json_file, show
+    from msea_lightning.benchmark.run import benchmark
     from msea_lightning.runs.files import write_json
 
-    target = None if config.bench.json is None else Path(config.bench.json).expanduser()
-    if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
-        flaw = "is there already" if target.exists() else "is in a folder that is not there"
-        raise BenchError(
-            f"bench.json={target} {flaw}: give a new file in a folder that is there; with -m one "
-            "for each benchmark, such as bench.json='${bench.shape}-${backbone.name}.json'."
-        )
-    comparison = compare(config)
+    target = json_file(config.bench.json)
+    results = benchmark(config)
     console = Console()
-    show(comparison, console)
+    show(results, console)
     if target is not None:
-        write_json(target, as_json(comparison))
+        write_json(target, results.as_json())
         console.print(f"numbers: {target}", soft_wrap=True, highlight=False)
 
 

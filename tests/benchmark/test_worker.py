@@ -1,4 +1,4 @@
-"""The process of one variant: the turns that it takes, and how it answers."""
+"""The process of one variant: the tasks of its plan, and how it answers."""
 
 from __future__ import annotations
 
@@ -9,57 +9,60 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from msea_lightning.benchmark import ours
-from msea_lightning.benchmark.subject import Round
-from msea_lightning.benchmark.worker import Order, doings, work
+from msea_lightning.benchmark.variant import Timing
+from msea_lightning.benchmark.worker import Plan, tasks, work
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
 
-TURNS = ("warm train", "train", "train", "train", "warm evaluate", "evaluate", "evaluate")
+TASKS = ("warm up train", "train", "train", "train", "warm up evaluate", "evaluate", "evaluate")
 
 
 class Noted:
-    """A variant that notes what it is told."""
+    """A variant that notes the calls of its methods."""
 
     calls: list[tuple[Any, ...]]
+
+    device = torch.device("cpu")
 
     def __init__(self, *_: Any) -> None:
         type(self).calls = []
 
-    def train(self, steps: int, beginning: float = 0.5) -> Round:
-        self.calls.append(("train", steps, beginning))
-        return Round(1.0, steps, 2, 3.0)
+    def train(self, steps: int, offset: float = 0.5) -> Timing:
+        self.calls.append(("train", steps, offset))
+        return Timing(1.0, steps, 2, 3.0)
 
-    def evaluate(self, utterances: int, beginning: float = 0.5) -> Round:
-        self.calls.append(("evaluate", utterances, beginning))
-        if beginning > 0.5:
+    def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
+        self.calls.append(("evaluate", utterances, offset))
+        if offset > 0.5:
             raise UserError("no room")
-        return Round(1.0, utterances, 2, 3.0)
+        return Timing(1.0, utterances, 2, 3.0)
 
     def stages(self) -> None:
         raise ZeroDivisionError
 
 
 @pytest.fixture
-def order(
+def plan(
     options: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Order:
+) -> Plan:
     monkeypatch.setattr(ours, "Ours", Noted)
     file = tmp_path / "options.yaml"
     config = options("training.batch_size=4")
     file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    return Order("ours", str(file), "", None, list(TURNS), steps=8, started=0.0)
+    return Plan("ours", str(file), "", None, list(TASKS), steps=8, started=0.0)
 
 
 def answers(channel: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in channel.getvalue().splitlines()]
 
 
-def test_rounds_begin_at_places_around_the_middle(order: Order) -> None:
+def test_offsets_of_rounds_lie_around_the_middle(plan: Plan) -> None:
     channel = io.StringIO()
-    work(order, io.StringIO("\n".join(TURNS)), channel)
+    work(plan, io.StringIO("\n".join(TASKS)), channel)
     assert Noted.calls == [
         ("train", 2, 0.5),
         ("train", 8, pytest.approx(1 / 6)),
@@ -73,31 +76,31 @@ def test_rounds_begin_at_places_around_the_middle(order: Order) -> None:
     assert rounds[1] == {
         "result": {"seconds": 1.0, "utterances": 8, "tokens": 2, "operations": 3.0}
     }
-    # What the user can mend is told in a sentence.
+    # An error of the user is told in a sentence.
     assert last == {"error": "no room"}
 
 
-def test_what_nobody_foresaw_is_told_with_its_place(order: Order) -> None:
+def test_a_bug_is_told_with_its_traceback(plan: Plan) -> None:
     channel = io.StringIO()
-    order.turns[:] = ["stages", "train"]
-    work(order, io.StringIO("stages\ntrain\n"), channel)
+    plan.tasks[:] = ["stages", "train"]
+    work(plan, io.StringIO("stages\ntrain\n"), channel)
     (answer,) = answers(channel)
     assert answer["error"].rstrip().endswith("ZeroDivisionError")
     assert "Traceback" in answer["error"]
 
 
-def test_a_worker_ends_with_who_tells_it(order: Order) -> None:
+def test_a_worker_ends_when_nobody_tells_it_more(plan: Plan) -> None:
     channel = io.StringIO()
-    work(order, io.StringIO("warm train\n"), channel)
+    work(plan, io.StringIO("warm up train\n"), channel)
     assert len(answers(channel)) == 1
 
 
-def test_further_devices_take_the_turns_by_themselves(order: Order) -> None:
+def test_further_devices_do_the_tasks_by_themselves(plan: Plan) -> None:
     channel = io.StringIO()
-    order.turns[:] = ["train", "warm train"]
-    work(order, None, channel)
+    plan.tasks[:] = ["train", "warm up train"]
+    work(plan, None, channel)
     assert [answer["result"]["utterances"] for answer in answers(channel)] == [8, 2]
 
 
-def test_every_turn_is_one_that_the_benchmark_gives(order: Order) -> None:
-    assert set(doings(order)) == {"start", "stages", "rate", "peak", *TURNS}
+def test_every_task_is_one_that_the_benchmark_gives(plan: Plan) -> None:
+    assert set(tasks(plan)) == {"start", "stages", "rate", "peak", *TASKS}

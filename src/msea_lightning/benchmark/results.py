@@ -1,154 +1,218 @@
-"""What a benchmark found, as tables and as plain numbers."""
+"""What a benchmark measured, as plain numbers and as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from msea_lightning.backbone.loading.memory import readable_bytes
-from msea_lightning.benchmark.comparison import Comparison, Variant, ratios
-from msea_lightning.benchmark.subject import Round
+from msea_lightning.benchmark.errors import BenchError
 
-_DOING = {"train": "training", "evaluate": "evaluation"}
+if TYPE_CHECKING:
+    from msea_lightning.benchmark.variant import Timing
+
+_TITLES = {"train": "training", "evaluate": "evaluation"}
 
 
-def speed(rounds: Sequence[Round], what: str = "utterances") -> float:
-    """Utterances, tokens or operations of all rounds by their seconds.
+@dataclass
+class VariantResult:
+    """What was measured of a variant.
 
-    No round stands for all: where batches cost differently, each has batches of its own.
+    Attributes:
+        name: As in ``bench.compare``.
+        device: Where it ran.
+        start: Seconds from the start of its process to the end of the first training step.
+        start_stages: Seconds of the stages of that.
+        start_resident: Bytes of the device's memory that it held then.
+        weights: Bytes of the language model's weights.
+        peak: Most bytes that it held at any time; of several devices, the first one's process.
+        rounds: The timings of ``train`` and ``evaluate``.
+        stages: Seconds of the stages of a step, of ``train`` and ``evaluate``.
+        dtype: Dtype in which its language model computes.
+        rate: Operations per second of a product of large matrices in the same dtype, the best that
+            any variant on such a device reached; None where it was not measured.
     """
-    return float(sum(getattr(item, what) for item in rounds) / sum(item.seconds for item in rounds))
+
+    name: str
+    device: str = ""
+    start: float = 0.0
+    start_stages: dict[str, float] = field(default_factory=dict)
+    start_resident: int = 0
+    weights: int = 0
+    peak: int = 0
+    rounds: dict[str, list[Timing]] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    dtype: str = ""
+    rate: float | None = None
+
+    def compared(self, first: VariantResult) -> dict[str, Any]:
+        """Speeds, and ratios to the first variant, as plain numbers.
+
+        Args:
+            first: The first variant, whose rounds were taken in turn with these.
+        """
+        rounds, others = self.rounds, first.rounds
+        return {
+            "utterances_per_second": {task: speed(part) for task, part in rounds.items()},
+            "tokens_per_second": {task: speed(part, "tokens") for task, part in rounds.items()},
+            "ratio": {task: speed(part) / speed(others[task]) for task, part in rounds.items()},
+            "ratios": {
+                task: [
+                    speed([mine]) / speed([other])
+                    for mine, other in zip(part, others[task], strict=True)
+                ]
+                for task, part in rounds.items()
+            },
+            "share_of_limit": {
+                task: None if self.rate is None else speed(part, "operations") / self.rate
+                for task, part in rounds.items()
+            },
+            "peak_ratio": self.peak / first.peak,
+            "above_weights_ratio": self.above_weights / first.above_weights,
+        }
+
+    @property
+    def above_weights(self) -> int:
+        """Bytes at the peak beside the language model's weights."""
+        return self.peak - self.weights
 
 
-def share_of_limit(variant: Variant, doing: str) -> float | None:
-    """Useful operations per second by those of a matrix product; None where that is not known."""
-    rounds = variant.rounds.get(doing)
-    if not rounds or variant.rate is None:
-        return None
-    return speed(rounds, "operations") / variant.rate
+@dataclass(frozen=True)
+class Results:
+    """What was measured of all variants.
+
+    Attributes:
+        title: What was measured, in a line.
+        options: All options.
+        environment: Versions and hardware.
+        variants: The variants; the others are compared with the first.
+    """
+
+    title: str
+    options: dict[str, Any]
+    environment: dict[str, Any]
+    variants: list[VariantResult]
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, and those that follow from them."""
+        first = self.variants[0]
+        return {
+            **{name: getattr(self, name) for name in ("title", "options", "environment")},
+            "variants": [asdict(found) | found.compared(first) for found in self.variants],
+        }
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """All numbers, and what follows from them.
+def speed(rounds: Sequence[Timing], unit: str = "utterances") -> float:
+    """Utterances, tokens or operations per second, of all rounds together.
+
+    No single round stands for all: where batches differ in cost, each has other batches.
+    """
+    return float(sum(getattr(item, unit) for item in rounds) / sum(item.seconds for item in rounds))
+
+
+def share_rates(variants: Sequence[VariantResult]) -> None:
+    """Gives variants the best rate that was measured in their dtype on their device.
+
+    Each measures its own, at a moment when the device may have been busy with something else.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for variant in variants:
+        if variant.rate is not None:
+            key = variant.device, variant.dtype
+            best[key] = max(variant.rate, best.get(key, 0.0))
+    for variant in variants:
+        if variant.rate is not None:
+            variant.rate = best[variant.device, variant.dtype]
+
+
+def json_file(name: str | None) -> Path | None:
+    """The file for the numbers, if there is to be one.
 
     Args:
-        comparison: What was measured.
+        name: ``bench.json``.
+
+    Raises:
+        BenchError: where it exists already, or its folder does not.
     """
-    first = comparison.variants[0]
-    return {
-        "title": comparison.title,
-        "options": comparison.options,
-        "environment": comparison.environment,
-        "variants": [
-            {
-                **asdict(variant),
-                "utterances_per_second": {
-                    doing: speed(rounds) for doing, rounds in variant.rounds.items()
-                },
-                "tokens_per_second": {
-                    doing: speed(rounds, "tokens") for doing, rounds in variant.rounds.items()
-                },
-                "ratio": {
-                    doing: speed(rounds) / speed(first.rounds[doing])
-                    for doing, rounds in variant.rounds.items()
-                },
-                "ratios": {
-                    doing: ratios(rounds, first.rounds[doing])
-                    for doing, rounds in variant.rounds.items()
-                },
-                "share_of_limit": {
-                    doing: share_of_limit(variant, doing) for doing in variant.rounds
-                },
-                "peak_ratio": variant.peak / first.peak,
-                "above_weights_ratio": _above(variant) / _above(first),
-            }
-            for variant in comparison.variants
-        ],
-    }
+    if name is None:
+        return None
+    target = Path(name).expanduser()
+    if target.exists() or not target.absolute().parent.is_dir():
+        flaw = "exists already" if target.exists() else "is in a folder that does not exist"
+        raise BenchError(
+            f"bench.json={target} {flaw}: give a new file in an existing folder; with -m one for "
+            "each benchmark, such as bench.json='${bench.shape}-${backbone.name}.json'."
+        )
+    return target
 
 
-def show(comparison: Comparison, console: Console) -> None:
+def show(results: Results, console: Console) -> None:
     """Prints tables.
 
     Args:
-        comparison: What was measured.
+        results: What was measured.
         console: Where to.
     """
-    first = comparison.variants[0]
-    console.print(comparison.title, style="bold", highlight=False)
+    variants, first = results.variants, results.variants[0]
+    numbers = {variant.name: variant.compared(first) for variant in variants}
+    console.print(results.title, style="bold", highlight=False)
     console.print(f"on {first.device}; ratios are to {first.name!r}", highlight=False)
-    for doing, word in _DOING.items():
-        if any(doing in variant.rounds for variant in comparison.variants):
-            console.print(_speeds(comparison, doing, word))
-    console.print(_memory(comparison))
-    for doing, word in _DOING.items():
-        staged = [variant for variant in comparison.variants if variant.stages.get(doing)]
-        if staged:
-            title = f"where the time goes in {word}, share of a step [%]"
-            console.print(_shares(title, {item.name: item.stages[doing] for item in staged}))
-    title = "start, seconds"
-    console.print(_spans(title, comparison.variants))
-
-
-def _speeds(comparison: Comparison, doing: str, word: str) -> Table:
-    first = comparison.variants[0]
-    table = _table(word, "utterances/s", "tokens/s", "ratio", "from", "to", "share of limit")
-    for variant in comparison.variants:
-        rounds = variant.rounds[doing]
-        found = ratios(rounds, first.rounds[doing])
-        share = share_of_limit(variant, doing)
-        table.add_row(
+    for task in first.rounds:
+        console.print(_speeds(task, numbers))
+    memory = _table("memory", "peak", "ratio", "above weights", "ratio", "after the first step")
+    for variant in variants:
+        memory.add_row(
             variant.name,
-            f"{speed(rounds):.3g}",
-            f"{speed(rounds, 'tokens'):.0f}",
-            f"{speed(rounds) / speed(first.rounds[doing]):.2f}",
-            f"{min(found):.2f}",
-            f"{max(found):.2f}",
+            readable_bytes(variant.peak),
+            f"{numbers[variant.name]['peak_ratio']:.2f}",
+            readable_bytes(variant.above_weights),
+            f"{numbers[variant.name]['above_weights_ratio']:.2f}",
+            readable_bytes(variant.start_resident),
+        )
+    console.print(memory)
+    for task, title in _TITLES.items():
+        percent = {
+            variant.name: {
+                stage: 100 * seconds / sum(stages.values()) for stage, seconds in stages.items()
+            }
+            for variant in variants
+            if (stages := variant.stages.get(task))
+        }
+        if percent:
+            title = f"where the time goes in {title}, share of a step [%]"
+            console.print(_stages(title, percent))
+    spans = {variant.name: variant.start_stages | {"all": variant.start} for variant in variants}
+    console.print(_stages("start, seconds", spans))
+
+
+def _speeds(task: str, numbers: Mapping[str, Mapping[str, Any]]) -> Table:
+    columns = ("utterances/s", "tokens/s", "ratio", "from", "to", "share of limit")
+    table = _table(_TITLES[task], *columns)
+    for name, found in numbers.items():
+        share = found["share_of_limit"][task]
+        table.add_row(
+            name,
+            f"{found['utterances_per_second'][task]:.3g}",
+            f"{found['tokens_per_second'][task]:.0f}",
+            f"{found['ratio'][task]:.2f}",
+            f"{min(found['ratios'][task]):.2f}",
+            f"{max(found['ratios'][task]):.2f}",
             "-" if share is None else f"{share:.0%}",
         )
     return table
 
 
-def _memory(comparison: Comparison) -> Table:
-    first = comparison.variants[0]
-    table = _table("memory", "peak", "ratio", "above weights", "ratio", "after the first step")
-    for variant in comparison.variants:
-        table.add_row(
-            variant.name,
-            readable_bytes(variant.peak),
-            f"{variant.peak / first.peak:.2f}",
-            readable_bytes(_above(variant)),
-            f"{_above(variant) / _above(first):.2f}",
-            readable_bytes(variant.start_resident),
-        )
-    return table
-
-
-def _above(variant: Variant) -> int:
-    """Bytes at the peak beside the language model's weights."""
-    return variant.peak - variant.weights
-
-
-def _shares(title: str, stages: Mapping[str, Mapping[str, float]]) -> Table:
-    names = list(dict.fromkeys(name for found in stages.values() for name in found))
+def _stages(title: str, found: Mapping[str, Mapping[str, float]]) -> Table:
+    names = list(dict.fromkeys(stage for stages in found.values() for stage in stages))
     table = _table(title, *names)
-    for variant, found in stages.items():
-        whole = sum(found.values())
-        table.add_row(variant, *(f"{100 * found.get(name, 0) / whole:.1f}" for name in names))
-    return table
-
-
-def _spans(title: str, variants: Sequence[Variant]) -> Table:
-    names = list(dict.fromkeys(name for variant in variants for name in variant.start_stages))
-    table = _table(title, *names, "all")
-    for variant in variants:
-        spans = [f"{variant.start_stages.get(name, 0):.1f}" for name in names]
-        table.add_row(variant.name, *spans, f"{variant.start:.1f}")
+    for name, stages in found.items():
+        table.add_row(name, *(f"{stages.get(stage, 0):.1f}" for stage in names))
     return table
 
 

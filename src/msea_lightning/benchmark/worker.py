@@ -1,9 +1,9 @@
-"""The process of one variant: does what it is told, and answers with numbers.
+"""The process of one variant: does the tasks of a plan, each when it is told to, and answers.
 
-It is told on standard input, one word a line, and answers with one line of JSON on what was its
-standard output when it began; whatever else is printed goes to standard error. Further processes of
-one that trains on several devices repeat its command line; they are told nothing, and go through
-the same turns on their own.
+The name of each task comes on standard input, one a line. The answer is one line of JSON on the
+standard output; whatever else is printed goes to standard error. With several devices, Lightning
+starts further processes with the same command line. They are told nothing and go through the plan
+on their own.
 """
 
 from __future__ import annotations
@@ -18,139 +18,124 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from omegaconf import DictConfig
-
 from msea_lightning.config.errors import UserError
 
-_WARM = 2
-"""Training batches before any are counted."""
+_WARM_UP = 2
+"""Training batches before any are timed."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is to measure.
+class Plan:
+    """What a worker is to do.
 
     Attributes:
         variant: ``original``, or any other name for ours.
         config: File with the options of the run.
         store: Folder of the data.
         published: The data as they are published; None where no variant reads them.
-        turns: The words that it will be told, in order.
+        tasks: Names of the tasks, in order; a task may come several times.
         steps: Training batches of a round.
-        started: When its process was started, in seconds since the epoch.
+        started: When the process was started, in seconds since the epoch.
     """
 
     variant: str
     config: str
     store: str
     published: str | None
-    turns: list[str]
+    tasks: list[str]
     steps: int
     started: float
 
 
-def doings(order: Order) -> Mapping[str, Callable[[], Any]]:
-    """What to do for each word.
+def tasks(plan: Plan) -> Mapping[str, Callable[[], Any]]:
+    """What each task does; its result can be written as JSON.
 
     Args:
-        order: What is measured.
+        plan: The plan.
     """
-    from omegaconf import OmegaConf
+    import torch
+    from omegaconf import DictConfig, OmegaConf
 
-    from msea_lightning.backbone import resolve_device
     from msea_lightning.backbone.loading.memory import peak_bytes, process_bytes
     from msea_lightning.benchmark.original import Original
     from msea_lightning.benchmark.ours import Ours
-    from msea_lightning.benchmark.subject import Material, StageClock
+    from msea_lightning.benchmark.variant import StageClock
     from msea_lightning.config.options import to_typed
     from msea_lightning.config.roots import TrainConfig
     from msea_lightning.cost.flops import matrix_rate
 
-    loaded = OmegaConf.load(order.config)
+    loaded = OmegaConf.load(plan.config)
     assert isinstance(loaded, DictConfig)
     config = to_typed(loaded, TrainConfig)
-    published = None if order.published is None else Path(order.published)
-    material = Material(Path(order.store), published)
-    subject = (Original if order.variant == "original" else Ours)(config, material)
-    batch = config.training.batch_size
-    imported = time.time() - order.started
+    published = None if plan.published is None else Path(plan.published)
+    kind = Original if plan.variant == "original" else Ours
+    variant = kind(config, Path(plan.store), published)
+    device, batch = variant.device, config.training.batch_size
+    imported = time.time() - plan.started
 
     def start() -> dict[str, Any]:
-        clock = StageClock(resolve_device(config.trainer.accelerator))
-        subject.start(clock)
+        clock = StageClock(device)
+        variant.start(clock)
+        threads = torch.get_num_threads()
+        cpu = f"cpu, {threads} thread{'s' * (threads > 1)}"
         return {
-            "seconds": time.time() - order.started,
-            "stages": {"import": imported, **clock.seconds()},
-            "resident": process_bytes(subject.device),
-            "weights": subject.workload().weights,
-            "dtype": str(subject.workload().dtype).removeprefix("torch."),
-            "device": _name(subject.device),
+            "start": time.time() - plan.started,
+            "start_stages": {"import": imported, **clock.seconds()},
+            "start_resident": process_bytes(device),
+            "weights": variant.weight_bytes(),
+            "dtype": str(variant.backbone.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         }
 
-    # The rounds of a kind begin at different places that lie evenly around the middle.
-    beginnings = {
-        kind: iter([(2 * number + 1) / (2 * rounds) for number in range(rounds)])
-        for kind in ("train", "evaluate")
-        if (rounds := order.turns.count(kind))
+    # The rounds of a task take different batches: their offsets lie evenly around the middle.
+    offsets = {
+        task: iter([(2 * number + 1) / (2 * rounds) for number in range(rounds)])
+        for task in ("train", "evaluate")
+        if (rounds := plan.tasks.count(task))
     }
-
-    def stages() -> dict[str, Any]:
-        training, evaluation = subject.stages()
-        return {"train": training, "evaluate": evaluation}
-
     return {
         "start": start,
-        "warm train": lambda: asdict(subject.train(_WARM)),
-        "warm evaluate": lambda: asdict(subject.evaluate(_WARM * batch)),
-        "train": lambda: asdict(subject.train(order.steps, next(beginnings["train"]))),
-        "evaluate": lambda: asdict(
-            subject.evaluate(order.steps * batch, next(beginnings["evaluate"]))
-        ),
-        "stages": stages,
-        "rate": lambda: matrix_rate(subject.workload().dtype, subject.device),
-        "peak": lambda: peak_bytes(subject.device),
+        "warm up train": lambda: asdict(variant.train(_WARM_UP)),
+        "warm up evaluate": lambda: asdict(variant.evaluate(_WARM_UP * batch)),
+        "train": lambda: asdict(variant.train(plan.steps, next(offsets["train"]))),
+        "evaluate": lambda: asdict(variant.evaluate(plan.steps * batch, next(offsets["evaluate"]))),
+        "peak": lambda: peak_bytes(device),
+        "stages": variant.stages,
+        "rate": lambda: matrix_rate(variant.backbone.dtype, device),
     }
 
 
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' * (threads > 1)}"
-
-
-def work(order: Order, told: TextIO | None, channel: TextIO) -> None:
-    """Goes through the turns.
+def work(plan: Plan, told: TextIO | None, answers: TextIO) -> None:
+    """Goes through a plan.
 
     Args:
-        order: The order.
-        told: Where the words come from; None where nobody tells.
-        channel: Where answers go, one for each word: ``{"result": ...}`` or ``{"error": text}``.
+        plan: The plan.
+        told: Where the names of the tasks come from; None where nobody tells.
+        answers: Where answers go, one for each task: ``{"result": ...}`` or ``{"error": text}``.
     """
-    doing: Mapping[str, Callable[[], Any]] = {}
-    for turn in order.turns:
-        if told is not None and told.readline().strip() != turn:
-            return  # nobody is there any more
+    known: Mapping[str, Callable[[], Any]] = {}
+    for task in plan.tasks:
+        if told is not None and told.readline().strip() != task:
+            return  # whoever told has ended
         try:
-            doing = doing or doings(order)
-            answer = {"result": doing[turn]()}
+            known = known or tasks(plan)
+            answer = {"result": known[task]()}
         except Exception as error:
             brief = isinstance(error, UserError)
             answer = {"error": str(error) if brief else traceback.format_exc()}
-        channel.write(json.dumps(answer) + "\n")
-        channel.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
         if "error" in answer:
             return
 
 
 def main() -> None:
-    """The command line: the file with the order."""
-    order = Order(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """The command line: the file with the plan."""
+    plan = Plan(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     first = "LOCAL_RANK" not in os.environ
-    work(order, sys.stdin if first else None, channel)
+    work(plan, sys.stdin if first else None, answers)
 
 
 if __name__ == "__main__":

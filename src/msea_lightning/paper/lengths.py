@@ -77,18 +77,6 @@ class Lengths:
         lengths = np.rint(np.interp(probabilities, steps, self.quantiles))
         return np.maximum(lengths, 1).astype(np.int64)
 
-    def sample(self, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-        """Lengths drawn independently.
-
-        Args:
-            count: How many.
-            random: What draws them.
-
-        Returns:
-            (count,) lengths, at least 1.
-        """
-        return self.at(random.random(count))
-
 
 @dataclass(frozen=True)
 class Shape:

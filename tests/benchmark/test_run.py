@@ -1,4 +1,4 @@
-"""The benchmark's command: variants, what it finds of them, and what it refuses."""
+"""The benchmark: variants, their results, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from msea_lightning.bench import bench, with_dataset
-from msea_lightning.benchmark import comparison as comparison_under_test
-from msea_lightning.benchmark.comparison import BenchError, Comparison, Variant, compare, ratios
-from msea_lightning.benchmark.ours import spread
-from msea_lightning.benchmark.results import as_json, share_of_limit, show, speed
-from msea_lightning.benchmark.subject import Round, rest
-from msea_lightning.benchmark.worker import Order
+from msea_lightning.benchmark import run as run_module
+from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark.results import Results, VariantResult, share_rates, show, speed
+from msea_lightning.benchmark.run import benchmark
+from msea_lightning.benchmark.variant import Timing, _with_rest, evenly
+from msea_lightning.benchmark.worker import Plan
 from msea_lightning.commands.allocator import SETTING
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError
@@ -45,33 +45,38 @@ def options(*overrides: str) -> BenchConfig:
 
 
 @pytest.fixture
-def found() -> Comparison:
+def found() -> Results:
     """Two variants with made-up numbers."""
-    slow = Variant("original", "cpu", 10.0, {"import": 4.0, "load": 6.0}, 2 << 30, peak=4 << 30)
-    fast = Variant("ours", "cpu", 5.0, {"import": 4.0, "load": 1.0}, 1 << 30, peak=1 << 30)
+    slow = VariantResult(
+        "original", "cpu", 10.0, {"import": 4.0, "load": 6.0}, 2 << 30, peak=4 << 30
+    )
+    fast = VariantResult("ours", "cpu", 5.0, {"import": 4.0, "load": 1.0}, 1 << 30, peak=1 << 30)
     slow.rounds = {
-        "train": [Round(2.0, 16, 160, 1e9), Round(4.0, 16, 160, 1e9), Round(2.0, 16, 160, 1e9)]
+        "train": [Timing(2.0, 16, 160, 1e9), Timing(4.0, 16, 160, 1e9), Timing(2.0, 16, 160, 1e9)]
     }
     fast.rounds = {
-        "train": [Round(0.5, 16, 160, 1e9), Round(0.5, 16, 160, 1e9), Round(1.0, 16, 160, 1e9)]
+        "train": [Timing(0.5, 16, 160, 1e9), Timing(0.5, 16, 160, 1e9), Timing(1.0, 16, 160, 1e9)]
     }
     fast.stages = {"train": {"backbone": 3.0, "head": 1.0}}
     fast.rate = 4e9
     slow.weights = fast.weights = 1 << 29
-    return Comparison("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
+    return Results("meld", {"seed": 1}, {"python": "3"}, [slow, fast])
 
 
-def test_speed_is_of_all_rounds_and_ratios_go_round_by_round(found: Comparison) -> None:
+def test_speed_is_of_all_rounds_and_ratios_go_round_by_round(found: Results) -> None:
     slow, fast = found.variants
     assert speed(slow.rounds["train"]) == 6.0
     assert speed(fast.rounds["train"], "tokens") == 240.0
-    assert ratios(fast.rounds["train"], slow.rounds["train"]) == [4.0, 8.0, 2.0]
+    numbers = fast.compared(slow)
+    assert numbers["ratios"]["train"] == [4.0, 8.0, 2.0]
+    assert numbers["share_of_limit"] == {"train": pytest.approx(3e9 / 2.0 / 4e9)}
+    assert slow.compared(slow)["share_of_limit"] == {"train": None}
 
 
 @pytest.mark.parametrize(("batches", "count", "rounds"), [(64, 8, 3), (48, 4, 6), (7, 7, 3)])
 def test_rounds_are_of_all_costs(batches: int, count: int, rounds: int) -> None:
-    beginnings = [(2 * number + 1) / (2 * rounds) for number in range(rounds)]
-    places = [spread(range(batches), count, beginning) for beginning in beginnings]
+    offsets = [(2 * number + 1) / (2 * rounds) for number in range(rounds)]
+    places = [evenly(range(batches), count, offset) for offset in offsets]
     assert all(len(set(found)) == count and found == sorted(found) for found in places)
     every = [place for found in places for place in found]
     assert sum(every) / len(every) == pytest.approx((batches - 1) / 2, abs=0.5)
@@ -81,19 +86,12 @@ def test_rounds_are_of_all_costs(batches: int, count: int, rounds: int) -> None:
 
 
 def test_a_variant_has_fewer_batches_than_wanted() -> None:
-    assert spread("abc", 9, 0.9) == ["a", "b", "c"]
-
-
-def test_the_share_of_the_limit(found: Comparison) -> None:
-    slow, fast = found.variants
-    assert share_of_limit(fast, "train") == pytest.approx(3e9 / 2.0 / 4e9)
-    assert share_of_limit(slow, "train") is None
-    assert share_of_limit(fast, "evaluate") is None
+    assert evenly("abc", 9, 0.9) == ["a", "b", "c"]
 
 
 def test_what_is_left_of_a_step() -> None:
     stages = {"data": 9.0, "step": 5.0, "backbone": 3.0, "head": 1.0, "optimizer": 2.0}
-    assert rest(stages, "step", "adapter") == {
+    assert _with_rest(stages, "adapter") == {
         "data": 9.0,
         "backbone": 3.0,
         "head": 1.0,
@@ -102,11 +100,11 @@ def test_what_is_left_of_a_step() -> None:
     }
 
 
-def test_tables_and_numbers_say_the_same(found: Comparison) -> None:
+def test_tables_and_numbers_say_the_same(found: Results) -> None:
     text = io.StringIO()
     show(found, Console(width=100, file=text))
     assert all(len(line) <= 100 for line in text.getvalue().splitlines())
-    numbers = as_json(found)["variants"]
+    numbers = found.as_json()["variants"]
     assert numbers[1]["ratios"]["train"] == [4.0, 8.0, 2.0]
     assert numbers[1]["ratio"]["train"] == 4.0
     assert numbers[1]["peak_ratio"] == 0.25
@@ -150,7 +148,7 @@ def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_variants_have_the_best_rate_of_their_device_and_dtype() -> None:
     found = [
-        Variant("a", device, dtype=dtype, rate=rate)
+        VariantResult("a", device, dtype=dtype, rate=rate)
         for device, dtype, rate in (
             ("cpu, 1 thread", "float32", 1.0),
             ("cpu, 1 thread", "float32", 3.0),
@@ -159,14 +157,14 @@ def test_variants_have_the_best_rate_of_their_device_and_dtype() -> None:
             ("cpu, 1 thread", "float32", None),
         )
     ]
-    comparison_under_test._share_rates(found)
+    share_rates(found)
     assert [variant.rate for variant in found] == [3.0, 3.0, 5.0, 7.0, None]
 
 
 def test_a_variant_that_fails_says_why() -> None:
     config = options("bench.compare=['backbone.attention=flash_attention_2']")
     with pytest.raises(BenchError, match=r"'backbone.attention=flash_attention_2': .*not possible"):
-        compare(config)
+        benchmark(config)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +184,11 @@ def test_memory_is_asked_for_as_each_variant_does(
     teller = tmp_path / "python"
     teller.write_text(f"#!/bin/sh\necho ${SETTING}\n", encoding="utf-8")
     teller.chmod(0o755)
-    monkeypatch.setattr(comparison_under_test.sys, "executable", str(teller))
-    order = Order(variant, "", "", None, [], steps=1, started=0.0)
-    with comparison_under_test._worker(order, tmp_path) as worker:
-        assert worker._process.stdout is not None
-        assert worker._process.stdout.readline() == f"{expected}\n"
+    monkeypatch.setattr(run_module.sys, "executable", str(teller))
+    plan = Plan(variant, "", "", None, [], steps=1, started=0.0)
+    with run_module._worker(plan, tmp_path) as worker:
+        assert worker.process.stdout is not None
+        assert worker.process.stdout.readline() == f"{expected}\n"
 
 
 def test_a_process_that_does_not_end_is_killed_with_its_own(
@@ -199,11 +197,11 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
     stubborn = tmp_path / "python"
     stubborn.write_text("#!/bin/sh\ntrap '' TERM\nsleep 600 &\necho $!\nwait\n", encoding="utf-8")
     stubborn.chmod(0o755)
-    monkeypatch.setattr(comparison_under_test.sys, "executable", str(stubborn))
-    monkeypatch.setattr(comparison_under_test, "_PATIENCE", 0.1)
-    order = Order("ours", "", "", None, [], steps=1, started=0.0)
-    with comparison_under_test._worker(order, tmp_path) as worker:
-        process = worker._process
+    monkeypatch.setattr(run_module.sys, "executable", str(stubborn))
+    monkeypatch.setattr(run_module, "_GRACE", 0.1)
+    plan = Plan("ours", "", "", None, [], steps=1, started=0.0)
+    with run_module._worker(plan, tmp_path) as worker:
+        process = worker.process
         assert process.stdout is not None
         own = psutil.Process(int(process.stdout.readline()))
     assert process.returncode == -signal.SIGKILL
@@ -234,12 +232,12 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
 )
 def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:
     with pytest.raises(BenchError, match=message):
-        compare(options(*overrides))
+        benchmark(options(*overrides))
 
 
 def test_the_range_of_an_option_holds_in_a_variant() -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size=0 is out of range"):
-        compare(options("bench.compare=['training.batch_size=0']"))
+        benchmark(options("bench.compare=['training.batch_size=0']"))
 
 
 def test_another_shape_than_the_data_set_is_refused() -> None:
@@ -257,15 +255,18 @@ def test_data_that_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         free = 1 << 10
 
-    monkeypatch.setattr(comparison_under_test.shutil, "disk_usage", lambda _: Full)
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: Full)
     with pytest.raises(BenchError, match=r"GiB are free: lower bench\.utterances=8"):
-        compare(options())
+        benchmark(options())
 
 
 def test_a_place_for_the_numbers_that_is_not_there_or_taken(tmp_path: Path) -> None:
     taken = tmp_path / "found.json"
     taken.write_text("{}")
-    for place, flaw in ((taken, "is there already"), (tmp_path / "no" / "a.json", "not there")):
+    for place, flaw in (
+        (taken, "exists already"),
+        (tmp_path / "no" / "a.json", "does not exist"),
+    ):
         with pytest.raises(BenchError, match=f"{flaw}: give a new file"):
             bench(options(f"bench.json={place}"))
     assert taken.read_text() == "{}"

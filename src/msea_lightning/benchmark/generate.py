@@ -1,0 +1,283 @@
+"""Generated data with the sizes of the paper's data sets, for measuring speed and memory.
+
+The contents are noise. Kept is what decides how long a step takes and how much memory it needs: the
+number of utterances, values per frame, the distributions of tokens and frames
+(:mod:`msea_lightning.paper.lengths`), and that long texts go with long recordings, so that a batch
+of texts of similar length holds frames of similar length too.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.data.options import (
+    SPLITS,
+    DatasetConfig,
+    LabelConfig,
+    LabelKind,
+    Language,
+    Reader,
+)
+from msea_lightning.data.store import Store, StoreSplit
+from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance
+from msea_lightning.paper.lengths import SHAPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CORRELATION = 0.778
+"""Of normal variables with the rank correlation of tokens and seconds in MELD, which is 0.763."""
+
+_ENGLISH, _CHINESE = ("[a-z]{2,}", " "), ("[\u4e00-\u9fff]", "")
+"""What a word is, and what stands between two of them."""
+
+_CANDIDATES, _ENOUGH = 20_000, 16
+"""Tokens of the vocabulary that are tried as words; words that make texts varied enough."""
+
+_CORRECTIONS = 4
+"""How often texts are counted and made longer or shorter."""
+
+
+def generate(
+    dataset: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+) -> dict[str, Iterator[Utterance]]:
+    """Generates utterances with the lengths of a data set of the paper.
+
+    Texts are words drawn at random, with as many tokens of the given tokenizer as the data set's
+    texts have of LLaMA2's, to within one. Audio and vision of an utterance last equally long.
+
+    Args:
+        dataset: The data set's options: name, language, labels and values per frame are used.
+        tokenizer: What the texts are counted with.
+        counts: Utterances by split.
+        seed: The same seed gives the same utterances, each split by itself.
+
+    Returns:
+        For each split its utterances, made one at a time: ids ``<split>-<number>``, ``audio``
+        (La, da) and ``vision`` (Lv, dv) standard normal float32.
+
+    Raises:
+        BenchError: where the labels are neither a scale nor names.
+    """
+    writer = _TextWriter(tokenizer, dataset.language)
+    generators = dict(zip(SPLITS, np.random.default_rng(seed).spawn(len(SPLITS)), strict=True))
+    return {
+        split: _utterances(split, count, dataset, writer, generators[split])
+        for split, count in counts.items()
+    }
+
+
+def _utterances(
+    split: str,
+    count: int,
+    dataset: DatasetConfig,
+    writer: _TextWriter,
+    random: np.random.Generator,
+) -> Iterator[Utterance]:
+    """A split's utterances; all that is small is drawn at once, the frames one at a time."""
+    shape = SHAPES[dataset.name]
+    covariance = [[1, CORRELATION], [CORRELATION, 1]]
+    of_text, of_frames = ndtr(random.multivariate_normal([0, 0], covariance, count)).T
+    texts = writer.texts(shape.text.at(of_text), random)
+    labels = _labels(dataset.labels, count, random)
+    frames = {
+        "audio": (shape.audio.at(of_frames), dataset.audio_dim or 1),
+        "vision": (shape.vision.at(of_frames), dataset.vision_dim or 1),
+    }
+    return (
+        Utterance(
+            f"{split}-{index}",
+            texts[index],
+            {MAIN_LABEL: labels[index]},
+            {
+                name: random.standard_normal((lengths[index], dim), dtype=np.float32)
+                for name, (lengths, dim) in frames.items()
+            },
+        )
+        for index in range(count)
+    )
+
+
+def _labels(labels: LabelConfig, count: int, random: np.random.Generator) -> list[Label]:
+    """Labels, all equally likely: names, or multiples of 0.1 from the lowest to the highest."""
+    if labels.kind is LabelKind.emotions and labels.names:
+        return [str(name) for name in random.choice(labels.names, count)]
+    if labels.kind is LabelKind.scale and labels.low is not None and labels.high is not None:
+        low, high = round(10 * labels.low), round(10 * labels.high)
+        return [tenths / 10 for tenths in random.integers(low, high + 1, count).tolist()]
+    raise BenchError(
+        f"dataset.labels.kind={labels.kind.value}, but labels can be generated only for a scale "
+        "with dataset.labels.low and dataset.labels.high, or for emotions with "
+        "dataset.labels.names. Leave dataset.labels as the data set has them."
+    )
+
+
+class _TextWriter:
+    """Writes texts with a wanted number of tokens.
+
+    Words are taken from the vocabulary, of those that are one token between any two others: Chinese
+    characters for a Chinese data set, if the tokenizer has enough of them, else English words. A
+    tokenizer without any, such as one of bytes, gets letters, whatever they take.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, language: Language) -> None:
+        self._tokenizer = tokenizer
+        self._words, self._joint, self._per_word = self._choose(language)
+        # A text may have one token more than its words, such as LLaMA's space in front, or less.
+        self._offset = int(self._count(self._words[:1])[0]) - self._per_word
+
+    def texts(self, tokens: NDArray[np.int64], random: np.random.Generator) -> list[str]:
+        """Texts of random words.
+
+        Args:
+            tokens: (N,) tokens that the texts are to have.
+            random: What draws the words.
+
+        Returns:
+            N texts, of at least one word each.
+        """
+        sizes = np.rint((tokens - self._offset) / self._per_word).astype(np.int64)
+        chosen = [self._draw(size, random) for size in np.maximum(sizes, 1).tolist()]
+        texts = [self._joint.join(words) for words in chosen]
+        pending = np.arange(len(texts))
+        # Neighbours may merge into one token, as frequent pairs of Chinese characters do.
+        for _ in range(_CORRECTIONS):
+            missing = tokens[pending] - self._count([texts[index] for index in pending])
+            more = np.rint(missing / self._per_word).astype(np.int64)
+            pending, more = pending[more != 0], more[more != 0]
+            for index, words in zip(pending.tolist(), more.tolist(), strict=True):
+                if words > 0:
+                    chosen[index] += self._draw(words, random)
+                else:
+                    chosen[index] = chosen[index][: max(1, len(chosen[index]) + words)]
+                texts[index] = self._joint.join(chosen[index])
+        return texts
+
+    def _draw(self, count: int, random: np.random.Generator) -> list[str]:
+        return [self._words[index] for index in random.integers(len(self._words), size=count)]
+
+    def _choose(self, language: Language) -> tuple[Sequence[str], str, float]:
+        """Words, what stands between two of them, and the tokens of one more word."""
+        for pattern, joint in [_CHINESE, _ENGLISH] if language is Language.zh else [_ENGLISH]:
+            words = self._vocabulary(pattern)
+            single = [
+                word
+                for word, cost in zip(words, self._costs(words, joint), strict=True)
+                if cost == 1
+            ]
+            if len(single) >= _ENOUGH:
+                return single, joint, 1.0
+        letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+        return letters, " ", float(self._costs(letters, " ").mean())
+
+    def _vocabulary(self, pattern: str) -> list[str]:
+        ids = sorted(self._tokenizer.get_vocab().values())
+        written = (
+            str(self._tokenizer.decode([token])).strip()
+            for token in ids[:: -(-len(ids) // _CANDIDATES)]
+        )
+        return sorted({word for word in written if re.fullmatch(pattern, word)})
+
+    def _costs(self, words: Sequence[str], joint: str) -> NDArray[np.int64]:
+        """(N,) tokens that each word adds between two others."""
+        if not words:
+            return np.zeros(0, dtype=np.int64)
+        other = words[0]
+        with_word = self._count([joint.join((other, word, other)) for word in words])
+        return with_word - self._count([joint.join((other, other))])
+
+    def _count(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        if not texts:
+            return np.zeros(0, dtype=np.int64)
+        encoded = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return np.array([len(ids) for ids in encoded], dtype=np.int64)
+
+
+def write_published(store: Store, dataset: DatasetConfig, folder: Path) -> Path:
+    """Writes generated data in the layout in which the data set is published.
+
+    Features are float32 and padded with zeros to the longest there is in the data set.
+
+    Args:
+        store: The data.
+        dataset: The data set's options; ``reader`` says which layout, mmsa or dialogue.
+        folder: A folder for the files.
+
+    Returns:
+        What ``dataset.path`` has to be: the file of MMSA's layout, the folder of MELD's.
+
+    Raises:
+        BenchError: where the layout is another.
+    """
+    shape = SHAPES[dataset.name]
+    steps = {"audio": shape.audio.quantiles[-1], "vision": shape.vision.quantiles[-1]}
+    if dataset.reader is Reader.mmsa:
+        path = folder / Path(dataset.hub_file or f"{dataset.name}.pkl").name
+        content = {split: _mmsa_split(part, steps) for split, part in store.splits.items()}
+        with path.open("wb") as file:
+            pickle.dump(content, file, protocol=4)
+        return path
+    if dataset.reader is not Reader.dialogue:
+        raise BenchError(
+            f"dataset.reader={dataset.reader.value}, but generated data are written for "
+            f"{Reader.mmsa.value} and {Reader.dialogue.value} only. Leave dataset.reader as "
+            f"dataset={dataset.name} has it."
+        )
+    for split, part in store.splits.items():
+        items = (_dialogue_item(utterance, steps) for utterance in part)
+        _write_list(items, folder / f"{dataset.name}_{split}.pkl")
+    return folder
+
+
+def _mmsa_split(part: StoreSplit, steps: Mapping[str, int]) -> dict[str, Any]:
+    """A split in MMSA's layout: (N, steps, d) features, N of everything else."""
+    content: dict[str, Any] = {
+        "raw_text": np.array(part.texts),
+        "id": list(part.ids),
+        "regression_labels": np.array(part.targets, dtype=np.float32),
+    }
+    for name, dim in part.dims.items():
+        content[name] = np.zeros((len(part), steps[name], dim), dtype=np.float32)
+        content[f"{name}_lengths"] = part.lengths[name].tolist()
+    for index, utterance in enumerate(part):
+        for name, frames in utterance.features.items():
+            content[name][index, : len(frames)] = frames
+    return content
+
+
+def _dialogue_item(utterance: Utterance, steps: Mapping[str, int]) -> dict[str, Any]:
+    """An utterance in the layout of MELD and CHERMA, with (steps, d) features."""
+    features: dict[str, Any] = {"text": utterance.text}
+    for name, key in (("audio", "audio"), ("vision", "video")):
+        frames = utterance.features[name]
+        features[key] = np.pad(frames, ((0, steps[name] - len(frames)), (0, 0)))
+        features[f"{key}_len"] = len(frames)
+    return {"label": utterance.label, "features": features}
+
+
+def _write_list(items: Iterable[Any], path: Path) -> None:
+    """Pickles a list whose items are made and written one at a time."""
+    with path.open("wb") as file:
+        file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_LIST)
+        for item in items:
+            pickled = io.BytesIO()
+            pickler = pickle.Pickler(pickled, protocol=3)
+            pickler.fast = True  # refers to nothing that came before
+            pickler.dump(item)
+            file.write(pickled.getvalue()[len(pickle.PROTO) + 1 : -len(pickle.STOP)])
+            file.write(pickle.APPEND)
+        file.write(pickle.STOP)

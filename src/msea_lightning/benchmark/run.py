@@ -1,0 +1,329 @@
+"""Runs variants side by side, each in a process of its own, on the same generated data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msea_lightning.backbone import backbone_tokenizer
+from msea_lightning.backbone.options import Quantization
+from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark.generate import generate, write_published
+from msea_lightning.benchmark.options import Measured
+from msea_lightning.benchmark.results import Results, VariantResult, share_rates
+from msea_lightning.benchmark.variant import Timing
+from msea_lightning.benchmark.worker import Plan
+from msea_lightning.commands.allocator import SETTING
+from msea_lightning.config.options import to_typed
+from msea_lightning.config.roots import BenchConfig, RunConfig, TrainConfig
+from msea_lightning.data.options import SPLITS
+from msea_lightning.data.prepare import expected_counts
+from msea_lightning.data.store import Store, write_store
+from msea_lightning.paper.lengths import SHAPES
+from msea_lightning.runs.environment import environment
+
+ORIGINAL, OURS = "original", "ours"
+
+_GRACE = 5
+"""Seconds for a process to end by itself."""
+
+_BYTES = 4
+"""Bytes of a number in the data."""
+
+_TASKS = {
+    Measured.everything: ("train", "evaluate"),
+    Measured.train: ("train",),
+    Measured.evaluate: ("evaluate",),
+    Measured.start: (),
+}
+"""What is timed in rounds."""
+
+
+def benchmark(config: BenchConfig) -> Results:
+    """Measures all variants.
+
+    Args:
+        config: What is measured, and against what.
+
+    Raises:
+        BenchError: for a data set whose lengths are not known, a variant that cannot be run, or
+            too little room for the data.
+        UserError: for options of a variant that do not exist or do not fit.
+    """
+    if config.dataset.name not in SHAPES:
+        raise BenchError(
+            f"bench.shape={config.dataset.name}: only the lengths of {', '.join(SHAPES)} are "
+            "known. Choose the one that is most like it."
+        )
+    runs = {name: _options(config, name) for name in config.bench.compare}
+    groups = [runs] if config.bench.together else [{name: run} for name, run in runs.items()]
+    with tempfile.TemporaryDirectory(prefix="msea-bench-") as name:
+        folder = Path(name)
+        published = _generate(config, folder)
+        variants = [
+            found for group in groups for found in _measure(config, group, folder, published)
+        ]
+    share_rates(variants)
+    options = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(options, dict)
+    return Results(
+        _title(config), {str(key): value for key, value in options.items()}, environment(), variants
+    )
+
+
+def _title(config: BenchConfig) -> str:
+    backbone, bench = config.backbone, config.bench
+    parts = [f"{config.dataset.name}: {config.adapter.name} on {backbone.name}"]
+    parts += [f"width {backbone.hidden_size}"] if backbone.hidden_size else []
+    parts += [f"{backbone.num_layers} layers"] if backbone.num_layers else []
+    parts.append(f"batch {config.training.batch_size}")
+    parts.append(f"{bench.rounds} rounds of {bench.steps} batches")
+    return ", ".join(parts)
+
+
+# ---- variants --------------------------------------------------------------------------------
+
+
+def _options(config: BenchConfig, variant: str) -> TrainConfig:
+    """The options of a variant."""
+    shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
+    if variant == ORIGINAL:
+        _check_original(config)
+    if variant in (ORIGINAL, OURS):
+        return TrainConfig(**shared)
+    words = variant.split("+")
+    if not all("=" in word for word in words):
+        raise BenchError(
+            f"bench.compare: {variant!r} is neither {ORIGINAL} nor {OURS}, nor options, such as in "
+            "'bench.compare=[ours,\"backbone.dtype=bfloat16\"]', joined by '+'."
+        )
+    try:
+        changed = OmegaConf.merge(
+            OmegaConf.structured(TrainConfig(**shared)), OmegaConf.from_dotlist(words)
+        )
+    except OmegaConfBaseException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BenchError(
+            f"bench.compare: {variant!r}: {reason}. A variant has options of "
+            "python -m msea_lightning.train, such as backbone.dtype=bfloat16; choices of whole "
+            "groups, such as adapter=mag, go on the command line and hold for all variants."
+        ) from error
+    for word in words:
+        if (part := word.partition("=")[0].partition(".")[0]) not in shared:
+            raise BenchError(
+                f"bench.compare: {variant!r}: {part} changes nothing of what is measured. Variants "
+                f"have options of {', '.join(sorted(shared))}."
+            )
+    options = to_typed(changed, TrainConfig)  # type: ignore[arg-type]
+    if (options.dataset.name, options.dataset.path) != (config.dataset.name, config.dataset.path):
+        raise BenchError(
+            f"bench.compare: {variant!r}: all variants read the same generated data. Leave "
+            "dataset.name and dataset.path out."
+        )
+    return options
+
+
+def _check_original(config: BenchConfig) -> None:
+    """Refuses to measure the original with what it does not have."""
+    of_all = {
+        f"adapter={config.adapter.name}": config.adapter.name != "mse",
+        f"ablation={config.ablation.name}": not config.ablation.text,
+    }
+    of_one = {
+        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
+        f"backbone.quantization={config.backbone.quantization.value}": (
+            config.backbone.quantization is not Quantization.none
+        ),
+    }
+    found = [option for option, given in (of_all | of_one).items() if given]
+    if not found:
+        return
+    remedy = "Leave original out"
+    if not any(of_all.values()):
+        remedy += (
+            ", or give it to a variant instead of all: "
+            f"'bench.compare=[original,\"{'+'.join(found)}\"]'"
+        )
+    raise BenchError(
+        "bench.compare: the variant 'original' has the adapter mse with its text, one device and "
+        f"no quantisation; here: {', '.join(found)}. {remedy}."
+    )
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+def _generate(config: BenchConfig, folder: Path) -> str | None:
+    """Writes the data to ``store`` in a folder, and as they are published if that is to be read.
+
+    Returns:
+        What ``dataset.path`` has to be for the published files.
+    """
+    dataset, bench = config.dataset, config.bench
+    expected = expected_counts(dataset)
+    wanted = dict.fromkeys(SPLITS, bench.eval_utterances) | {"train": bench.utterances}
+    counts = {split: wanted[split] or expected[split] or 0 for split in SPLITS}
+    _check_room(config, counts, folder)
+    tokenizer = backbone_tokenizer(
+        config.backbone.path,
+        tokenizer=config.backbone.tokenizer,
+        weights=config.backbone.weights,
+        special_tokens=config.backbone.special_tokens,
+    )
+    utterances = generate(dataset, tokenizer, counts, seed=config.seed)
+    write_store(folder / "store", utterances, info={"generated": dataset.name})
+    if ORIGINAL not in bench.compare:
+        return None
+    target = folder / "published"
+    target.mkdir()
+    return str(write_published(Store.open(folder / "store"), dataset, target))
+
+
+def _check_room(config: BenchConfig, counts: Mapping[str, int], folder: Path) -> None:
+    shape, dataset = SHAPES[config.dataset.name], config.dataset
+    padded = ORIGINAL in config.bench.compare
+    numbers = sum(
+        (lengths.mean + padded * lengths.quantiles[-1]) * (dim or 0)
+        for lengths, dim in ((shape.audio, dataset.audio_dim), (shape.vision, dataset.vision_dim))
+    )
+    needed = sum(counts.values()) * numbers * _BYTES
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BenchError(
+            f"the generated data need {needed / 2**30:.1f} GiB in {folder.parent}, where "
+            f"{free / 2**30:.1f} GiB are free: lower bench.utterances={config.bench.utterances} or "
+            f"bench.eval_utterances={config.bench.eval_utterances}, or set TMPDIR to a place with "
+            "more room."
+        )
+
+
+# ---- measuring -------------------------------------------------------------------------------
+
+
+def _measure(
+    config: BenchConfig, runs: Mapping[str, TrainConfig], folder: Path, published: str | None
+) -> list[VariantResult]:
+    """Lets variants take turns: a round of one, a round of the next."""
+    timed, rounds = _TASKS[config.bench.measure], config.bench.rounds
+    results: dict[str, VariantResult] = {}
+    workers: dict[str, _Worker] = {}
+    with ExitStack() as stack:
+        for name, options in runs.items():
+            # Of several devices, the stages of a step and the rate are not measured.
+            last = ["peak", *(["stages", "rate"] if timed and options.trainer.devices == 1 else [])]
+            file = folder / f"options-{len(list(folder.glob('options-*')))}.yaml"
+            file.write_text(OmegaConf.to_yaml(OmegaConf.structured(options)), encoding="utf-8")
+            plan = Plan(
+                variant=name,
+                config=str(file),
+                store=str(folder / "store"),
+                published=published,
+                tasks=[
+                    "start",
+                    *(item for task in timed for item in (f"warm up {task}", *[task] * rounds)),
+                    *last,
+                ],
+                steps=config.bench.steps,
+                started=time.time(),
+            )
+            workers[name] = stack.enter_context(_worker(plan, folder))
+            # One after the other, because loading several at a time would slow each of them.
+            results[name] = VariantResult(name, **workers[name].ask("start"))
+        for task in timed:
+            for worker in workers.values():
+                worker.ask(f"warm up {task}")
+            for _ in range(rounds):
+                for name, worker in workers.items():
+                    timing = Timing(**worker.ask(task))
+                    results[name].rounds.setdefault(task, []).append(timing)
+        for name, worker in workers.items():
+            results[name].peak = worker.ask("peak")
+            if "stages" in worker.plan.tasks:
+                stages = worker.ask("stages")
+                results[name].stages = {task: stages[task] for task in timed}
+                results[name].rate = worker.ask("rate")
+    return list(results.values())
+
+
+class _Worker:
+    """The process of a variant."""
+
+    def __init__(self, plan: Plan, process: subprocess.Popen[str], log: Path) -> None:
+        self.plan, self.process, self._log = plan, process, log
+
+    def ask(self, task: str) -> Any:
+        """Lets the process do the next task of its plan.
+
+        Raises:
+            BenchError: if it failed.
+        """
+        told, answers = self.process.stdin, self.process.stdout
+        assert told is not None
+        assert answers is not None
+        line = ""
+        with suppress(BrokenPipeError):  # it has ended; why, is said below
+            told.write(f"{task}\n")
+            told.flush()
+            line = answers.readline()
+        if not line:
+            code = self.process.wait()
+            last = self._log.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
+            killed = " (killed, perhaps for lack of memory)" if code == -signal.SIGKILL else ""
+            raise BenchError(
+                f"the variant {self.plan.variant!r} ended during '{task}' with exit code {code}"
+                f"{killed}. It said last: {' / '.join(last) or 'nothing'}"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BenchError(f"the variant {self.plan.variant!r}: {answer['error']}")
+        return answer["result"]
+
+
+@contextmanager
+def _worker(plan: Plan, folder: Path) -> Iterator[_Worker]:
+    """Starts the process of a variant, and ends it."""
+    number = len(list(folder.glob("plan-*")))
+    file, log = folder / f"plan-{number}.json", folder / f"log-{number}.txt"
+    file.write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
+    # Our commands set it at their start, and the original knows nothing of it.
+    setting = "0" if plan.variant == ORIGINAL else os.environ.get(SETTING, "1")
+    with log.open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "msea_lightning.benchmark.worker", str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, SETTING: setting},
+            # A group of its own, so that the processes of its other devices can be ended with it.
+            start_new_session=True,
+        )
+    try:
+        yield _Worker(plan, process, log)
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            with suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            # Several devices wait for each other in the middle of a step.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
