@@ -21,25 +21,22 @@ def report(config: ReportConfig) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from msea_lightning.config.text import visible
     from msea_lightning.reporting import write_report
-    from msea_lightning.reporting.page import best_cells
 
     runs = Path(config.runs).expanduser()
     out = None if config.out is None else Path(config.out).expanduser()
     written = write_report(runs, out)
     console = Console(soft_wrap=True)
-    table = Table(title="best mean on the test part", title_justify="left")
-    for heading in ("data set", "model", "metric", "mean ± sd", "n"):
-        table.add_column(heading)
-    for item in best_cells(written.cells):
-        entries = (item.dataset, item.cell, item.metric, item.value, item.seeds)
-        table.add_row(*(escape(text) for text in entries))
+    table = Table(*written.best.columns, title=written.best.title, title_justify="left")
+    for row in written.best.rows:
+        table.add_row(*(escape(visible(text)) for text in row.entries))
     if table.rows:
         console.print(table)
     counts = written.counts
     console.print(
-        f"finished runs: {counts.finished}; cells: {counts.cells}; missing: {counts.missing}, of "
-        f"these failed: {counts.failed}; problems: {written.problems}"
+        f"finished runs: {counts.finished}; configurations: {counts.configurations}; missing: "
+        f"{counts.missing}, of these failed: {counts.failed}; problems: {written.problems}"
     )
     for path in (written.page, *written.results):
         console.print(str(path), markup=False, highlight=False)

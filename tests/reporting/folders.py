@@ -18,7 +18,7 @@ from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, score, selection_metric, zero_share
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.runs.folder import fingerprint
+from msea_lightning.runs.identity import fingerprint
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SEEDS = (1111, 2222, 3333, 4444, 5555)
@@ -144,6 +144,7 @@ def write_manifest(
     *,
     name: str = "sweep",
     experiment: str | None = None,
+    version: bool = True,
 ) -> None:
     """The manifest of a sweep over these options, each with the words that made them."""
     (root / "sweeps").mkdir(exist_ok=True)
@@ -160,7 +161,9 @@ def write_manifest(
         }
         for config, words in plans
     ]
-    manifest = {"command": ["train", "-m"], "experiment": experiment, "cells": cells}
+    manifest: dict[str, Any] = {"version": 2, "experiment": experiment, "cells": cells}
+    if not version:  # as release 0.1 wrote it
+        del manifest["version"]
     (root / "sweeps" / f"{name}.json").write_text(json.dumps(manifest))
 
 

@@ -22,7 +22,10 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "msea_lightning.report", f"runs={tmp_path / 'runs'}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert "MSE-tiny" in done.stdout
-    assert "finished runs: 1; cells: 1; missing: 0, of these failed: 0; problems: 0" in done.stdout
+    assert (
+        "finished runs: 1; configurations: 1; missing: 0, of these failed: 0; problems: 0"
+        in done.stdout
+    )
     for name in NAMES:
         assert (tmp_path / "runs" / name).stat().st_size
         assert str(tmp_path / "runs" / name) in done.stdout

@@ -18,7 +18,7 @@ from scipy import stats
 
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting import Report, write_report
-from msea_lightning.reporting.tables import RESULTS_COLUMNS
+from msea_lightning.reporting.results import RESULTS_COLUMNS
 from tests.reporting.folders import (
     make_config,
     write_answers,
@@ -353,7 +353,7 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
     report = write_report(tmp_path)
     found = page(report).rows
     for run, text in (
-        (f"{name}-1", "predictions.csv is broken: record 1 has more or fewer cells"),
+        (f"{name}-1", "predictions.csv is broken: record 1 has more or fewer fields"),
         (f"{name}-2", "history.csv is missing"),
         (f"{name}-3", "memory.json is broken: total is 'much'"),
         (f"{name}-7", "history.csv is broken: it has no column train/loss, valid/wf1"),

@@ -1,7 +1,7 @@
 """The paper's published numbers, as facts to print beside our own.
 
 The CSV files of this package hold the tables of "MSE-Adapter" (AAAI 2025); each names its table in
-its first line.
+its first line. Adapters and ablations have the titles under which they are registered.
 """
 
 from __future__ import annotations
@@ -10,23 +10,15 @@ import csv
 from functools import cache
 from importlib import resources
 
-BACKBONES = {"qwen": "Qwen-1.8B", "llama2": "LLaMA2-7B", "chatglm3": "ChatGLM3-6B"}
-"""``backbone.name`` to the model's name in the tables."""
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 
-ADAPTERS = {"mse": "MSE", "mag": "MAG", "chfn": "CHFN"}
-"""``adapter.name`` to the prefix of a model in the tables."""
+FULL = "none"
+"""``ablation.name`` of the full model."""
 
-VARIANTS = {
-    "no_audio": "w/o A",
-    "no_vision": "w/o V",
-    "no_text": "w/o T",
-    "no_audio_vision": "w/o A V",
-    "no_tgm": "w/o TGM",
-    "no_msf": "w/o MSF",
-}
-"""``ablation.name`` to the row of Table 4."""
+_RESULTS = {"Table 2": "results_msa", "Table 3": "results_erc"}
 
-_ABLATION_BACKBONE = "chatglm3"
+_ABLATED = ("mse", "chatglm3")
+"""Adapter and backbone of Table 4."""
 
 _AS_THEY_ARE = ("mae", "corr")
 """Columns that are no percentages."""
@@ -38,62 +30,89 @@ def paper_table(name: str) -> list[dict[str, str]]:
     Args:
         name: File name without its ending: ``results_msa`` (Table 2), ``results_erc`` (Table 3),
             ``ablation`` (Table 4), ``trainable_parameters`` (Tables 1 and 10), ``datasets``
-            (Table 6), ``hyperparameters`` (Tables 7 to 9) or ``prompts`` (Figure 3).
+            (Table 6), ``hyperparameters`` (Tables 7 to 9), ``prompts`` (Figure 3) or ``names``.
     """
     text = (resources.files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     return list(csv.DictReader(lines))
 
 
+@cache
+def paper_titles(kind: str) -> dict[str, str]:
+    """Name on the command line to name in the tables, in the paper's order.
+
+    Args:
+        kind: ``dataset`` or ``backbone``.
+    """
+    return {row["name"]: row["title"] for row in paper_table("names") if row["kind"] == kind}
+
+
+def dataset_title(name: str) -> str:
+    """What tables call a data set; one that the paper does not have as it is."""
+    return paper_titles("dataset").get(name, name)
+
+
+def model_title(adapter: str, backbone: str) -> str:
+    """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``."""
+    return f"{ADAPTERS.title(adapter)}-{paper_titles('backbone').get(backbone, backbone)}"
+
+
+@cache
+def result_rows(dataset: str) -> tuple[str, list[dict[str, str]]]:
+    """The table with the paper's results on a data set, such as ``Table 2``, and its rows.
+
+    Each row has ``model``, ``cited`` (``yes`` or ``no``), and the metrics that are reported. Of a
+    data set that the paper does not have, nothing.
+    """
+    for number, name in _RESULTS.items():
+        rows = [row for row in paper_table(name) if row.pop("dataset") == dataset]
+        if rows:
+            columns = [name for name in rows[0] if any(row[name] for row in rows)]
+            return number, [{name: row[name] for name in columns} for row in rows]
+    return "", []
+
+
 def paper_result(
-    dataset: str, backbone: str, adapter: str = "mse", ablation: str = "none"
+    dataset: str, backbone: str, adapter: str = "mse", ablation: str = FULL
 ) -> dict[str, float] | None:
-    """What the paper reports for one cell: the mean over its five seeds on the test part.
+    """What the paper reports for a model: the mean over its five seeds on the test part.
 
     Args:
         dataset: ``dataset.name``: mosei, simsv2, meld or cherma.
         backbone: ``backbone.name``: qwen, llama2 or chatglm3.
         adapter: ``adapter.name``: mse, mag or chfn.
-        ablation: ``ablation.name``: none, no_audio, no_vision, no_text, no_audio_vision, no_tgm
-            or no_msf.
+        ablation: ``ablation.name``.
 
     Returns:
         Metric name (as in :mod:`msea_lightning.metrics`) to value, with shares between 0 and 1;
         None where the paper reports nothing.
     """
-    return _results().get((dataset, backbone, adapter, ablation))
-
-
-@cache
-def _results() -> dict[tuple[str, str, str, str], dict[str, float]]:
-    models = {
-        f"{prefix}-{model}": (backbone, adapter)
-        for backbone, model in BACKBONES.items()
-        for adapter, prefix in ADAPTERS.items()
-    }
-    results = {}
-    for row in paper_table("results_msa") + paper_table("results_erc"):
-        dataset, model, _ = row.pop("dataset"), row.pop("model"), row.pop("cited")
-        if model in models:
-            backbone, adapter = models[model]
-            results[dataset, backbone, adapter, "none"] = _numbers(row)
-    variants = {row.pop("variant"): row for row in paper_table("ablation")}
-    for ablation, variant in VARIANTS.items():
-        for dataset in ("meld", "simsv2"):
-            results[dataset, _ABLATION_BACKBONE, "mse", ablation] = _numbers(
-                {
-                    column.removeprefix(f"{dataset}_"): value
-                    for column, value in variants[variant].items()
-                    if column.startswith(f"{dataset}_")
-                }
-            )
-    return results
+    if ablation == FULL:
+        title = model_title(adapter, backbone)
+        found = [row for row in result_rows(dataset)[1] if row["model"] == title]
+        return _numbers(found[0]) if found else None
+    if (adapter, backbone) != _ABLATED:
+        return None
+    prefix = f"{dataset}_"
+    for row in paper_table("ablation"):
+        if row["variant"] == ABLATIONS.title(ablation):
+            own = {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)}
+            return _numbers(own) or None
+    return None
 
 
 def _numbers(row: dict[str, str]) -> dict[str, float]:
-    """Percentages as shares; empty cells are left out."""
+    """Percentages as shares; names and empty fields are left out."""
     return {
         name: float(value) if name in _AS_THEY_ARE else round(float(value) / 100, 6)
         for name, value in row.items()
-        if value
+        if value and name not in ("model", "cited")
     }
+
+
+def paper_parameters(adapter: str, backbone: str, dataset: str) -> str:
+    """The trainable parameters that the paper reports, in millions; empty where it does not."""
+    for row in paper_table("trainable_parameters"):
+        if row["model"] == model_title(adapter, backbone):
+            return row.get(dataset, "")
+    return ""

@@ -13,11 +13,10 @@ import math
 import re
 import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -29,10 +28,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from msea_lightning.config.text import visible
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.folders import Predictions, Run, metric_info
-from msea_lightning.reporting.grouping import Cell, dataset_order
+from msea_lightning.reporting.grouping import Configuration, by_dataset
 from msea_lightning.reporting.statistics import reliability
 from msea_lightning.reporting.tables import table_metrics, volume_series
 
@@ -94,7 +94,7 @@ _MOST_CLASSES = 12
 """A confusion matrix of more classes is unreadable in this width."""
 
 _BINS = 13
-"""Cells per side of the map of intensities."""
+"""Squares per side of the map of intensities."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,11 @@ class ChartGroup:
     """Charts of one kind on one data set.
 
     Attributes:
-        key: Anchor.
         title: Heading.
         note: What the charts show, once for all of them.
-        charts: The charts, one per cell where nothing else is said.
+        charts: The charts, one per configuration where nothing else is said.
     """
 
-    key: str
     title: str
     note: str
     charts: list[Chart] = field(default_factory=list)
@@ -147,23 +145,27 @@ class _Canvas:
         axes.patch.set_visible(False)
         return axes
 
-    def svg(self, name: str, title: str) -> Markup:
-        """The drawing.
+    def chart(self, title: str, caption: str, *parts: str) -> Chart:
+        """The finished chart.
 
         Args:
-            name: What its ids begin with; unique in the page.
-            title: What it shows, for those who do not see it.
+            title: Its title.
+            caption: One sentence below it.
+            *parts: What tells it from all others in the page.
         """
+        self.figure.text(2 / WIDTH, 1 - 13 / self.height, title, fontsize=11.5, weight="bold")
+        name = _id(*parts)
         buffer = io.StringIO()
         with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
             # The browser sets the text, with fonts that have more glyphs than Matplotlib's.
             warnings.filterwarnings("ignore", message=".*[Gg]lyph")
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return _page_svg(buffer.getvalue(), name, title, self.height)
+        return Chart(title, _page_svg(buffer.getvalue(), name, title, self.height), caption)
 
 
 def _page_svg(svg: str, name: str, title: str, height: float) -> Markup:
     """Matplotlib's document as a part of the page."""
+    svg = visible(svg)
     inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, count=1, flags=re.DOTALL)
     inside = re.sub(r"<style.*?</style>", "", inside, flags=re.DOTALL)
@@ -176,7 +178,7 @@ def _page_svg(svg: str, name: str, title: str, height: float) -> Markup:
     inside = re.sub(r"\n\s*", "\n", inside).strip()
     for colour, variable in _VARIABLES.items():
         inside = inside.replace(colour, variable)
-    text = escape(title)
+    text = escape(visible(title))
     # The drawing is Matplotlib's, which escapes the texts that it is given.
     return Markup(
         f'<svg role="img" aria-label="{text}" width="{WIDTH}" height="{height:g}" '
@@ -184,23 +186,44 @@ def _page_svg(svg: str, name: str, title: str, height: float) -> Markup:
     )
 
 
-def draw_all(cells: Sequence[Cell]) -> dict[str, list[ChartGroup]]:
-    """All charts of all cells: data set to the groups of its charts, empty groups left out."""
+_Drawing: TypeAlias = "tuple[_Canvas, str, str]"
+"""A canvas, what its title says after the label of the configuration, and so the caption."""
+
+
+def draw_all(configurations: Sequence[Configuration]) -> dict[str, list[ChartGroup]]:
+    """All charts: data set to the groups of its charts, empty groups left out."""
     drawn = {}
     with mpl.rc_context(_RC), _others_uncollected():
-        for dataset in dataset_order(cell.dataset for cell in cells):
-            own = [cell for cell in cells if cell.dataset == dataset and cell.runs]
+        for dataset, own in by_dataset(configurations).items():
+            finished = [one for one in own if one.runs]
             groups = [
-                _seed_spread(dataset, own),
-                _volume(dataset, own),
-                _learning(dataset, own),
-                _confusions(dataset, own),
-                _intensities(dataset, own),
-                _reliabilities(dataset, own),
-                _costs(dataset, own),
+                _seed_spread(dataset, finished),
+                _volume(dataset, finished),
+                *(_each(dataset, finished, *kind) for kind in _KINDS),
+                _costs(dataset, finished),
             ]
             drawn[dataset] = [group for group in groups if group.charts]
     return drawn
+
+
+def _each(
+    dataset: str,
+    configurations: Sequence[Configuration],
+    title: str,
+    note: str,
+    draw: Callable[[Configuration], _Drawing | None],
+) -> ChartGroup:
+    """One chart for each configuration of which there is something to draw."""
+    group = ChartGroup(title, note)
+    for index, one in enumerate(configurations):
+        drawing = draw(one)
+        if drawing is not None:
+            canvas, rest, caption = drawing
+            chart = canvas.chart(
+                _named(one, rest), f"{one.label}{caption}.", title, dataset, str(index)
+            )
+            group.charts.append(chart)
+    return group
 
 
 @contextmanager
@@ -223,18 +246,18 @@ def _finish_axes(axes: Axes, x: str, y: str) -> None:
     axes.tick_params(length=3, pad=4)
 
 
-def _named(cell: Cell, rest: str, width: int = 42) -> str:
-    """A cell's label, cut where it would leave the chart, and what follows it whole.
+def _named(one: Configuration, rest: str, width: int = 42) -> str:
+    """The label of a configuration, cut where it would leave the chart, and what follows it whole.
 
     The caption of a chart has the whole label. Chinese characters are two wide.
     """
     room, cut = width - len(rest), ""
-    for character in cell.label:
+    for character in one.label:
         room -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if room < 1 and len(cut) + 1 < len(cell.label):
+        if room < 1 and len(cut) + 1 < len(one.label):
             return f"{cut.rstrip(', ')}…{rest}"
         cut += character
-    return f"{cell.label}{rest}"
+    return f"{one.label}{rest}"
 
 
 def _seeds(count: int) -> str:
@@ -242,23 +265,17 @@ def _seeds(count: int) -> str:
 
 
 def _strips(
-    name: str,
-    title: str,
     unit: str,
     rows: Sequence[tuple[str, Sequence[tuple[float, int]]]],
     *,
-    mean: bool,
     from_zero: bool = False,
     legend: Sequence[str] = (),
-) -> Markup:
-    """One line of points per row, its label above it.
+) -> _Canvas:
+    """One line of points per row, its label above it; of a single series also the mean.
 
     Args:
-        name: Prefix of ids.
-        title: Title.
         unit: Label of the axis.
         rows: Label, and points with the index of their series.
-        mean: Whether to mark the mean of a row.
         from_zero: Whether the axis begins at zero.
         legend: Names of the series, where there is more than one.
     """
@@ -288,7 +305,7 @@ def _strips(
             clip_on=False,
             label=legend[series] if legend else None,
         )
-    if mean:
+    if not legend:
         axes.plot(
             [math.fsum(value for value, _ in points) / len(points) for _, points in rows],
             [-index - 0.22 for index in range(len(rows))],
@@ -315,12 +332,7 @@ def _strips(
             columnspacing=1.2,
             borderaxespad=0,
         )
-    _title(canvas, title)
-    return canvas.svg(name, title)
-
-
-def _title(canvas: _Canvas, text: str) -> None:
-    canvas.figure.text(2 / WIDTH, 1 - 13 / canvas.height, text, fontsize=11.5, weight="bold")
+    return canvas
 
 
 def _unit(metric: str) -> str:
@@ -328,23 +340,31 @@ def _unit(metric: str) -> str:
     return f"{info.title} [%]" if info.percent else info.title
 
 
-def _seed_spread(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
+def _metrics(configurations: Sequence[Configuration]) -> list[str]:
+    """The metrics that the tables of these configurations show."""
+    dataset = configurations[0].names.dataset if configurations else ""
+    known = {metric for one in configurations for metric in one.summaries}
+    return [metric for metric in table_metrics(dataset, configurations) if metric in known]
+
+
+def _seed_spread(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
     group = ChartGroup(
-        f"spread-{dataset}",
-        "Spread over seeds",
-        "One point per seed on the test part; the bar is the mean.",
+        "Spread over seeds", "One point per seed on the test part; the bar is the mean."
     )
-    for metric in table_metrics(dataset, cells):
-        rows = []
-        for cell in cells:
-            summary = cell.summaries.get(metric)
-            if summary is not None and summary.n:
-                points = [(value, 0) for value in summary.values.values()]
-                rows.append((_named(cell, f", n={summary.n}", 50), points))
+    for metric in _metrics(configurations):
+        rows = [
+            (
+                _named(one, f", n={summary.n}", 50),
+                [(value, 0) for value in summary.values.values()],
+            )
+            for one in configurations
+            if (summary := one.summaries.get(metric)) is not None and summary.n
+        ]
         if rows:
             title = f"{metric_info(metric).title} per seed"
-            svg = _strips(_id("spread", dataset, metric), title, _unit(metric), rows, mean=True)
-            group.charts.append(Chart(title, svg, f"{len(rows)} cells, test part."))
+            caption = f"{len(rows)} configurations, test part."
+            canvas = _strips(_unit(metric), rows)
+            group.charts.append(canvas.chart(title, caption, "spread", dataset, metric))
     return group
 
 
@@ -354,28 +374,25 @@ def _id(*parts: str) -> str:
     return "-".join(safe)
 
 
-def _volume(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
+def _volume(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
     group = ChartGroup(
-        f"volume-{dataset}",
         "Amount of training data",
         "Mean over seeds; whiskers are one sample standard deviation (layout of Figure 4).",
     )
-    series = volume_series(cells)
+    series = volume_series(configurations)
+    most = len(_MARKERS)
     # Six lines are told apart by their markers; more go into further charts.
-    parts = [
-        series[start : start + len(_MARKERS)] for start in range(0, len(series), len(_MARKERS))
-    ]
-    for metric in table_metrics(dataset, cells):
+    parts = [series[start : start + most] for start in range(0, len(series), most)]
+    for metric in _metrics(configurations):
         for number, part in enumerate(parts):
-            height = 220 + 16 * len(part)
-            canvas = _Canvas(height)
+            canvas = _Canvas(220 + 16 * len(part))
             axes = canvas.axes(48, 26, WIDTH - 64, 150)
             counts = []
             for index, own in enumerate(part):
                 known = [
-                    (cell.train_fraction, cell.summaries[metric])
-                    for cell in own
-                    if metric in cell.summaries and cell.summaries[metric].n
+                    (one.names.train_fraction, summary)
+                    for one in own
+                    if (summary := one.summaries.get(metric)) is not None and summary.n
                 ]
                 counts += [summary.n for _, summary in known]
                 axes.errorbar(
@@ -396,60 +413,49 @@ def _volume(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
             few, many = min(counts, default=0), max(counts, default=0)
             n = f"n={few}" if few == many else f"n={few} to {many}"
             title = f"{metric_info(metric).title} by training data, {n} seeds"
-            _title(canvas, title)
-            name = _id("volume", dataset, metric, str(number))
-            group.charts.append(Chart(title, canvas.svg(name, title), "Test part."))
+            chart = canvas.chart(title, "Test part.", "volume", dataset, metric, str(number))
+            group.charts.append(chart)
     return group
 
 
-def _learning(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
-    group = ChartGroup(
-        f"learning-{dataset}",
-        "Learning curves",
-        "One thin line per seed; the thick one is their mean, as far as all of them go.",
+def _learning(one: Configuration) -> _Drawing | None:
+    runs = [run for run in one.runs if run.history]
+    if not runs or one.kind is None:
+        return None
+    info = selection_metric(one.kind)
+    canvas = _Canvas(272)
+    columns = (
+        ("train/loss", "training loss", 1.0),
+        (f"valid/{info.name}", f"valid {_unit(info.name)}", 100.0 if info.percent else 1.0),
     )
-    for index, cell in enumerate(cells):
-        runs = [run for run in cell.runs if run.history]
-        if not runs or cell.kind is None:
-            continue
-        info = selection_metric(cell.kind)
-        canvas = _Canvas(272)
-        columns = (
-            ("train/loss", "training loss", 1.0),
-            (f"valid/{info.name}", f"valid {_unit(info.name)}", 100.0 if info.percent else 1.0),
-        )
-        for place, (column, label, unit) in enumerate(columns):
-            axes = canvas.axes(52, 28 + 112 * place, WIDTH - 66, 94)
-            curves = [[(row["epoch"], unit * row[column]) for row in run.history] for run in runs]
-            for number, curve in enumerate(curves):
-                axes.plot(
-                    [epoch for epoch, _ in curve],
-                    [value for _, value in curve],
-                    color=_SERIES[number % len(_SERIES)],
-                    linestyle=_LINES[number % len(_LINES)],
-                    linewidth=1,
-                    marker="." if len(curve) == 1 else None,
-                )
+    for place, (column, label, unit) in enumerate(columns):
+        axes = canvas.axes(52, 28 + 112 * place, WIDTH - 66, 94)
+        curves = [
+            np.array([(row["epoch"], unit * row[column]) for row in run.history]) for run in runs
+        ]
+        for number, curve in enumerate(curves):
+            axes.plot(
+                *curve.T,
+                color=_SERIES[number % len(_SERIES)],
+                linestyle=_LINES[number % len(_LINES)],
+                linewidth=1,
+                marker="." if len(curve) == 1 else None,
+            )
+        if len(curves) > 1:
             shared = min(map(len, curves))
-            if len(curves) > 1 and shared:
-                values = [[value for _, value in curve[:shared]] for curve in curves]
-                epochs = [epoch for epoch, _ in curves[0][:shared]]
-                axes.plot(epochs, np.mean(values, axis=0), color=_INK, linewidth=2.2)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            _finish_axes(axes, "epoch" if place else "", label)
-            if not place:
-                axes.tick_params(labelbottom=False)
-        title = _named(cell, f", {_seeds(len(runs))}")
-        _title(canvas, title)
-        name = _id("learning", dataset, str(index))
-        seeds = ", ".join(str(run.config.seed) for run in runs)
-        group.charts.append(Chart(title, canvas.svg(name, title), f"{cell.label}; seeds {seeds}."))
-    return group
+            mean = np.mean([curve[:shared, 1] for curve in curves], axis=0)
+            axes.plot(curves[0][:shared, 0], mean, color=_INK, linewidth=2.2)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        _finish_axes(axes, "epoch" if place else "", label)
+        if not place:
+            axes.tick_params(labelbottom=False)
+    seeds = ", ".join(str(run.config.seed) for run in runs)
+    return canvas, f", {_seeds(len(runs))}", f"; seeds {seeds}"
 
 
-def _answers(cell: Cell) -> list[Predictions]:
-    return [run.predictions for run in cell.runs if run.predictions is not None]
+def _answers(one: Configuration) -> list[Predictions]:
+    return [run.predictions for run in one.runs if run.predictions is not None]
 
 
 def _map(
@@ -482,88 +488,62 @@ def _map(
     axes.grid(visible=False)
 
 
-def _class_names(cell: Cell, answers: Sequence[Predictions]) -> list[str]:
+def _class_names(one: Configuration, answers: Sequence[Predictions]) -> list[str]:
     """Emotions in the order of the label space; further ones by name."""
     found = {str(name) for part in answers for name in (*part.labels, *part.answers)}
-    known = [] if cell.config is None else cell.config.dataset.labels.names
+    known = [] if one.config is None else one.config.dataset.labels.names
     return [*(name for name in known if name in found), *sorted(found - set(known))]
 
 
-def _confusions(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
-    group = ChartGroup(
-        f"confusion-{dataset}",
-        "Confusion matrices",
-        "Rows are the truth, columns the answer. Numbers are utterances, summed over the seeds; "
-        "the stronger a square, the larger its share of the row.",
-    )
-    for index, cell in enumerate(cells):
-        answers = _answers(cell)
-        if cell.kind is not MetricKind.emotion or not answers:
-            continue
-        names = _class_names(cell, answers)
-        if len(names) > _MOST_CLASSES:
-            continue
-        counts = np.zeros((len(names), len(names)))
-        for part in answers:
-            for (truth, answer), count in Counter(
-                zip(part.labels, part.answers, strict=True)
-            ).items():
-                counts[names.index(str(truth)), names.index(str(answer))] += count
-        totals = counts.sum(axis=1, keepdims=True)
-        share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-        side = WIDTH - 96
-        canvas = _Canvas(side + 112)
-        axes = canvas.axes(82, 28, side, side)
-        _map(axes, counts, share, numbers=True)
-        shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
-        axes.set_xticks(range(len(names)), shown, rotation=50, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), shown)
-        _finish_axes(axes, "", "")
-        canvas.figure.text(0.62, 6 / canvas.height, "answer", ha="center")
-        canvas.figure.text(4 / WIDTH, 0.62, "truth", rotation=90, va="center")
-        title = _named(cell, f", {_seeds(len(answers))}, n={int(counts.sum())}")
-        _title(canvas, title)
-        group.charts.append(
-            Chart(title, canvas.svg(_id("confusion", dataset, str(index)), title), f"{cell.label}.")
+def _confusion(one: Configuration) -> _Drawing | None:
+    answers = _answers(one)
+    names = _class_names(one, answers)
+    if one.kind is not MetricKind.emotion or not 0 < len(names) <= _MOST_CLASSES:
+        return None
+    place = {name: index for index, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for part in answers:
+        rows, columns = (
+            [place[str(name)] for name in side] for side in (part.labels, part.answers)
         )
-    return group
+        np.add.at(counts, (rows, columns), 1)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    side = WIDTH - 96
+    canvas = _Canvas(side + 112)
+    axes = canvas.axes(82, 28, side, side)
+    _map(axes, counts, share, numbers=True)
+    shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=50, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), shown)
+    _finish_axes(axes, "", "")
+    canvas.figure.text(0.62, 6 / canvas.height, "answer", ha="center")
+    canvas.figure.text(4 / WIDTH, 0.62, "truth", rotation=90, va="center")
+    return canvas, f", {_seeds(len(answers))}, n={int(counts.sum())}", ""
 
 
-def _intensities(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
-    group = ChartGroup(
-        f"intensity-{dataset}",
-        "Predicted and true intensity",
-        "Above: utterances by truth and answer, all seeds together; the stronger a square, the "
-        "larger its share of those with this truth; the line is answer = truth. Below: the mean "
-        "absolute error by range of the truth.",
-    )
-    for index, cell in enumerate(cells):
-        answers = _answers(cell)
-        if cell.kind in (None, MetricKind.emotion) or not answers:
-            continue
-        truth = np.concatenate([np.asarray(part.labels, dtype=np.float64) for part in answers])
-        answer = np.concatenate([np.asarray(part.answers, dtype=np.float64) for part in answers])
-        known = np.isfinite(truth) & np.isfinite(answer)
-        truth, answer = truth[known], answer[known]
-        if not len(truth):
-            continue
-        canvas = _Canvas(432)
-        low, high = _range(cell, truth, answer)
-        _intensity_map(canvas.axes(52, 28, 240, 196), truth, answer, low, high)
-        _error_bars(canvas.axes(52, 282, WIDTH - 66, 104), truth, answer, low, high)
-        title = _named(cell, f", {_seeds(len(answers))}, n={len(truth)}")
-        _title(canvas, title)
-        group.charts.append(
-            Chart(title, canvas.svg(_id("intensity", dataset, str(index)), title), f"{cell.label}.")
-        )
-    return group
+def _intensity(one: Configuration) -> _Drawing | None:
+    answers = _answers(one)
+    if one.kind in (None, MetricKind.emotion) or not answers:
+        return None
+    truth = np.concatenate([np.asarray(part.labels, dtype=np.float64) for part in answers])
+    answer = np.concatenate([np.asarray(part.answers, dtype=np.float64) for part in answers])
+    known = np.isfinite(truth) & np.isfinite(answer)
+    truth, answer = truth[known], answer[known]
+    if not len(truth):
+        return None
+    canvas = _Canvas(432)
+    low, high = _range(one, truth, answer)
+    _intensity_map(canvas.axes(52, 28, 240, 196), truth, answer, low, high)
+    _error_bars(canvas.axes(52, 282, WIDTH - 66, 104), truth, answer, low, high)
+    return canvas, f", {_seeds(len(answers))}, n={len(truth)}", ""
 
 
 def _range(
-    cell: Cell, truth: NDArray[np.float64], answer: NDArray[np.float64]
+    one: Configuration, truth: NDArray[np.float64], answer: NDArray[np.float64]
 ) -> tuple[float, float]:
     """Lowest and highest intensity: the label space's, else those found."""
-    labels = None if cell.config is None else cell.config.dataset.labels
+    labels = None if one.config is None else one.config.dataset.labels
     low = min(truth.min(), answer.min()) if labels is None or labels.low is None else labels.low
     high = max(truth.max(), answer.max()) if labels is None or labels.high is None else labels.high
     return (float(low), float(high)) if low < high else (float(low) - 0.5, float(low) + 0.5)
@@ -606,115 +586,102 @@ def _error_bars(
     _finish_axes(axes, "range of the true intensity", "MAE")
 
 
-def _reliabilities(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
-    group = ChartGroup(
-        f"reliability-{dataset}",
-        "Reliability of the probabilities",
-        "Answers in ten bins by the probability that the model gave them (among all legal "
-        "answers), all seeds together: the share that is right should lie on the dashed line. An "
-        "intensity is right when it is the legal answer nearest to the truth. ECE: expected "
-        "calibration error with these bins. The numbers are answers per bin.",
-    )
-    for index, cell in enumerate(cells):
-        answers = _answers(cell)
-        if not answers:
-            continue
-        probabilities = np.concatenate([part.probabilities for part in answers])
-        right = np.concatenate([_right(cell, part) for part in answers])
-        found = reliability(probabilities, right)
-        canvas = _Canvas(258)
-        axes = canvas.axes(48, 28, WIDTH - 64, 184)
-        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--")
-        filled = found.counts > 0
-        centres = (np.arange(len(found.counts)) + 0.5) / len(found.counts)
-        axes.bar(
-            centres[filled],
-            found.accuracy[filled],
-            width=0.86 / len(centres),
-            color=_MAIN,
-            edgecolor=_INK,
-            linewidth=0.7,
-            alpha=0.55,
-        )
-        axes.plot(
-            found.confidence[filled],
-            found.accuracy[filled],
-            color=_INK,
-            marker="o",
-            markersize=4,
-            linewidth=1,
-        )
-        for centre, height, count in zip(
-            centres[filled], found.accuracy[filled], found.counts[filled], strict=True
-        ):
-            size = 9 if count < 1e4 else 7
-            axes.text(centre, height + 0.035, str(count), ha="center", fontsize=size)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.12)
-        axes.set_xticks(np.linspace(0, 1, 5))
-        axes.set_yticks(np.linspace(0, 1, 5))
-        _finish_axes(axes, "probability of the answer", "share right")
-        n = int(found.counts.sum())
-        title = _named(cell, f", ECE {found.ece:.3f}, n={n}")
-        _title(canvas, title)
-        name = _id("reliability", dataset, str(index))
-        caption = f"{cell.label}; {_seeds(len(answers))}."
-        group.charts.append(Chart(title, canvas.svg(name, title), caption))
-    return group
+def _reliability(one: Configuration) -> _Drawing | None:
+    answers = _answers(one)
+    if not answers:
+        return None
+    probabilities = np.concatenate([part.probabilities for part in answers])
+    right = np.concatenate([_right(one, part) for part in answers])
+    found = reliability(probabilities, right)
+    canvas = _Canvas(258)
+    axes = canvas.axes(48, 28, WIDTH - 64, 184)
+    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--")
+    filled = found.counts > 0
+    centres = ((np.arange(len(found.counts)) + 0.5) / len(found.counts))[filled]
+    accuracy, counts = found.accuracy[filled], found.counts[filled]
+    width = 0.86 / len(found.counts)
+    axes.bar(centres, accuracy, width=width, color=_MAIN, edgecolor=_INK, linewidth=0.7, alpha=0.55)
+    axes.plot(found.confidence[filled], accuracy, color=_INK, marker="o", markersize=4, linewidth=1)
+    for centre, height, count in zip(centres, accuracy, counts, strict=True):
+        size = 9 if count < 1e4 else 7
+        axes.text(centre, height + 0.035, str(count), ha="center", fontsize=size)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.12)
+    axes.set_xticks(np.linspace(0, 1, 5))
+    axes.set_yticks(np.linspace(0, 1, 5))
+    _finish_axes(axes, "probability of the answer", "share right")
+    rest = f", ECE {found.ece:.3f}, n={int(found.counts.sum())}"
+    return canvas, rest, f"; {_seeds(len(answers))}"
 
 
-def _right(cell: Cell, part: Predictions) -> NDArray[np.bool_]:
+def _right(one: Configuration, part: Predictions) -> NDArray[np.bool_]:
     """(N,) whether an answer is the truth, or of intensities the legal one nearest to it."""
-    if cell.kind is MetricKind.emotion:
+    if one.kind is MetricKind.emotion:
         return np.array(
             [truth == answer for truth, answer in zip(part.labels, part.answers, strict=True)],
             dtype=bool,
         )
-    step = None if cell.config is None else cell.config.dataset.labels.step
+    step = None if one.config is None else one.config.dataset.labels.step
     distance = np.abs(np.asarray(part.answers, dtype=float) - np.asarray(part.labels, dtype=float))
     # Intensities were float32 on their way.
     close: NDArray[np.bool_] = distance <= (step or _STEP) / 2 + 1e-6
     return close
 
 
-def _costs(dataset: str, cells: Sequence[Cell]) -> ChartGroup:
+_KINDS = (
+    (
+        "Learning curves",
+        "One thin line per seed; the thick one is their mean, as far as all of them go.",
+        _learning,
+    ),
+    (
+        "Confusion matrices",
+        "Rows are the truth, columns the answer. Numbers are utterances, summed over the seeds; "
+        "the stronger a square, the larger its share of the row.",
+        _confusion,
+    ),
+    (
+        "Predicted and true intensity",
+        "Above: utterances by truth and answer, all seeds together; the stronger a square, the "
+        "larger its share of those with this truth; the line is answer = truth. Below: the mean "
+        "absolute error by range of the truth.",
+        _intensity,
+    ),
+    (
+        "Reliability of the probabilities",
+        "Answers in ten bins by the probability that the model gave them (among all legal "
+        "answers), all seeds together: the share that is right should lie on the dashed line. An "
+        "intensity is right when it is the legal answer nearest to the truth. ECE: expected "
+        "calibration error with these bins. The numbers are answers per bin.",
+        _reliability,
+    ),
+)
+"""Title, note and drawing of the charts that each configuration has."""
+
+
+def _costs(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
     group = ChartGroup(
-        f"cost-{dataset}",
         "Time and memory",
         "Training alone, without loading the backbone and without the test; one point per seed.",
     )
-    timed = [
-        (_named(cell, f", n={len(points)}", 50), points)
-        for cell in cells
-        if (
-            points := [
-                (seconds, 0) for run in cell.runs if (seconds := epoch_seconds(run)) is not None
-            ]
-        )
-    ]
-    if timed:
-        title = "Time per epoch"
-        svg = _strips(_id("time", dataset), title, "seconds", timed, mean=True, from_zero=True)
-        group.charts.append(Chart(title, svg, "Mean over the epochs of a run."))
-    memory = []
-    for cell in cells:
-        known = [run.memory for run in cell.runs if run.memory is not None]
-        points = [(item.estimated / 2**30, 0) for item in known if item.estimated is not None]
-        points += [(item.measured / 2**30, 1) for item in known if item.measured is not None]
+    timed, memory = [], []
+    for one in configurations:
+        seconds = [(value, 0) for run in one.runs if (value := epoch_seconds(run)) is not None]
+        if seconds:
+            timed.append((_named(one, f", n={len(seconds)}", 50), seconds))
+        known = [run.size for run in one.runs if run.size is not None]
+        points = [(size.estimated / 2**30, 0) for size in known if size.estimated is not None]
+        points += [(size.measured / 2**30, 1) for size in known if size.measured is not None]
         if points:
-            memory.append((_named(cell, f", n={len(known)}", 50), points))
+            memory.append((_named(one, f", n={len(known)}", 50), points))
+    if timed:
+        canvas = _strips("seconds", timed, from_zero=True)
+        caption = "Mean over the epochs of a run."
+        group.charts.append(canvas.chart("Time per epoch", caption, "time", dataset))
     if memory:
-        title = "Memory"
-        svg = _strips(
-            _id("memory", dataset),
-            title,
-            "GiB",
-            memory,
-            mean=False,
-            from_zero=True,
-            legend=("estimated", "measured peak"),
-        )
-        group.charts.append(Chart(title, svg, "Of the device that trained."))
+        canvas = _strips("GiB", memory, from_zero=True, legend=("estimated", "measured peak"))
+        caption = "Of the device that trained."
+        group.charts.append(canvas.chart("Memory", caption, "memory", dataset))
     return group
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting.grouping import Cell
+from msea_lightning.reporting.grouping import Configuration
 
 SHOWN = 20
 """Utterances shown per data set."""
@@ -25,8 +25,8 @@ class Disputed:
         truth: Its label.
         spread: For emotions the share of answers that are not the most frequent one, 0..1; for
             intensities the sample standard deviation of all answers.
-        answers: One text per cell: the most frequent answer with how many seeds gave it, or the
-            mean intensity; empty where the cell has no such utterance.
+        answers: One text per configuration: the most frequent answer with how many seeds gave it,
+            or the mean intensity; empty where the configuration has no such utterance.
     """
 
     id: str
@@ -36,31 +36,28 @@ class Disputed:
     answers: tuple[str, ...]
 
 
-def most_disputed(cells: Sequence[Cell], limit: int = SHOWN) -> list[Disputed]:
-    """The utterances with the largest spread over all runs of some cells of one data set.
+def most_disputed(configurations: Sequence[Configuration], limit: int = SHOWN) -> list[Disputed]:
+    """The utterances with the largest spread over all runs of some configurations.
 
     Args:
-        cells: Cells of one data set and one kind of labels, all of them with finished runs.
+        configurations: Of one data set and one kind of labels, all of them with finished runs.
         limit: How many utterances at most; those on which all runs agree are left out.
     """
-    emotions = cells[0].kind is MetricKind.emotion
+    emotions = configurations[0].kind is MetricKind.emotion
     answers: dict[tuple[str, str], dict[int, list[str | float]]] = defaultdict(dict)
     texts: dict[tuple[str, str], str] = {}
-    for index, cell in enumerate(cells):
-        for run in cell.runs:
-            part = run.predictions
-            if part is None:
-                continue
-            labels = list(part.labels) if isinstance(part.labels, list) else part.labels.tolist()
-            given = list(part.answers) if isinstance(part.answers, list) else part.answers.tolist()
-            for name, text, label, answer in zip(part.ids, part.texts, labels, given, strict=True):
-                key = (name, str(label))
+    for index, one in enumerate(configurations):
+        for part in (run.predictions for run in one.runs if run.predictions is not None):
+            for name, text, label, answer in zip(
+                part.ids, part.texts, list(part.labels), list(part.answers), strict=True
+            ):
+                key = (name, str(label) if emotions else repr(float(label)))
                 texts.setdefault(key, text)
-                answers[key].setdefault(index, []).append(answer)
+                answers[key].setdefault(index, []).append(answer if emotions else float(answer))
     spread = _share_of_minority if emotions else _deviation
     spreads = {
-        key: spread([answer for given in by_cell.values() for answer in given])
-        for key, by_cell in answers.items()
+        key: spread([answer for given in by_configuration.values() for answer in given])
+        for key, by_configuration in answers.items()
     }
     disputed = sorted((key for key in spreads if spreads[key] > 0), key=lambda k: (-spreads[k], k))
     write = _majority if emotions else _mean
@@ -72,7 +69,7 @@ def most_disputed(cells: Sequence[Cell], limit: int = SHOWN) -> list[Disputed]:
             spread=spreads[key],
             answers=tuple(
                 write(answers[key][index]) if index in answers[key] else ""
-                for index in range(len(cells))
+                for index in range(len(configurations))
             ),
         )
         for key in disputed[:limit]

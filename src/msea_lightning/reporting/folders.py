@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.paper import FULL, model_title
 from msea_lightning.runs.folder import RunFolder, find_runs
 from msea_lightning.runs.identity import fingerprint
 
@@ -44,7 +45,8 @@ ZERO_SHARE = MetricInfo(
 """What ``metrics.json`` holds besides the metrics, for intensities; no direction is better."""
 
 _TOLERANCE = 1e-9
-"""Largest difference of a metric from its recomputation that is rounding."""
+"""Largest difference of a metric from its recomputation that is rounding: both are sums in float64
+of the same numbers, each at most a few thousand units of the last place apart."""
 
 _SEED_LINE = re.compile(r"^seed: (\d+)\n", re.MULTILINE)
 
@@ -62,6 +64,28 @@ class _BrokenFileError(Exception):
 def metric_info(name: str) -> MetricInfo:
     """How a metric of ``metrics.json`` is named and written."""
     return ZERO_SHARE if name == ZERO_SHARE.name else METRICS[name]
+
+
+class Names(NamedTuple):
+    """What a run is called by, besides its seed; ``train_fraction`` is 0..1."""
+
+    dataset: str
+    adapter: str
+    backbone: str
+    ablation: str = FULL
+    train_fraction: float = 1.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Names:
+        """The names of a run."""
+        dataset = config.dataset
+        parts = (config.adapter.name, config.backbone.name, config.ablation.name)
+        return cls(dataset.name, *parts, dataset.train_fraction)
+
+    @property
+    def model(self) -> str:
+        """Title of adapter and backbone, as in the paper's tables."""
+        return model_title(self.adapter, self.backbone)
 
 
 @dataclass(frozen=True)
@@ -85,35 +109,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Size:
-    """What a run that only measures sizes found, or a training run's own count.
-
-    Attributes:
-        trainable: Trainable parameters.
-        memory: Estimated memory, in bytes; None where nothing was estimated.
-    """
-
-    trainable: int
-    memory: int | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """``memory.json`` of a run, in bytes; None for what it does not say."""
+    """Trainable parameters, and memory in bytes; None for what is not known."""
 
     trainable: int | None
     estimated: int | None
-    measured: int | None
+    measured: int | None = None
 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A metric that ``metrics.json`` states otherwise than ``predictions.csv`` does.
-
-    Attributes:
-        metric: Its name.
-        stated: The value in ``metrics.json``, as a share where the metric is one.
-        recomputed: The value of the predictions.
-    """
+    """A metric that ``metrics.json`` states otherwise than ``predictions.csv`` gives it."""
 
     metric: str
     stated: float
@@ -133,12 +138,12 @@ class Run:
         test: Metrics of the test part, recomputed from ``predictions.csv`` where that can be read;
             NaN for what is undefined. Empty in an unfinished run.
         kind: Definition of the metrics; None in an unfinished run.
-        size: What was counted in a run that only measures sizes.
+        size: Size of a finished run: what ``size_only`` measured, or ``memory.json``.
         predictions: Answers on the test part, of a finished run.
         history: One row an epoch, of a finished run: epoch, seconds, loss, and the metric that
-            chooses the epoch; NaN for empty cells.
-        memory: Memory, of a finished run.
+            chooses the epoch; NaN for empty fields.
         error: Why a run is not finished, where it says so.
+        warnings: What ``metrics.json`` says of results that are worth little, in sentences.
         problems: Files of a finished run that are missing or broken, in words.
         discrepancies: Metrics that are stated wrongly.
     """
@@ -152,8 +157,8 @@ class Run:
     size: Size | None = None
     predictions: Predictions | None = None
     history: list[dict[str, float]] = field(default_factory=list)
-    memory: Memory | None = None
     error: str | None = None
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     discrepancies: list[Discrepancy] = field(default_factory=list)
 
@@ -168,23 +173,16 @@ class Planned:
     """One run that a sweep was to make.
 
     Attributes:
-        fingerprint: As in :attr:`Run.fingerprint`.
-        dataset: Name of the data set.
-        backbone: Name of the backbone.
-        adapter: Name of the adapter.
-        ablation: Name of the ablation.
-        train_fraction: Part of the training data, 0..1.
+        fingerprint: As in :attr:`Run.fingerprint`; None in a manifest of release 0.1, whose
+            fingerprints are of another kind.
+        names: What it is called by.
         seed: The seed.
         overrides: The words of the command line.
         experiment: The table or figure of the paper that the sweep is for.
     """
 
-    fingerprint: str
-    dataset: str
-    backbone: str
-    adapter: str
-    ablation: str
-    train_fraction: float
+    fingerprint: str | None
+    names: Names
     seed: int
     overrides: tuple[str, ...]
     experiment: str | None
@@ -223,22 +221,21 @@ def read_folder(root: Path) -> Folder:
             "folders; training prints where that is."
         )
     folders = [run.path for run in find_runs(root)]
-    if not folders and not list((root / "sweeps").glob("[!.]*.json")):
+    manifests = sorted((root / "sweeps").glob("[!.]*.json"))
+    if not folders and not manifests:
         raise ReportError(
             f"runs={root}: no run folder (a folder with config.yaml) is in it. Give the folder in "
             "which training put its run folders, such as runs."
         )
     read_config = _ConfigReader()
-    runs, unreadable = [], {}
+    runs, planned, unreadable = [], [], {}
     for path in folders:
         name = path.relative_to(root).as_posix()
         try:
-            config = read_config(path)
-            runs.append(_read_run(path, name, config, fingerprint(config)))
+            runs.append(_read_run(path, name, read_config(path)))
         except (UserError, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
             unreadable[name] = f"config.yaml: {error}"
-    planned = []
-    for path in sorted((root / "sweeps").glob("[!.]*.json")):
+    for path in manifests:
         try:
             planned += _read_manifest(path)
         except _BrokenFileError as error:
@@ -272,18 +269,20 @@ class _ConfigReader:
         return config
 
 
-def _read_run(path: Path, name: str, config: TrainConfig, mark: str) -> Run:
+def _read_run(path: Path, name: str, config: TrainConfig) -> Run:
     folder = RunFolder(path)
-    run = Run(name, config, mark)
+    run = Run(name, config, fingerprint(config))
     if not folder.metrics.exists():
         run.error = _read_error(folder.error)
         return run
     try:
         results = _read_json(folder.metrics)
         if config.size_only:
-            run.size = _size(results)
+            run.size = _size(_section(results, "size"), "metrics.json")
+            if run.size.trainable is None:
+                raise _BrokenFileError("metrics.json is broken: size has no trainable_parameters")
         else:
-            run.kind, run.test = _test_metrics(results)
+            run.kind, run.test = _test_metrics(_section(results, "test"))
     except _BrokenFileError as error:
         run.error = str(error)
         return run
@@ -291,9 +290,11 @@ def _read_run(path: Path, name: str, config: TrainConfig, mark: str) -> Run:
     if run.kind is None:
         return run
     kind = run.kind
+    warnings = results.get("warnings")
+    run.warnings = [str(text) for text in warnings] if isinstance(warnings, list) else []
     run.predictions = _noted(run, lambda: _read_predictions(folder.predictions, kind))
     run.history = _noted(run, lambda: _read_history(folder.history, kind)) or []
-    run.memory = _noted(run, lambda: _read_memory(folder.memory))
+    run.size = _noted(run, lambda: _size(_read_json(folder.memory), "memory.json"))
     if run.predictions is not None:
         _recompute(run, kind, run.predictions)
     return run
@@ -321,32 +322,38 @@ def _recompute(run: Run, kind: MetricKind, predictions: Predictions) -> None:
     run.test = recomputed
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _BrokenFileError(f"{path.name} is missing") from None
     except (OSError, ValueError) as error:
         raise _BrokenFileError(f"{path.name} is broken: {error}") from error
+    if not isinstance(values, dict):
+        raise _BrokenFileError(f"{path.name} is broken: it is no mapping")
+    return values
 
 
-def _section(values: Any, key: str, where: str) -> dict[str, Any]:
-    section = values.get(key) if isinstance(values, dict) else None
+def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key)
     if not isinstance(section, dict):
-        raise _BrokenFileError(f"{where} is broken: it has no section '{key}'")
+        raise _BrokenFileError(f"metrics.json is broken: it has no section '{key}'")
     return section
 
 
-def _test_metrics(results: Any) -> tuple[MetricKind, dict[str, float]]:
-    test = _section(results, "test", "metrics.json")
-    values = {}
-    for name, value in test.items():
-        if name in METRICS or name == ZERO_SHARE.name:
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise _BrokenFileError(f"metrics.json is broken: test.{name} is {value!r}")
-            values[name] = math.nan if value is None else float(value)
+def _number(values: dict[str, Any], key: str, where: str) -> float | None:
+    value = values.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise _BrokenFileError(f"{where} is broken: {key} is {value!r}")
+    return value
+
+
+def _test_metrics(test: dict[str, Any]) -> tuple[MetricKind, dict[str, float]]:
+    values = {
+        name: math.nan if (value := _number(test, name, "metrics.json")) is None else float(value)
+        for name in test
+        if name in METRICS or name == ZERO_SHARE.name
+    }
     fitting = [kind for kind, names in METRIC_NAMES.items() if set(names) <= set(values)]
     if not fitting:
         raise _BrokenFileError(
@@ -357,36 +364,19 @@ def _test_metrics(results: Any) -> tuple[MetricKind, dict[str, float]]:
     return kind, {name: values[name] for name in names if name in values}
 
 
-def _size(results: Any) -> Size:
-    size = _section(results, "size", "metrics.json")
-    trainable = _bytes_or_count(size, "trainable_parameters", "metrics.json")
-    if trainable is None:
-        raise _BrokenFileError("metrics.json is broken: size has no trainable_parameters")
-    return Size(trainable, _bytes_or_count(size, "memory_bytes", "metrics.json"))
+def _size(values: dict[str, Any], where: str) -> Size:
+    """The size in ``memory.json``, or in the section that ``size_only`` writes."""
+    estimated = "total" if where == "memory.json" else "memory_bytes"
+    names = ("trainable_parameters", estimated, "measured_peak")
+    numbers = [_number(values, name, where) for name in names]
+    return Size(*(None if number is None else int(number) for number in numbers))
 
 
-def _bytes_or_count(values: dict[str, Any], key: str, where: str) -> int | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _BrokenFileError(f"{where} is broken: {key} is {value!r}")
-    return int(value)
-
-
-def _read_memory(path: Path) -> Memory:
-    values = _read_json(path)
-    if not isinstance(values, dict):
-        raise _BrokenFileError("memory.json is broken: it is no mapping")
-    names = ("trainable_parameters", "total", "measured_peak")
-    return Memory(*(_bytes_or_count(values, name, "memory.json") for name in names))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, columns: tuple[str, ...], content: str) -> list[dict[str, str]]:
+    """The rows of a CSV file that has some, with at least these columns."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
+            rows = list(csv.DictReader(file, strict=True))
     except FileNotFoundError:
         raise _BrokenFileError(f"{path.name} is missing") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -394,18 +384,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise _BrokenFileError(
-                f"{path.name} is broken: record {number} has more or fewer cells than the header"
+                f"{path.name} is broken: record {number} has more or fewer fields than the header"
             )
+    if not rows:
+        raise _BrokenFileError(f"{path.name} is broken: it holds no {content}")
+    missing = [name for name in columns if name not in rows[0]]
+    if missing:
+        raise _BrokenFileError(f"{path.name} is broken: it has no column {', '.join(missing)}")
     return rows
 
 
 def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
-    rows = _rows(path)
-    if not rows:
-        raise _BrokenFileError(f"{path.name} is broken: it holds no predictions")
-    missing = [name for name in _COLUMNS if name not in rows[0]]
-    if missing:
-        raise _BrokenFileError(f"{path.name} is broken: it has no column {', '.join(missing)}")
+    rows = _rows(path, _COLUMNS, "predictions")
     labels: Any = [row["label"] for row in rows]
     answers: Any = [row["prediction"] for row in rows]
     if kind is not MetricKind.emotion:
@@ -428,13 +418,8 @@ def _numbers(where: str, texts: list[str]) -> NDArray[np.float64]:
 
 
 def _read_history(path: Path, kind: MetricKind) -> list[dict[str, float]]:
-    rows = _rows(path)
-    if not rows:
-        raise _BrokenFileError(f"{path.name} is broken: it holds no epochs")
     columns = ("epoch", "seconds", "train/loss", f"valid/{selection_metric(kind).name}")
-    missing = [name for name in columns if name not in rows[0]]
-    if missing:
-        raise _BrokenFileError(f"{path.name} is broken: it has no column {', '.join(missing)}")
+    rows = _rows(path, columns, "epochs")
     values = {name: _numbers(path.name, [row[name] for row in rows]).tolist() for name in columns}
     return [dict(zip(columns, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
@@ -445,8 +430,6 @@ def _read_error(path: Path) -> str | None:
         values = _read_json(path)
     except _BrokenFileError as error:
         return str(error) if path.exists() else None
-    if not isinstance(values, dict):
-        return "error.json is broken: it is no mapping"
     kind, text = values.get("kind"), values.get("error")
     return ": ".join(str(part) for part in (kind, text) if part) or "error.json says nothing"
 
@@ -457,17 +440,19 @@ def _read_manifest(path: Path) -> list[Planned]:
         experiment = manifest["experiment"]
         return [
             Planned(
-                fingerprint=str(cell["fingerprint"]),
-                dataset=str(cell["dataset"]),
-                backbone=str(cell["backbone"]),
-                adapter=str(cell["adapter"]),
-                ablation=str(cell["ablation"]),
-                train_fraction=float(cell["train_fraction"]),
-                seed=int(cell["seed"]),
-                overrides=tuple(str(word) for word in cell["overrides"]),
+                fingerprint=str(run["fingerprint"]) if "version" in manifest else None,
+                names=Names(
+                    dataset=str(run["dataset"]),
+                    adapter=str(run["adapter"]),
+                    backbone=str(run["backbone"]),
+                    ablation=str(run["ablation"]),
+                    train_fraction=float(run["train_fraction"]),
+                ),
+                seed=int(run["seed"]),
+                overrides=tuple(str(word) for word in run["overrides"]),
                 experiment=None if experiment is None else str(experiment),
             )
-            for cell in manifest["cells"]
+            for run in manifest["cells"]
         ]
     except KeyError as error:
         raise _BrokenFileError(f"the manifest is broken: {error} is missing") from error

@@ -1,7 +1,7 @@
-"""Cells: runs that differ in nothing but the seed, beside the runs that were planned for them.
+"""Configurations: runs that differ in nothing but the seed, beside the runs planned for them.
 
-Which options make a run what it is, :func:`msea_lightning.runs.fingerprint` says; nothing here
-lists options of its own. Cells, runs and seeds have one order, which depends on neither time nor
+Which options make a run what it is, :mod:`msea_lightning.runs.identity` says; nothing here lists
+options of its own. Configurations, runs and seeds have one order, which depends on neither time nor
 names of folders.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,25 +18,27 @@ from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, selection_metric
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.paper import BACKBONES
-from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Planned, Run, Size, metric_info
+from msea_lightning.paper import FULL, paper_titles
+from msea_lightning.reporting.folders import (
+    ZERO_SHARE,
+    Folder,
+    Names,
+    Planned,
+    Run,
+    Size,
+    metric_info,
+)
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.identity import comparable, fingerprint
 
-DATASETS = {"mosei": "MOSEI", "simsv2": "SIMS-V2", "meld": "MELD", "cherma": "CHERMA"}
-"""Data sets of the paper, in its order, with their titles."""
-
-FULL = "none"
-"""``ablation.name`` of the full model."""
-
 _NAMING = ("dataset", "backbone", "adapter", "ablation", "dataset.train_fraction")
-"""Options that a cell's own name tells."""
+"""Options that the names of a configuration tell."""
 
 _APART = ("seed", "runs", "ckpt", "experiment", "trainer", "logger", "hydra")
-"""Options and sections of a command line that do not tell cells apart."""
+"""Options and sections of a command line that do not tell configurations apart."""
 
 _SEEDLESS = 0
-"""The seed that stands for all seeds of a cell."""
+"""The seed that stands for all seeds of a configuration."""
 
 _SIZES = "table1"
 """The experiment that measures sizes alone."""
@@ -47,41 +49,34 @@ class Missing:
     """A run that was planned or begun and is not finished.
 
     Attributes:
+        names: What it is called by.
         seed: Its seed.
         reason: The error that stopped it, or what is known of it.
         failed: Whether it left an error.
     """
 
+    names: Names
     seed: int
     reason: str
-    failed: bool
+    failed: bool = False
 
 
 @dataclass
-class Cell:
-    """Runs that differ in nothing but the seed.
+class Configuration:
+    """Runs that differ in nothing but the seed; a row of the tables.
 
     Attributes:
-        dataset: Name of the data set.
-        adapter: Name of the adapter.
-        backbone: Name of the backbone.
-        ablation: Name of the ablation.
-        train_fraction: Part of the training data, 0..1.
-        identity: Fingerprint of the cell, or the words of the plan where no run of it has begun.
+        names: What it is called by.
+        identity: Its fingerprint, or the words of the plan where no run of it has begun.
         config: The options, with the seed of no run; None where no run of it has begun.
         runs: Finished runs, by seed.
         missing: Runs that are planned or begun and not finished, by seed.
-        options: ``option=value`` for each in which cells of the same five names differ.
+        options: ``option=value`` for each in which configurations of the same names differ.
         summaries: Metric to its mean and spread, in the order of ``metrics.json``.
         tests: Metric to the test against the full model; empty where this is the full model.
-        full: The full model of an ablation, where there is one with the same options.
     """
 
-    dataset: str
-    adapter: str
-    backbone: str
-    ablation: str
-    train_fraction: float
+    names: Names
     identity: str
     config: TrainConfig | None = None
     runs: list[Run] = field(default_factory=list)
@@ -89,12 +84,6 @@ class Cell:
     options: tuple[str, ...] = ()
     summaries: dict[str, Summary] = field(default_factory=dict)
     tests: dict[str, PairedTest] = field(default_factory=dict)
-    full: Cell | None = None
-
-    @property
-    def names(self) -> tuple[str, str, str, str, float]:
-        """The five names."""
-        return (self.dataset, self.adapter, self.backbone, self.ablation, self.train_fraction)
 
     @property
     def kind(self) -> MetricKind | None:
@@ -102,34 +91,26 @@ class Cell:
         return self.runs[0].kind if self.runs else None
 
     @property
-    def planned(self) -> int:
-        """Number of seeds that are finished, begun or planned."""
-        return len(self.runs) + len(self.missing)
+    def is_whole(self) -> bool:
+        """Whether it is a full model that all training data made."""
+        return self.names.ablation == FULL and self.names.train_fraction == 1
 
     @property
-    def model(self) -> str:
-        """Title of the model, as in the paper's tables."""
-        return model_title(self.adapter, self.backbone)
+    def variant(self) -> str:
+        """Model and what is left out of it."""
+        full = self.names.ablation == FULL
+        return self.names.model + ("" if full else f", {ABLATIONS.title(self.names.ablation)}")
 
     @property
     def label(self) -> str:
-        """The cell in words, without its data set."""
-        parts = [self.model]
-        if self.ablation != FULL:
-            parts.append(ABLATIONS.title(self.ablation))
-        if self.train_fraction != 1:
-            parts.append(percent(self.train_fraction))
-        return ", ".join([*parts, *self.options])
+        """The configuration in words, without its data set."""
+        share = self.names.train_fraction
+        return ", ".join([self.variant, *([percent(share)] if share != 1 else []), *self.options])
 
     @property
     def selection(self) -> Summary | None:
         """The metric by which epochs are chosen, over the seeds of the test part."""
         return None if self.kind is None else self.summaries[selection_metric(self.kind).name]
-
-
-def model_title(adapter: str, backbone: str) -> str:
-    """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``."""
-    return f"{ADAPTERS.title(adapter)}-{BACKBONES.get(backbone, backbone)}"
 
 
 def percent(share: float) -> str:
@@ -138,261 +119,204 @@ def percent(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Size of one model on one data set.
-
-    Attributes:
-        dataset: Name of the data set.
-        adapter: Name of the adapter.
-        backbone: Name of the backbone.
-        size: Parameters and memory.
-    """
-
-    dataset: str
-    adapter: str
-    backbone: str
-    size: Size
-
-
-@dataclass(frozen=True)
-class MissingSize:
-    """A run that was to measure a size and is not finished.
-
-    Attributes:
-        dataset: Name of the data set.
-        model: Title of the model.
-        missing: What is known of it.
-    """
-
-    dataset: str
-    model: str
-    missing: Missing
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """A finished run that another one of the same options replaces.
-
-    Attributes:
-        name: The run that does not count.
-        counted: The run that counts, which was finished later.
-    """
-
-    name: str
-    counted: str
-
-
-@dataclass(frozen=True)
 class Grouped:
-    """All cells of a folder.
+    """All configurations of a folder.
 
     Attributes:
-        cells: In order: data sets and backbones as in the paper, then the others by name.
-        sizes: Sizes of full models.
+        configurations: In order: data sets and backbones as in the paper, then others by name.
+        sizes: Sizes of full models, with their names.
         measured: Those of runs that measured nothing else.
         missing_sizes: Runs that only measure sizes, planned or begun, and not finished.
-        duplicates: Runs that do not count.
+        duplicates: Finished run that does not count to the one of the same options that was
+            finished later.
     """
 
-    cells: list[Cell]
-    sizes: list[Measured]
-    measured: list[Measured]
-    missing_sizes: list[MissingSize]
-    duplicates: list[Duplicate]
+    configurations: list[Configuration]
+    sizes: list[tuple[Names, Size]]
+    measured: list[tuple[Names, Size]]
+    missing_sizes: list[Missing]
+    duplicates: dict[str, str]
 
 
 def group(folder: Folder) -> Grouped:
-    """Sorts runs and plans into cells, and summarises each.
+    """Sorts runs and plans into configurations, and summarises each.
 
     Of several finished runs of the same options and seed the one that was finished last counts.
     """
     counted, duplicates = _without_duplicates(folder.runs)
-    sizes = [run for run in counted if run.config.size_only]
-    cells: dict[str, Cell] = {}
+    found: dict[str, Configuration] = {}
+    missing_sizes = []
     for run in counted:
         if run.config.size_only:
-            continue
-        config = replace(run.config, seed=_SEEDLESS)
-        cell = _cell(cells, config, fingerprint(config))
-        if run.finished:
-            cell.runs.append(run)
+            if not run.finished:
+                missing_sizes.append(_begun(run))
+        elif run.finished:
+            _of(found, run.config).runs.append(run)
         else:
-            cell.missing.append(_begun(run))
-    missing_sizes = _add_planned(cells, folder.planned, counted)
-    for cell in cells.values():
-        cell.runs.sort(key=lambda run: run.config.seed)
-        cell.missing.sort(key=lambda missing: missing.seed)
-        _summarize(cell)
-    _name_differences(list(cells.values()))
-    ordered = sorted(cells.values(), key=order)
+            _of(found, run.config).missing.append(_begun(run))
+    missing_sizes += _add_planned(found, folder.planned, counted)
+    for one in found.values():
+        one.runs.sort(key=lambda run: run.config.seed)
+        one.missing.sort(key=lambda missing: missing.seed)
+        _summarize(one)
+    _name_differences(list(found.values()))
+    ordered = sorted(found.values(), key=_order)
     _test_ablations(ordered)
-    return Grouped(ordered, _sizes(sizes, ordered), _sizes(sizes, []), missing_sizes, duplicates)
-
-
-def order(cell: Cell) -> tuple[Any, ...]:
-    """The place of a cell among all cells."""
-    return (
-        _place(cell.dataset, DATASETS),
-        _place(cell.adapter, ADAPTERS.names()),
-        _place(cell.backbone, BACKBONES),
-        (0, "") if cell.ablation == FULL else _place(cell.ablation, ABLATIONS.names()),
-        -cell.train_fraction,
-        cell.options,
-        cell.identity,
+    sizes = [run for run in counted if run.config.size_only]
+    return Grouped(
+        ordered,
+        _sizes(sizes, ordered),
+        _sizes(sizes, []),
+        sorted(missing_sizes, key=lambda size: (names_order(size.names), size.seed)),
+        duplicates,
     )
 
 
-def dataset_order(names: Iterable[str]) -> list[str]:
-    """Data sets as in the paper, then the others by name."""
-    return sorted(set(names), key=lambda name: _place(name, DATASETS))
+def names_order(names: Names) -> tuple[Any, ...]:
+    """The place of names among all: as the paper and the registries have them, then others."""
+    return (
+        _place(names.dataset, paper_titles("dataset")),
+        _place(names.adapter, ADAPTERS.names()),
+        _place(names.backbone, paper_titles("backbone")),
+        _place(names.ablation, ABLATIONS.names()),
+        -names.train_fraction,
+    )
 
 
-def by_kind(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells whose numbers can be compared: of one data set, with the same metrics.
-
-    A cell without a finished run goes with the first kind of metrics of its data set.
-    """
-    parts = []
-    for dataset in dataset_order(cell.dataset for cell in cells):
-        own = [cell for cell in cells if cell.dataset == dataset]
-        kinds = list(dict.fromkeys(cell.kind for cell in own if cell.kind is not None))
-        first = kinds[0] if kinds else None
-        parts.append([cell for cell in own if cell.kind in (first, None)])
-        parts += [[cell for cell in own if cell.kind is kind] for kind in kinds[1:]]
-    return parts
+def _order(one: Configuration) -> tuple[Any, ...]:
+    return (*names_order(one.names), one.options, one.identity)
 
 
 def _place(name: str, known: Iterable[str]) -> tuple[int, str]:
     names = list(known)
-    return (names.index(name) + 1 if name in names else len(names) + 1, name)
+    return (names.index(name) if name in names else len(names), name)
 
 
-def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[Duplicate]]:
+def by_dataset(configurations: Iterable[Configuration]) -> dict[str, list[Configuration]]:
+    """Configurations by data set, in order."""
+    parts: dict[str, list[Configuration]] = {}
+    for one in configurations:
+        parts.setdefault(one.names.dataset, []).append(one)
+    return parts
+
+
+def by_kind(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Configurations whose numbers can be compared: of one data set, with the same metrics.
+
+    One without a finished run goes with the first kind of metrics of its data set.
+    """
+    parts = []
+    for own in by_dataset(configurations).values():
+        kinds: list[MetricKind | None] = []
+        kinds += dict.fromkeys(one.kind for one in own if one.kind is not None)
+        for kind in kinds or [None]:
+            fitting = (kind, None) if kind in kinds[:1] else (kind,)
+            parts.append([one for one in own if one.kind in fitting])
+    return parts
+
+
+def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
     """One run per fingerprint: the last that finished, else the last by name that did not."""
     by_print: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_print[run.fingerprint].append(run)
-    counted, duplicates = [], []
+    counted, duplicates = [], {}
     for same in by_print.values():
         same.sort(key=lambda run: (run.finished_at or -math.inf, run.error or "", run.name))
         counted.append(same[-1])
-        duplicates += [Duplicate(run.name, same[-1].name) for run in same[:-1] if run.finished]
+        duplicates.update({run.name: same[-1].name for run in same[:-1] if run.finished})
     return counted, duplicates
 
 
-def _cell(cells: dict[str, Cell], config: TrainConfig, identity: str) -> Cell:
-    if identity not in cells:
-        cells[identity] = Cell(
-            dataset=config.dataset.name,
-            adapter=config.adapter.name,
-            backbone=config.backbone.name,
-            ablation=config.ablation.name,
-            train_fraction=config.dataset.train_fraction,
-            identity=identity,
-            config=config,
-        )
-    return cells[identity]
+def _of(found: dict[str, Configuration], config: TrainConfig) -> Configuration:
+    """The configuration of a run, new where it is the first of it."""
+    config = replace(config, seed=_SEEDLESS)
+    identity = fingerprint(config)
+    return found.setdefault(identity, Configuration(Names.of(config), identity, config))
 
 
 def _add_planned(
-    cells: dict[str, Cell], planned: Sequence[Planned], runs: Sequence[Run]
-) -> list[MissingSize]:
+    found: dict[str, Configuration], planned: Sequence[Planned], runs: Sequence[Run]
+) -> list[Missing]:
     """Adds what was planned and never begun; gives the missing runs that only measure sizes.
 
-    Plans whose words differ in nothing but the seed are one cell: that of any run of theirs that
-    has begun, else one of their own.
+    Plans whose words differ in nothing but the seed are one configuration: that of any run of
+    theirs that has begun, else one of their own.
     """
     begun = {run.fingerprint: run for run in runs}
     groups: dict[tuple[Any, ...], dict[int, Planned]] = defaultdict(dict)
     for plan in planned:
-        names = (plan.dataset, plan.adapter, plan.backbone, plan.ablation, plan.train_fraction)
         words = tuple(sorted(filter(_tells_apart, plan.overrides)))
-        groups[names, words, plan.experiment == _SIZES][plan.seed] = plan
-    missing_sizes = [
-        _missing_size(
-            run.config.dataset.name, run.config.adapter.name, run.config.backbone.name, _begun(run)
-        )
-        for run in runs
-        if run.config.size_only and not run.finished
-    ]
-    for (names, words, _), plans in groups.items():
+        old = plan.fingerprint is None
+        groups[plan.names, words, plan.experiment == _SIZES, old][plan.seed] = plan
+    missing_sizes = []
+    for (names, words, sizes, old), plans in groups.items():
         in_order = [plans[seed] for seed in sorted(plans)]
+        sizes = sizes or "size_only=true" in words
         known = [begun[plan.fingerprint] for plan in in_order if plan.fingerprint in begun]
         never = [plan for plan in in_order if plan.fingerprint not in begun]
-        sizes = any(run.config.size_only for run in known) or "size_only=true" in words
-        if sizes or in_order[0].experiment == _SIZES:
-            missing_sizes += [
-                _missing_size(plan.dataset, plan.adapter, plan.backbone, _not_begun(plan))
-                for plan in never
-            ]
+        if old:
+            same = [run for run in runs if run.config.size_only == sizes]
+            known = [run for run in same if Names.of(run.config) == names]
+            seeds = {run.config.seed for run in known}
+            never = [plan for plan in in_order if plan.seed not in seeds]
+        missing = [Missing(names, plan.seed, "planned, not begun") for plan in never]
+        if sizes or any(run.config.size_only for run in known):
+            missing_sizes += missing
             continue
-        if not never:
+        if not missing:
             continue
         if known:
-            config = replace(known[0].config, seed=_SEEDLESS)
-            cell = _cell(cells, config, fingerprint(config))
+            one = _of(found, known[0].config)
         else:
             identity = " ".join(("planned", *map(str, names), *words))
-            dataset, adapter, backbone, ablation, fraction = names
-            cell = Cell(dataset, adapter, backbone, ablation, fraction, identity)
-            cell.options = words
-            cells[identity] = cell
+            one = found.setdefault(identity, Configuration(names, identity, options=words))
         # An earlier plan of the same words may have had other defaults.
-        there = {run.config.seed for run in cell.runs} | {item.seed for item in cell.missing}
-        cell.missing += [_not_begun(plan) for plan in never if plan.seed not in there]
-    return sorted(missing_sizes, key=lambda size: (_place(size.dataset, DATASETS), size.model))
+        there = {run.config.seed for run in one.runs} | {item.seed for item in one.missing}
+        one.missing += [item for item in missing if item.seed not in there]
+    return missing_sizes
 
 
 def _begun(run: Run) -> Missing:
     reason = run.error or "not finished (no metrics.json), and it left no error"
-    return Missing(run.config.seed, reason, failed=run.error is not None)
-
-
-def _not_begun(plan: Planned) -> Missing:
-    return Missing(plan.seed, "planned, not begun", failed=False)
-
-
-def _missing_size(dataset: str, adapter: str, backbone: str, missing: Missing) -> MissingSize:
-    return MissingSize(dataset, model_title(adapter, backbone), missing)
+    return Missing(Names.of(run.config), run.config.seed, reason, failed=run.error is not None)
 
 
 def _tells_apart(word: str) -> bool:
-    """Whether an override such as ``training.patience=3`` makes a cell of its own."""
+    """Whether an override such as ``training.patience=3`` makes a configuration of its own."""
     key = word.partition("=")[0].lstrip("+~")
     return key not in _NAMING and re.split("[./]", key)[0] not in _APART
 
 
-def _summarize(cell: Cell) -> None:
-    if cell.kind is None:
+def _summarize(one: Configuration) -> None:
+    if one.kind is None:
         return
-    for name in (*METRIC_NAMES[cell.kind], ZERO_SHARE.name):
-        by_seed = {run.config.seed: run.test[name] for run in cell.runs if name in run.test}
+    for name in (*METRIC_NAMES[one.kind], ZERO_SHARE.name):
+        by_seed = {run.config.seed: run.test[name] for run in one.runs if name in run.test}
         if by_seed:
             directed = name != ZERO_SHARE.name
-            cell.summaries[name] = summarize(metric_info(name), by_seed, directed=directed)
+            one.summaries[name] = summarize(metric_info(name), by_seed, directed=directed)
 
 
-def _name_differences(cells: Sequence[Cell]) -> None:
-    """Gives cells of the same five names the options in which they differ.
+def _name_differences(configurations: Sequence[Configuration]) -> None:
+    """Gives configurations of the same names the options in which they differ.
 
-    A cell that is only planned keeps the words of its plan.
+    One that is only planned keeps the words of its plan.
     """
-    by_names: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        by_names[cell.names].append(cell)
+    by_names: dict[Names, list[Configuration]] = defaultdict(list)
+    for one in configurations:
+        by_names[one.names].append(one)
     for same in by_names.values():
-        if len(same) < 2:
+        if len(same) == 1:
             same[0].options = ()
             continue
-        begun = [(cell, comparable(cell.config)) for cell in same if cell.config is not None]
-        options = [flat for _, flat in begun]
-        keys = [
-            key
-            for key in (options[0] if options else ())
-            if len({repr(flat[key]) for flat in options}) > 1
+        begun = [(one, comparable(one.config)) for one in same if one.config is not None]
+        keys = list(dict.fromkeys(key for _, options in begun for key in options))
+        differing = [
+            key for key in keys if len({repr(options.get(key)) for _, options in begun}) > 1
         ]
-        for cell, flat in begun:
-            cell.options = tuple(f"{key}={_written(flat[key])}" for key in keys)
+        for one, options in begun:
+            one.options = tuple(f"{key}={_written(options.get(key))}" for key in differing)
 
 
 def _written(value: Any) -> str:
@@ -402,63 +326,46 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _test_ablations(cells: Sequence[Cell]) -> None:
+def _test_ablations(configurations: Sequence[Configuration]) -> None:
     """Tests every ablation against the full model of the same options.
 
     Holm's correction is over the ablations of the same full model and metric.
     """
-    full = {cell.identity: cell for cell in cells if cell.ablation == FULL}
-    families: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        if cell.ablation == FULL or cell.config is None:
-            continue
-        whole = fingerprint(replace(cell.config, ablation=AblationConfig()))
-        cell.full = full.get(whole)
-        if cell.full is not None:
-            families[whole].append(cell)
+    full = {one.identity: one for one in configurations if one.names.ablation == FULL}
+    families: dict[str, list[Configuration]] = defaultdict(list)
+    for one in configurations:
+        if one.names.ablation != FULL and one.config is not None:
+            whole = fingerprint(replace(one.config, ablation=AblationConfig()))
+            if whole in full:
+                families[whole].append(one)
     for whole, ablations in families.items():
         for metric, theirs in full[whole].summaries.items():
-            _test_family(ablations, metric, theirs)
+            own = [one for one in ablations if metric in one.summaries]
+            tests = [paired_test(one.summaries[metric], theirs) for one in own]
+            corrected = holm([test.p for test in tests])
+            for one, test, p_holm in zip(own, tests, corrected, strict=True):
+                one.tests[metric] = replace(test, holm=p_holm)
 
 
-def _test_family(ablations: Sequence[Cell], metric: str, full: Summary) -> None:
-    tests: Mapping[str, PairedTest] = {
-        cell.identity: paired_test(cell.summaries[metric], full)
-        for cell in ablations
-        if metric in cell.summaries
-    }
-    tested = [identity for identity, test in tests.items() if test.p is not None]
-    corrected = holm([p for identity in tested if (p := tests[identity].p) is not None])
-    by_identity = dict(zip(tested, corrected, strict=True))
-    for cell in ablations:
-        if cell.identity in tests:
-            value = by_identity.get(cell.identity)
-            cell.tests[metric] = replace(tests[cell.identity], holm=value)
-
-
-def _sizes(size_runs: Sequence[Run], cells: Sequence[Cell]) -> list[Measured]:
+def _sizes(
+    size_runs: Sequence[Run], configurations: Sequence[Configuration]
+) -> list[tuple[Names, Size]]:
     """Sizes of full models: of runs that only measure, and what training runs counted."""
-    found: set[tuple[str, str, str, Size]] = set()
-    for run in size_runs:
-        if run.size is not None and run.config.ablation.name == FULL:
-            names = (run.config.dataset.name, run.config.adapter.name, run.config.backbone.name)
-            found.add((*names, run.size))
-    measured = {item[:3] for item in found}
-    for cell in cells:
-        names = (cell.dataset, cell.adapter, cell.backbone)
-        if cell.ablation != FULL or names in measured:
-            continue
-        for run in cell.runs:
-            if run.memory is not None and run.memory.trainable is not None:
-                found.add((*names, Size(run.memory.trainable, run.memory.estimated)))
-    in_order = sorted(
+    found = {
+        (Names(*Names.of(run.config)[:3]), run.size)
+        for run in size_runs
+        if run.size is not None and run.config.ablation.name == FULL
+    }
+    measured = {names for names, _ in found}
+    for one in configurations:
+        names = Names(*one.names[:3])
+        if one.names.ablation == FULL and names not in measured:
+            found |= {
+                (names, Size(run.size.trainable, run.size.estimated))
+                for run in one.runs
+                if run.size is not None and run.size.trainable is not None
+            }
+    return sorted(
         found,
-        key=lambda item: (
-            _place(item[0], DATASETS),
-            _place(item[1], ADAPTERS.names()),
-            _place(item[2], BACKBONES),
-            item[3].trainable,
-            item[3].memory or 0,
-        ),
+        key=lambda item: (names_order(item[0]), item[1].trainable or 0, item[1].estimated or 0),
     )
-    return [Measured(*item) for item in in_order]

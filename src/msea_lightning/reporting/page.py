@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting.charts import ChartGroup, draw_all, epoch_seconds, mean_or_none
-from msea_lightning.reporting.disagreement import Disputed, most_disputed
+from msea_lightning.paper import dataset_title
+from msea_lightning.reporting.charts import draw_all, epoch_seconds, mean_or_none
+from msea_lightning.reporting.disagreement import most_disputed
 from msea_lightning.reporting.folders import Folder
-from msea_lightning.reporting.grouping import DATASETS, Cell, Grouped, by_kind, dataset_order
-from msea_lightning.reporting.statistics import Summary
+from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset, by_kind
 from msea_lightning.reporting.tables import (
     Row,
     Table,
@@ -24,6 +24,7 @@ from msea_lightning.reporting.tables import (
     seed_tables,
     seeds_text,
     significance_tables,
+    warnings_table,
 )
 
 
@@ -33,7 +34,7 @@ class Counts:
 
     Attributes:
         finished: Finished runs that count.
-        cells: Cells with at least one of them.
+        configurations: Configurations with at least one of them.
         seeds: Different seeds among them.
         missing: Runs that were planned or begun and are not finished.
         failed: Those of the missing that left an error.
@@ -41,99 +42,63 @@ class Counts:
     """
 
     finished: int
-    cells: int
+    configurations: int
     seeds: int
     missing: int
     failed: int
     sizes: int
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best full-or-ablated model of a data set by the mean of its selection metric.
-
-    Attributes:
-        dataset: Its title.
-        cell: The cell.
-        metric: Title of the metric.
-        value: Mean ± standard deviation.
-        seeds: How many.
-    """
-
-    dataset: str
-    cell: str
-    metric: str
-    value: str
-    seeds: str
-
-
-@dataclass(frozen=True)
-class DisputedTable:
-    """The most disputed utterances of one data set.
-
-    Attributes:
-        title: Title of the data set.
-        measure: What the spread is: "minority" (share of answers) or "sd".
-        columns: Labels of the cells.
-        rows: Utterances.
-    """
-
-    title: str
-    measure: str
-    columns: tuple[str, ...]
-    rows: list[Disputed]
-
-
 def count(grouped: Grouped) -> Counts:
-    """Counts runs, cells and what is missing."""
-    missing = [missing for cell in grouped.cells for missing in cell.missing]
-    missing += [size.missing for size in grouped.missing_sizes]
+    """Counts runs, configurations and what is missing."""
+    missing = [missing for one in grouped.configurations for missing in one.missing]
+    missing += grouped.missing_sizes
+    runs = [run for one in grouped.configurations for run in one.runs]
     return Counts(
-        finished=sum(len(cell.runs) for cell in grouped.cells),
-        cells=sum(bool(cell.runs) for cell in grouped.cells),
-        seeds=len({run.config.seed for cell in grouped.cells for run in cell.runs}),
+        finished=len(runs),
+        configurations=sum(bool(one.runs) for one in grouped.configurations),
+        seeds=len({run.config.seed for run in runs}),
         missing=len(missing),
         failed=sum(item.failed for item in missing),
-        sizes=len({(s.dataset, s.adapter, s.backbone) for s in grouped.sizes}),
+        sizes=len({names for names, _ in grouped.sizes}),
     )
 
 
-def best_cells(cells: Sequence[Cell]) -> list[Best]:
-    """The best cell of each data set, by the mean over seeds on the test part."""
-    found = []
-    for part in by_kind(cells):
-        best: tuple[Cell, Summary] | None = None
-        for cell in part:
-            summary = cell.selection
-            if cell.kind is None or summary is None:
-                continue
-            info = selection_metric(cell.kind)
-            if best is None or info.better(summary.mean, best[1].mean):
-                best = (cell, summary)
-        if best is not None and best[0].kind is not None and best[1].n:
-            info = selection_metric(best[0].kind)
-            found.append(
-                Best(
-                    DATASETS.get(best[0].dataset, best[0].dataset),
-                    best[0].label,
-                    info.title,
-                    mean_text(info.name, best[1]) + (" %" if info.percent else ""),
-                    seeds_text(best[0]),
-                )
-            )
-    return found
+def best_table(configurations: Sequence[Configuration]) -> Table:
+    """The best configuration of each data set, by its selection metric's mean on the test part."""
+    rows = []
+    for part in by_kind(configurations):
+        known = [one for one in part if one.selection is not None and one.selection.n]
+        if not known or known[0].kind is None:
+            continue
+        info = selection_metric(known[0].kind)
+        sign = -1 if info.higher_is_better else 1
+        best = min(known, key=lambda one: sign * one.summaries[info.name].mean)
+        mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
+        title = dataset_title(best.names.dataset)
+        rows.append(Row("", (title, best.label, info.title, mean, seeds_text(best))))
+    return Table(
+        key="best",
+        title="Best mean on the test part",
+        note="A model is all runs that differ in nothing but the seed. Means are over seeds, ± is "
+        "the sample standard deviation. The best of many is chosen on the test part here, which "
+        "flatters it.",
+        columns=("Data set", "Best mean on test", "Metric", "Mean ± sd", "n"),
+        rows=tuple(rows),
+        words=3,
+    )
 
 
 def missing_table(grouped: Grouped) -> Table:
     """Runs that were planned or begun and are not finished, with what stopped them."""
-    found = [(c.dataset, c.label, missing) for c in grouped.cells for missing in c.missing]
-    found += [(s.dataset, f"{s.model}, size only", s.missing) for s in grouped.missing_sizes]
+    found = [(one.label, missing) for one in grouped.configurations for missing in one.missing]
+    found += [(f"{item.names.model}, size only", item) for item in grouped.missing_sizes]
     rows = [
         Row(
             "failed" if missing.failed else "",
-            (DATASETS.get(dataset, dataset), label, str(missing.seed), missing.reason),
+            (dataset_title(missing.names.dataset), label, str(missing.seed), missing.reason),
         )
-        for dataset, label, missing in found
+        for label, missing in found
     ]
     return Table(
         key="missing-runs",
@@ -147,86 +112,71 @@ def missing_table(grouped: Grouped) -> Table:
 
 def problems_table(folder: Folder, grouped: Grouped) -> Table:
     """Files that are missing, broken or at odds with each other."""
-    rows = [Row("", (name, text)) for name, text in folder.unreadable.items()]
-    for cell in grouped.cells:
-        for run in cell.runs:
-            rows += [Row("", (run.name, problem)) for problem in run.problems]
-            rows += [
-                Row(
-                    "",
-                    (
-                        run.name,
-                        f"metrics.json states {item.metric} {item.stated!r}, but predictions.csv "
-                        f"gives {item.recomputed!r}; the latter is used",
-                    ),
-                )
-                for item in run.discrepancies
-            ]
-    rows += [
-        Row("", (item.name, f"does not count: {item.counted} has the same options and is newer"))
-        for item in grouped.duplicates
+    found = list(folder.unreadable.items())
+    for run in (run for one in grouped.configurations for run in one.runs):
+        found += [(run.name, problem) for problem in run.problems]
+        found += [
+            (
+                run.name,
+                f"metrics.json states {item.metric} {item.stated!r}, but predictions.csv gives "
+                f"{item.recomputed!r}; the latter is used",
+            )
+            for item in run.discrepancies
+        ]
+    found += [
+        (name, f"does not count: {counted} has the same options and is newer")
+        for name, counted in grouped.duplicates.items()
     ]
     return Table(
         key="problems-files",
         title="Problems",
         note="Every metric is recomputed from predictions.csv and compared with metrics.json.",
         columns=("Run", "What is wrong"),
-        rows=tuple(rows),
+        rows=tuple(Row("", item) for item in found),
     )
 
 
 def cost_tables(grouped: Grouped) -> list[Table]:
-    """Time and memory of every cell: means over its seeds."""
-    tables = []
-    for dataset in dataset_order(cell.dataset for cell in grouped.cells if cell.runs):
-        rows = []
-        for cell in grouped.cells:
-            if cell.dataset != dataset or not cell.runs:
-                continue
-            epochs = [float(len(run.history)) for run in cell.runs if run.history]
-            seconds = [epoch_seconds(run) for run in cell.runs]
-            total = [
-                value * len(run.history)
-                for run, value in zip(cell.runs, seconds, strict=True)
-                if value is not None
-            ]
-            memory = [run.memory for run in cell.runs if run.memory is not None]
-            rows.append(
-                Row(
-                    "",
-                    (
-                        cell.label,
-                        str(len(cell.runs)),
-                        _number(mean_or_none(epochs), "{:.1f}"),
-                        _number(mean_or_none(seconds), "{:.1f} s"),
-                        _duration(mean_or_none(total)),
-                        _gib(mean_or_none(item.estimated for item in memory)),
-                        _gib(mean_or_none(item.measured for item in memory)),
-                    ),
-                )
-            )
-        tables.append(
-            Table(
-                key=f"costs-{dataset}",
-                title=f"Time and memory: {DATASETS.get(dataset, dataset)}",
-                note="Means over seeds; training alone. Memory is that of the device that trained.",
-                columns=(
-                    *("Model", "n", "Epochs", "Per epoch", "Training"),
-                    *("Memory estimated", "Memory measured"),
-                ),
-                rows=tuple(rows),
-                words=1,
-            )
+    """Time and memory of every configuration: means over its seeds."""
+    finished = [one for one in grouped.configurations if one.runs]
+    return [
+        Table(
+            key=f"costs-{dataset}",
+            title=f"Time and memory: {dataset_title(dataset)}",
+            note="Means over seeds; training alone. Memory is that of the device that trained.",
+            columns=(
+                *("Model", "n", "Epochs", "Per epoch", "Training"),
+                *("Memory estimated", "Memory measured"),
+            ),
+            rows=tuple(_cost_row(one) for one in own),
+            words=1,
         )
-    return tables
+        for dataset, own in by_dataset(finished).items()
+    ]
 
 
-def _number(value: float | None, template: str) -> str:
-    return "unknown" if value is None else template.format(value)
+def _cost_row(one: Configuration) -> Row:
+    epochs = [float(len(run.history)) for run in one.runs if run.history]
+    seconds = [epoch_seconds(run) for run in one.runs]
+    total = [
+        None if value is None else value * len(run.history)
+        for run, value in zip(one.runs, seconds, strict=True)
+    ]
+    sizes = [run.size for run in one.runs if run.size is not None]
+    entries = (
+        one.label,
+        str(len(one.runs)),
+        _number(mean_or_none(epochs), "{:.1f}"),
+        _number(mean_or_none(seconds), "{:.1f} s"),
+        _duration(mean_or_none(total)),
+        _number(mean_or_none(size.estimated for size in sizes), "{:.2f} GiB", 2**30),
+        _number(mean_or_none(size.measured for size in sizes), "{:.2f} GiB", 2**30),
+    )
+    return Row("", entries)
 
 
-def _gib(value: float | None) -> str:
-    return "unknown" if value is None else f"{value / 2**30:.2f} GiB"
+def _number(value: float | None, template: str, unit: int = 1) -> str:
+    return "unknown" if value is None else template.format(value / unit)
 
 
 def _duration(seconds: float | None) -> str:
@@ -237,21 +187,35 @@ def _duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def disputed_tables(grouped: Grouped) -> list[DisputedTable]:
+def disputed_tables(grouped: Grouped) -> list[Table]:
     """The most disputed utterances per data set and kind of labels; none where all runs agree."""
     tables = []
-    for part in by_kind(grouped.cells):
-        cells = [cell for cell in part if cell.kind is not None]
-        rows = most_disputed(cells) if cells else []
-        if rows:
-            tables.append(
-                DisputedTable(
-                    title=DATASETS.get(cells[0].dataset, cells[0].dataset),
-                    measure="minority" if cells[0].kind is MetricKind.emotion else "sd",
-                    columns=tuple(cell.label for cell in cells),
-                    rows=rows,
-                )
+    for part in by_kind(grouped.configurations):
+        own = [one for one in part if one.kind is not None]
+        found = most_disputed(own) if own else []
+        if not found:
+            continue
+        emotions = own[0].kind is MetricKind.emotion
+        note = (
+            "Sorted by the share of runs that do not give the most frequent answer (minority). Per "
+            "model: its most frequent answer, and how many of its seeds gave it."
+            if emotions
+            else "Sorted by the sample standard deviation (sd) of the answers of all runs. Per "
+            "model: the mean answer over its seeds."
+        )
+        columns = ("Utterance", "Text", "Truth", *(one.label for one in own))
+        tables.append(
+            Table(
+                key=f"disputed-{own[0].names.dataset}-{'minority' if emotions else 'sd'}",
+                title=dataset_title(own[0].names.dataset),
+                note=note,
+                columns=(*columns, "Minority" if emotions else "sd"),
+                rows=tuple(
+                    Row("", (d.id, d.text, d.truth, *d.answers, f"{d.spread:.2f}")) for d in found
+                ),
+                words=len(columns),
             )
+        )
     return tables
 
 
@@ -259,7 +223,7 @@ def write_page(grouped: Grouped, layouts: Sequence[Table], problems: Table) -> s
     """The page.
 
     Args:
-        grouped: All cells.
+        grouped: All configurations.
         layouts: The paper's tables.
         problems: See :func:`problems_table`.
 
@@ -271,18 +235,29 @@ def write_page(grouped: Grouped, layouts: Sequence[Table], problems: Table) -> s
     )
     own = resources.files("msea_lightning.reporting")
     template = (own / "page.html.jinja").read_text(encoding="utf-8")
-    charts: dict[str, list[ChartGroup]] = draw_all(grouped.cells)
+    charts = draw_all(grouped.configurations)
+    # Anchor, heading, class, and the tables: what is shown before and after the charts.
+    before = (
+        ("problems", "Problems", "errors", [problems]),
+        ("missing", "Missing runs", "errors", [missing_table(grouped)]),
+        ("warnings", "Results with warnings", "errors", [warnings_table(grouped)]),
+        ("tables", "Tables", "", layouts),
+        ("tests", "Ablations tested", "", significance_tables(grouped)),
+    )
+    after = (
+        ("disputed", "Disputed utterances", "disputed", disputed_tables(grouped)),
+        ("costs", "Time and memory", "", cost_tables(grouped)),
+        ("seeds", "All metrics", "", seed_tables(grouped)),
+    )
     return environment.from_string(template).render(
         counts=count(grouped),
-        best=best_cells(grouped.cells),
-        problems=problems,
-        discrepancies=sum(len(run.discrepancies) for cell in grouped.cells for run in cell.runs),
-        missing=missing_table(grouped),
-        layouts=layouts,
-        tests=significance_tables(grouped),
-        seeds=seed_tables(grouped),
-        costs=cost_tables(grouped),
-        charts=[(name, DATASETS.get(name, name), groups) for name, groups in charts.items()],
-        disputed=disputed_tables(grouped),
+        best=best_table(grouped.configurations),
+        problems=len(problems.rows),
+        discrepancies=sum(
+            len(run.discrepancies) for one in grouped.configurations for run in one.runs
+        ),
+        before=[part for part in before if any(table.rows for table in part[3])],
+        after=[part for part in after if part[3]],
+        charts=[(dataset_title(name), groups) for name, groups in charts.items() if groups],
         style=Markup((own / "page.css").read_text("utf-8")),
     )

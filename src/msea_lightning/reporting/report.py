@@ -1,9 +1,8 @@
 """Tables, statistics and charts from run folders.
 
-:func:`write_report` is the one entrance: :mod:`~msea_lightning.reporting.folders` reads,
-:mod:`~msea_lightning.reporting.grouping` forms cells, :mod:`~msea_lightning.reporting.statistics`
-summarises them, and :mod:`~msea_lightning.reporting.tables`,
-:mod:`~msea_lightning.reporting.charts` and :mod:`~msea_lightning.reporting.page` show them.
+:func:`write_report` is the one entrance. It reads folders (``folders``), joins the runs that differ
+in the seed alone (``grouping``, ``statistics``), and shows them (``tables``, ``results``,
+``formats``, ``charts``, ``page``).
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msea_lightning.config.text import visible
 from msea_lightning.reporting.folders import ReportError, read_folder
-from msea_lightning.reporting.grouping import Cell, group
-from msea_lightning.reporting.page import Counts, count, problems_table, write_page
+from msea_lightning.reporting.formats import as_latex, as_markdown
+from msea_lightning.reporting.grouping import group
+from msea_lightning.reporting.page import Counts, best_table, count, problems_table, write_page
+from msea_lightning.reporting.results import results_csv
 from msea_lightning.reporting.tables import (
-    as_latex,
-    as_markdown,
+    Table,
     paper_layouts,
-    results_csv,
     significance_tables,
+    warnings_table,
 )
 from msea_lightning.runs.files import write_atomically
 
@@ -33,14 +34,14 @@ class Report:
     Attributes:
         page: ``report.html``.
         results: ``results.csv``, ``results.md`` and ``results.tex``.
-        cells: All cells, in the order of the tables.
+        best: The best configuration of each data set.
         counts: What there is, in numbers.
         problems: Number of files that are missing, broken or at odds with each other.
     """
 
     page: Path
     results: tuple[Path, ...]
-    cells: list[Cell]
+    best: Table
     counts: Counts
     problems: int
 
@@ -60,7 +61,8 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
     folder = read_folder(runs)
     grouped = group(folder)
     layouts = paper_layouts(grouped)
-    shown = [*layouts, *significance_tables(grouped)]
+    shown = [*layouts, *significance_tables(grouped), warnings_table(grouped)]
+    shown = [table for table in shown if table.rows]
     problems = problems_table(folder, grouped)
     place = runs if out is None else out
     texts = {
@@ -72,10 +74,11 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
     try:
         place.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            write_atomically(place / name, text)
+            write_atomically(place / name, visible(text))
     except OSError as error:
         raise ReportError(
             f"the report cannot be written into {place}: {error}. Give another folder with out=."
         ) from error
     paths = [place / name for name in texts]
-    return Report(paths[0], tuple(paths[1:]), grouped.cells, count(grouped), len(problems.rows))
+    best = best_table(grouped.configurations)
+    return Report(paths[0], tuple(paths[1:]), best, count(grouped), len(problems.rows))

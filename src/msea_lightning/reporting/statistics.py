@@ -19,7 +19,7 @@ _SAME = 1e-12
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric of one cell over its seeds, in the unit of the paper's tables.
+    """A metric of one configuration over its seeds, in the unit of the paper's tables.
 
     Attributes:
         values: Seed to value, by seed; seeds with an undefined value (NaN) are left out.
@@ -112,18 +112,19 @@ def paired_test(ablation: Summary, full: Summary) -> PairedTest:
     return PairedTest(seeds, mean, float(ttest_rel(ours, theirs).pvalue))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values after the step-down correction of Holm (1979), in the given order.
 
     The k-th smallest of m is multiplied by m - k + 1, made at least as large as the one before it,
-    and at most 1.
+    and at most 1. What is None stays so and does not count.
     """
-    corrected = [0.0] * len(p_values)
-    running = 0.0
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = running
+    known = [index for index, p in enumerate(p_values) if p is not None]
+    p = np.array([p_values[index] for index in known], dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    corrected: list[float | None] = [None] * len(p_values)
+    for place, value in zip(order, stepped, strict=True):
+        corrected[known[place]] = float(value)
     return corrected
 
 
@@ -159,10 +160,9 @@ def reliability(
     values, hits = probabilities[known], right[known].astype(np.float64)
     index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, weights=weights, minlength=bins) for weights in (values, hits)]
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(index, weights=values, minlength=bins) / counts
-        accuracy = np.bincount(index, weights=hits, minlength=bins) / counts
-    filled = counts > 0
-    gaps = np.abs(accuracy[filled] - confidence[filled]) * counts[filled]
-    ece = float(gaps.sum()) / len(values) if len(values) else math.nan
+        confidence, accuracy = (part / counts for part in sums)
+    gaps = np.abs(sums[1] - sums[0]).sum()
+    ece = float(gaps / len(values)) if len(values) else math.nan
     return Reliability(counts, confidence, accuracy, ece)

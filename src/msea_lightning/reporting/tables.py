@@ -1,66 +1,49 @@
-"""The paper's tables with our numbers beside its own, and the tidy results, in every format.
+"""The paper's tables with our numbers beside its own, and the tests of the ablations.
 
-A :class:`Table` holds finished texts; Markdown and LaTeX are written here, HTML by the page. Of the
-paper's numbers none is computed: they are those of :mod:`msea_lightning.paper`.
+A :class:`Table` holds finished texts. Of the paper's numbers none is computed: they are those of
+:mod:`msea_lightning.paper`. Rows are the registered adapters and ablations, and what runs add.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.metrics import METRIC_NAMES
-from msea_lightning.paper import BACKBONES, paper_result, paper_table
-from msea_lightning.reporting.folders import metric_info
-from msea_lightning.reporting.grouping import (
-    DATASETS,
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.paper import (
     FULL,
-    Cell,
-    Grouped,
-    Measured,
-    by_kind,
-    dataset_order,
+    dataset_title,
     model_title,
+    paper_parameters,
+    paper_result,
+    paper_titles,
+    result_rows,
+)
+from msea_lightning.reporting.folders import Names, Size, metric_info
+from msea_lightning.reporting.grouping import (
+    Configuration,
+    Grouped,
+    by_dataset,
+    by_kind,
+    names_order,
     percent,
 )
 from msea_lightning.reporting.statistics import Summary
 
-_UNKNOWN = ""
+UNKNOWN = ""
 """Stands for the metrics of a data set of which no run is finished, so that none is known."""
 
 MISSING = "missing"
-"""What a table shows for a cell without a finished run."""
+"""What a table shows for a configuration without a finished run."""
 
 CITED, PAPER, OURS, DIFFERENCE = "cited", "paper", "ours", "difference"
 """Where the numbers of a row come from; also the row's class in the page."""
 
-RESULTS_COLUMNS = (
-    *("tables", "dataset", "adapter", "backbone", "ablation", "train_fraction", "options"),
-    *("metric", "unit", "n", "seeds", "mean", "sd", "best", "best_seed", "median", "median_seed"),
-    *("min", "max", "paper", "difference", "p_value", "p_holm"),
-    *("missing_seeds", "undefined_seeds"),
-)
-"""Columns of ``results.csv``."""
-
-_PAPER_METRICS = {
-    "mosei": ("acc2", "f1", "acc7", "mae", "corr"),
-    "simsv2": ("acc2", "f1", "acc2_weak", "mae", "corr"),
-    "meld": ("acc", "wf1"),
-    "cherma": ("acc", "wf1"),
-}
-"""Columns of Tables 2 and 3."""
-
-_RESULT_FILES = {
-    "mosei": "results_msa",
-    "simsv2": "results_msa",
-    "meld": "results_erc",
-    "cherma": "results_erc",
-}
+WARNING = "warning"
+"""Class of a row that says what its neighbour's numbers are worth."""
 
 _SEEDS = (
     "Ours: mean ± sample standard deviation over n seeds; without ± there is one seed. Difference: "
@@ -100,7 +83,7 @@ class Table:
         columns: Headings.
         rows: Rows, each with as many entries as there are columns.
         words: Number of columns from the left that hold words, not numbers.
-        cells: Cells whose results it shows.
+        configurations: What the rows are of.
     """
 
     key: str
@@ -109,7 +92,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     words: int = 2
-    cells: tuple[Cell, ...] = field(default=(), repr=False)
+    configurations: tuple[Configuration, ...] = field(default=(), repr=False)
 
     @property
     def number(self) -> str:
@@ -117,75 +100,157 @@ class Table:
         return self.key.partition("-")[0]
 
 
-def paper_text(cell: Cell, metric: str) -> str:
-    """The paper's number for a cell as it is printed there; empty where it has none.
+def paper_text(names: Names, metric: str) -> str:
+    """The paper's number as it is printed there; empty where it has none.
 
     It reports all training data alone.
     """
-    if cell.train_fraction != 1:
+    if names.train_fraction != 1:
         return ""
-    return _paper_text((cell.dataset, cell.backbone, cell.adapter, cell.ablation), metric)
-
-
-def _paper_text(names: tuple[str, str, str, str], metric: str) -> str:
-    value = (paper_result(*names) or {}).get(metric)
-    return "" if value is None else metric_info(metric).format(value)
+    found = paper_result(names.dataset, names.backbone, names.adapter, names.ablation) or {}
+    return metric_info(metric).format(found[metric]) if metric in found else ""
 
 
 def mean_text(metric: str, summary: Summary) -> str:
     """Mean ± standard deviation as the paper writes its numbers."""
-    digits = _digits(metric)
     if not summary.n:
         return "undefined"
-    text = f"{summary.mean:.{digits}f}"
+    text = number_text(metric, summary.mean)
     if summary.n > 1:
-        text += f" ± {summary.sd:.{digits}f}"
+        text += f" ± {number_text(metric, summary.sd)}"
     return f"{text} (n={summary.n})" if summary.undefined else text
 
 
 def number_text(metric: str, value: float) -> str:
     """One number of a metric, in the unit of the tables."""
-    return "undefined" if math.isnan(value) else f"{value:.{_digits(metric)}f}"
+    return "undefined" if math.isnan(value) else f"{value:.{digits(metric)}f}"
 
 
-def seeds_text(cell: Cell) -> str:
+def seeds_text(one: Configuration) -> str:
     """How many seeds are finished, and of how many where that is not all."""
-    n = len(cell.runs)
-    return f"{n} of {cell.planned} seeds" if cell.missing else str(n)
+    n = len(one.runs)
+    return f"{n} of {n + len(one.missing)} seeds" if one.missing else str(n)
 
 
-def p_text(value: float) -> str:
-    """A p value with three digits that count."""
+def p_text(value: float | None) -> str:
+    """A p value with three digits that count; empty where there is none."""
+    if value is None:
+        return ""
     return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
 
 
-def _digits(metric: str) -> int:
+def digits(metric: str) -> int:
+    """Decimals of a metric in the paper's tables."""
     return 2 if metric_info(metric).percent else 3
 
 
-def _heading(metric: str) -> str:
-    return "Result" if metric == _UNKNOWN else metric_info(metric).title
+def heading(metric: str) -> str:
+    """Title of a metric."""
+    return "Result" if metric == UNKNOWN else metric_info(metric).title
+
+
+def table_metrics(dataset: str, configurations: Sequence[Configuration]) -> tuple[str, ...]:
+    """The metrics that the paper reports for a data set; of another one all that it has.
+
+    One without a name where no run of it is finished.
+    """
+    _, rows = result_rows(dataset)
+    if rows:
+        return tuple(name for name in rows[0] if name not in ("model", "cited"))
+    kinds = {one.kind for one in configurations if one.kind is not None}
+    known = (name for kind in METRIC_NAMES if kind in kinds for name in METRIC_NAMES[kind])
+    return tuple(dict.fromkeys(known)) or (UNKNOWN,)
+
+
+def paper_difference(one: Configuration, metric: str) -> float | None:
+    """Our mean minus the paper's number, in the unit of the tables."""
+    text, summary = paper_text(one.names, metric), one.summaries.get(metric)
+    if not text or summary is None or not summary.n:
+        return None
+    return summary.mean - float(text)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the tables of one data set and one kind of metrics are made of."""
+
+    dataset: str
+    configurations: list[Configuration]
+    metrics: tuple[str, ...]
+    sizes: list[tuple[Names, Size]]
+
+    @property
+    def in_paper(self) -> bool:
+        return self.dataset in paper_titles("dataset")
+
+    def table(
+        self,
+        number: str,
+        rows: Iterable[Row],
+        own: Iterable[Configuration],
+        *,
+        shown: str = "",
+        key: str = "",
+        title: str = "",
+        note: str = _SEEDS,
+        first: str = "Model",
+        last: Sequence[str] = (),
+    ) -> Table:
+        """A table in the layout of the paper's, with a column per metric."""
+        place = (shown or number) if self.in_paper else f"Layout of {number}"
+        return Table(
+            key=f"{number.lower().replace(' ', '')}-{self.dataset}{key}",
+            title=f"{place}: {dataset_title(self.dataset)}{title}",
+            note=note,
+            columns=(first, "Source", "n", *map(heading, self.metrics), *last),
+            rows=tuple(rows),
+            configurations=tuple(own),
+        )
+
+    def rows(self, names: Names, label: str, own: Sequence[Configuration]) -> list[Row]:
+        """The paper's row where it has one, then ours and the difference for each configuration."""
+        paper = [paper_text(names, metric) for metric in self.metrics]
+        rows = [Row(PAPER, (label, PAPER, "", *paper))] if any(paper) else []
+        for one in own:
+            name = label if not one.options else f"{label} ({', '.join(one.options)})"
+            entries = [
+                mean_text(metric, one.summaries[metric]) if metric in one.summaries else MISSING
+                for metric in self.metrics
+            ]
+            rows.append(Row(OURS, (name, OURS, seeds_text(one), *entries)))
+            differences = [
+                ""
+                if (value := paper_difference(one, metric)) is None
+                else f"{value:+.{digits(metric)}f}"
+                for metric in self.metrics
+            ]
+            if any(differences):
+                rows.append(Row(DIFFERENCE, (name, DIFFERENCE, "", *differences)))
+            if warnings := sum(bool(run.warnings) for run in one.runs):
+                text = f"see warnings: {warnings} of {len(one.runs)} runs"
+                blank = [""] * (len(self.metrics) - 1)
+                rows.append(Row(WARNING, (name, WARNING, "", text, *blank)))
+        if not own:
+            rows.append(Row(OURS, (label, OURS, "0", *(MISSING for _ in self.metrics))))
+        return rows
 
 
 def paper_layouts(grouped: Grouped) -> list[Table]:
     """Every table of the paper that the runs touch, per data set, and the same for other data."""
-    tables: list[Table] = []
-    sizes = _size_table(grouped.sizes)
-    if sizes is not None:
-        tables.append(sizes)
-    builders: tuple[Callable[..., list[Table]], ...] = (
+    tables = _size_table(grouped.sizes)
+    builders: tuple[Callable[[_Part], list[Table]], ...] = (
         _main_table,
         _ablation_tables,
         _adapter_table,
-        _volume_tables,
+        _volume_table,
     )
-    parts = by_kind(grouped.cells)
-    for cells in parts:
-        dataset = cells[0].dataset
-        metrics = table_metrics(dataset, cells)
-        built = [t for build in builders for t in build(dataset, cells, metrics, grouped.sizes)]
-        kind = next((cell.kind for cell in cells if cell.kind is not None), None)
-        if kind is not None and sum(other[0].dataset == dataset for other in parts) > 1:
+    parts = by_kind(grouped.configurations)
+    for own in parts:
+        dataset = own[0].names.dataset
+        part = _Part(dataset, own, table_metrics(dataset, own), grouped.sizes)
+        built = [table for build in builders for table in build(part)]
+        kind = _kind(own)
+        if kind is not None and sum(other[0].names.dataset == dataset for other in parts) > 1:
             built = [
                 replace(t, key=f"{t.key}-{kind.value}", title=f"{t.title} ({kind.value})")
                 for t in built
@@ -196,331 +261,207 @@ def paper_layouts(grouped: Grouped) -> list[Table]:
     return sorted(tables, key=lambda table: order.index(table.number))
 
 
-def table_metrics(dataset: str, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """The metrics that the paper reports for a data set; of another one all that it has.
-
-    One without a name where no run of it is finished.
-    """
-    if dataset in _PAPER_METRICS:
-        return _PAPER_METRICS[dataset]
-    kinds = {cell.kind for cell in cells if cell.kind is not None}
-    known = (name for kind in METRIC_NAMES if kind in kinds for name in METRIC_NAMES[kind])
-    return tuple(dict.fromkeys(known)) or (_UNKNOWN,)
+def _kind(configurations: Sequence[Configuration]) -> MetricKind | None:
+    return next((one.kind for one in configurations if one.kind is not None), None)
 
 
-def _title(number: str, dataset: str, rest: str = "") -> str:
-    place = f"{number}" if dataset in DATASETS else f"Layout of {number}"
-    return f"{place}: {DATASETS.get(dataset, dataset)}{rest}"
+def _main_adapter() -> str:
+    """The adapter of Tables 2 to 4, which is registered first; others belong to Tables 5 and 10."""
+    return ADAPTERS.names()[0]
 
 
-def _cell_rows(cells: Sequence[Cell], label: str, metrics: Sequence[str]) -> list[Row]:
-    """Our row, and the difference from the paper, for each of the cells of one place."""
-    if not cells:
-        return [Row(OURS, (label, OURS, "0", *(MISSING for _ in metrics)))]
-    rows = []
-    for cell in cells:
-        name = label if not cell.options else f"{label} ({', '.join(cell.options)})"
-        entries = [
-            mean_text(metric, cell.summaries[metric]) if metric in cell.summaries else MISSING
-            for metric in metrics
-        ]
-        rows.append(Row(OURS, (name, OURS, seeds_text(cell), *entries)))
-        differences = [
-            f"{difference:+.{_digits(metric)}f}"
-            if (difference := paper_difference(cell, metric)) is not None
-            else ""
-            for metric in metrics
-        ]
-        if any(differences):
-            rows.append(Row(DIFFERENCE, (name, DIFFERENCE, "", *differences)))
-    return rows
-
-
-def paper_difference(cell: Cell, metric: str) -> float | None:
-    """Our mean minus the paper's number, in the unit of the tables."""
-    text, summary = paper_text(cell, metric), cell.summaries.get(metric)
-    if not text or summary is None or not summary.n:
-        return None
-    return summary.mean - float(text)
-
-
-def _paper_row(label: str, names: tuple[str, str, str, str], metrics: Sequence[str]) -> list[Row]:
-    texts = [_paper_text(names, metric) for metric in metrics]
-    return [Row(PAPER, (label, PAPER, "", *texts))] if any(texts) else []
-
-
-def _main_table(
-    dataset: str, cells: Sequence[Cell], metrics: Sequence[str], sizes: Sequence[Measured]
-) -> list[Table]:
+def _main_table(part: _Part) -> list[Table]:
     """Tables 2 and 3: the full models beside those that the paper cites."""
-    full = [c for c in cells if c.ablation == FULL and c.train_fraction == 1 and _is_main(c)]
+    full = [
+        one for one in part.configurations if one.is_whole and one.names.adapter == _main_adapter()
+    ]
     if not full:
         return []
-    rows = []
-    if dataset in _RESULT_FILES:
-        for row in paper_table(_RESULT_FILES[dataset]):
-            if row["dataset"] == dataset and row["cited"] == "yes":
-                numbers = (row[metric] for metric in metrics)
-                rows.append(Row(CITED, (row["model"], CITED, "", *numbers)))
-        backbones = list(BACKBONES)
-    else:
-        backbones = []
-    places = [("mse", backbone) for backbone in backbones]
-    places += [place for c in full if (place := (c.adapter, c.backbone)) not in places]
-    for adapter, backbone in dict.fromkeys(places):
-        own = [c for c in full if (c.adapter, c.backbone) == (adapter, backbone)]
-        title = model_title(adapter, backbone)
-        rows += _paper_row(title, (dataset, backbone, adapter, FULL), metrics)
-        rows += _cell_rows(own, title, metrics)
-    erc = set(metrics) <= set(_PAPER_METRICS["meld"]) and bool(metrics)
-    number = "Table 3" if erc else "Table 2"
-    note = _SEEDS
-    if dataset in DATASETS:
-        note = f"Cited: numbers that the paper quotes from others. {note}"
-    return [
-        Table(
-            key=f"table{number[-1]}-{dataset}",
-            title=_title(number, dataset),
-            note=note,
-            columns=("Model", "Source", "n", *map(_heading, metrics)),
-            rows=tuple(rows),
-            cells=tuple(full),
-        )
+    number, published = result_rows(part.dataset)
+    rows = [
+        Row(CITED, (row["model"], CITED, "", *(row[metric] for metric in part.metrics)))
+        for row in published
+        if row["cited"] == "yes"
     ]
+    backbones = list(paper_titles("backbone")) if published else []
+    for backbone in dict.fromkeys([*backbones, *(one.names.backbone for one in full)]):
+        names = Names(part.dataset, _main_adapter(), backbone)
+        rows += part.rows(names, names.model, [one for one in full if one.names == names])
+    if not number:
+        number = "Table 3" if _kind(full) is MetricKind.emotion else "Table 2"
+    note = f"Cited: numbers that the paper quotes from others. {_SEEDS}" if published else _SEEDS
+    return [part.table(number, rows, full, note=note)]
 
 
-def _is_main(cell: Cell) -> bool:
-    """Whether a model belongs to Tables 2 and 3; MAG and CHFN belong to Tables 5 and 10."""
-    return cell.adapter not in ("mag", "chfn")
-
-
-def _ablation_tables(
-    dataset: str, cells: Sequence[Cell], metrics: Sequence[str], sizes: Sequence[Measured]
-) -> list[Table]:
+def _ablation_tables(part: _Part) -> list[Table]:
     """Table 4: what each part contributes, per model."""
-    whole = [cell for cell in cells if cell.train_fraction == 1]
-    models = dict.fromkeys((c.adapter, c.backbone) for c in whole if c.ablation != FULL)
+    whole = [one for one in part.configurations if one.names.train_fraction == 1]
+    models = dict.fromkeys(one.names[1:3] for one in whole if one.names.ablation != FULL)
     tables = []
     for adapter, backbone in models:
-        own = [c for c in whole if (c.adapter, c.backbone) == (adapter, backbone)]
-        variants = list(ABLATIONS.names()) if adapter == "mse" else []
-        variants = [*variants, *(c.ablation for c in own if c.ablation not in variants)]
-        if FULL in variants:  # The last row of Table 4.
-            variants = [*(name for name in variants if name != FULL), FULL]
-        names = {FULL: model_title(adapter, backbone)} if adapter != "mse" else {}
+        own = [one for one in whole if one.names[1:3] == (adapter, backbone)]
+        is_main = adapter == _main_adapter()
+        listed = ABLATIONS.names() if is_main else ()
+        variants = dict.fromkeys([*listed, *(one.names.ablation for one in own)])
         rows = []
-        for ablation in dict.fromkeys(variants):
-            label = names.get(ablation, ABLATIONS.title(ablation))
-            rows += _paper_row(label, (dataset, backbone, adapter, ablation), metrics)
-            rows += _cell_rows([c for c in own if c.ablation == ablation], label, metrics)
+        # The full model is the last row of Table 4.
+        for ablation in sorted(variants, key=lambda name: name == FULL):
+            names = Names(part.dataset, adapter, backbone, ablation)
+            label = ABLATIONS.title(ablation)
+            if ablation == FULL and not is_main:
+                label = names.model
+            rows += part.rows(names, label, [one for one in own if one.names == names])
         note = _SEEDS
-        if dataset in DATASETS and adapter == "mse":
+        if part.in_paper and is_main:
             note += (
                 " The paper's Table 4 is of ChatGLM3-6B on MELD and SIMS-V2 alone; what is more of "
                 "the full model is from Tables 2 and 3."
             )
-        tables.append(
-            Table(
-                key=f"table4-{dataset}-{adapter}-{backbone}",
-                title=_title("Table 4", dataset, f", {model_title(adapter, backbone)}"),
-                note=note,
-                columns=("Variant", "Source", "n", *map(_heading, metrics)),
-                rows=tuple(rows),
-                cells=tuple(own),
-            )
-        )
+        key, title = f"-{adapter}-{backbone}", f", {model_title(adapter, backbone)}"
+        table = part.table("Table 4", rows, own, key=key, title=title, note=note, first="Variant")
+        tables.append(table)
     return tables
 
 
-def _adapter_table(
-    dataset: str, cells: Sequence[Cell], metrics: Sequence[str], sizes: Sequence[Measured]
-) -> list[Table]:
+def _adapter_table(part: _Part) -> list[Table]:
     """Tables 5 and 10: other adapters in front of the same frozen backbone."""
-    full = [cell for cell in cells if cell.ablation == FULL and cell.train_fraction == 1]
-    others = dict.fromkeys(cell.backbone for cell in full if not _is_main(cell))
-    if not others:
+    full = [one for one in part.configurations if one.is_whole]
+    main, *others = ADAPTERS.names()
+    backbones = dict.fromkeys(one.names.backbone for one in full if one.names.adapter != main)
+    if not backbones:
         return []
     rows = []
-    for backbone in others:
-        for adapter in ("mag", "chfn", "mse"):
-            title = model_title(adapter, backbone)
-            own = [c for c in full if (c.adapter, c.backbone) == (adapter, backbone)]
-            if not own and dataset not in DATASETS:
+    for backbone in backbones:
+        for adapter in [*others, main]:
+            names = Names(part.dataset, adapter, backbone)
+            own = [one for one in full if one.names == names]
+            in_paper = paper_text(names, part.metrics[0]) != ""
+            if not own and not (part.in_paper and in_paper):
                 continue
-            paper = _paper_row(title, (dataset, backbone, adapter, FULL), metrics)
-            reported = _paper_parameters(adapter, backbone, dataset)
-            rows += [Row(row.source, (*row.entries, reported)) for row in paper]
-            counted = [
-                item.size.trainable
-                for item in sizes
-                if (item.dataset, item.adapter, item.backbone) == (dataset, adapter, backbone)
-            ]
-            parameters = " / ".join(dict.fromkeys(map(_millions, counted))) or MISSING
+            counted = [size.trainable for other, size in part.sizes if other == names]
+            last = {
+                PAPER: paper_parameters(adapter, backbone, part.dataset),
+                OURS: _joined(map(_millions, counted)) or MISSING,
+            }
             rows += [
-                Row(row.source, (*row.entries, parameters if row.source == OURS else ""))
-                for row in _cell_rows(own, title, metrics)
+                Row(row.source, (*row.entries, last.get(row.source, "")))
+                for row in part.rows(names, names.model, own)
             ]
-    number = "Tables 5 and 10" if dataset in ("mosei", "meld") else "Table 10"
+    own = [one for one in full if one.names.backbone in backbones]
+    note = f"{_SEEDS} Paras: trainable parameters in millions."
     return [
-        Table(
-            key=f"table5-{dataset}",
-            title=_title(number if dataset in DATASETS else "Table 5", dataset),
-            note=f"{_SEEDS} Paras: trainable parameters in millions.",
-            columns=("Model", "Source", "n", *map(_heading, metrics), "Paras [M]"),
-            rows=tuple(rows),
-            cells=tuple(c for c in full if c.backbone in others),
-        )
+        part.table("Table 5", rows, own, shown="Tables 5 and 10", note=note, last=["Paras [M]"])
     ]
 
 
-def _volume_tables(
-    dataset: str, cells: Sequence[Cell], metrics: Sequence[str], sizes: Sequence[Measured]
-) -> list[Table]:
+def _volume_table(part: _Part) -> list[Table]:
     """Figure 4 as a table: parts of the training data, per model."""
-    series = volume_series(cells)
-    if not series:
-        return []
-    rows = []
-    for own in series:
-        for cell in own:
-            label = f"{_without_fraction(cell)}, {percent(cell.train_fraction)}"
-            entries = _cell_rows([cell], label, metrics)
-            rows += [row for row in entries if row.source == OURS]
-    return [
-        Table(
-            key=f"figure4-{dataset}",
-            title=_title("Figure 4", dataset),
-            note=f"{_SEEDS} The paper prints no numbers for its Figure 4.",
-            columns=("Model", "Source", "n", *map(_heading, metrics)),
-            rows=tuple(rows),
-            cells=tuple(cell for own in series for cell in own),
+    own = [one for series in volume_series(part.configurations) for one in series]
+    rows = [
+        row
+        for one in own
+        for row in part.rows(
+            one.names, f"{one.variant}, {percent(one.names.train_fraction)}", [one]
         )
     ]
+    return [part.table("Figure 4", rows, own)] if own else []
 
 
-def volume_series(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that differ in the part of the training data alone, smallest part first."""
-    series: dict[tuple[str, str, str, tuple[str, ...]], list[Cell]] = {}
-    for cell in cells:
-        key = (cell.adapter, cell.backbone, cell.ablation, cell.options)
-        series.setdefault(key, []).append(cell)
-    varied = (own for own in series.values() if any(c.train_fraction != 1 for c in own))
-    return [sorted(own, key=lambda c: c.train_fraction) for own in varied]
+def volume_series(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Configurations that differ in the part of the training data alone, smallest part first."""
+    series: dict[object, list[Configuration]] = {}
+    for one in configurations:
+        series.setdefault((one.names[:-1], one.options), []).append(one)
+    varied = (own for own in series.values() if any(c.names.train_fraction != 1 for c in own))
+    return [sorted(own, key=lambda one: one.names.train_fraction) for own in varied]
 
 
-def _without_fraction(cell: Cell) -> str:
-    if cell.ablation == FULL:
-        return cell.model
-    return f"{cell.model}, {ABLATIONS.title(cell.ablation)}"
-
-
-def _size_table(sizes: Sequence[Measured]) -> Table | None:
+def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
     """Tables 1 and 10: trainable parameters, and the memory that training is estimated to take."""
     if not sizes:
-        return None
-    datasets = dataset_order(item.dataset for item in sizes)
-    models = sorted(
-        {(item.adapter, item.backbone) for item in sizes},
-        key=lambda model: (
-            ADAPTERS.names().index(model[0]),
-            [*BACKBONES, model[1]].index(model[1]),
-            model[1],
-        ),
-    )
+        return []
+    in_order = sorted((names for names, _ in sizes), key=names_order)
+    datasets = list(dict.fromkeys(names.dataset for names in in_order))
+    models = sorted(in_order, key=lambda names: names_order(names._replace(dataset="")))
     rows = []
-    for adapter, backbone in models:
+    for adapter, backbone in dict.fromkeys(names[1:3] for names in models):
         title = model_title(adapter, backbone)
-        paper = [_paper_parameters(adapter, backbone, dataset) for dataset in datasets]
+        paper = [paper_parameters(adapter, backbone, dataset) for dataset in datasets]
         if any(paper):
             rows.append(Row(PAPER, (title, PAPER, *paper)))
-        own = [
-            [
-                item.size
-                for item in sizes
-                if (item.dataset, item.adapter, item.backbone) == (dataset, adapter, backbone)
-            ]
+        found = [
+            [size for names, size in sizes if names[:3] == (dataset, adapter, backbone)]
             for dataset in datasets
         ]
-        counted = [_joined(_millions(size.trainable) for size in found) for found in own]
-        memory = [
-            _gib_range([size.memory for size in found if size.memory is not None]) for found in own
-        ]
         # Only what the paper reports is missed.
-        reported = [
-            text if text != MISSING or there else ""
-            for text, there in zip(counted, paper, strict=True)
+        ours = [
+            _joined(_millions(size.trainable) for size in own) or (MISSING if there else "")
+            for own, there in zip(found, paper, strict=True)
         ]
-        rows.append(Row(OURS, (title, OURS, *reported)))
+        rows.append(Row(OURS, (title, OURS, *ours)))
+        memory = [_gib_range(size.estimated for size in own) for own in found]
         if any(memory):
             rows.append(Row(DIFFERENCE, (title, "memory", *memory)))
-    return Table(
-        key="table1-parameters",
-        title="Tables 1 and 10: trainable parameters in millions, and memory",
-        note=(
-            "Ours: counted in the built model. Memory: estimated before training, backbone, "
-            "adapter and largest batch together. Several numbers in one place are of runs with "
-            "other options than those of the recipe."
-        ),
-        columns=("Model", "Source", *(DATASETS.get(name, name) for name in datasets)),
-        rows=tuple(rows),
-    )
+    return [
+        Table(
+            key="table1-parameters",
+            title="Tables 1 and 10: trainable parameters in millions, and memory",
+            note=(
+                "Ours: counted in the built model. Memory: estimated before training, backbone, "
+                "adapter and largest batch together. Several numbers in one place are of runs with "
+                "other options than those of the recipe."
+            ),
+            columns=("Model", "Source", *map(dataset_title, datasets)),
+            rows=tuple(rows),
+        )
+    ]
 
 
-def _gib_range(sizes: Sequence[int]) -> str:
+def _gib_range(sizes: Iterable[int | None]) -> str:
     """Memory in GiB, from the least to the most where seeds or options differ."""
-    texts = dict.fromkeys(f"{size / 2**30:.2f}" for size in sorted(sizes))
-    ends = list(texts)[:1] + list(texts)[1:][-1:]
-    return f"{' to '.join(ends)} GiB" if ends else ""
+    known = sorted(size for size in sizes if size is not None)
+    texts = dict.fromkeys(f"{size / 2**30:.2f}" for size in (*known[:1], *known[-1:]))
+    return f"{' to '.join(texts)} GiB" if texts else ""
 
 
 def _joined(texts: Iterable[str]) -> str:
-    return " / ".join(dict.fromkeys(texts)) or MISSING
+    return " / ".join(dict.fromkeys(texts))
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f}"
-
-
-def _paper_parameters(adapter: str, backbone: str, dataset: str) -> str:
-    for row in paper_table("trainable_parameters"):
-        if row["model"] == model_title(adapter, backbone):
-            return row.get(dataset, "")
-    return ""
+def _millions(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 1e6:.2f}"
 
 
 def significance_tables(grouped: Grouped) -> list[Table]:
     """The tests of the ablations, per data set and full model."""
-    families: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in grouped.cells:
-        if cell.tests:
-            families.setdefault((cell.dataset, cell.adapter, cell.backbone), []).append(cell)
+    families: dict[tuple[str, ...], list[Configuration]] = {}
+    for one in grouped.configurations:
+        if one.tests:
+            families.setdefault(one.names[:3], []).append(one)
     tables = []
-    for (dataset, adapter, backbone), cells in families.items():
-        rows = []
-        for cell in cells:
-            label = cell.label.removeprefix(f"{cell.model}, ")
-            for metric, test in cell.tests.items():
-                if metric not in table_metrics(dataset, cells):
-                    continue
-                digits = _digits(metric)
-                rows.append(
-                    Row(
-                        "",
-                        (
-                            label,
-                            _heading(metric),
-                            str(len(test.seeds)),
-                            "" if math.isnan(test.difference) else f"{test.difference:+.{digits}f}",
-                            test.reason or "" if test.p is None else p_text(test.p),
-                            "" if test.holm is None else p_text(test.holm),
-                        ),
-                    )
-                )
+    for (dataset, adapter, backbone), own in families.items():
+        metrics = table_metrics(dataset, own)
+        rows = [
+            Row(
+                "",
+                (
+                    one.label.removeprefix(f"{one.names.model}, "),
+                    heading(metric),
+                    str(len(test.seeds)),
+                    "" if math.isnan(test.difference) else f"{test.difference:+.{digits(metric)}f}",
+                    p_text(test.p) or test.reason or "",
+                    p_text(test.holm),
+                ),
+            )
+            for one in own
+            for metric, test in one.tests.items()
+            if metric in metrics
+        ]
         tables.append(
             Table(
                 key=f"test-{dataset}-{adapter}-{backbone}",
                 title=(
-                    f"Ablations against the full model: {DATASETS.get(dataset, dataset)}, "
+                    f"Ablations against the full model: {dataset_title(dataset)}, "
                     f"{model_title(adapter, backbone)}"
                 ),
                 note=_TEST,
@@ -531,35 +472,50 @@ def significance_tables(grouped: Grouped) -> list[Table]:
     return tables
 
 
+def warnings_table(grouped: Grouped) -> Table:
+    """What runs say of results that are worth little, such as one answer to every utterance."""
+    rows = [
+        Row("", (dataset_title(one.names.dataset), one.label, str(run.config.seed), text))
+        for one in grouped.configurations
+        for run in one.runs
+        for text in run.warnings
+    ]
+    return Table(
+        key="warnings-runs",
+        title="Results with warnings",
+        note="From metrics.json: a class that is never answered, a modality that is absent, or one "
+        "answer to everything, beside the share of the most frequent class.",
+        columns=("Data set", "Model", "Seed", "What is the matter"),
+        rows=tuple(rows),
+        words=4,
+    )
+
+
 def seed_tables(grouped: Grouped) -> list[Table]:
-    """Every metric of every cell: mean, spread, best and median run."""
+    """Every metric of every configuration: mean, spread, best and median run."""
     tables = []
-    for dataset in dataset_order(cell.dataset for cell in grouped.cells if cell.runs):
-        rows = []
-        for cell in grouped.cells:
-            if cell.dataset != dataset:
-                continue
-            for metric, summary in cell.summaries.items():
-                values = summary.values
-                rows.append(
-                    Row(
-                        "",
-                        (
-                            cell.label,
-                            _heading(metric),
-                            str(summary.n),
-                            mean_text(metric, summary),
-                            _of_seed(metric, summary, summary.best),
-                            _of_seed(metric, summary, summary.median),
-                            number_text(metric, min(values.values(), default=math.nan)),
-                            number_text(metric, max(values.values(), default=math.nan)),
-                        ),
-                    )
-                )
+    for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items():
+        rows = [
+            Row(
+                "",
+                (
+                    one.label,
+                    heading(metric),
+                    str(summary.n),
+                    mean_text(metric, summary),
+                    _of_seed(metric, summary, summary.best),
+                    _of_seed(metric, summary, summary.median),
+                    number_text(metric, min(summary.values.values(), default=math.nan)),
+                    number_text(metric, max(summary.values.values(), default=math.nan)),
+                ),
+            )
+            for one in own
+            for metric, summary in one.summaries.items()
+        ]
         tables.append(
             Table(
                 key=f"seeds-{dataset}",
-                title=f"All metrics: {DATASETS.get(dataset, dataset)}",
+                title=f"All metrics: {dataset_title(dataset)}",
                 note=(
                     "Test part. Best and median: the value and its seed; of an even number of "
                     "seeds the lower of the two in the middle. Undefined values are in no mean."
@@ -573,153 +529,3 @@ def seed_tables(grouped: Grouped) -> list[Table]:
 
 def _of_seed(metric: str, summary: Summary, seed: int | None) -> str:
     return "" if seed is None else f"{number_text(metric, summary.values[seed])} ({seed})"
-
-
-def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
-    """The tidy results: one row per cell and metric of the test part, and per measured size.
-
-    Numbers have full precision; shares are in percent, as in the paper. What is undefined or does
-    not exist is empty. Nothing in it depends on when or where the runs were made.
-    """
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, RESULTS_COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    shown: dict[str, list[str]] = {}
-    for table in layouts:
-        for cell in table.cells:
-            shown.setdefault(cell.identity, []).append(table.number)
-    for cell in grouped.cells:
-        same = [other for other in grouped.cells if other.dataset == cell.dataset]
-        for metric in cell.summaries or table_metrics(cell.dataset, same):
-            writer.writerow(
-                {
-                    "tables": ";".join(shown.get(cell.identity, [])),
-                    "dataset": cell.dataset,
-                    "adapter": cell.adapter,
-                    "backbone": cell.backbone,
-                    "ablation": cell.ablation,
-                    "train_fraction": repr(cell.train_fraction),
-                    "options": ";".join(cell.options),
-                    **_metric_columns(cell, metric),
-                    "missing_seeds": ";".join(str(missing.seed) for missing in cell.missing),
-                }
-            )
-    for item in grouped.measured:
-        paper = _paper_parameters(item.adapter, item.backbone, item.dataset)
-        millions = item.size.trainable / 1e6
-        writer.writerow(
-            {
-                "tables": "table1",
-                "dataset": item.dataset,
-                "adapter": item.adapter,
-                "backbone": item.backbone,
-                "ablation": FULL,
-                "metric": "trainable_parameters",
-                "unit": "M",
-                "n": "1",
-                "mean": repr(millions),
-                "paper": paper,
-                "difference": repr(millions - float(paper)) if paper else "",
-            }
-        )
-    return buffer.getvalue()
-
-
-def _metric_columns(cell: Cell, metric: str) -> dict[str, str]:
-    columns = {
-        "metric": metric,
-        "unit": "%" if metric != _UNKNOWN and metric_info(metric).percent else "",
-        "paper": paper_text(cell, metric),
-        "n": "0",
-    }
-    summary = cell.summaries.get(metric)
-    if summary is None:
-        return columns
-    values, test = summary.values, cell.tests.get(metric)
-    difference = paper_difference(cell, metric)
-    numbers = {
-        "mean": summary.mean,
-        "sd": summary.sd,
-        "best": math.nan if summary.best is None else values[summary.best],
-        "median": math.nan if summary.median is None else values[summary.median],
-        "min": min(values.values(), default=math.nan),
-        "max": max(values.values(), default=math.nan),
-        "difference": math.nan if difference is None else difference,
-        "p_value": math.nan if test is None or test.p is None else test.p,
-        "p_holm": math.nan if test is None or test.holm is None else test.holm,
-    }
-    return {
-        **columns,
-        "n": str(summary.n),
-        "seeds": ";".join(map(str, values)),
-        "best_seed": "" if summary.best is None else str(summary.best),
-        "median_seed": "" if summary.median is None else str(summary.median),
-        "undefined_seeds": ";".join(map(str, summary.undefined)),
-        **{name: "" if math.isnan(value) else repr(value) for name, value in numbers.items()},
-    }
-
-
-def as_markdown(tables: Sequence[Table]) -> str:
-    """Tables as GitHub writes them."""
-    blocks = ["# Results"]
-    for table in tables:
-        rows = [table.columns, *(row.entries for row in table.rows)]
-        lines = ["| " + " | ".join(map(_for_markdown, entries)) + " |" for entries in rows]
-        align = ["---" if index < table.words else "---:" for index in range(len(table.columns))]
-        lines.insert(1, "| " + " | ".join(align) + " |")
-        blocks += [f"## {_for_markdown(table.title)}", "\n".join(lines), _for_markdown(table.note)]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _for_markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    escaped = re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def as_latex(tables: Sequence[Table]) -> str:
-    r"""Tables for ``\input`` into a document that loads booktabs; UTF-8, so that names stay."""
-    blocks = ["% Needs \\usepackage{booktabs}; names in Chinese need XeLaTeX or LuaLaTeX with CJK."]
-    for table in tables:
-        columns = "".join(
-            "l" if index < table.words else "r" for index in range(len(table.columns))
-        )
-        lines = [
-            r"\begin{table}[htbp]",
-            r"\centering\footnotesize",
-            rf"\caption{{{_for_latex(table.title)}. {_for_latex(table.note)}}}",
-            rf"\label{{tab:{re.sub('[^A-Za-z0-9.-]', '-', table.key)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            _latex_row(table.columns),
-            r"\midrule",
-            *(_latex_row(row.entries) for row in table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _latex_row(entries: Iterable[str]) -> str:
-    # An entry that begins with a bracket would be read as an option of the \\ before it.
-    return " & ".join(_for_latex(entry).replace("[", "{[}") for entry in entries) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def _for_latex(text: str) -> str:
-    """Text that LaTeX sets as it is; a minus before a digit becomes one."""
-    escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-    return re.sub(r"^-(?=\d)", "$-$", escaped)

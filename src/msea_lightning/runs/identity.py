@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.adapter.options import ADAPTERS, MAGOptions, MSEOptions
-from msea_lightning.config.options import choose, options
+from msea_lightning.config.options import choices, choose, options
 from msea_lightning.config.roots import TrainConfig
 
 _NOT_COMPARED = frozenset(
@@ -35,25 +34,16 @@ _NOT_COMPARED = frozenset(
 """Options and sections that say where and how something runs, not what: they may differ between a
 run and its continuation, and a run of one experiment also serves another."""
 
-ADDED: frozenset[str] = frozenset()
-"""Options and sections that are newer than release 0.1. They are part of a fingerprint only where
-they differ from their default, so that earlier runs and plans keep theirs. List new ones here."""
-
 _MAPPINGS = frozenset(info.key for info in options(TrainConfig) if info.type == "mapping")
 """Options that are mappings themselves, not sections of options."""
-
-
-_NULL_IN_OTHERS = dict.fromkeys(
-    f"adapter.{name}" for own in (MSEOptions(), MAGOptions()) for name in own.arguments()
-)
-"""Options that release 0.1 wrote into every run, null where the adapter was another one."""
 
 
 def fingerprint(config: TrainConfig) -> str:
     """A hash of the resolved options that make a run what it is, as hexadecimal digits.
 
     Two runs with the same one have the same results. Where it runs, what it logs to, and which
-    experiment asked for it have no part in it.
+    experiment asked for it have no part in it, nor has an option at its default: a new option
+    leaves the fingerprints of earlier runs as they are.
 
     Args:
         config: All options of the run; local places as :func:`with_absolute_places` has them.
@@ -64,41 +54,35 @@ def fingerprint(config: TrainConfig) -> str:
 def written_fingerprint(written: Mapping[str, Any]) -> str:
     """The :func:`fingerprint` of options as ``config.yaml`` holds them, without checking them.
 
-    Options that are newer than the file have their defaults.
-
     Raises:
         ConfigError: for an adapter that there is not, or options of another one.
     """
-    own = choose(written, TrainConfig)
-    adapter = own.get("adapter", {}).get("name", "mse")
-    return _hash({**_defaults(adapter), **dict(_flat(own))})
+    return _hash(dict(_flat(choose(written, TrainConfig))))
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run what it is, by dotted key, as plain values."""
-    return {**_NULL_IN_OTHERS, **dict(_flat(config))}
-
-
-@cache
-def _defaults(adapter: str = "mse") -> dict[str, Any]:
-    return comparable(TrainConfig(adapter=ADAPTERS.options(adapter)()))
+    return dict(_flat(config))
 
 
 def _hash(values: Mapping[str, Any]) -> str:
-    defaults = _defaults()
-    counted = {
-        key: value
-        for key, value in values.items()
-        if not _is_in(key, ADDED) or value != defaults.get(key)
+    names = {
+        where: values.get(f"{where}.name", getattr(TrainConfig(), where).name)
+        for where in choices(TrainConfig)
     }
+    defaults = _defaults(tuple(names.items()))
+    counted = {key: value for key, value in values.items() if value != defaults.get(key)}
+    counted |= {f"{where}.name": name for where, name in names.items()}
     text = json.dumps(counted, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_in(key: str, names: frozenset[str]) -> bool:
-    """Whether an option or a section that it belongs to is listed."""
-    parts = key.split(".")
-    return any(".".join(parts[: end + 1]) in names for end in range(len(parts)))
+@cache
+def _defaults(names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The defaults of all options, given what is chosen by name."""
+    registries = choices(TrainConfig)
+    chosen: dict[str, Any] = {where: registries[where].options(name)() for where, name in names}
+    return comparable(TrainConfig(**chosen))
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

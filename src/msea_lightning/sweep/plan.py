@@ -86,5 +86,6 @@ def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
         for run in runs
     ]
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    write_json(path, {"command": command, "experiment": experiment, "cells": planned})
+    manifest = {"version": 2, "command": command, "experiment": experiment, "cells": planned}
+    write_json(path, manifest)
     return path

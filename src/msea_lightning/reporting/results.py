@@ -1,0 +1,104 @@
+"""``results.csv``: all results in tidy form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from msea_lightning.paper import FULL, paper_parameters
+from msea_lightning.reporting.folders import metric_info
+from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset
+from msea_lightning.reporting.tables import (
+    UNKNOWN,
+    Table,
+    paper_difference,
+    paper_text,
+    table_metrics,
+)
+from msea_lightning.runs.files import csv_text
+
+RESULTS_COLUMNS = (
+    *("tables", "dataset", "adapter", "backbone", "ablation", "train_fraction", "options"),
+    *("metric", "unit", "n", "seeds", "mean", "sd", "best", "best_seed", "median", "median_seed"),
+    *("min", "max", "paper", "difference", "p_value", "p_holm"),
+    *("missing_seeds", "undefined_seeds"),
+)
+"""Columns of ``results.csv``."""
+
+
+def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
+    """One row per configuration and metric of the test part, and per measured size.
+
+    Numbers have full precision; shares are in percent, as in the paper. What is undefined or does
+    not exist is empty. Nothing in it depends on when or where the runs were made.
+    """
+    shown: dict[str, list[str]] = {}
+    for table in layouts:
+        for one in table.configurations:
+            shown.setdefault(one.identity, []).append(table.number)
+    rows = []
+    for dataset, same in by_dataset(grouped.configurations).items():
+        for one in same:
+            for metric in one.summaries or table_metrics(dataset, same):
+                rows.append(
+                    {
+                        **{name: str(value) for name, value in one.names._asdict().items()},
+                        "tables": ";".join(shown.get(one.identity, [])),
+                        "options": ";".join(one.options),
+                        **_metric_columns(one, metric),
+                        "missing_seeds": ";".join(str(missing.seed) for missing in one.missing),
+                    }
+                )
+    for names, size in grouped.measured:
+        paper = paper_parameters(names.adapter, names.backbone, names.dataset)
+        millions = (size.trainable or 0) / 1e6
+        rows.append(
+            {
+                "tables": "table1",
+                **dict(zip(names._fields[:3], names[:3], strict=True)),
+                "ablation": FULL,
+                "metric": "trainable_parameters",
+                "unit": "M",
+                "n": "1",
+                "mean": repr(millions),
+                "paper": paper,
+                "difference": repr(millions - float(paper)) if paper else "",
+            }
+        )
+    return csv_text(RESULTS_COLUMNS, rows)
+
+
+def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
+    columns = {
+        "metric": metric,
+        "unit": "%" if metric != UNKNOWN and metric_info(metric).percent else "",
+        "paper": paper_text(one.names, metric),
+        "n": "0",
+    }
+    summary, test = one.summaries.get(metric), one.tests.get(metric)
+    if summary is None:
+        return columns
+    values = summary.values
+    numbers = {
+        "mean": summary.mean,
+        "sd": summary.sd,
+        "best": values.get(summary.best) if summary.best is not None else None,
+        "median": values.get(summary.median) if summary.median is not None else None,
+        "min": min(values.values(), default=None),
+        "max": max(values.values(), default=None),
+        "difference": paper_difference(one, metric),
+        "p_value": test.p if test else None,
+        "p_holm": test.holm if test else None,
+    }
+    return {
+        **columns,
+        "n": str(summary.n),
+        "seeds": ";".join(map(str, values)),
+        "best_seed": "" if summary.best is None else str(summary.best),
+        "median_seed": "" if summary.median is None else str(summary.median),
+        "undefined_seeds": ";".join(map(str, summary.undefined)),
+        **{
+            name: "" if value is None or math.isnan(value) else repr(value)
+            for name, value in numbers.items()
+        },
+    }
