@@ -27,14 +27,14 @@ class Reader(enum.Enum):
 
 
 READERS: Registry[Reader] = Registry("reader")
-"""``dataset.reader`` to its module, ``data/readers/<name>.py``; the demo has its own place."""
+"""``dataset.reader`` to the class of its layout; the demo has no files."""
 
 for _reader in Reader:
     READERS.register(
         _reader.value,
-        "msea_lightning.data.demo"
+        ""
         if _reader is Reader.demo
-        else f"msea_lightning.data.readers.{_reader.value}",
+        else f"msea_lightning.data.readers.{_reader.value}.{_reader.value.title()}Layout",
     )(_reader)
 
 

@@ -249,7 +249,7 @@ _NDARRAY = _Call(_refuse_call)
 """What the name ``numpy.ndarray`` stands for: an argument of ``_reconstruct``."""
 
 _FACTORY = _Call(_refuse_call)
-"""What a defaultdict would fill itself with. Calling it could make much of little."""
+"""What a defaultdict would fill itself with; never called."""
 
 
 def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:
@@ -356,7 +356,10 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "complex"): _Call(complex),
     ("builtins", "bytes"): _copy(bytes),
     ("builtins", "bytearray"): _copy(bytearray),
-    **{("builtins", kind): _FACTORY for kind in ("list", "dict", "tuple", "int", "float", "str")},
+    # Without arguments: made of something, they could make much of little.
+    ("builtins", "list"): _Call(lambda: []),
+    ("builtins", "dict"): _Call(lambda: {}),
+    **{("builtins", kind): _FACTORY for kind in ("tuple", "int", "float", "str")},
 }  # fmt: skip
 """Every name that a pickle may use. All of them make data; none has attributes to be set."""
 

@@ -5,21 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError
-from msea_lightning.data.options import DatasetConfig, Reader
-from msea_lightning.data.readers.cherma import ChermaLayout
-from msea_lightning.data.readers.dialogue import DialogueLayout
-from msea_lightning.data.readers.mmsa import MmsaLayout
+from msea_lightning.data.options import READERS, DatasetConfig
 from msea_lightning.data.readers.reading import Advance, Counts, Layout, Reading
-from msea_lightning.data.readers.table import TableLayout
 
 __all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "read_files"]
-
-_LAYOUTS: dict[Reader, type[Layout]] = {
-    Reader.mmsa: MmsaLayout,
-    Reader.dialogue: DialogueLayout,
-    Reader.cherma: ChermaLayout,
-    Reader.table: TableLayout,
-}
 
 
 def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
@@ -54,4 +43,5 @@ def read_files(path: Path, dataset: DatasetConfig, *, advance: Advance | None = 
 def _layout(path: Path, dataset: DatasetConfig) -> Layout:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist")
-    return _LAYOUTS[dataset.reader](path, dataset)
+    layout: Layout = READERS.load(dataset.reader.value)(path, dataset)
+    return layout
