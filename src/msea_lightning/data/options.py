@@ -27,12 +27,12 @@ class Reader(enum.Enum):
 
 
 READERS: Registry[Reader] = Registry("reader")
-"""``dataset.reader`` to the class of its layout; the demo has no files."""
+"""``dataset.reader`` to the class of its layout; of the demo to the module that makes it."""
 
 for _reader in Reader:
     READERS.register(
         _reader.value,
-        ""
+        "msea_lightning.data.demo"
         if _reader is Reader.demo
         else f"msea_lightning.data.readers.{_reader.value}.{_reader.value.title()}Layout",
     )(_reader)

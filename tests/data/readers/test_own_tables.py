@@ -1,0 +1,287 @@
+"""Own tables as people really have them: nothing is left aside in silence."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from msea_lightning.data.options import DatasetConfig, EmptyText, LabelConfig, LabelKind, Reader
+from msea_lightning.data.readers import ReadError, find_files, read_files
+from msea_lightning.data.utterance import Utterance
+from tests.data.published import TableRow, table_rows, write_table
+
+TABLE = DatasetConfig(name="table", reader=Reader.table)
+HEADER = "id,split,text,label"
+
+
+def read(folder: Path, **changes: Any) -> list[Utterance]:
+    """All utterances of all splits."""
+    reading = read_files(folder, dataclasses.replace(TABLE, **changes))
+    return [utterance for part in reading.values() for utterance in part]
+
+
+def written(folder: Path, *rows: str, header: str = HEADER) -> Path:
+    """A table without features, of rows as they are in the file."""
+    (folder / "utterances.csv").write_text("\n".join((header, *rows)), encoding="utf-8")
+    return folder
+
+
+# --- Where the features are -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("video", "vision"),
+        ("visual", "vision"),
+        ("Vision", "vision"),
+        ("VIDEO", "vision"),
+        ("Audio", "audio"),
+        ("acoustic", "audio"),
+        ("text_features", "text_features"),
+        ("HuBERT", "HuBERT"),
+    ],
+)
+@pytest.mark.parametrize("form", ["files", "keys", "padded"])
+def test_features_are_found_by_every_name(
+    tmp_path: Path, called: str, name: str, form: str
+) -> None:
+    folder = write_table(tmp_path, table_rows(), form=form, modalities=("audio",))
+    if form == "files":
+        (folder / "audio").rename(folder / called)
+    else:
+        arrays = dict(np.load(folder / "features.npz"))
+        named = {key.replace("audio", called, 1): values for key, values in arrays.items()}
+        np.savez(folder / "features.npz", **named)
+    assert all(set(utterance.features) == {name} for utterance in read(folder))
+    assert len(find_files(folder, TABLE)) == (13 if form == "files" else 2)
+
+
+def test_two_places_for_one_feature_are_refused(tmp_path: Path) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files")
+    (folder / "audio").rename(folder / "video")
+    with pytest.raises(ReadError, match=r"vision features are in more than one place: .*; .*Keep"):
+        read(folder)
+
+
+def test_a_folder_of_videos_is_said_to_hold_no_features(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files", modalities=("audio",))
+    (folder / "video").mkdir()
+    (folder / "video" / "clip.0.mp4").write_bytes(b"")
+    with caplog.at_level(logging.INFO):
+        read(folder)
+    assert "video holds no .npy files: no features are read from it" in caplog.text
+    assert "has no vision features" in caplog.text
+
+
+def test_hidden_files_are_ignored_and_further_clips_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files")
+    plain = read(folder)
+    (folder / "audio" / ".ipynb_checkpoints").mkdir()
+    (folder / "__MACOSX").mkdir()
+    for place in ("audio/._clip.0", "audio/.ipynb_checkpoints/clip.0", "__MACOSX/x", ".cache"):
+        (folder / f"{place}.npy").write_bytes(b"\0")
+    np.save(folder / "audio" / "outside.npy", np.ones((2, 5)))
+    np.save(folder / "audio" / "protocol.npy", np.ones((2, 5)))
+    with caplog.at_level(logging.WARNING):
+        found = read(folder)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder / 'audio'} holds audio features of 2 utterances that no row of utterances.csv "
+        "has: outside, protocol. They are left out"
+    ]
+    for one, other in zip(plain, found, strict=True):
+        np.testing.assert_array_equal(one.features["audio"], other.features["audio"])
+
+
+@pytest.mark.parametrize("form", ["files", "keys"])
+def test_features_that_are_of_no_row_at_all_are_refused(tmp_path: Path, form: str) -> None:
+    rows = table_rows()
+    write_table(tmp_path, [dataclasses.replace(row, id=f"{row.id}.wav") for row in rows], form=form)
+    with (tmp_path / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [HEADER.split(","), *((row.id, row.split, row.text, row.label) for row in rows)]
+        )
+    with pytest.raises(ReadError, match=r"12 utterances, none of which .* such as 'clip\.0'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("table", "files"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+@pytest.mark.parametrize("form", ["files", "keys"])
+def test_accents_are_the_same_however_they_are_written(
+    tmp_path: Path, table: Any, files: Any, form: str
+) -> None:
+    rows = [dataclasses.replace(row, id=f"café.{n}") for n, row in enumerate(table_rows())]
+
+    def in_form(kind: Any) -> list[TableRow]:
+        return [dataclasses.replace(row, id=unicodedata.normalize(kind, row.id)) for row in rows]
+
+    write_table(tmp_path, in_form(files), form=form)
+    write_table(tmp_path, in_form(table), form=form, modalities=())
+    assert all(set(utterance.features) == {"audio", "vision"} for utterance in read(tmp_path))
+
+
+# --- Labels -----------------------------------------------------------------------------------
+
+CLASSES = LabelConfig(kind=LabelKind.emotions, names=["0", "1", "2"])
+
+
+@pytest.mark.parametrize("labels", [("0", "1", "2"), ("0.0", "1.0", "2.0"), ("0", "1.0", "2e0")])
+def test_class_numbers_are_names_however_they_are_written(
+    tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    folder = write_table(tmp_path, table_rows(labels=labels), modalities=())
+    assert [u.label for u in read(folder, labels=CLASSES)][:3] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("label", ["1_0", "１", "0x1", "1,5", "٣"])
+def test_only_plain_decimal_notation_is_a_number(tmp_path: Path, label: str) -> None:
+    folder = write_table(tmp_path, table_rows(labels=("1", label)), modalities=())
+    assert [utterance.label for utterance in read(folder)][:2] == ["1", label]
+    scale = LabelConfig(kind=LabelKind.scale, low=0, high=20)
+    with pytest.raises(ReadError, match="which is not a number, but"):
+        read(folder, labels=scale)
+
+
+@pytest.mark.parametrize("missing", ["", " ", "nan", "NaN", "NA", "n/a", "#N/A", "<NA>", "NULL"])
+@pytest.mark.parametrize("labels", [("happy", "sad"), ("1", "2")])
+def test_a_missing_label_is_no_emotion(
+    tmp_path: Path, missing: str, labels: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_table(tmp_path, table_rows(labels=(*labels, missing)), modalities=())
+    with caplog.at_level(logging.WARNING):
+        found = read(folder)
+    expected = [label if labels[0] == "happy" else float(label) for label in labels]
+    assert [utterance.label for utterance in found][:3] == [*expected, None]
+    assert f"4 of 12 utterances have no label (line 4 '{missing.strip()}', line 7" in caplog.text
+
+
+def test_a_name_like_a_missing_label_can_be_listed(tmp_path: Path) -> None:
+    folder = write_table(tmp_path, table_rows(labels=("happy", "NA")), modalities=())
+    labels = LabelConfig(kind=LabelKind.emotions, names=["happy", "NA"])
+    assert [utterance.label for utterance in read(folder, labels=labels)][:2] == ["happy", "NA"]
+
+
+def test_further_labels_are_read_by_name(tmp_path: Path) -> None:
+    header = "id,split,text,label,label_T,label_A,label_V"
+    written(tmp_path, "a,train,x,1,0.5,-1,", "b,test,y,0,,nan,1", header=header)
+    assert [utterance.labels for utterance in read(tmp_path)] == [
+        {"M": 1.0, "T": 0.5, "A": -1.0},
+        {"M": 0.0, "V": 1.0},
+    ]
+
+
+# --- The table --------------------------------------------------------------------------------
+
+
+def test_empty_texts_are_refused_kept_or_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, "a,train,x,joy", 'b,train," ",sad', "c,train,,sad", "d,test,y,joy")
+    with pytest.raises(
+        ReadError, match=r"'b' \(train, line 3\) has an empty text.*empty_text=keep"
+    ):
+        read(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        kept = read(tmp_path, empty_text=EmptyText.keep)
+        dropped = read(tmp_path, empty_text=EmptyText.drop)
+    assert [(u.id, u.text) for u in kept] == [("a", "x"), ("b", ""), ("c", ""), ("d", "y")]
+    assert [u.id for u in dropped] == ["a", "d"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 utterances of train have no words: kept",
+        "2 utterances of train have no words: dropped",
+    ]
+
+
+def test_ids_that_repeat_are_counted(tmp_path: Path) -> None:
+    rows = [f"dia0_utt{n},{split},x,joy" for split in ("train", "dev", "test") for n in range(5)]
+    with pytest.raises(ReadError) as error:
+        read(written(tmp_path, *rows))
+    assert (
+        "5 ids occur more than once: 'dia0_utt0' (train, line 2; valid, line 7; test, line 12), "
+    ) in str(error.value)
+    assert "and 2 more. " in str(error.value)
+    assert "train_dia0_utt0" in str(error.value)
+
+
+def test_meld_as_it_numbers_itself(shared: Path, tmp_path: Path) -> None:
+    rows = []
+    for split in ("train", "dev", "test"):
+        with (shared / "data" / "meld_text" / f"{split}.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+                rows.append((name, split, row["Utterance"], row["Emotion"], row["Speaker"]))
+    for prefix in (False, True):
+        with (tmp_path / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("id", "split", "text", "label", "speaker"))
+            writer.writerows(
+                (f"{split}_{name}" if prefix else name, split, *rest) for name, split, *rest in rows
+            )
+        if not prefix:
+            with pytest.raises(ReadError, match="2067 ids occur more than once: 'dia0_utt0'"):
+                read(tmp_path)
+    found = read(tmp_path)
+    assert len(found) == 13708
+    assert (found[0].group, found[-1].group) == ("train_dia0", "test_dia279")
+
+
+@pytest.mark.parametrize("error", ["#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#SPILL!"])
+@pytest.mark.parametrize("column", range(4))
+def test_errors_of_a_spreadsheet_are_refused(tmp_path: Path, error: str, column: int) -> None:
+    fields = ["a", "train", "x", "joy"]
+    fields[column] = error
+    name = HEADER.split(",")[column]
+    with pytest.raises(ReadError, match=rf"line 2 has '{error[:-1]}.' as {name}: a spreadsheet"):
+        read(written(tmp_path, ",".join(fields)))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_of_spreadsheets(tmp_path: Path, separator: str) -> None:
+    header = HEADER.replace(",", separator)
+    row = separator.join(("a", "train", f'"well{separator} no"', "joy"))
+    found = read(written(tmp_path, row, header=header))
+    assert [(u.id, u.text, u.label) for u in found] == [("a", f"well{separator} no", "joy")]
+    with pytest.raises(ReadError, match="has 5 fields, the header has 4"):
+        read(written(tmp_path, f"{row}{separator}", header=header))
+
+
+def test_texts_of_any_length_are_read(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (utterance,) = read(written(tmp_path, f"a,train,{'x' * 200_000},joy"))
+    assert len(utterance.text) == 200_000
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("identity", "group"),
+    [
+        ("dia12_utt3", "dia12"),
+        ("train_dia12_utt3", "train_dia12"),
+        ("Ses01F_impro01_M003", "Ses01F_impro01"),
+        ("Ses05M_script01_1b_F012", "Ses05M_script01_1b"),
+        ("03bSnISJMiM$_$11", "03bSnISJMiM"),
+        ("aqgy3/0001", "aqgy3"),
+        ("clip_7", None),
+    ],
+)
+def test_the_dialogue_is_taken_from_the_id(
+    tmp_path: Path, identity: str, group: str | None
+) -> None:
+    written(
+        tmp_path,
+        f"{identity},train,x,joy,",
+        f"b{identity},train,x,joy,mine",
+        header=f"{HEADER},group",
+    )
+    assert [utterance.group for utterance in read(tmp_path)] == [group, "mine"]
