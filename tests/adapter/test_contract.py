@@ -21,7 +21,7 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Frames
-from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.training.build import build_adapted_lm
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit

@@ -21,7 +21,7 @@ from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.options import Decode
 from msea_lightning.model.contract import ModelError
-from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.folder import RunError, RunFolder
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.training.evaluation import evaluate
@@ -291,7 +291,7 @@ def test_plugin_is_refused_by_another_language_model(options: Options, backbone:
     from transformers import AutoModelForCausalLM
 
     from msea_lightning.backbone import FrozenBackbone
-    from msea_lightning.plugin.folder import PluginError
+    from msea_lightning.plugin import PluginError
 
     plugin = load_plugin(fit(options("training.schedule_epochs=1")).plugin)
     attached = attach(plugin, backbone)

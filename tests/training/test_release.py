@@ -12,7 +12,7 @@ import torch
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import EvaluateConfig
-from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit

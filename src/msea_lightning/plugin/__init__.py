@@ -1,20 +1,21 @@
-"""The trained plugin: saved, loaded, attached to its language model."""
+"""Trained plugins: save, load, attach to a language model.
 
-from __future__ import annotations
+A plugin folder holds ``adapter.safetensors`` (adapter weights and feature statistics, megabytes),
+``plugin.json`` (everything needed to use them) and a ``README.md``. Attaching several plugins to
+one language model costs their own weights only: the language model is shared and never changes.
+"""
 
-from typing import TYPE_CHECKING
-
-from msea_lightning.config.lazy import lazy
-
-if TYPE_CHECKING:
-    from msea_lightning.plugin.folder import Plugin as Plugin
-    from msea_lightning.plugin.folder import PluginError as PluginError
-    from msea_lightning.plugin.folder import PluginFacts as PluginFacts
-    from msea_lightning.plugin.folder import PromptFacts as PromptFacts
-    from msea_lightning.plugin.folder import attach as attach
-    from msea_lightning.plugin.folder import describe as describe
-    from msea_lightning.plugin.folder import load_plugin as load_plugin
-    from msea_lightning.plugin.folder import save_plugin as save_plugin
+from msea_lightning.plugin.attaching import attach
+from msea_lightning.plugin.facts import (
+    Plugin,
+    PluginError,
+    PluginFacts,
+    PromptFacts,
+    backbone_facts,
+    describe,
+)
+from msea_lightning.plugin.loading import load_plugin, load_plugin_backbone
+from msea_lightning.plugin.saving import save_plugin
 
 __all__ = [
     "Plugin",
@@ -22,21 +23,9 @@ __all__ = [
     "PluginFacts",
     "PromptFacts",
     "attach",
+    "backbone_facts",
     "describe",
     "load_plugin",
+    "load_plugin_backbone",
     "save_plugin",
 ]
-
-__getattr__ = lazy(
-    __name__,
-    {
-        "Plugin": "folder",
-        "PluginError": "folder",
-        "PluginFacts": "folder",
-        "PromptFacts": "folder",
-        "attach": "folder",
-        "describe": "folder",
-        "load_plugin": "folder",
-        "save_plugin": "folder",
-    },
-)

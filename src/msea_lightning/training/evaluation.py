@@ -28,7 +28,7 @@ from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, UtteranceScore
 from msea_lightning.model.contract import Prediction
 from msea_lightning.paper import paper_result
-from msea_lightning.plugin.folder import attach, load_plugin
+from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunError, RunFolder
 from msea_lightning.training.build import load_config_backbone, make_trainer

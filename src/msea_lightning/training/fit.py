@@ -22,7 +22,7 @@ from msea_lightning.data.options import Split
 from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
-from msea_lightning.plugin.folder import describe, save_plugin
+from msea_lightning.plugin import backbone_facts, describe, save_plugin
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
@@ -225,7 +225,7 @@ def _finish(
             labels=data.labels,
             layout=config.backbone.layout,
             pad_token=config.backbone.pad_token,
-            backbone={"name": config.backbone.name, "path": config.backbone.path},
+            backbone=backbone_facts(config.backbone, module.model.backbone),
             test=results["test"],
         )
         save_plugin(run.plugin, module.model, facts)

@@ -1,0 +1,115 @@
+"""Putting a plugin in front of a language model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.adapter.options import ADAPTERS
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.backbone.fingerprint import same_model
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.labels import LabelSpace
+from msea_lightning.language.prompt import Prompt, encode
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.plugin.facts import Plugin, PluginError, PluginFacts, backbone_title
+
+_log = logging.getLogger(__name__)
+
+
+def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
+    """Puts a plugin in front of a language model, ready to answer.
+
+    The language model itself is not touched; several plugins can be attached to one at a time.
+    Where its linear layers are quantised otherwise than in training, a warning says so.
+
+    Args:
+        plugin: The plugin.
+        backbone: The language model that it was trained on.
+
+    Returns:
+        The model: ``answers(batch)`` gives values, probabilities and distributions.
+
+    Raises:
+        PluginError: if it is another language model (both fingerprints are given), or the weights
+            do not fit the facts.
+    """
+    facts = plugin.facts
+    _check_backbone(facts, backbone)
+    space = LabelSpace.from_config(
+        facts.labels, signed=facts.signed_labels, encode=partial(encode, backbone.tokenizer)
+    )
+    make: Callable[..., Adapter] = ADAPTERS.load(facts.adapter_name)
+    adapter = make(**facts.adapter)
+    prompt = Prompt(
+        facts.prompt.layout,
+        backbone.tokenizer,
+        language=facts.prompt.language,
+        task=facts.prompt.task,
+        pseudo_tokens=adapter.pseudo_tokens,
+        text_tokens=facts.prompt.text_tokens,
+        pad_id=backbone.pad_id,
+        pad_to=facts.prompt.pad_to,
+        attend_padding=facts.prompt.attend_padding,
+    )
+    own = {
+        part: {
+            name.removeprefix(part): tensor
+            for name, tensor in plugin.weights.items()
+            if name.startswith(part)
+        }
+        for part in ("adapter.", "standardizer.")
+    }
+    try:
+        adapter.load_state_dict(own["adapter."])
+    except RuntimeError as error:
+        raise PluginError(
+            f"The plugin's weights do not fit its plugin.json: {' '.join(str(error).split())}"
+        ) from error
+    model = AdaptedLM(
+        backbone,
+        adapter,
+        standardizer=FeatureStandardizer.from_state_dict(own["standardizer."]),
+        prompt=prompt,
+        tree=AnswerTree(space, prompt.encode, prompt.decode),
+        rule=facts.decode,
+    )
+    model.to(backbone.device)
+    return model.eval()
+
+
+def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone) -> None:
+    expected, found = facts.fingerprint, backbone.fingerprint()
+    here = _quantization(backbone)
+    # Release 0.1 did not write it down; the names of the fingerprint's parts tell it.
+    dense = "linear" in expected
+    trained = facts.backbone.get("quantization") or ("none" if dense else here)
+    if trained != here:
+        found = {part: value for part, value in found.items() if not part.startswith("linear")}
+    if not same_model(expected, found):
+        raise PluginError(
+            f"The plugin was trained on {backbone_title(facts.backbone)} with the fingerprint "
+            f"{_listed(expected)}, but this language model has {_listed(found)}. Attach it to the "
+            "language model that it was trained on, or train a plugin for this one."
+        )
+    if trained != here:
+        _log.warning(
+            "the plugin was trained on %s with quantization=%s, and here it has quantization=%s: "
+            "answers may differ from those that were measured",
+            backbone_title(facts.backbone),
+            trained,
+            here,
+        )
+
+
+def _quantization(backbone: FrozenBackbone) -> str:
+    """How the linear layers of a language model are stored."""
+    if getattr(backbone.model, "is_loaded_in_4bit", False):
+        return "nf4"
+    return "int8" if getattr(backbone.model, "is_loaded_in_8bit", False) else "none"
+
+
+def _listed(fingerprint: Mapping[str, str]) -> str:
+    return ", ".join(f"{part} {value}" for part, value in sorted(fingerprint.items()))

@@ -1,0 +1,202 @@
+"""What a plugin knows of itself: ``plugin.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from msea_lightning.adapter.options import ADAPTERS
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.backbone.options import BackboneConfig
+from msea_lightning.config.errors import UserError
+from msea_lightning.data.options import LabelConfig, Language
+from msea_lightning.language.options import Decode, SegmentConfig
+from msea_lightning.metrics.options import MetricKind
+from msea_lightning.model.adapted_lm import AdaptedLM
+
+WEIGHTS = "adapter.safetensors"
+FACTS = "plugin.json"
+FORMAT = 1
+
+
+class PluginError(UserError):
+    """A plugin folder that is incomplete, or a language model that it was not trained on."""
+
+
+@dataclass
+class PromptFacts:
+    """How the plugin's sequences are laid out: arguments of ``Prompt``."""
+
+    layout: list[SegmentConfig]
+    language: Language
+    task: str
+    text_tokens: int
+    pad_token: str | None
+    pad_to: int | None
+    attend_padding: bool
+
+
+@dataclass
+class PluginFacts:
+    """What ``plugin.json`` says.
+
+    Attributes:
+        format: Version of the format.
+        dataset: Data set that the plugin was trained on; its features are of the same kind as
+            those that it must be given.
+        adapter: Arguments of the adapter.
+        labels: Label space.
+        signed_labels: Whether intensities of zero and above have a plus sign.
+        metrics: Metric definitions.
+        decode: How an answer is picked.
+        prompt: Sequence layout and task prompt.
+        audio_dim: Values per audio frame; None where there was no audio.
+        vision_dim: Values per vision frame; None where there was no vision.
+        backbone: See :func:`backbone_facts`; release 0.1 wrote ``name`` and ``path`` alone.
+        fingerprint: The language model's fingerprint, by part.
+        test: Metrics on the test split.
+        adapter_name: ``adapter.name``; plugins from before there were several do not say it.
+    """
+
+    format: int
+    dataset: str
+    adapter: dict[str, Any]
+    labels: LabelConfig
+    signed_labels: bool
+    metrics: MetricKind
+    decode: Decode
+    prompt: PromptFacts
+    audio_dim: int | None
+    vision_dim: int | None
+    backbone: dict[str, Any]
+    fingerprint: dict[str, str]
+    test: dict[str, Any]
+    adapter_name: str = "mse"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A trained plugin, not attached to anything yet.
+
+    Attributes:
+        facts: Everything but the weights.
+        weights: Tensors by name, ``adapter.*`` and ``standardizer.*``.
+    """
+
+    facts: PluginFacts
+    weights: Mapping[str, Tensor]
+
+
+def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str, Any]:
+    """What it takes to load the same language model again.
+
+    Args:
+        config: Its options.
+        backbone: The language model, loaded.
+
+    Returns:
+        ``name`` (of the preset), ``path`` (Hub id; None for the built-in model and for local
+        files), ``file`` (last part of a local path, else None), ``sha256`` (of a GGUF file, else
+        None), ``tokenizer`` (Hub id, or last part of a local path; None where it is that of
+        ``path``), ``weights``, ``dtype``, ``quantization`` and ``double_quantization``.
+    """
+    local = is_local(config.path)
+    is_gguf = config.path is not None and config.path.lower().endswith(".gguf")
+    return {
+        "name": config.name,
+        "path": None if local else config.path,
+        "file": Path(config.path).name if local and config.path else None,
+        "sha256": _sha256(Path(config.path)) if local and is_gguf and config.path else None,
+        "tokenizer": Path(config.tokenizer).name
+        if is_local(config.tokenizer) and config.tokenizer
+        else config.tokenizer,
+        "weights": config.weights.value,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "quantization": config.quantization.value,
+        "double_quantization": config.double_quantization,
+    }
+
+
+def is_local(place: str | None) -> bool:
+    """Whether a place of a language model is on this machine, not on the Hub."""
+    if place is None:
+        return False
+    path = Path(place).expanduser()
+    return path.is_absolute() or place.startswith(".") or path.exists()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.expanduser().open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def backbone_title(backbone: Mapping[str, Any]) -> str:
+    """What to call a plugin's language model: its Hub id or its preset, never a local path.
+
+    Args:
+        backbone: As in :attr:`PluginFacts.backbone`.
+    """
+    name, path = backbone.get("name"), backbone.get("path")
+    file = backbone.get("file") or (Path(path).name if path and is_local(path) else None)
+    if file is not None:
+        return f"{file} (a local file or folder)" if name == "auto" else f"{name} (a local copy)"
+    return str(path) if path else f"{name}, which ships with msea_lightning"
+
+
+def describe(
+    model: AdaptedLM,
+    *,
+    metrics: MetricKind,
+    dataset: str,
+    labels: LabelConfig,
+    layout: list[SegmentConfig],
+    pad_token: str | None,
+    backbone: Mapping[str, Any],
+    test: Mapping[str, float],
+) -> PluginFacts:
+    """The facts of a trained model.
+
+    Args:
+        model: The model.
+        metrics: Metric definitions.
+        dataset: Name of the data set.
+        labels: Its label space, with nothing left to infer.
+        layout: Segments of the sequence.
+        pad_token: Padding token as configured.
+        backbone: See :func:`backbone_facts`.
+        test: Metrics on the test split.
+    """
+    options = model.adapter.options()
+    return PluginFacts(
+        format=FORMAT,
+        dataset=dataset,
+        adapter=options,
+        labels=dataclasses.replace(labels),
+        signed_labels=model.tree.space.signed,
+        metrics=metrics,
+        decode=model.rule,
+        prompt=PromptFacts(
+            layout=list(layout),
+            language=model.prompt.language,
+            task=model.prompt.task,
+            text_tokens=model.prompt.text_tokens,
+            pad_token=pad_token,
+            pad_to=model.prompt.pad_to,
+            attend_padding=model.prompt.attend_padding,
+        ),
+        audio_dim=options["audio_dim"],
+        vision_dim=options["vision_dim"],
+        backbone=dict(backbone),
+        fingerprint=model.backbone.fingerprint(),
+        test=dict(test),
+        adapter_name=ADAPTERS.name_of(model.adapter),
+    )

@@ -1,0 +1,92 @@
+"""Writing a plugin folder."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from msea_lightning.config.text import visible
+from msea_lightning.metrics import METRICS
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.plugin.facts import FACTS, WEIGHTS, PluginFacts, backbone_title
+from msea_lightning.runs.files import write_atomically, write_json
+
+
+def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
+    """Writes a plugin folder.
+
+    Args:
+        folder: Where to; made if needed.
+        model: The trained model.
+        facts: Everything but the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("adapter.", "standardizer."))
+    }
+    partial = folder / f".{WEIGHTS}.partial"
+    save_file(weights, partial)
+    partial.replace(folder / WEIGHTS)
+    write_json(
+        folder / FACTS, OmegaConf.to_container(OmegaConf.structured(facts), enum_to_str=True)
+    )
+    count = sum(tensor.numel() for tensor in weights.values())
+    write_atomically(folder / "README.md", visible(readme(facts, count)))
+
+
+def readme(facts: PluginFacts, parameters: int) -> str:
+    """The ``README.md`` of a plugin.
+
+    Args:
+        facts: What it knows of itself.
+        parameters: Numbers in its weights file.
+    """
+    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
+    used = {
+        name: dim if facts.adapter.get(f"use_{name}", True) else None for name, dim in dims.items()
+    }
+    read = [f"{name} ({dim} values per frame)" for name, dim in used.items() if dim is not None]
+    why = {
+        name: f"It does not read {name}, "
+        + ("which its data did not have." if dims[name] is None else "which was left out of it.")
+        for name, dim in used.items()
+        if dim is None
+    }
+    local = facts.backbone.get("file") is not None
+    place = 'plugin, "<place of that language model>"' if local else "plugin"
+    scores = "\n".join(
+        f"| {METRICS[name].title if name in METRICS else name} | {_written(name, value)} |"
+        for name, value in facts.test.items()
+    )
+    return f"""# Plugin ({facts.adapter_name}): {facts.dataset} on {facts.backbone.get("name")}
+
+{parameters:,} numbers that let a frozen language model read {" and ".join(read) or "no features"} \
+beside text. {" ".join(why.values())}
+
+Base model: {backbone_title(facts.backbone)}. The features must be of the same kind as those of \
+{facts.dataset}.
+
+| test metric | value |
+|---|---|
+{scores}
+
+```python
+from msea_lightning.plugin import attach, load_plugin, load_plugin_backbone
+
+plugin = load_plugin("<this folder>")
+model = attach(plugin, load_plugin_backbone({place}))
+answers = model.answers(batch)
+```
+"""
+
+
+def _written(name: str, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "undefined"
+    info = METRICS.get(name)
+    return f"{value:.4f}" if info is None else info.format(value) + (" %" if info.percent else "")

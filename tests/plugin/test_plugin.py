@@ -1,0 +1,180 @@
+"""Plugin folders: what they say, what they attach to, and what their language model is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.backbone.loading.load import tiny_backbone
+from msea_lightning.backbone.options import BackboneConfig, Quantization
+from msea_lightning.plugin import (
+    Plugin,
+    PluginError,
+    attach,
+    backbone_facts,
+    load_plugin,
+    load_plugin_backbone,
+    save_plugin,
+)
+from msea_lightning.plugin.saving import readme
+from tests.places import ROOT
+
+RELEASE = ROOT / "tests" / "release" / "run" / "plugin"
+
+
+@pytest.fixture
+def plugin() -> Plugin:
+    """One of release 0.1, on the built-in language model."""
+    return load_plugin(RELEASE)
+
+
+def on(plugin: Plugin, **backbone: Any) -> Plugin:
+    """The plugin with other facts of its language model."""
+    return replace(plugin, facts=replace(plugin.facts, backbone=backbone))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "title"),
+    [
+        ({"name": "tiny", "path": None}, "Base model: tiny, which ships with msea_lightning."),
+        ({"name": "llama2", "path": "meta-llama/L"}, "Base model: meta-llama/L."),
+        ({"name": "llama2", "path": "/secret/weights"}, "Base model: llama2 (a local copy)."),
+        ({"name": "llama2", "path": None, "file": "weights"}, "Base model: llama2 (a local copy)."),
+        (
+            {"name": "auto", "path": None, "file": "model.gguf"},
+            "Base model: model.gguf (a local file or folder).",
+        ),
+    ],
+)
+def test_the_readme_names_the_language_model_and_no_local_path(
+    plugin: Plugin, backbone: dict[str, Any], title: str
+) -> None:
+    text = readme(on(plugin, **backbone).facts, 7)
+    assert title in text
+    assert "None" not in text
+    assert "/secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "adapter", "sentence"),
+    [
+        ({}, {}, "read audio (12 values per frame) and vision (10 values per frame) beside text"),
+        (
+            {"vision_dim": None},
+            {},
+            "read audio (12 values per frame) beside text. It does not read vision, which its "
+            "data did not have.",
+        ),
+        ({}, {"use_audio": False}, "It does not read audio, which was left out of it."),
+    ],
+)
+def test_the_readme_says_what_is_read(
+    plugin: Plugin, facts: dict[str, Any], adapter: dict[str, Any], sentence: str
+) -> None:
+    changed = replace(plugin.facts, **facts, adapter={**plugin.facts.adapter, **adapter})
+    assert sentence in readme(changed, 7)
+    assert "none" not in readme(changed, 7)
+
+
+@pytest.mark.parametrize("place", ["folder", "weights.gguf"])
+def test_facts_of_local_files_hold_no_path(
+    tmp_path: Path, backbone: FrozenBackbone, place: str
+) -> None:
+    path = tmp_path / place
+    path.write_bytes(b"weights")
+    config = BackboneConfig(name="auto", path=str(path), tokenizer=str(tmp_path))
+    facts = backbone_facts(config, backbone)
+    assert str(tmp_path) not in json.dumps(facts)
+    digest = hashlib.sha256(b"weights").hexdigest() if place.endswith("gguf") else None
+    assert (facts["file"], facts["path"], facts["sha256"]) == (place, None, digest)
+
+
+def test_the_language_model_is_loaded_again_from_the_plugin_alone(
+    tmp_path: Path, plugin: Plugin
+) -> None:
+    config = BackboneConfig(quantization=Quantization.none)
+    facts = backbone_facts(config, load_backbone(None, dtype="bfloat16"))
+    model = attach(plugin, load_backbone(None))
+    save_plugin(tmp_path, model, on(plugin, **facts).facts)
+    again = load_plugin(tmp_path)
+    backbone = load_plugin_backbone(again)
+    assert backbone.dtype is torch.bfloat16
+    assert attach(again, backbone).backbone is backbone
+    # One of release 0.1 says less.
+    assert load_plugin_backbone(plugin).dtype is torch.float32
+
+
+def test_a_local_language_model_is_loaded_from_the_place_that_is_given(
+    tmp_path: Path, plugin: Plugin
+) -> None:
+    shutil.copytree(tiny_backbone(), tmp_path / "copy")
+    local = on(plugin, name="auto", path=None, file="copy", sha256="12ab", dtype="float32")
+    with pytest.raises(PluginError, match=r"a local file or folder.*SHA-256 12ab.*where it is her"):
+        load_plugin_backbone(local)
+    assert load_plugin_backbone(local, tmp_path / "copy").width == 96
+    gone = on(plugin, name="llama2", path=str(tmp_path / "gone"))
+    with pytest.raises(PluginError, match=r"llama2 .a local copy., which is not at its") as up:
+        load_plugin_backbone(gone)
+    assert str(tmp_path) not in str(up.value)
+    with pytest.raises(PluginError, match="random weights"):
+        load_plugin_backbone(on(plugin, name="llama2", path="a/b", weights="random"))
+
+
+def test_another_storage_of_the_same_language_model_is_said(
+    plugin: Plugin, backbone: FrozenBackbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    attach(plugin, backbone)
+    assert caplog.text == ""
+    # As in int8 or nf4, whose matrices cannot be compared with dense ones.
+    other = {part: value for part, value in plugin.facts.fingerprint.items() if part != "linear"}
+    other["linear-bitsandbytes"] = "0" * 16
+    trained = replace(plugin.facts, fingerprint=other, backbone={"name": "tiny", "path": None})
+    attach(replace(plugin, facts=replace(trained, backbone={"quantization": "nf4"})), backbone)
+    assert "with quantization=nf4, and here it has quantization=none" in caplog.text
+
+
+def test_a_dense_plugin_attaches_to_an_nf4_model_with_a_warning(
+    plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    nf4 = load_backbone(None, quantization="nf4")
+    assert attach(plugin, nf4).backbone is nf4
+    assert "with quantization=none, and here it has quantization=nf4" in caplog.text
+
+
+def test_another_language_model_is_refused(plugin: Plugin, backbone: FrozenBackbone) -> None:
+    other = {**plugin.facts.fingerprint, "embeddings": "0" * 16}
+    changed = replace(plugin, facts=replace(plugin.facts, fingerprint=other))
+    with pytest.raises(PluginError, match=r"trained on tiny.*embeddings 0{16}.*but this language"):
+        attach(changed, backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("plugin.json", None, "plugin.json is missing"),
+        ("adapter.safetensors", None, "adapter.safetensors is missing"),
+        ("plugin.json", b"{", "cannot be read"),
+        ("plugin.json", b"[]", "cannot be read"),
+        ("plugin.json", b"\xff", "cannot be read"),
+        ("plugin.json", b'{"format": 2}', "has format version 2, this release reads 1"),
+        ("adapter.safetensors", b"junk", "cannot be read"),
+    ],
+)
+def test_what_is_no_plugin_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    folder = Path(shutil.copytree(RELEASE, tmp_path / "plugin"))
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(PluginError, match=message):
+        load_plugin(folder)
