@@ -20,6 +20,7 @@ from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
 from msea_lightning.data.options import DatasetConfig, Split
 from msea_lightning.language.options import Decode, PromptConfig, TextConfig
+from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
 from msea_lightning.reporting.options import LoggerConfig
 from msea_lightning.training.options import TrainerConfig, TrainingConfig
 
@@ -29,6 +30,7 @@ class RunConfig:
     """What every run has, to train or to measure: a data set, a model, and how it is trained."""
 
     dataset: DatasetConfig = option(DatasetConfig, "data set")
+    model: ModelOptions = option(AdaptedLMOptions, "what is trained", choices=MODELS)
     backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
     adapter: AdapterOptions = option(MSEOptions, "trainable plugin", choices=ADAPTERS)
     ablation: AblationConfig = option(AblationConfig, "what is left out", presets=ABLATIONS)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from numpy.typing import ArrayLike
 from torch import nn
 
 from msea_lightning.adapter import Adapter, FeatureStandardizer
@@ -19,12 +18,10 @@ from msea_lightning.language.labels import LabelSpace, generated_prompt
 from msea_lightning.language.options import Decode, PromptConfig, TextConfig
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.contract import Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Statistics = Mapping[str, tuple[ArrayLike, ArrayLike]]
-"""Mean (d,) and standard deviation (d,) of each feature, by name."""
 
 
 def build_prompt(

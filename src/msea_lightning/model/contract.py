@@ -12,12 +12,16 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import Answers
 from msea_lightning.language.labels import LabelSpace
+
+Statistics = Mapping[str, tuple[ArrayLike, ArrayLike]]
+"""Mean (d,) and standard deviation (d,) of each feature, by name."""
 
 
 class ModelError(UserError):
@@ -78,8 +82,30 @@ class Needs:
     batches: str = "utterances"
 
 
+@dataclass(frozen=True, eq=False)
+class DataFacts:
+    """What a model may know of its data set when it is built.
+
+    Attributes:
+        space: The labels.
+        dims: Values per frame of each feature, by name.
+        statistics: Mean (d,) and standard deviation (d,) of each feature over the training part;
+            None where features are not to be standardised.
+        utterances: Number of training utterances; ``Batch.index`` is below it in training.
+    """
+
+    space: LabelSpace
+    dims: Mapping[str, int]
+    statistics: Statistics | None
+    utterances: int
+
+
 class Model(nn.Module, ABC):
     """Everything that is trained.
+
+    A model is registered with its options in :data:`msea_lightning.model.options.MODELS` and built
+    as ``Class(data, **options)`` with a :class:`DataFacts`; the frozen language model with an
+    adapter in front, which has more parts, in ``model/build.py``.
 
     State that must survive an interruption (such as a memory of the training utterances) is kept in
     buffers; then checkpoints hold it and resuming needs nothing else. Buffers are not synchronised

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.model.options import AdaptedLMOptions
 from msea_lightning.runs.files import write_atomically as write_atomically
 from msea_lightning.runs.files import write_csv as write_csv
 from msea_lightning.runs.files import write_json as write_json
@@ -118,7 +119,9 @@ class RunFolder:
 
 
 def model_folder(config: TrainConfig) -> Path:
-    """Folder of all runs of one data set, adapter, backbone and ablation."""
+    """Folder of all runs of one data set, adapter, backbone and ablation, or other model."""
+    if not isinstance(config.model, AdaptedLMOptions):
+        return Path(config.runs) / config.dataset.name / config.model.name
     parts = [config.adapter.name, config.backbone.name]
     if config.ablation.name != "none":
         parts.append(config.ablation.name)

@@ -30,10 +30,13 @@ from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.data.module import UtteranceDataModule, build_datamodule
 from msea_lightning.data.store import Store
+from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_model
+from msea_lightning.model.contract import DataFacts, Model, ModelError, Statistics
+from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
 
@@ -76,6 +79,8 @@ def make_ready(
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    kind: type[Model] = MODELS.load(config.model.name)
+    check_parts(kind, parts=config.trainer.accumulate, ranks=config.trainer.devices)
     data = build_datamodule(
         config.dataset,
         config.training,
@@ -85,20 +90,76 @@ def make_ready(
     )
     data.prepare_data()
     data.setup()
+    check_needs(kind, data)
     device = resolve_device(config.trainer.accelerator)
-    architecture, tokenizer = _read_backbone(config.backbone)
-    data.tokenize(partial(encode_all, tokenizer))
-    estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
-    backbone = load_config_backbone(config.backbone, device, tokenizer)
+    language_model, estimate = None, None
+    if issubclass(kind, AdaptedLM):
+        architecture, tokenizer = _read_backbone(config.backbone)
+        data.tokenize(partial(encode_all, tokenizer))
+        estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
+        language_model = load_config_backbone(config.backbone, device, tokenizer)
     # Weights depend on the seed alone, not on what was drawn while loading.
     seed_everything(config.seed, workers=True, verbose=False)
+    if language_model is not None:
+        model: Model = build_adapted_lm(config, data, language_model)
+    else:
+        model = kind(_facts(config, data), **config.model.arguments())
     module = TrainingModule(
-        build_adapted_lm(config, data, backbone),
-        UtteranceScore(data.metrics),
-        training=config.training,
-        seed=config.seed,
+        model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
     return Ready(module, data, device, estimate)
+
+
+def check_parts(model: type[Model], *, parts: int, ranks: int) -> None:
+    """Refuses to part the batches of a model whose loss is a statistic of the whole batch.
+
+    Raises:
+        ModelError: naming the options that part them.
+    """
+    if not model.batch_statistic or (parts == 1 and (ranks == 1 or model.gathers)):
+        return
+    options = f"trainer.accumulate={parts}" if parts > 1 else f"trainer.devices={ranks}"
+    raise ModelError(
+        f"The loss of {model.__name__} is a statistic of the whole batch, but {options} computes "
+        f"it on parts of one: set {options.split('=')[0]}=1."
+    )
+
+
+def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
+    """Refuses a data set that lacks what a model needs, before anything large is loaded.
+
+    Args:
+        model: The model's class.
+        data: The data module, set up.
+
+    Raises:
+        ModelError: naming what is missing, and what there is.
+    """
+    train = data.splits["train"]
+    for what, needed, found in (
+        ("feature", model.needs.features, list(data.dims)),
+        ("label", model.needs.labels, list(train.labels)),
+    ):
+        missing = [name for name in needed if name not in found]
+        if missing:
+            raise ModelError(
+                f"{model.__name__} needs the {what} {', '.join(missing)}, but the data set has "
+                f"{', '.join(found) or 'none'}: choose another model, or give the data set with it."
+            )
+
+
+def _facts(config: RunConfig, data: UtteranceDataModule) -> DataFacts:
+    return DataFacts(
+        # Whether intensities have a sign is a matter of language models.
+        space=LabelSpace.from_config(data.labels, signed=False, encode=lambda text: [len(text)]),
+        dims=data.dims,
+        statistics=_statistics(config, data),
+        utterances=len(data.splits["train"]),
+    )
+
+
+def _statistics(config: RunConfig, data: UtteranceDataModule) -> Statistics | None:
+    return data.feature_statistics() if config.dataset.standardize else None
 
 
 def build_adapted_lm(
@@ -118,7 +179,7 @@ def build_adapted_lm(
         language_model,
         data.labels,
         dims=data.dims,
-        statistics=data.feature_statistics() if config.dataset.standardize else None,
+        statistics=_statistics(config, data),
         dataset=config.dataset,
         backbone=config.backbone,
         adapter=config.adapter,
@@ -251,7 +312,10 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     strategy: Strategy = SingleDeviceStrategy(device)
     if devices > 1:
         backend = "gloo" if device.type == "cpu" else "nccl"
-        strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=False)
+        # Models change their buffers by themselves; see Model.
+        strategy = DDPStrategy(
+            process_group_backend=backend, find_unused_parameters=False, broadcast_buffers=False
+        )
     return Trainer(
         accelerator=device.type,
         devices=devices,

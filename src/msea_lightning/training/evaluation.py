@@ -117,13 +117,15 @@ def show_results(
     Args:
         results: Split to metric name to value.
         dataset: Name of the data set.
-        backbone: Name of the backbone.
-        adapter: Name of the adapter.
+        backbone: Name of the backbone; empty for a model without one.
+        adapter: Name of the adapter, or of the model.
         ablation: Name of the ablation.
         console: Where to print; standard output where not given.
     """
     paper = paper_result(dataset, backbone, adapter, ablation) or {}
-    title = f"{dataset}: {adapter} on {backbone}, ablation {ablation}"
+    title = f"{dataset}: {adapter}"
+    if backbone:
+        title += f" on {backbone}, ablation {ablation}"
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("metric")
     for split in results:

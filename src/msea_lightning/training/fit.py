@@ -142,6 +142,8 @@ def _announce(config: TrainConfig, module: TrainingModule, data: UtteranceDataMo
             str(model.backbone.dtype).removeprefix("torch."),
             config.backbone.quantization.value,
         )
+    else:
+        _log.info("%s trainable parameters (%s)", f"{trainable(model):,}", config.model.name)
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.splits.items())
     _log.info("utterances: %s", sizes)
 
@@ -250,7 +252,7 @@ def _finish(
             predictions=predictions,
             best_epoch=best["epoch"],
         )
-    space = module.model.space
+    space, adapted = module.model.space, isinstance(module.model, AdaptedLM)
     lengths = {split: part.lengths for split, part in data.splits.items()}
     doubts = [*degenerate(predictions, space), *absent_features(lengths)]
     for doubt in doubts:
@@ -261,8 +263,8 @@ def _finish(
     show_results(
         results,
         dataset=config.dataset.name,
-        backbone=config.backbone.name,
-        adapter=config.adapter.name,
+        backbone=config.backbone.name if adapted else "",
+        adapter=config.adapter.name if adapted else config.model.name,
         ablation=config.ablation.name,
     )
     _doubt_validation(module, results)

@@ -123,13 +123,8 @@ class TrainingModule(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Forgets that an earlier training diverged; refuses parts that change the loss."""
+        """Forgets that an earlier training diverged."""
         self._diverged = None
-        check_parts(
-            type(self.model),
-            parts=self.trainer.accumulate_grad_batches,
-            ranks=self.trainer.world_size,
-        )
 
     def on_train_epoch_start(self) -> None:
         """Seeds dropout with seed, epoch and rank: a resumed run draws what others do."""
@@ -284,18 +279,3 @@ class TrainingModule(LightningModule):
         for name, value in self._metrics.items():
             # Every rank has computed the same value from all predictions.
             self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")
-
-
-def check_parts(model: type[Model], *, parts: int, ranks: int) -> None:
-    """Refuses to part the batches of a model whose loss is a statistic of the whole batch.
-
-    Raises:
-        TrainingError: naming the options that part them.
-    """
-    if not model.batch_statistic or (parts == 1 and (ranks == 1 or model.gathers)):
-        return
-    options = f"trainer.accumulate={parts}" if parts > 1 else f"trainer.devices={ranks}"
-    raise TrainingError(
-        f"The loss of {model.__name__} is a statistic of the whole batch, but {options} computes "
-        f"it on parts of one: set {options.split('=')[0]}=1."
-    )

@@ -1,0 +1,142 @@
+"""Whatever keeps the contract trains through `fit`: hooks, groups, memory, ranks, resuming."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.model.contract import ModelError, Needs
+from msea_lightning.model.options import MODELS
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.fit import fit
+from msea_lightning.training.module import TrainingModule
+from tests.model import remembering
+from tests.places import ROOT
+
+Options = Callable[..., TrainConfig]
+MODEL = ("model=remembering", "training.schedule_epochs=3")
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    remembering.register()
+    yield
+    MODELS._entries.pop("remembering")
+
+
+def checkpoint(run: RunFolder) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run.last, weights_only=True)
+    return content
+
+
+def test_it_is_trained_as_any_model(options: Options) -> None:
+    run = fit(options(*MODEL, "model.width=16"))
+    assert run.path.parts[-3] == "remembering"
+    saved = checkpoint(run)
+    assert set(saved["state_dict"]) == {
+        "encoder.weight", "encoder.bias", "head.weight", "head.bias", "memory"
+    }  # fmt: skip
+    assert saved["state_dict"]["encoder.bias"].shape == (16,)
+    # Every training utterance was remembered.
+    assert saved["state_dict"]["memory"].abs().sum(1).min() > 0
+    encoder, head = saved["optimizer_states"][0]["param_groups"]
+    config = run.load_config().training
+    assert encoder["initial_lr"] == 0.5 * config.learning_rate
+    assert encoder["weight_decay"] == config.weight_decay
+    assert (head["initial_lr"], head["weight_decay"]) == (0.02, 0.0)
+    assert run.finished
+    assert not run.plugin.exists()
+
+
+def test_it_is_resumed_to_the_bit(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = fit(options(*MODEL))
+    ordinary = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if (module.current_epoch, batch_idx) == (2, 1):
+            raise InterruptedError
+        return ordinary(module, batch, batch_idx)
+
+    runs = f"runs={options().runs}-resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(InterruptedError):
+            fit(options(*MODEL, runs))
+    resumed = fit(options(*MODEL, runs, "ckpt=auto"))
+    first, second = (checkpoint(run)["state_dict"] for run in (undisturbed, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert resumed.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+
+
+@pytest.mark.parametrize("words", [("trainer.devices=2",), ("trainer.accumulate=3",)])
+def test_ranks_and_parts_train_the_same(
+    options: Options, cache: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    one = fit(options(*MODEL))
+    other = Path(f"{options().runs}-other")
+    if "trainer.devices=2" in words:
+        arguments = [
+            "dataset.demo_utterances=90",
+            f"dataset.cache={cache}",
+            "trainer.accelerator=cpu",
+            f"runs={other}",
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "tests.model.remembering", *MODEL, *arguments, *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=300,
+        )
+    else:
+        fit(options(*MODEL, *words, f"runs={other}"))
+    (last,) = other.rglob("last.ckpt")
+    first, second = (checkpoint(run)["state_dict"] for run in (one, RunFolder(last.parents[1])))
+    for name, tensor in first.items():
+        # Sums of at most 16 utterances in another order, a dozen Adam steps of at most 0.02: what
+        # rounding (6e-8) can grow to where Adam divides by a small second moment.
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("words", "gathers", "match"),
+    [
+        (("trainer.accumulate=2",), False, r"statistic of the whole batch, but trainer.accumulate"),
+        (("trainer.accumulate=2",), True, r"set trainer\.accumulate=1"),
+        (("trainer.devices=2",), False, r"set trainer\.devices=1"),
+    ],
+)
+def test_a_statistic_of_the_batch_is_not_parted(
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    gathers: bool,
+    match: str,
+) -> None:
+    monkeypatch.setattr(remembering.Remembering, "batch_statistic", True)
+    monkeypatch.setattr(remembering.Remembering, "gathers", gathers)
+    with pytest.raises(ModelError, match=match):
+        fit(options(*MODEL, *words))
+
+
+@pytest.mark.parametrize(
+    ("needs", "match"),
+    [
+        (Needs(features=("audio", "text_features")), "needs the feature text_features, but .* has"),
+        (Needs(labels=("M", "T")), r"needs the label T, but the data set has M: choose another"),
+    ],
+)
+def test_a_data_set_without_what_it_needs_is_refused(
+    options: Options, monkeypatch: pytest.MonkeyPatch, needs: Needs, match: str
+) -> None:
+    monkeypatch.setattr(remembering.Remembering, "needs", needs)
+    with pytest.raises(ModelError, match=match):
+        fit(options(*MODEL))
