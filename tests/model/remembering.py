@@ -1,4 +1,7 @@
-"""A small model that uses all of the contract, and a command that trains it on several ranks."""
+"""A small model that uses all of the contract, and a command that trains it on several ranks.
+
+From mean audio to an emotion, drawn towards what each utterance gave in the epoch before.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,6 @@ from msea_lightning.training.fit import fit
 
 
 class Remembering(Model):
-    """Mean audio to emotion, drawn towards what each utterance gave in the epoch before."""
-
     needs = Needs(features=("audio",))
 
     def __init__(self, data: DataFacts, width: int) -> None:
