@@ -37,14 +37,10 @@ def bench(config: BenchConfig) -> None:
 
 
 def with_dataset(words: Sequence[str]) -> list[str]:
-    """A command line in which ``bench.shape=meld`` chooses the data set, prompt and recipe.
-
-    Args:
-        words: The words of the command line.
-    """
+    """A command line in which ``bench.shape=meld`` chooses the data set, prompt and recipe."""
+    option, group = "bench.shape=", "dataset="
     return [
-        word.replace("bench.shape=", "dataset=", 1) if word.startswith("bench.shape=") else word
-        for word in words
+        group + word.removeprefix(option) if word.startswith(option) else word for word in words
     ]
 
 

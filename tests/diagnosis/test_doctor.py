@@ -35,7 +35,7 @@ from msea_lightning.data.prepare import download_folder, prepare_store
 from msea_lightning.diagnosis import devices, packages
 from msea_lightning.diagnosis import findings as findings_module
 from msea_lightning.diagnosis.backbones import find_backbone, find_backbones
-from msea_lightning.diagnosis.datasets import find_dataset, find_datasets
+from msea_lightning.diagnosis.datasets import Resource, find_dataset, find_datasets
 from msea_lightning.diagnosis.devices import Device, Machine, find_machine, measured_rate
 from msea_lightning.diagnosis.findings import (
     DoctorError,
@@ -45,7 +45,6 @@ from msea_lightning.diagnosis.findings import (
     paper_configurations,
 )
 from msea_lightning.diagnosis.packages import Package, check_quantization, find_packages
-from msea_lightning.diagnosis.resource import Resource
 from msea_lightning.diagnosis.show import show
 from msea_lightning.doctor import doctor
 from msea_lightning.model.build import build_prompt
@@ -666,9 +665,9 @@ def test_findings_are_written_as_json(
     doctor(DoctorConfig(json=str(target)))
     assert json.loads(target.read_text(encoding="utf-8")) == asdict(findings)
     assert f"findings: {target}\n" in capsys.readouterr().out
-    with pytest.raises(DoctorError, match=r"json=.*none/x\.json: there is no folder"):
+    with pytest.raises(DoctorError, match=r"json=.*none/x\.json is in no folder; give a file in"):
         doctor(DoctorConfig(json=str(tmp_path / "none" / "x.json")))
-    with pytest.raises(DoctorError, match=r"is a folder; give a file"):
+    with pytest.raises(DoctorError, match=r"is a folder; give a file in"):
         doctor(DoctorConfig(json=str(tmp_path)))
     with pytest.raises(DoctorError, match=r"cannot be written \(.*Give a file in a folder"):
         doctor(DoctorConfig(json="/proc/findings.json"))

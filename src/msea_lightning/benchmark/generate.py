@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +71,12 @@ def generate(
         (La, da) and ``vision`` (Lv, dv) standard normal float32.
 
     Raises:
-        BenchError: where the labels are neither a scale nor names.
+        BenchError: where the labels are neither a scale nor names, or the tokenizer has no words.
     """
-    writer = _TextWriter(tokenizer, dataset.language)
+    words = _words(tokenizer, dataset.language)
     generators = dict(zip(SPLITS, np.random.default_rng(seed).spawn(len(SPLITS)), strict=True))
     return {
-        split: _utterances(split, count, dataset, writer, generators[split])
+        split: _utterances(split, count, dataset, tokenizer, words, generators[split])
         for split, count in counts.items()
     }
 
@@ -85,14 +85,15 @@ def _utterances(
     split: str,
     count: int,
     dataset: DatasetConfig,
-    writer: _TextWriter,
+    tokenizer: PreTrainedTokenizerBase,
+    words: tuple[list[str], str],
     random: np.random.Generator,
 ) -> Iterator[Utterance]:
     """A split's utterances; all that is small is drawn at once, the frames one at a time."""
     shape = SHAPES[dataset.name]
     covariance = [[1, CORRELATION], [CORRELATION, 1]]
     of_text, of_frames = ndtr(random.multivariate_normal([0, 0], covariance, count)).T
-    texts = writer.texts(shape.text.at(of_text), random)
+    texts = _texts(shape.text.at(of_text), tokenizer, words, random)
     labels = _labels(dataset.labels, count, random)
     frames = {
         "audio": (shape.audio.at(of_frames), dataset.audio_dim or 1),
@@ -126,85 +127,56 @@ def _labels(labels: LabelConfig, count: int, random: np.random.Generator) -> lis
     )
 
 
-class _TextWriter:
-    """Writes texts with a wanted number of tokens.
+def _words(tokenizer: PreTrainedTokenizerBase, language: Language) -> tuple[list[str], str]:
+    """Words of one token each, and what stands between two of them.
 
-    Words are taken from the vocabulary, of those that are one token between any two others: Chinese
-    characters for a Chinese data set, if the tokenizer has enough of them, else English words. A
-    tokenizer without any, such as one of bytes, gets letters, whatever they take.
+    Chinese characters for a Chinese data set, if the tokenizer has enough of them, else English
+    words.
     """
+    ids = sorted(tokenizer.get_vocab().values())
+    tried = ids[:: -(-len(ids) // _CANDIDATES)]
+    vocabulary = {str(tokenizer.decode([token])).strip() for token in tried}
+    for pattern, joint in [_CHINESE, _ENGLISH] if language is Language.zh else [_ENGLISH]:
+        words = sorted(word for word in vocabulary if re.fullmatch(pattern, word))
+        if words:
+            other = words[0]
+            between = [joint.join((other, word, other)) for word in words]
+            added = _count(tokenizer, between) - _count(tokenizer, [joint.join((other, other))])
+            words = [word for word, tokens in zip(words, added, strict=True) if tokens == 1]
+        if len(words) >= _ENOUGH:
+            return words, joint
+    raise BenchError(
+        f"The tokenizer has fewer than {_ENOUGH} words of one token each, so that no texts of a "
+        "given length can be written. Give another one with backbone.tokenizer."
+    )
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, language: Language) -> None:
-        self._tokenizer = tokenizer
-        self._words, self._joint, self._per_word = self._choose(language)
-        # A text may have one token more than its words, such as LLaMA's space in front, or less.
-        self._offset = int(self._count(self._words[:1])[0]) - self._per_word
 
-    def texts(self, tokens: NDArray[np.int64], random: np.random.Generator) -> list[str]:
-        """Texts of random words.
+def _texts(
+    tokens: NDArray[np.int64],
+    tokenizer: PreTrainedTokenizerBase,
+    words: tuple[list[str], str],
+    random: np.random.Generator,
+) -> list[str]:
+    """N texts of random words, at least one each, with (N,) tokens."""
+    known, joint = words
 
-        Args:
-            tokens: (N,) tokens that the texts are to have.
-            random: What draws the words.
+    def draw(count: int) -> list[str]:
+        return [known[index] for index in random.integers(len(known), size=count)]
 
-        Returns:
-            N texts, of at least one word each.
-        """
-        sizes = np.rint((tokens - self._offset) / self._per_word).astype(np.int64)
-        chosen = [self._draw(size, random) for size in np.maximum(sizes, 1).tolist()]
-        texts = [self._joint.join(words) for words in chosen]
-        pending = np.arange(len(texts))
-        # Neighbours may merge into one token, as frequent pairs of Chinese characters do.
-        for _ in range(_CORRECTIONS):
-            missing = tokens[pending] - self._count([texts[index] for index in pending])
-            more = np.rint(missing / self._per_word).astype(np.int64)
-            pending, more = pending[more != 0], more[more != 0]
-            for index, words in zip(pending.tolist(), more.tolist(), strict=True):
-                if words > 0:
-                    chosen[index] += self._draw(words, random)
-                else:
-                    chosen[index] = chosen[index][: max(1, len(chosen[index]) + words)]
-                texts[index] = self._joint.join(chosen[index])
-        return texts
+    texts = [draw(count) for count in np.maximum(tokens, 1).tolist()]
+    # A text may have a token for its beginning, and neighbours may merge into one token, as
+    # frequent pairs of Chinese characters do.
+    for _ in range(_CORRECTIONS):
+        missing = tokens - _count(tokenizer, [joint.join(text) for text in texts])
+        for index in np.flatnonzero(missing).tolist():
+            more, text = int(missing[index]), texts[index]
+            texts[index] = text + draw(more) if more > 0 else text[: max(1, len(text) + more)]
+    return [joint.join(text) for text in texts]
 
-    def _draw(self, count: int, random: np.random.Generator) -> list[str]:
-        return [self._words[index] for index in random.integers(len(self._words), size=count)]
 
-    def _choose(self, language: Language) -> tuple[Sequence[str], str, float]:
-        """Words, what stands between two of them, and the tokens of one more word."""
-        for pattern, joint in [_CHINESE, _ENGLISH] if language is Language.zh else [_ENGLISH]:
-            words = self._vocabulary(pattern)
-            single = [
-                word
-                for word, cost in zip(words, self._costs(words, joint), strict=True)
-                if cost == 1
-            ]
-            if len(single) >= _ENOUGH:
-                return single, joint, 1.0
-        letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-        return letters, " ", float(self._costs(letters, " ").mean())
-
-    def _vocabulary(self, pattern: str) -> list[str]:
-        ids = sorted(self._tokenizer.get_vocab().values())
-        written = (
-            str(self._tokenizer.decode([token])).strip()
-            for token in ids[:: -(-len(ids) // _CANDIDATES)]
-        )
-        return sorted({word for word in written if re.fullmatch(pattern, word)})
-
-    def _costs(self, words: Sequence[str], joint: str) -> NDArray[np.int64]:
-        """(N,) tokens that each word adds between two others."""
-        if not words:
-            return np.zeros(0, dtype=np.int64)
-        other = words[0]
-        with_word = self._count([joint.join((other, word, other)) for word in words])
-        return with_word - self._count([joint.join((other, other))])
-
-    def _count(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        if not texts:
-            return np.zeros(0, dtype=np.int64)
-        encoded = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return np.array([len(ids) for ids in encoded], dtype=np.int64)
+def _count(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> NDArray[np.int64]:
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return np.array([len(ids) for ids in encoded], dtype=np.int64)
 
 
 def write_published(store: Store, dataset: DatasetConfig, folder: Path) -> Path:

@@ -16,7 +16,7 @@ pickles, which takes some tenths of a second more for lists of utterances (MELD,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -102,7 +102,7 @@ class Original(Variant):
         for batch in islice(self._batches("train"), steps):
             self._step(batch)
             read += batch["index"].tolist()
-        return self.timing("train", self._now() - since, read)
+        return self._timing("train", self._now() - since, read)
 
     def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
         """See the base class; all batches cost the same here."""
@@ -111,30 +111,16 @@ class Original(Variant):
         steps = -(-utterances // self.config.training.batch_size)
         for batch in islice(self._batches("test"), steps):
             read += batch["index"].tolist()
-            score.update(self.decode(batch), [space.target(labels[i]) for i in batch["index"]])
+            score.update(self._decode(batch), [space.target(labels[i]) for i in batch["index"]])
         score.compute()
-        return self.timing("test", self._now() - since, read)
+        return self._timing("test", self._now() - since, read)
 
-    def texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
-        """See the base class."""
+    def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         return self._splits[split].tokens, self._splits[split].labels
 
-    def few_batches(self, split: str, clock: StageClock) -> Sequence[Items]:
-        """See the base class."""
+    def _few_batches(self, split: str, clock: StageClock) -> Sequence[Items]:
         with clock.during("data"):
             return list(islice(self._batches(split), _STAGED_BATCHES))
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """See the base class."""
-        return self._optimizer
-
-    def methods(self) -> Mapping[str, tuple[object, str]]:
-        """See the base class."""
-        return {
-            "backbone": (self, "_hidden"),
-            "head": (self, "_head"),
-            "adapter": (self, "_embed"),
-        }
 
     # ---- loading -----------------------------------------------------------------------------
 
@@ -168,9 +154,14 @@ class Original(Variant):
             if branch is not None and branch.lstm is not None:
                 branch.lstm = cast("LastStateLSTM", _PackedLSTM(branch.lstm))
         self.adapter = adapter.to(self.device)
-        self._optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             adapter.parameters(), lr=config.training.learning_rate, eps=config.training.eps
         )
+        self.methods = {
+            "backbone": (self, "_hidden"),
+            "head": (self, "_head"),
+            "adapter": (self, "_embed"),
+        }
         self._splits = {split: self._read_split(split) for split in ("train", "valid", "test")}
 
     def _read_split(self, split: str) -> _Split:
@@ -215,11 +206,11 @@ class Original(Variant):
         )
 
     def _step(self, batch: Items) -> None:
-        self._optimizer.zero_grad()
-        self.mean_loss(batch).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        self.optimizer.zero_grad()
+        self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
 
-    def mean_loss(self, batch: Items) -> Tensor:
+    def _mean_loss(self, batch: Items) -> Tensor:
         """Cross-entropy over the label tokens, from logits at all positions."""
         labels = [self.tree.ids(self._splits["train"].labels[index]) for index in batch["index"]]
         # assemble() leaves out the last token of a label, which is not read: here all are read.
@@ -234,7 +225,7 @@ class Original(Variant):
             expected = targets[:, 1:].to(self.device).flatten()
             return functional.cross_entropy(shifted, expected, ignore_index=_IGNORED)
 
-    def decode(self, batch: Items) -> list[float]:
+    def _decode(self, batch: Items) -> list[float]:
         """The numbers in the texts that it writes; 0.0 where there is none."""
         tokenizer = self.backbone.tokenizer
         written = self._generate(batch).tolist()

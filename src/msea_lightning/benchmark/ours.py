@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +35,12 @@ class Ours(Variant):
             self.model = ready.module.model
             self.backbone, self.adapter = self.model.backbone, self.model.adapter
             self.prompt, self.tree = self.model.prompt, self.model.tree
+            self.optimizer = torch.optim.AdamW(self.adapter.parameters(), fused=True)
+            self.methods = {
+                "backbone": (self.backbone, "hidden"),
+                "head": (self.backbone, "logits"),
+                "adapter": (self.model, "_adapt"),
+            }
         with clock.during("first step"):
             trainer = self._trainer(_EpochClock(), max_steps=1)
             trainer.fit(self.module, datamodule=self.data)
@@ -47,7 +53,7 @@ class Ours(Variant):
         shares = list(cast("TrainingBatchSampler", self.data.train_dataloader().sampler))
         # Whole steps, whose parts stay together.
         grouped = [shares[start : start + parts] for start in range(0, len(shares), parts)]
-        lengths, _ = self.texts("train")
+        lengths, _ = self._texts("train")
         costs = [lengths[list(group[0].step)].max() for group in grouped]
         # In an epoch's own order: from short to long, memory would grow as it never does.
         places = sorted(evenly(np.argsort(costs, kind="stable").tolist(), steps, offset))
@@ -55,7 +61,7 @@ class Ours(Variant):
         loader = self.data.loader(self.data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
         trainer.fit(self.module, loader, self.data.val_dataloader())
-        return self.timing("train", clock.seconds, _indices(picked))
+        return self._timing("train", clock.seconds, _indices(picked))
 
     def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
         """See the base class."""
@@ -66,16 +72,15 @@ class Ours(Variant):
         picked = evenly(shares, -(-utterances // together), offset)
         loader = self.data.loader(self.data.splits["test"], picked)
         trainer.test(self.module, dataloaders=loader, verbose=False)
-        return self.timing("test", clock.seconds, _indices(picked))
+        return self._timing("test", clock.seconds, _indices(picked))
 
-    def texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
-        """See the base class."""
+    def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         part = self.data.splits[split]
         assert part.tokens is not None
         tokens = np.array([len(ids) for ids in part.tokens])
         return np.minimum(tokens, self.prompt.text_tokens), part.targets
 
-    def few_batches(self, split: str, clock: StageClock) -> Sequence[Batch]:
+    def _few_batches(self, split: str, clock: StageClock) -> Sequence[Batch]:
         """See the base class; they are spread over all lengths."""
         self.model.train(split == "train").to(self.device)
         loader: Any = self.data.train_dataloader()
@@ -87,26 +92,12 @@ class Ours(Variant):
                 batches.append(loader.dataset[share].to(self.device))
         return batches
 
-    def mean_loss(self, batch: Batch) -> Tensor:
-        """See the base class."""
+    def _mean_loss(self, batch: Batch) -> Tensor:
         step = self.model.step(batch)
         return step.loss_sum / step.count
 
-    def decode(self, batch: Batch) -> object:
-        """See the base class."""
+    def _decode(self, batch: Batch) -> object:
         return self.model.predict(batch)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """See the base class."""
-        return torch.optim.AdamW(self.adapter.parameters(), fused=True)
-
-    def methods(self) -> Mapping[str, tuple[object, str]]:
-        """See the base class."""
-        return {
-            "backbone": (self.backbone, "hidden"),
-            "head": (self.backbone, "logits"),
-            "adapter": (self.model, "_adapt"),
-        }
 
     def _trainer(self, clock: _EpochClock, **options: Any) -> Trainer:
         trainer = make_trainer(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -79,10 +79,7 @@ def benchmark(config: BenchConfig) -> Results:
         ]
     share_rates(variants)
     options = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(options, dict)
-    return Results(
-        _title(config), {str(key): value for key, value in options.items()}, environment(), variants
-    )
+    return Results(_title(config), cast("dict[str, Any]", options), environment(), variants)
 
 
 def _title(config: BenchConfig) -> str:
@@ -139,29 +136,20 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
 
 def _check_original(config: BenchConfig) -> None:
     """Refuses to measure the original with what it does not have."""
-    of_all = {
-        f"adapter={config.adapter.name}": config.adapter.name != "mse",
-        f"ablation={config.ablation.name}": not config.ablation.text,
-    }
-    of_one = {
-        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
-        f"backbone.quantization={config.backbone.quantization.value}": (
-            config.backbone.quantization is not Quantization.none
-        ),
-    }
-    found = [option for option, given in (of_all | of_one).items() if given]
-    if not found:
-        return
-    remedy = "Leave original out"
-    if not any(of_all.values()):
-        remedy += (
-            ", or give it to a variant instead of all: "
-            f"'bench.compare=[original,\"{'+'.join(found)}\"]'"
+    adapter, ablation, quantization = config.adapter, config.ablation, config.backbone.quantization
+    # What a variant cannot change is given for all; the rest can be given to a variant of its own.
+    for_all = [f"adapter={adapter.name}"] if adapter.name != "mse" else []
+    for_all += [] if ablation.text else [f"ablation={ablation.name}"]
+    own = [f"trainer.devices={config.trainer.devices}"] if config.trainer.devices > 1 else []
+    if quantization is not Quantization.none:
+        own.append(f"backbone.quantization={quantization.value}")
+    if for_all or own:
+        instead = f", or give it to one variant: 'bench.compare=[original,\"{'+'.join(own)}\"]'"
+        raise BenchError(
+            "bench.compare: the variant 'original' has the adapter mse with its text, one device "
+            f"and no quantisation; here: {', '.join(for_all + own)}. Leave original out"
+            f"{'' if for_all else instead}."
         )
-    raise BenchError(
-        "bench.compare: the variant 'original' has the adapter mse with its text, one device and "
-        f"no quantisation; here: {', '.join(found)}. {remedy}."
-    )
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -223,8 +211,12 @@ def _measure(
     workers: dict[str, _Worker] = {}
     with ExitStack() as stack:
         for name, options in runs.items():
-            # Of several devices, the stages of a step and the rate are not measured.
-            last = ["peak", *(["stages", "rate"] if timed and options.trainer.devices == 1 else [])]
+            tasks = ["start"]
+            for task in timed:
+                tasks += [f"warm up {task}", *[task] * rounds]
+            tasks.append("peak")
+            if timed and options.trainer.devices == 1:
+                tasks += ["stages", "rate"]
             file = folder / f"options-{len(list(folder.glob('options-*')))}.yaml"
             file.write_text(OmegaConf.to_yaml(OmegaConf.structured(options)), encoding="utf-8")
             plan = Plan(
@@ -232,11 +224,7 @@ def _measure(
                 config=str(file),
                 store=str(folder / "store"),
                 published=published,
-                tasks=[
-                    "start",
-                    *(item for task in timed for item in (f"warm up {task}", *[task] * rounds)),
-                    *last,
-                ],
+                tasks=tasks,
                 steps=config.bench.steps,
                 started=time.time(),
             )

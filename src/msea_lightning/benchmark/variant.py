@@ -59,12 +59,17 @@ class Variant(ABC):
         adapter: The adapter.
         prompt: The sequence layout.
         tree: The legal answers.
+        optimizer: An optimizer for the adapter.
+        methods: Owner and name of the methods in which ``backbone``, ``head`` and ``adapter``
+            compute, for timing the stages of a step.
     """
 
     backbone: FrozenBackbone
     adapter: Adapter
     prompt: Prompt
     tree: AnswerTree
+    optimizer: torch.optim.Optimizer
+    methods: Mapping[str, tuple[object, str]]
 
     def __init__(self, config: TrainConfig, store: Path, published: Path | None) -> None:
         self.config = config
@@ -100,62 +105,54 @@ class Variant(ABC):
         """
 
     @abstractmethod
-    def texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
+    def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         """(N,) tokens of the texts of a split, without padding, and their N labels."""
 
     # ---- stages of a step --------------------------------------------------------------------
 
     @abstractmethod
-    def few_batches(self, split: str, clock: StageClock) -> Sequence[Any]:
+    def _few_batches(self, split: str, clock: StageClock) -> Sequence[Any]:
         """A few batches, whose loading is timed as the stage ``data``."""
 
     @abstractmethod
-    def mean_loss(self, batch: Any) -> Tensor:
+    def _mean_loss(self, batch: Any) -> Tensor:
         """The loss of a batch."""
 
     @abstractmethod
-    def decode(self, batch: Any) -> object:
+    def _decode(self, batch: Any) -> object:
         """The answers to a batch."""
-
-    @abstractmethod
-    def optimizer(self) -> torch.optim.Optimizer:
-        """An optimizer for the adapter."""
-
-    @abstractmethod
-    def methods(self) -> Mapping[str, tuple[object, str]]:
-        """Owner and name of the methods in which ``adapter``, ``backbone`` and ``head`` compute."""
 
     def stages(self) -> dict[str, dict[str, float]]:
         """Seconds of each stage over a few batches, in training and in evaluation.
 
         In training, forward and backward of a part count together, and the adapter is what is left.
         """
-        clock, optimizer, methods = StageClock(self.device), self.optimizer(), self.methods()
-        for batch in self.few_batches("train", clock):
+        clock = StageClock(self.device)
+        for batch in self._few_batches("train", clock):
             with (
-                clock.timing(*methods["backbone"], "backbone"),
-                clock.timing(*methods["head"], "head", until_gradient=True),
+                clock.timing(*self.methods["backbone"], "backbone"),
+                clock.timing(*self.methods["head"], "head", until_gradient=True),
                 clock.during("step"),
             ):
-                self.mean_loss(batch).backward()  # type: ignore[no-untyped-call]
+                self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
             with clock.during("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
         training = _with_rest(clock.seconds(), "adapter")
         # With gradient accumulation, one optimizer step is for several batches.
         training["optimizer"] /= self.config.trainer.accumulate
         clock = StageClock(self.device)
-        for batch in self.few_batches("test", clock):
+        for batch in self._few_batches("test", clock):
             with ExitStack() as stack:
-                for stage, (owner, method) in methods.items():
+                for stage, (owner, method) in self.methods.items():
                     stack.enter_context(clock.timing(owner, method, stage))
                 with clock.during("step"):
-                    self.decode(batch)
+                    self._decode(batch)
         return {"train": training, "evaluate": _with_rest(clock.seconds(), "decode")}
 
     # ---- counting ----------------------------------------------------------------------------
 
-    def timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
+    def _timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
         """What was timed.
 
         Args:
@@ -174,7 +171,7 @@ class Variant(ABC):
 
     def lengths(self, split: str) -> NDArray[np.int64]:
         """(N,) tokens of the sequences of a split, without padding; in training with the label."""
-        tokens, labels = self.texts(split)
+        tokens, labels = self._texts(split)
         prompt = self.prompt
         fixed = prompt.longest - (prompt.pad_to or prompt.text_tokens)
         lengths = np.minimum(tokens, prompt.text_tokens) * self.adapter.use_text + fixed

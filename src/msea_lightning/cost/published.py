@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from msea_lightning.data.module import UtteranceDataModule
+    from msea_lightning.diagnosis.datasets import Resource
     from msea_lightning.diagnosis.devices import Device
-    from msea_lightning.diagnosis.resource import Resource
 
 _LONGEST = {
     ("mosei", "llama2"): 100,

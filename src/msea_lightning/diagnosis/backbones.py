@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.config.errors import UserError
-from msea_lightning.diagnosis.resource import Resource
+from msea_lightning.diagnosis.datasets import Resource
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GATED = ("google/", "meta-llama/")
 """Organisations of the Hub whose models can be fetched only after accepting a licence."""
+
+Sizes = tuple[Any, ...]
+"""Architecture and sizes of a language model."""
 
 _SIZES = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -32,21 +35,6 @@ _WEIGHTS = {
 """Weight formats: the single file, and the index where there are several."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder with a ``config.json``.
-
-    Attributes:
-        folder: The folder.
-        sizes: Architecture and sizes; None where they cannot be read.
-        flaw: Why not.
-    """
-
-    folder: Path
-    sizes: tuple[Any, ...] | None
-    flaw: str = ""
-
-
 def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None) -> list[Resource]:
     """Where backbones are, and which further checkpoints lie in a folder.
 
@@ -54,38 +42,35 @@ def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None
         configs: The choices of ``conf/backbone``.
         folder: A folder with checkpoints, searched too.
     """
-    checkpoints = [] if folder is None else find_checkpoints(folder)
+    checkpoints = {} if folder is None else _checkpoints(folder)
     found = [find_backbone(config, checkpoints) for config in configs]
-    known = {
-        _sizes(_published(config)) for config in configs if config.path is not None and checkpoints
-    }
-    for checkpoint in checkpoints:
-        if checkpoint.sizes in known:
-            continue
-        path = str(checkpoint.folder)
-        if checkpoint.sizes is None:
-            found.append(Resource("auto", "incomplete", path, flaw=checkpoint.flaw))
-        else:
+    known = [_sizes(_published(config)) for config in configs if config.path and checkpoints]
+    for path, sizes in checkpoints.items():
+        if isinstance(sizes, str):
+            found.append(Resource("auto", "incomplete", str(path), flaw=sizes))
+        elif sizes not in known:
             option = f"backbone=auto {shlex.quote(f'backbone.path={path}')}"
-            found.append(replace(_check("auto", path), option=option))
+            found.append(replace(_check("auto", str(path)), option=option))
     return found
 
 
-def find_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints in a folder, up to three folders down."""
+def _checkpoints(folder: Path) -> dict[Path, Sizes | str]:
+    """The sizes of all checkpoints up to three folders down, or why they are not known."""
     from msea_lightning.backbone.loading.load import load_config
 
-    found = []
+    found: dict[Path, Sizes | str] = {}
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         for path in sorted(folder.glob(f"{depth}config.json")):
             try:
-                found.append(Checkpoint(path.parent, _sizes(load_config(str(path.parent)))))
+                found[path.parent] = _sizes(load_config(str(path.parent)))
             except UserError as error:
-                found.append(Checkpoint(path.parent, None, str(error)))
+                found[path.parent] = str(error)
     return found
 
 
-def find_backbone(config: BackboneConfig, checkpoints: Sequence[Checkpoint] = ()) -> Resource:
+def find_backbone(
+    config: BackboneConfig, checkpoints: Mapping[Path, Sizes | str] | None = None
+) -> Resource:
     """Where the checkpoint of a backbone is, and what it lacks.
 
     Searched are the folder that ``path`` names, the cache of the Hugging Face Hub, and a folder
@@ -94,7 +79,7 @@ def find_backbone(config: BackboneConfig, checkpoints: Sequence[Checkpoint] = ()
 
     Args:
         config: The backbone's options.
-        checkpoints: The checkpoints in a folder that the user names.
+        checkpoints: Checkpoints in a folder that the user names, with their sizes.
     """
     if config.path is None:
         return Resource(config.name, "built in", place="part of the package")
@@ -103,7 +88,7 @@ def find_backbone(config: BackboneConfig, checkpoints: Sequence[Checkpoint] = ()
         return own
     sizes = _sizes(_published(config))
     names = (config.path.rpartition("/")[2].lower(), config.name)
-    alike = [checkpoint.folder for checkpoint in checkpoints if checkpoint.sizes == sizes]
+    alike = [folder for folder, found in (checkpoints or {}).items() if found == sizes]
     alike.sort(key=lambda folder: folder.name.lower() not in names)
     found = [own]
     for folder in alike:
@@ -203,5 +188,5 @@ def _published(config: BackboneConfig) -> PretrainedConfig:
     return backbone_config(config.path, weights=Weights.random, architecture=config.architecture)
 
 
-def _sizes(config: PretrainedConfig) -> tuple[Any, ...]:
+def _sizes(config: PretrainedConfig) -> Sizes:
     return tuple(getattr(config, name, None) for name in _SIZES)

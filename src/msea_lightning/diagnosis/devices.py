@@ -111,15 +111,11 @@ def _unseen_gpu(build: str | None) -> tuple[str, str]:
     """Flaw and remedy where PyTorch sees no GPU although its driver is there."""
     if not _DRIVER.exists() and shutil.which("nvidia-smi") is None:
         return "", ""
+    flaw = "an NVIDIA driver is there, but PyTorch "
     if build is None:
-        return (
-            "an NVIDIA driver is there, but PyTorch is a build for CPUs alone",
-            "pip install --force-reinstall torch",
-        )
-    return (
-        f"an NVIDIA driver is there, but PyTorch (CUDA {build}) sees no GPU",
-        "nvidia-smi  # shows whether driver and GPU work; CUDA_VISIBLE_DEVICES may hide the GPU",
-    )
+        return f"{flaw}is a build for CPUs alone", "pip install --force-reinstall torch"
+    hint = "shows whether driver and GPU work; CUDA_VISIBLE_DEVICES may hide the GPU"
+    return f"{flaw}(CUDA {build}) sees no GPU", f"nvidia-smi  # {hint}"
 
 
 def find_disks() -> list[Disk]:
@@ -132,14 +128,12 @@ def find_disks() -> list[Disk]:
         "data sets": cache_folder(DatasetConfig()),
         "backbones": Path(constants.HF_HUB_CACHE),
     }
-    return [Disk(use, str(folder), _free_disk(folder)) for use, folder in folders.items()]
-
-
-def _free_disk(folder: Path) -> int:
-    existing = folder.expanduser().absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    disks = []
+    for use, folder in folders.items():
+        absolute = folder.expanduser().absolute()
+        existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+        disks.append(Disk(use, str(folder), shutil.disk_usage(existing).free))
+    return disks
 
 
 def measured_rate(device: Device) -> float | None:

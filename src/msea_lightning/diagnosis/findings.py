@@ -16,7 +16,7 @@ from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
 from msea_lightning.diagnosis.backbones import find_backbones
-from msea_lightning.diagnosis.datasets import find_datasets
+from msea_lightning.diagnosis.datasets import Resource, find_datasets
 from msea_lightning.diagnosis.devices import (
     Disk,
     Machine,
@@ -30,8 +30,8 @@ from msea_lightning.diagnosis.packages import (
     find_packages,
     one_line,
 )
-from msea_lightning.diagnosis.resource import Resource
 from msea_lightning.paper import paper_table
+from msea_lightning.runs.files import write_json
 
 if TYPE_CHECKING:
     from msea_lightning.cost.published import Cell
@@ -174,11 +174,10 @@ def json_file(config: DoctorConfig) -> Path | None:
     if config.json is None:
         return None
     target = Path(config.json).expanduser()
-    if not target.absolute().parent.is_dir():
-        raise DoctorError(f"json={config.json}: there is no folder {target.parent}. Make it first.")
-    if target.is_dir():
+    if target.is_dir() or not target.absolute().parent.is_dir():
         raise DoctorError(
-            f"json={config.json} is a folder; give a file, such as findings.json in it."
+            f"json={config.json} is {'a' if target.is_dir() else 'in no'} folder; give a file in "
+            "a folder that exists, such as findings.json."
         )
     return target
 
@@ -193,14 +192,10 @@ def write_findings(findings: Findings, target: Path) -> None:
     Raises:
         DoctorError: if it cannot be written.
     """
-    remedy = "Mend the packages above, then run this command again."
     try:
-        from msea_lightning.runs.folder import write_json
-
-        remedy = "Give a file in a folder that you may write to."
         write_json(target, asdict(findings))
-    except (ImportError, OSError) as error:
+    except OSError as error:
         raise DoctorError(
             f"json={target}: the findings cannot be written ({type(error).__name__}: {error}). "
-            f"{remedy}"
+            "Give a file in a folder that you may write to."
         ) from error

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from msea_lightning.diagnosis.backbones import GATED
+from msea_lightning.diagnosis.datasets import Resource
 from msea_lightning.diagnosis.devices import Device
 from msea_lightning.diagnosis.findings import Findings
-from msea_lightning.diagnosis.resource import Resource
 
 _ALWAYS_SHOWN = (
     *("python", "msea_lightning", "torch", "lightning", "transformers", "bitsandbytes"),
