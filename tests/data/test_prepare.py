@@ -31,6 +31,7 @@ from msea_lightning.data.options import (
 )
 from msea_lightning.data.prepare import PrepareError, prepare_store
 from msea_lightning.data.readers import read_files
+from msea_lightning.data.show import show
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Utterance
 from tests.data.published import (
@@ -303,7 +304,7 @@ def test_a_count_that_is_not_the_published_one_is_said(
 
 def shown(store: Store, dataset: DatasetConfig) -> str:
     console = Console(width=120, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
-    entry.show(store, dataset, console)
+    show(store, dataset, console)
     console.file.close()
     return console.export_text()
 

@@ -165,3 +165,25 @@ def test_refused_labels(config: LabelConfig, found: dict[str, Split], message: s
 def test_metrics_that_do_not_fit(metrics: MetricKind, labels: LabelConfig) -> None:
     with pytest.raises(LabelError, match=f"dataset.metrics={metrics.value} does not fit the lab"):
         resolve_metrics(metrics, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "config", "warned"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6], LabelConfig(), True),
+        ([1.0, 3.0, 7.0], LabelConfig(), True),
+        ([-3, 0, 3], LabelConfig(), False),
+        ([0, 0.5, 1], LabelConfig(), False),
+        (list(range(40)), LabelConfig(), False),
+        ([0, 1, 2], LabelConfig(low=0, high=6), False),
+        ([0, 1, 2], LabelConfig(kind=LabelKind.scale, low=0, high=2), False),
+    ],
+)
+def test_class_numbers_are_not_taken_for_a_scale_in_silence(
+    labels: list[Label], config: LabelConfig, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve_labels(config, splits([float(label) for label in labels]))
+    assert ("set dataset.labels.kind=emotions and" in caplog.text) == warned
+    if warned:
+        listed = ",".join(f"{float(label):.0f}" for label in labels)
+        assert f"'dataset.labels.names=[{listed}]'" in caplog.text

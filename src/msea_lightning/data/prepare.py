@@ -14,19 +14,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import DatasetConfig, Reader
@@ -58,19 +52,32 @@ def prepare_store(dataset: DatasetConfig) -> Store:
 
     Returns:
         The store. Its ``info`` has the keys ``name``, ``reader``, ``source`` (the path that was
-        read), ``files`` (their number) and ``found`` (for each split the counts of repaired values
-        and absent modalities, see :class:`~msea_lightning.data.readers.Counts`).
+        read), ``files`` (their number) and ``found`` (for each split what
+        :class:`~msea_lightning.data.readers.Counts` has).
 
     Raises:
         UserError: where files are missing, damaged, or not as their layout says, or the cache
             cannot be written; with the file, the utterance and the remedy.
     """
-    if dataset.reader is Reader.demo:
-        fingerprint = _demo_fingerprint(dataset)
-        return _stored(dataset, fingerprint, partial(_convert_demo, dataset))
-    path = _locate(dataset)
-    fingerprint = _fingerprint(dataset, path)
-    return _stored(dataset, fingerprint, partial(_convert_files, dataset, path))
+    path = None if dataset.reader is Reader.demo else _locate(dataset)
+    folder = _store_folder(dataset, path)
+    if Store.exists(folder):
+        return Store.open(folder)
+    try:
+        with store_lock(folder):
+            if Store.exists(folder):  # written by another process in the meantime
+                return Store.open(folder)
+            _log.info("preparing %s in %s", dataset.name, folder)
+            return (
+                _convert_demo(dataset, folder) if path is None else _convert(dataset, path, folder)
+            )
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; what was written has been removed" if full else str(error)
+        raise PrepareError(
+            f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
+            "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,24 +102,19 @@ def find_places(dataset: DatasetConfig) -> Places:
     Args:
         dataset: The data set's options; without ``path``, the folder of downloads is looked at.
     """
-    path = None
+    path = None if dataset.reader is Reader.demo else _chosen_path(dataset)
     try:
-        if dataset.reader is Reader.demo:
-            fingerprint = _demo_fingerprint(dataset)
-        else:
-            path = _chosen_path(dataset)
-            fingerprint = _fingerprint(dataset, path)
+        folder = _store_folder(dataset, path)
     except (UserError, OSError) as error:
         return Places(None, None, str(error))
-    folder = _store_folder(dataset, fingerprint)
     return Places(path, folder if Store.exists(folder) else None)
 
 
 def earlier_sources(dataset: DatasetConfig) -> list[Path]:
     """What the stores of a data set that lie in the cache were made of, the latest store first."""
-    stores = cache_folder(dataset) / "stores"
+    folders = (cache_folder(dataset) / "stores").glob(f"{_file_name(dataset.name)}-*")
     found: dict[Path, None] = {}
-    for folder in sorted(stores.glob(f"{_file_name(dataset.name)}-*"), key=_age):
+    for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
         try:
             info = Store.open(folder).info
         except StoreError:
@@ -120,10 +122,6 @@ def earlier_sources(dataset: DatasetConfig) -> list[Path]:
         if (info.get("name"), info.get("reader")) == (dataset.name, dataset.reader.value):
             found[Path(info["source"])] = None
     return list(found)
-
-
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
 
 
 def cache_folder(dataset: DatasetConfig) -> Path:
@@ -204,37 +202,6 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
     )
 
 
-def _stored(
-    dataset: DatasetConfig,
-    fingerprint: Mapping[str, Any],
-    convert: Callable[[Path], Store],
-) -> Store:
-    """Opens the store with a fingerprint, or makes it while no other process does."""
-    folder = _store_folder(dataset, fingerprint)
-    if Store.exists(folder):
-        return Store.open(folder)
-    try:
-        with store_lock(folder):
-            if Store.exists(folder):
-                return Store.open(folder)
-            _log.info("preparing %s in %s", dataset.name, folder)
-            return convert(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; what was written has been removed"
-        else:
-            reason = str(error)
-        raise PrepareError(
-            f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
-            "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
-        ) from error
-
-
-def _store_folder(dataset: DatasetConfig, fingerprint: Mapping[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
-
-
 def _options(dataset: DatasetConfig) -> dict[str, Any]:
     """The options that change what is stored, or whether it may be."""
     labels = dataset.labels
@@ -248,6 +215,13 @@ def _options(dataset: DatasetConfig) -> dict[str, Any]:
         "vision_dim": dataset.vision_dim,
         "labels": [labels.kind.value, labels.low, labels.high, labels.names],
     }
+
+
+def _store_folder(dataset: DatasetConfig, path: Path | None) -> Path:
+    """Where the store of these files and options lies; of the demo, where there is no path."""
+    fingerprint = _demo_fingerprint(dataset) if path is None else _fingerprint(dataset, path)
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
 
 
 def _fingerprint(dataset: DatasetConfig, path: Path) -> dict[str, Any]:
@@ -291,23 +265,27 @@ def _convert_demo(dataset: DatasetConfig, folder: Path) -> Store:
     return write_store(folder, splits, info=_info(dataset, "generated", 0, {}))
 
 
-def _convert_files(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
+def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
     """Reads the files and writes the store, with progress bars where somebody is watching."""
     files = find_files(path, dataset)
     pickles = [file for file in files if file.suffix in (".pkl", ".pickle")]
     found: dict[str, Any] = {}
-    with _progress() as bars:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         advance = None
         if pickles:
             size = sum(file.stat().st_size for file in pickles)
-            task = bars.add_task(f"reading {pickles[0].name}", total=size)
-            advance = partial(bars.advance, task)
+            advance = partial(bars.advance, bars.add_task("reading", total=size))
         reading = read_files(path, dataset, advance=advance)
         splits = {split: _followed(reading, split, bars, found) for split in reading}
         # The counts in info are complete when it is written, after the last utterance.
         info = _info(dataset, str(path), len(files), found)
         store = write_store(folder, splits, info=info, files=reading.files)
-    _compare_counts(dataset, store)
+    for split, expected in expected_counts(dataset).items():
+        count = len(store.splits[split]) if split in store.splits else 0
+        if expected is not None and count != expected:
+            counts = (dataset.name, count, split, expected)
+            _log.warning("%s has %d utterances in %s, published are %d", *counts)
     return store
 
 
@@ -319,19 +297,6 @@ def _info(dataset: DatasetConfig, source: str, files: int, found: dict[str, Any]
         "files": files,
         "found": found,
     }
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
 
 
 def _followed(
@@ -352,16 +317,3 @@ def expected_counts(dataset: DatasetConfig) -> dict[str, int | None]:
         "valid": dataset.expected_valid,
         "test": dataset.expected_test,
     }
-
-
-def _compare_counts(dataset: DatasetConfig, store: Store) -> None:
-    for split, expected in expected_counts(dataset).items():
-        count = len(store.splits[split]) if split in store.splits else 0
-        if expected is not None and count != expected:
-            _log.warning(
-                "%s has %d utterances in %s, published are %d",
-                dataset.name,
-                count,
-                split,
-                expected,
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -17,6 +18,12 @@ from msea_lightning.metrics.options import MetricKind
 
 _GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
 _RANGE_TOLERANCE = 1e-6
+
+
+_FEW = 20
+"""Different whole numbers from which on labels are hardly class numbers."""
+
+_log = logging.getLogger(__name__)
 
 
 class LabelError(UserError):
@@ -166,6 +173,8 @@ def _resolve_scale(config: LabelConfig, splits: _Pairs) -> LabelConfig:
             f"all training utterances have the label {found[0]:g}, which leaves nothing to learn. "
             "Label them with at least two intensities."
         )
+    if config.kind is LabelKind.infer and config.low is None and config.high is None:
+        _warn_of_class_numbers(found)
     low, high = _outer_bounds(float(found[0]), float(found[-1]))
     low = low if config.low is None else config.low
     high = high if config.high is None else config.high
@@ -190,6 +199,19 @@ def _resolve_scale(config: LabelConfig, splits: _Pairs) -> LabelConfig:
                 )
     step = _step(np.append(found, [low, high])) if config.step is None else config.step
     return dataclasses.replace(config, kind=LabelKind.scale, low=low, high=high, step=step)
+
+
+def _warn_of_class_numbers(labels: NDArray[np.float64]) -> None:
+    """Says what to do where a few whole numbers, none below zero, are names and no intensities."""
+    if len(labels) <= _FEW and labels[0] >= 0 and np.all(labels == np.round(labels)):
+        numbers = [f"{label:.0f}" for label in labels]
+        _log.warning(
+            "the labels are the whole numbers %s, and are taken for intensities on a scale. If "
+            "they stand for classes, set dataset.labels.kind=emotions and "
+            "'dataset.labels.names=[%s]'; if not, set dataset.labels.low and dataset.labels.high",
+            ", ".join(numbers),
+            ",".join(numbers),
+        )
 
 
 def _need_type(expected: type[str | float], config: LabelConfig, splits: _Pairs) -> None:
