@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 
 _UNSAFE = re.compile(
     "["
@@ -30,3 +31,9 @@ class VisibleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as text without control characters."""
         return visible(super().format(record))
+
+
+def say(text: str) -> None:
+    """Writes a line to standard error, made :func:`visible`."""
+    sys.stderr.write(f"{visible(text)}\n")
+    sys.stderr.flush()

@@ -27,7 +27,7 @@ from msea_lightning.commands.jobs import Job, Start
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.config.text import visible
+from msea_lightning.config.text import say
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder, runs_by_fingerprint, runs_of
 from msea_lightning.runs.identity import with_absolute_places
@@ -105,14 +105,14 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
         for run in runs
         if (outcome := outcomes.get(run.fingerprint)) and outcome.state is not State.finished
     ]
-    _say(
+    say(
         f"{len(runs) - len(failed)} of {len(runs)} runs are finished ({earlier} of them were "
         f"before); planned in {manifest}"
     )
     for name, error in failed:
-        _say(f"error: run {name} failed: {error}")
+        say(f"error: run {name} failed: {error}")
     if failed:
-        _say(
+        say(
             f"error: {len(failed)} of {len(runs)} runs failed. The same command tries them "
             "again, and leaves alone what is finished."
         )
@@ -173,9 +173,9 @@ def _report(root: Path) -> bool:
     try:
         report = write_report(root)
     except UserError as error:
-        _say(f"error: the report was not written: {error}")
+        say(f"error: the report was not written: {error}")
         return False
-    _say(f"report: {report.page}")
+    say(f"report: {report.page}")
     return True
 
 
@@ -202,10 +202,10 @@ def train_in_process(config: DictConfig) -> Outcome:
     before = _error_time(runs)
     on_cpu = typed.trainer.accelerator is Accelerator.cpu
     gpu: AbstractContextManager[dict[str, str]] = (
-        nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: _say(f"{prefix}{text}"))
+        nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: say(f"{prefix}{text}"))
     )
     with gpu as environment:
-        _say(f"{prefix}train {' '.join(words)}")
+        say(f"{prefix}train {' '.join(words)}")
         ended = supervise(command, prefix=prefix, environment=environment)
     return _outcome(typed, ended, before)
 
@@ -250,8 +250,3 @@ def _written_error(run: RunFolder) -> str | None:
         return str(json.loads(run.error.read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{visible(text)}\n")
-    sys.stderr.flush()

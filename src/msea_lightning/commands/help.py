@@ -1,0 +1,61 @@
+"""The help text of a command, from its options and choices."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msea_lightning.commands.compose import Composer, conf_folder
+from msea_lightning.commands.flags import FLAGS
+from msea_lightning.commands.overrides import kind_of, written
+from msea_lightning.config.options import complete
+
+
+def help_text(composer: Composer[Any], lines: Sequence[str]) -> str:
+    """Usage, choices, and every option with the value that it would have.
+
+    Args:
+        composer: The command's.
+        lines: The other words of the command line.
+
+    Raises:
+        ConfigError: for words that cannot be composed.
+    """
+    checker = composer.checker
+    overrides = checker.parse(lines, multirun=False)
+    config = composer.compose([str(override.input_line) for override in overrides])
+    complete(config, composer.root)
+    text = [_usage(composer.config_name), "", "Flags", FLAGS]
+    if checker.groups:
+        text += ["", "Groups: one choice each, as in dataset=mosei"]
+        for group in checker.groups:
+            choices = f"  {group:<10} {', '.join(checker.choices(group))}"
+            text += textwrap.wrap(choices, 100, subsequent_indent=" " * 13, break_on_hyphens=False)
+    section = None
+    for key, info in checker.options.items():
+        above = key.rpartition(".")[0].partition(".")[0]
+        if above != section:
+            section = above
+            text += ["", f"Options of {section}" if section else "Other options"]
+        text += [f"  {key}={_shown(config, key)}", f"      {info.help} [{kind_of(info)}]"]
+    text += ["", "Values are those of this command line without --help.", ""]
+    return "\n".join(text)
+
+
+def _usage(config_name: str) -> str:
+    """The comment at the head of the command's file in ``conf/``."""
+    lines = (conf_folder() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line[2:] for line in head)
+
+
+def _shown(config: DictConfig, key: str) -> str:
+    """The value of an option, cut to one line."""
+    value = OmegaConf.select(config, key, throw_on_missing=False)
+    node = OmegaConf.to_container(value, enum_to_str=True) if OmegaConf.is_config(value) else value
+    text = getattr(node, "name", None) or written(node)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,249 @@
+"""Overrides of the command line, parsed by Hydra and checked against the options that there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import OptionInfo, options, schema
+
+
+class Checker:
+    """Parses the overrides of a command, and refuses those that cannot be meant.
+
+    Hydra itself says little about a misspelt or mistyped option, and accepts some without a word.
+
+    Args:
+        root: The dataclass that the configuration has to fit.
+        loader: Hydra's loader of the command's configuration.
+
+    Attributes:
+        options: All options by their dotted key.
+        names: Options and sections at the top.
+        groups: Sections that are chosen as a whole, as in ``dataset=mosei``.
+    """
+
+    def __init__(self, root: type[Any], loader: ConfigLoader) -> None:
+        self.options = {info.key: info for info in options(root)}
+        self.names = list(dict.fromkeys(key.partition(".")[0] for key in self.options))
+        folders = loader.list_groups("")
+        self.groups = [name for name in self.names if name in folders]
+        self._schema = schema(root)
+        self._loader = loader
+        self._parser = OverridesParser.create(config_loader=loader)
+
+    def parse(self, lines: Sequence[str], *, multirun: bool) -> list[Override]:
+        """Parses overrides, checks each, and refuses those that contradict each other.
+
+        Args:
+            lines: The overrides, those of Hydra's own options among them.
+            multirun: Whether one of them may name several values.
+
+        Raises:
+            ConfigError: naming the override and what is legal.
+        """
+        overrides = [self._parse_line(line) for line in lines]
+        first: dict[str, Override] = {}
+        for override in overrides:
+            key = override.key_or_group
+            if override.is_hydra_override():
+                _check_hydra(override)
+                continue
+            if key in first:
+                raise ConfigError(
+                    f"{key} is given twice, as {first[key].input_line} and {override.input_line}; "
+                    "give it once (several values to try: with commas, and -m)."
+                )
+            first[key] = override
+            if override.is_sweep_override() and not multirun:
+                self._refuse_values(override)
+            self._check(override, _folders(overrides))
+        return overrides
+
+    def choices(self, group: str, folders: Sequence[Path] = ()) -> list[str]:
+        """What can be chosen in a group, with what further folders add to it."""
+        more = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+        return sorted({*self._loader.get_group_options(group), *more})
+
+    def _parse_line(self, line: str) -> Override:
+        """Parses one override; the value of a text option may hold characters that Hydra splits."""
+        key, equals, value = line.partition("=")
+        kind = self.options[key].type if key in self.options else ""
+        if self._lies_in("mapping", key.lstrip("+")):
+            line = f"++{line.lstrip('+')}"  # what is in a mapping need not be there before
+        try:
+            return self._parser.parse_overrides([line])[0]
+        except OverrideParseException:
+            if kind.startswith("text"):
+                quoted = QuotedString(value, Quote.single).with_quotes()
+                return self._parser.parse_overrides([f"{key}={quoted}"])[0]
+            reason = f"the value cannot be read; in quotes it is one text: \"{key}='{value}'\""
+            if kind.startswith("list"):
+                reason = (
+                    "the list cannot be read; texts with signs such as = are in quotes, and the "
+                    f"whole for the shell: '{key}=[a,\"b=c\"]'"
+                )
+            if not equals:
+                reason = f"options are written key=value, such as seed=3.{self._listed(key)}"
+            raise ConfigError(f"{line}: {reason}") from None
+
+    def _check(self, override: Override, folders: list[Path]) -> None:
+        """Refuses an override of something that there is not, or with a value of a wrong type."""
+        key, line = override.key_or_group, override.input_line
+        if override.package is not None:
+            raise ConfigError(f"{line}: '@' has no use here; write {key}=...")
+        if override.type is OverrideType.DEL:
+            raise ConfigError(
+                f"{line}: nothing can be deleted from the configuration; give {key} another value."
+            )
+        values = [override.value()]
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise ConfigError(f"{line}: an interval has no values to try; use range or commas.")
+            values = [
+                value.text if isinstance(value, QuotedString) else value
+                for value in override.sweep_iterator()
+            ]
+        for value in values:
+            if key in self.groups:
+                choices = self.choices(key, folders)
+                if value not in choices:
+                    raise ConfigError(
+                        f"{key}={written(value)}: there is no such choice."
+                        f"{_similar(str(value), choices)} Choices of {key}: {', '.join(choices)}."
+                    )
+            else:
+                self._check_value(str(line), key, value)
+        if override.type is not OverrideType.CHANGE and not self._lies_in("mapping", key):
+            raise ConfigError(f"{line}: {key} is there already; leave the + out.")
+
+    def _check_value(self, line: str, key: str, value: Any) -> None:
+        """Refuses an unknown option, a section, and a value of a wrong type."""
+        info = self.options.get(key)
+        if info is None and any(name.startswith(f"{key}.") for name in self.options):
+            raise ConfigError(
+                f"{line}: {key} is a section, give one of its options.{self._listed(key)}"
+            )
+        if info is None and self._lies_in("list", key):
+            return  # an element, which composing checks
+        try:
+            OmegaConf.update(OmegaConf.structured(self._schema), key, value)
+            fits = info is None or value is not None or "null" in info.type
+        except OmegaConfBaseException:
+            fits = False
+        if fits:
+            return
+        if info is None:
+            raise ConfigError(f"{line}: there is no option {key}.{self._guess(key)}")
+        guess = _similar(str(value), info.type.split("|")) if "|" in info.type else ""
+        raise ConfigError(
+            f"{key}={written(value)}: this is not a possible value; expected "
+            f"{kind_of(info)} ({info.help}).{guess}"
+        )
+
+    def _refuse_values(self, override: Override) -> NoReturn:
+        """Refuses several values for one option where there is only one run."""
+        key, _, value = str(override.input_line).partition("=")
+        kind = self.options[key].type if key in self.options else ""
+        hint = ""
+        if kind.startswith("list"):
+            hint = f" A list is written {key}=[{value}]."
+        if kind.startswith("text"):
+            hint = f" One text with commas needs two pairs of quotes: \"{key}='{value}'\"."
+        raise ConfigError(
+            f"{override.input_line}: these are several values; add -m to run once with each.{hint}"
+        )
+
+    def _lies_in(self, kind: str, key: str) -> bool:
+        """Whether a key is an option of a kind (mapping or list), or lies in one."""
+        return any(
+            info.type.startswith(kind) and f"{key}.".startswith(f"{name}.")
+            for name, info in self.options.items()
+        )
+
+    def _guess(self, key: str) -> str:
+        """What was probably meant by an unknown key, and what there is."""
+
+        def likeness(name: str) -> float:
+            pairs = [(key, name), (key.rpartition(".")[2], name.rpartition(".")[2])]
+            return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+        inside = [name for name in self.options if name.startswith(f"{key.partition('.')[0]}.")]
+        best = max(inside or (*self.names, *self.options), key=likeness)
+        guess = f" Did you mean {best}?" if likeness(best) > 0.7 else ""
+        return f"{guess}{self._listed(key)}"
+
+    def _listed(self, key: str) -> str:
+        """The options of a key's section; where it has none, the names at the top."""
+        section = key
+        while section:
+            start = f"{section}."
+            inside = [name.removeprefix(start) for name in self.options if name.startswith(start)]
+            if inside:
+                names = dict.fromkeys(name.partition(".")[0] for name in inside)
+                return f" Options of {section}: {', '.join(names)}."
+            section = section.rpartition(".")[0]
+        return f" There are: {', '.join(self.names)}; --help lists all options."
+
+
+def key_of(word: str) -> str:
+    """What an override is for."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def kind_of(info: OptionInfo) -> str:
+    """Type and range of an option in words."""
+    return ", ".join(part for part in (info.type, info.range) if part)
+
+
+def written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_hydra(override: Override) -> None:
+    """Refuses options of Hydra that nothing here reads."""
+    key, line = override.key_or_group, override.input_line
+    if override.is_sweep_override():
+        raise ConfigError(f"{line}: all runs are launched in one way; give {key} one value.")
+    if key == "hydra/sweeper" and override.value() == "basic":
+        return
+    if key.startswith(("hydra/sweeper", "hydra.sweeper")):
+        raise ConfigError(
+            f"{line}: the runs of a sweep are planned before the first one begins, so that "
+            "finished ones are skipped and several sweeps can share them; no other sweeper than "
+            "Hydra's basic one does that. Leave it out, and give the values with commas and -m."
+        )
+    if key != "hydra.searchpath" and not key.startswith(("hydra/launcher", "hydra.launcher")):
+        raise ConfigError(
+            f"{line}: {key} has no effect, because run folders, working folder and logs are not "
+            "Hydra's. Leave it out; runs=... is the folder of all run folders. Of Hydra there "
+            "are hydra/launcher, hydra.launcher and hydra.searchpath."
+        )
+
+
+def _folders(overrides: Sequence[Override]) -> list[Path]:
+    """Further folders with choices that the command line names."""
+    folders: list[Path] = []
+    for override in overrides:
+        value = override.value()
+        if override.key_or_group == "hydra.searchpath" and isinstance(value, list):
+            folders += [Path(str(entry).removeprefix("file://")) for entry in value]
+    return folders
+
+
+def _similar(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=2)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
