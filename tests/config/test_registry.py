@@ -97,23 +97,6 @@ def test_configurations_of_release_0_1_load_and_keep_their_fingerprint(folder: s
     assert run.fingerprint() == fingerprint(config)
 
 
-@pytest.mark.parametrize(
-    ("words", "release"),
-    [
-        ([], "2449627356a61dc3"),
-        (["adapter=mag"], "65eedac1d0dee8a2"),
-        (["adapter=chfn"], "3c6ce30518a43eb4"),
-        (
-            ["dataset=mosei", "backbone=qwen", "ablation=no_tgm", "adapter.scales=[4]"],
-            "53b6a59e96bc1db3",
-        ),
-    ],
-)
-def test_fingerprints_are_those_of_release_0_1(words: list[str], release: str) -> None:
-    """Plans of sweeps hold them, and find their runs by them."""
-    assert fingerprint(compose("train", TrainConfig, words)).startswith(release)
-
-
 def test_an_old_configuration_of_another_adapter_loads() -> None:
     plain = yaml.safe_load((ROOT / "tests/release/run/config.yaml").read_text(encoding="utf-8"))
     plain["adapter"] |= dict.fromkeys(plain["adapter"]) | {"name": "mag", "beta": 2, "dropout": 0.2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from msea_lightning.commands.compose import Composer, conf_folder
 from msea_lightning.commands.flags import FLAGS
 from msea_lightning.commands.overrides import kind_of, written
-from msea_lightning.config.options import complete
+from msea_lightning.config.options import OptionInfo, registries
 
 
 def help_text(composer: Composer[Any], lines: Sequence[str]) -> str:
@@ -28,20 +28,20 @@ def help_text(composer: Composer[Any], lines: Sequence[str]) -> str:
     checker = composer.checker
     overrides = checker.parse(lines, multirun=False)
     config = composer.compose([str(override.input_line) for override in overrides])
-    complete(config, composer.root)
     text = [_usage(composer.config_name), "", "Flags", FLAGS]
     if checker.groups:
         text += ["", "Groups: one choice each, as in dataset=mosei"]
         for group in checker.groups:
-            choices = f"  {group:<10} {', '.join(checker.choices(group))}"
-            text += textwrap.wrap(choices, 100, subsequent_indent=" " * 13, break_on_hyphens=False)
+            line = f"  {group:<10} {', '.join(checker.choices(group))}"
+            text += textwrap.wrap(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False)
     section = None
+    choices = registries(composer.root)
     for key, info in checker.options.items():
         above = key.rpartition(".")[0].partition(".")[0]
         if above != section:
             section = above
             text += ["", f"Options of {section}" if section else "Other options"]
-        text += [f"  {key}={_shown(config, key)}", f"      {info.help} [{kind_of(info)}]"]
+        text += [f"  {key}={_shown(config, info, choices)}", f"      {info.help} [{kind_of(info)}]"]
     text += ["", "Values are those of this command line without --help.", ""]
     return "\n".join(text)
 
@@ -53,9 +53,11 @@ def _usage(config_name: str) -> str:
     return "\n".join(line[2:] for line in head)
 
 
-def _shown(config: DictConfig, key: str) -> str:
+def _shown(config: DictConfig, info: OptionInfo, choices: Container[str]) -> str:
     """The value of an option, cut to one line."""
-    value = OmegaConf.select(config, key, throw_on_missing=False)
+    value = OmegaConf.select(config, info.key, throw_on_missing=False)
+    if value is None and info.key.partition(".")[0] in choices:
+        value = info.default
     node = OmegaConf.to_container(value, enum_to_str=True) if OmegaConf.is_config(value) else value
     text = getattr(node, "name", None) or written(node)
     return text if len(text) <= 60 else f"{text[:57]}..."

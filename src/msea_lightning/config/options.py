@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import enum
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterator
@@ -42,15 +43,8 @@ def option(
         choices: The field holds the options of one of these classes, chosen by its ``name``.
         presets: Objects of the field's class that have a name on the command line.
     """
-    metadata = {
-        "help": help,
-        "low": low,
-        "high": high,
-        "above": above,
-        "below": below,
-        "choices": choices,
-        "presets": presets,
-    }
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "presets": presets}
+    metadata |= {"low": low, "high": high, "above": above, "below": below}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     if isinstance(default, type) and dataclasses.is_dataclass(default):
@@ -61,13 +55,10 @@ def option(
 Root = TypeVar("Root")
 
 
-def choices(root: type[Any]) -> dict[str, Registry[type[Any]]]:
-    """The fields of a config dataclass that hold the options of one of several, by name."""
-    return {
-        item.name: item.metadata["choices"]
-        for item in dataclasses.fields(root)
-        if item.metadata.get("choices") is not None
-    }
+def registries(root: type[Any], key: str = "choices") -> dict[str, Registry[Any]]:
+    """The fields of a root that have ``choices`` (or ``presets``), by name; see :func:`option`."""
+    metadata = {item.name: item.metadata for item in dataclasses.fields(root)}
+    return {name: data[key] for name, data in metadata.items() if data.get(key) is not None}
 
 
 def groups(root: type[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -75,50 +66,39 @@ def groups(root: type[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
     A choice among classes has the options of all others as null, whatever was set before.
     """
-    for name, registry in choices(root).items():
-        for choice in registry.names():
-            own = _own_types(registry.options(choice))
-            others = {
-                key: None
-                for other in registry.names()
-                for key in _own_types(registry.options(other))
-            }
-            yield name, choice, {"name": choice, **{k: None for k in others if k not in own}}
-    for item in dataclasses.fields(root):
-        if item.metadata.get("presets") is not None:
-            for preset in item.metadata["presets"].names():
-                yield (
-                    item.name,
-                    preset,
-                    dataclasses.asdict(item.metadata["presets"].options(preset)),
-                )
+    for group, registry in registries(root).items():
+        own = {name: _own_types(registry.options(name)) for name in registry.names()}
+        for name in own:
+            others = [key for types in own.values() for key in types if key not in own[name]]
+            yield group, name, {"name": name, **dict.fromkeys(others)}
+    for group, registry in registries(root, "presets").items():
+        for name in registry.names():
+            yield group, name, dataclasses.asdict(registry.options(name))
 
 
 def schema(root: type[Root]) -> type[Root]:
     """The dataclass that Hydra composes for a root.
 
-    Recipes and backbones set options of an adapter without knowing which one is chosen, so that
-    here every such field takes the options of all choices, null where they are not set.
+    Recipes and backbones set options of an adapter without knowing which one is chosen. So every
+    such field takes the options of all choices here, null where nothing sets them;
     :func:`to_typed` keeps those of the chosen one.
     """
     wide = []
-    for name, registry in choices(root).items():
-        fields: dict[str, Any] = {}
-        for choice in registry.names():
-            for key, hint in _own_types(registry.options(choice)).items():
-                fields[key] = hint if fields.get(key, hint) == hint else Any
-        section = dataclasses.make_dataclass(
-            registry.kind,
-            [("name", str, field(default=_default(root, name).name))]
-            + [(key, hint | None, field(default=None)) for key, hint in fields.items()],
-            bases=(typing.get_type_hints(root)[name],),
-        )
-        wide.append((name, section, field(default_factory=section)))
+    for where, registry in registries(root).items():
+        types: dict[str, Any] = {}
+        for name in registry.names():
+            for key, hint in _own_types(registry.options(name)).items():
+                types[key] = hint if types.get(key, hint) == hint else Any
+        fields: list[Any] = [("name", str, field(default=_default_name(root, where)))]
+        fields += [(key, hint | None, field(default=None)) for key, hint in types.items()]
+        bases = (typing.get_type_hints(root)[where],)
+        section = dataclasses.make_dataclass(registry.kind, fields, bases=bases)
+        wide.append((where, section, field(default_factory=section)))
     return dataclasses.make_dataclass(root.__name__, wide, bases=(root,))
 
 
 def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
-    """Plain values of a root, each choice with the options that it has.
+    """Plain values of a root, each choice with nothing but the options that it has.
 
     Args:
         values: As Hydra composes them, or as ``config.yaml`` holds them; options that the chosen
@@ -129,38 +109,19 @@ def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
         ConfigError: for a choice that there is not, and for an option of another one.
     """
     chosen = dict(values)
-    for where, registry in choices(root).items():
-        if not isinstance(values.get(where), dict):
-            continue
-        given = dict(values[where])
-        name = given.setdefault("name", _default(root, where).name)
-        own = _own_types(registry.options(name))
-        for key in [key for key in given if key not in ("name", *own)]:
-            others = [
-                other for other in registry.names() if key in _own_types(registry.options(other))
-            ]
-            if others and given.pop(key) is not None:
+    for where, registry in registries(root).items():
+        given = {"name": _default_name(root, where), **(values.get(where) or {})}
+        own = _own_types(registry.options(given["name"]))
+        for key in given.keys() - own.keys() - {"name"}:
+            owners = [n for n in registry.names() if key in _own_types(registry.options(n))]
+            if owners and given[key] is not None:
                 raise ConfigError(
-                    f"{where}.{key}={values[where][key]} has no effect on {name}; it is an option "
-                    f"of {', '.join(others)}. Leave it out, or choose {where}={others[0]}."
+                    f"{where}.{key}={given[key]} has no effect on {given['name']}; it is an option "
+                    f"of {', '.join(owners)}. Leave it out, or choose {where}={owners[0]}."
                 )
         # A null is what composing leaves where nothing sets the option.
         chosen[where] = {key: value for key, value in given.items() if value is not None}
     return chosen
-
-
-def complete(config: DictConfig, root: type[Any]) -> None:
-    """Gives the options of each choice that nothing has set their defaults, to show them.
-
-    Args:
-        config: What Hydra composed.
-        root: The dataclass of the entry point.
-    """
-    for where, registry in choices(root).items():
-        section = config[where]
-        for item in dataclasses.fields(own := registry.options(section.name)()):
-            if section[item.name] is None:
-                section[item.name] = getattr(own, item.name)
 
 
 def to_typed(config: DictConfig, root: type[Root]) -> Root:
@@ -178,13 +139,11 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        assert isinstance(plain, dict)
-        plain = choose(typing.cast("dict[str, Any]", plain), root)
+        values = choose(typing.cast("dict[str, Any]", plain), root)
         base = OmegaConf.structured(root)
-        for name, registry in choices(root).items():
-            chosen = plain.get(name, {}).get("name", base[name].name)
-            base[name] = OmegaConf.structured(registry.options(chosen))
-        merged = OmegaConf.merge(base, plain)
+        for where, registry in registries(root).items():
+            base[where] = OmegaConf.structured(registry.options(values[where]["name"]))
+        merged = OmegaConf.merge(base, values)
         missing = OmegaConf.missing_keys(merged)
         for info in options(root):
             if info.key in missing:
@@ -199,10 +158,10 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
     return typed
 
 
-def _default(root: type[Any], name: str) -> Any:
-    """The value that a field of a root has where nothing is given."""
-    (item,) = (item for item in dataclasses.fields(root) if item.name == name)
-    return typing.cast("Any", item.default_factory)()
+def _default_name(root: type[Any], where: str) -> str:
+    """What is chosen where nothing is given."""
+    (item,) = (item for item in dataclasses.fields(root) if item.name == where)
+    return str(typing.cast("Any", item.default_factory)().name)
 
 
 def _own_types(options: type[Any]) -> dict[str, Any]:
@@ -229,25 +188,30 @@ def check(config: Any, where: str = "") -> None:
         rule(where)
 
 
+_BOUNDS = {
+    "low": ("at least", operator.ge),
+    "above": ("greater than", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+
+
 def legal_range(metadata: typing.Mapping[str, Any]) -> str:
     """The range in a field's metadata (see :func:`option`) in words; empty where there is none."""
-    words = {"low": "at least", "above": "greater than", "high": "at most", "below": "less than"}
     return " and ".join(
-        f"{word} {metadata[name]}" for name, word in words.items() if metadata.get(name) is not None
+        f"{words} {metadata[name]}"
+        for name, (words, _) in _BOUNDS.items()
+        if metadata.get(name) is not None
     )
 
 
 def _check_range(key: str, value: float, metadata: typing.Mapping[str, Any]) -> None:
-    low, high = metadata.get("low"), metadata.get("high")
-    above, below = metadata.get("above"), metadata.get("below")
-    fits = (
-        (low is None or value >= low)
-        and (above is None or value > above)
-        and (high is None or value <= high)
-        and (below is None or value < below)
-        and math.isfinite(value)
+    fits = all(
+        compare(value, metadata[name])
+        for name, (_, compare) in _BOUNDS.items()
+        if metadata.get(name) is not None
     )
-    if not fits:
+    if not fits or not math.isfinite(value):
         raise ConfigError(f"{key}={value} is out of range: {legal_range(metadata) or 'finite'}.")
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.config.options import choices, choose, options
+from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
 
 _NOT_COMPARED = frozenset(
@@ -68,7 +68,7 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 def _hash(values: Mapping[str, Any]) -> str:
     names = {
         where: values.get(f"{where}.name", getattr(TrainConfig(), where).name)
-        for where in choices(TrainConfig)
+        for where in registries(TrainConfig)
     }
     defaults = _defaults(tuple(names.items()))
     counted = {key: value for key, value in values.items() if value != defaults.get(key)}
@@ -80,8 +80,8 @@ def _hash(values: Mapping[str, Any]) -> str:
 @cache
 def _defaults(names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The defaults of all options, given what is chosen by name."""
-    registries = choices(TrainConfig)
-    chosen: dict[str, Any] = {where: registries[where].options(name)() for where, name in names}
+    found = registries(TrainConfig)
+    chosen: dict[str, Any] = {where: found[where].options(name)() for where, name in names}
     return comparable(TrainConfig(**chosen))
 
 
