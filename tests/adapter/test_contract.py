@@ -19,10 +19,9 @@ from msea_lightning.adapter import ADAPTERS, Adapter, AdapterError
 from msea_lightning.adapter.options import AblationConfig
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
-from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Frames
 from msea_lightning.plugin import attach, load_plugin
-from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.build import build_adapted_lm, build_data
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
@@ -426,7 +425,7 @@ def test_an_ablated_modality_is_not_read(
     options: Options, backbone: FrozenBackbone, name: str
 ) -> None:
     config = options(f"adapter={name}", "ablation=no_audio")
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.prepare_data()
     data.setup()
     batch = next(iter(data.evaluation_dataloader("valid")))
@@ -443,7 +442,7 @@ def test_the_sequence_has_room_for_the_pseudo_tokens_and_no_more(
     options: Options, backbone: FrozenBackbone, name: str
 ) -> None:
     config = options(f"adapter={name}")
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.prepare_data()
     data.setup()
     seed_everything(1, verbose=False)

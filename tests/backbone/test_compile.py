@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.training.build import build_adapted_lm, load_config_backbone
+from msea_lightning.training.build import build_adapted_lm, build_data, load_config_backbone
 from tests.model.test_adapted_lm import part
 
 # The compiler warns of what it does itself.
@@ -36,7 +35,7 @@ def make(options: Callable[..., TrainConfig]) -> Make:
 
     def build(backbone: FrozenBackbone) -> tuple[AdaptedLM, list[Batch]]:
         config = options("dataset.demo_task=msa")
-        data = build_datamodule(config.dataset, config.training, config.seed)
+        data = build_data(config)
         data.prepare_data()
         data.setup()
         seed_everything(1, verbose=False)

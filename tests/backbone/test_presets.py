@@ -23,13 +23,13 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Language
 from msea_lightning.data.utterance import Batch, Frames
 from msea_lightning.language.options import SegmentKind
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.training.build import build_adapted_lm, load_config_backbone
+from msea_lightning.training.build import build_adapted_lm, build_data, load_config_backbone
 from tests.model.test_adapted_lm import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
@@ -129,7 +129,7 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
         config = options(
             f"backbone={preset}", f"dataset.demo_task={variant}", f"adapter={adapter}", *place
         )
-        data: UtteranceDataModule = build_datamodule(config.dataset, config.training, config.seed)
+        data: UtteranceDataModule = build_data(config)
         data.prepare_data()
         data.setup()
         seed_everything(0, verbose=False)

@@ -19,10 +19,9 @@ from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost import estimate as module
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
-from msea_lightning.data.module import build_datamodule
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.build import trainable
-from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.build import build_adapted_lm, build_data
 from msea_lightning.training.fit import fit
 
 Options = Callable[..., TrainConfig]
@@ -33,7 +32,7 @@ def estimator(
     config: TrainConfig, *, device: torch.device = CPU, tokenise: bool = False
 ) -> MemoryEstimator:
     """The estimator of a run with the built-in backbone."""
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.setup()
     tokenizer = load_backbone(None).tokenizer
     if tokenise:
@@ -68,7 +67,7 @@ def test_one_line_names_what_takes_memory() -> None:
 def test_adapter_and_optimizer_are_counted_exactly(options: Options) -> None:
     config = options()
     found = estimator(config).estimate()
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.setup()
     numbers = trainable(build_adapted_lm(config, data, load_backbone(None)).adapter)
     assert found.adapter == found.optimizer == 2 * 4 * numbers

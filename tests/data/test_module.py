@@ -15,15 +15,15 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from msea_lightning.adapter import FeatureStandardizer
 from msea_lightning.data import module as module_under_test
 from msea_lightning.data.module import (
-    DATAMODULES,
     DataError,
     UtteranceDataModule,
-    build_datamodule,
 )
 from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader
 from msea_lightning.data.sampler import SamplerError
@@ -31,7 +31,6 @@ from msea_lightning.data.splits.held_out import ValidationError
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Frames, Utterance, collate
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.training.options import TrainingConfig
 from tests.data.corpus import corpus, stored, utterance
 
 # Lightning asks torch in a way that torch is about to drop.
@@ -41,29 +40,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:F
 def build(store: Store, *, seed: int = 1, **options: Any) -> UtteranceDataModule:
     """A data module over a ready store, training batches of 4, evaluation batches of 3."""
     options = {"name": "table", "reader": Reader.table} | options
-    training = TrainingConfig(batch_size=4, eval_batch_size=3)
-    return build_datamodule(DatasetConfig(**options), training, seed, store=store)
+    sizes = {"batch_size": 4, "eval_batch_size": 3} | {
+        name: options.pop(name) for name in ("parts", "whole_dialogues") if name in options
+    }
+    return UtteranceDataModule(DatasetConfig(**options), seed=seed, store=store, **sizes)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return stored(tmp_path, corpus({"train": 22, "valid": 7, "test": 8}))
-
-
-def test_one_module_per_data_set(store: Store) -> None:
-    assert len(set(DATAMODULES.values())) == 9
-    training = TrainingConfig()
-    for name, expected in DATAMODULES.items():
-        for reader in expected.readers:
-            found = build_datamodule(DatasetConfig(name=name, reader=reader), training, 0)
-            assert type(found) is expected
-    for name, reader, expected in (
-        ("mine", Reader.table, DATAMODULES["table"]),
-        ("meld", Reader.table, DATAMODULES["table"]),
-        ("mine", Reader.mmsa, UtteranceDataModule),
-    ):
-        found = build_datamodule(DatasetConfig(name=name, reader=reader), training, 0)
-        assert type(found) is expected
 
 
 def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +59,9 @@ def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.M
         return store
 
     monkeypatch.setattr(module_under_test, "prepare_store", prepare_store)
-    data = build_datamodule(DatasetConfig(name="mosi", reader=Reader.mmsa), TrainingConfig(), 5)
+    data = UtteranceDataModule(
+        DatasetConfig(name="mosi", reader=Reader.mmsa), batch_size=16, seed=5
+    )
     assert calls == []
     data.prepare_data()
     data.setup("fit")
@@ -194,6 +181,106 @@ def test_the_whole_training_part_is_no_sample(
     assert "part" not in caplog.text
 
 
+def test_a_third_feature_passes_from_the_store_to_the_standardizer(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def with_text_features(one: Utterance) -> Utterance:
+        frames = random.normal(3.0, 2.0, size=(random.integers(1, 9), 6)).astype(np.float32)
+        return replace(one, features={**one.features, "text_features": frames})
+
+    splits = corpus({"train": 22, "valid": 4, "test": 4})
+    store = stored(
+        tmp_path, {name: list(map(with_text_features, split)) for name, split in splits.items()}
+    )
+    data = build(store)
+    data.setup()
+    assert data.dims == {"audio": 4, "text_features": 6, "vision": 3}
+    standardizer = FeatureStandardizer(data.feature_statistics())
+    seen = []
+    for batch in data.train_dataloader():
+        assert list(batch.features) == list(data.dims)
+        for row, index in enumerate(batch.index.tolist()):
+            check_row(batch, row, data.splits["train"][index])
+        values, lengths = standardizer(batch.features)["text_features"]
+        seen += [row[:length] for row, length in zip(values, lengths.tolist(), strict=True)]
+    frames = torch.cat(seen).double()
+    # Of n float32 values of magnitude 1: the mean is off by a few times eps, the deviation too.
+    assert frames.mean(0).abs().max() < 1e-5
+    assert (frames.std(0, correction=0) - 1).abs().max() < 1e-5
+
+
+def test_labels_go_by_name_down_to_the_batch(tmp_path: Path) -> None:
+    """Those that only some utterances have, too; utterances keep dialogue, speaker and place."""
+
+    def labelled(number: int) -> Utterance:
+        labels: dict[str, float | str] = {"M": float(number % 2)}
+        if number % 3:
+            labels |= {"T": float(number), "V": -1.0}
+        return replace(
+            utterance(f"{number}", group=f"g{number // 4}", speaker=f"s{number % 2}"), labels=labels
+        )
+
+    train = [labelled(number) for number in range(12)]
+    rest = {name: [utterance(name, label=1.0)] for name in ("valid", "test")}
+    data = build(stored(tmp_path, {"train": train, **rest}))
+    data.setup()
+    for batch in data.train_dataloader():
+        assert list(batch.labels) == ["M", "T", "V"]
+        assert batch.targets == batch.labels["M"]
+        for row, index in enumerate(batch.index.tolist()):
+            assert {n: labels[row] for n, labels in batch.labels.items()} == {
+                n: train[index].labels.get(n) for n in ("M", "T", "V")
+            }
+            assert (batch.groups[row], batch.speakers[row]) == (f"g{index // 4}", f"s{index % 2}")
+            assert batch.positions[row] == index % 4
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_only_test_utterances_may_be_unlabelled(tmp_path: Path, split: str) -> None:
+    splits = corpus({"train": 12, "valid": 4, "test": 4}, labels=["joy", "anger"])
+    splits[split][2] = replace(splits[split][2], labels={})
+    data = build(stored(tmp_path, splits))
+    if split != "test":
+        with pytest.raises(DataError, match=f"'{split}-2' is unlabelled .* Label it, or leave it"):
+            data.setup()
+        return
+    data.setup()
+    labels = flat(batch.labels["M"] for batch in data.predict_dataloader())
+    assert (len(labels), labels.count(None)) == (4, 1)
+    with pytest.raises(DataError, match="'test-2' is unlabelled"):
+        _ = [batch.targets for batch in data.test_dataloader()]
+
+
+def test_features_that_most_of_a_split_lacks_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = corpus({"train": 12, "valid": 4, "test": 8})
+    for number in range(6):
+        one = splits["test"][number]
+        splits["test"][number] = replace(one, features={"audio": one.features["audio"]})
+    data = build(stored(tmp_path, splits))
+    with caplog.at_level(logging.WARNING):
+        data.setup()
+    assert caplog.messages == ["75% of the 8 test utterances have no vision"]
+    assert data.splits["test"].present == {"audio": 1.0, "vision": 0.25}
+
+
+def test_batches_of_whole_dialogues(store: Store) -> None:
+    """Three utterances to a dialogue; batches have room for four, in evaluation for three."""
+    data = build(store, whole_dialogues=True)
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        seen: list[str | None] = []
+        for batch in loader:
+            groups = list(dict.fromkeys(batch.groups))
+            sizes = [batch.groups.count(group) for group in groups]
+            assert batch.positions.tolist() == flat(range(size) for size in sizes)
+            seen += groups
+        assert len(set(seen)) == len(seen)
+    trained = [batch.ids for batch in data.train_dataloader()]
+    assert sorted(flat(trained)) == sorted(store.splits["train"].ids)
+
+
 def test_refused_data_sets(tmp_path: Path) -> None:
     without_test = stored(tmp_path / "a", corpus({"train": 6, "valid": 3}))
     with pytest.raises(DataError, match=r"'table' has no test split .* has train, valid. Mark"):
@@ -233,7 +320,6 @@ def test_evaluation_goes_from_the_longest_to_the_shortest(store: Store, split: s
         assert tokens == sorted(tokens, reverse=True)
         assert [len(batch) for batch in found][:-1] == [3] * (len(found) - 1)
         for batch in found:
-            assert batch.step_labels == batch.targets
             for row, index in enumerate(batch.index.tolist()):
                 check_row(batch, row, part[index])
 
@@ -351,11 +437,9 @@ def test_batches_by_real_lengths_hold_less_padding(tmp_path: Path) -> None:
     assert 2 * padding(tokenised=True) < padding(tokenised=False)
 
 
-def test_parts_of_a_step_know_the_labels_of_all_of_it(store: Store) -> None:
+def test_a_batch_in_parts_is_the_same_batch(store: Store) -> None:
     def loaded(parts: int) -> list[Batch]:
-        training = TrainingConfig(batch_size=4, eval_batch_size=3)
-        dataset = DatasetConfig(name="table", reader=Reader.table)
-        data = build_datamodule(dataset, training, 1, parts=parts, store=store)
+        data = build(store, parts=parts)
         data.setup()
         return list(data.train_dataloader())
 
@@ -364,7 +448,6 @@ def test_parts_of_a_step_know_the_labels_of_all_of_it(store: Store) -> None:
     for number, batch in enumerate(whole):
         pieces = halves[2 * number : 2 * number + 2]
         assert flat(piece.ids for piece in pieces) == batch.ids
-        assert all(piece.step_labels == batch.targets for piece in (batch, *pieces))
     with pytest.raises(SamplerError, match=r"4 parts cannot share .* of 3 .* trainer\.accumulate"):
         loaded(4)
 
@@ -373,9 +456,8 @@ def test_parts_of_a_step_know_the_labels_of_all_of_it(store: Store) -> None:
 def test_evaluation_batches_where_no_size_is_given(
     store: Store, given: int | None, taken: int
 ) -> None:
-    training = TrainingConfig(eval_batch_size=given)
     dataset = DatasetConfig(name="table", reader=Reader.table)
-    data = build_datamodule(dataset, training, 1, store=store)
+    data = UtteranceDataModule(dataset, batch_size=4, eval_batch_size=given, seed=1, store=store)
     data.setup()
     assert data.eval_batch_size == taken
     data.eval_batch_size = 5
@@ -514,39 +596,62 @@ def flat(lists: Iterable[Any]) -> list[Any]:
     return list(chain.from_iterable(lists))
 
 
-def trainer(epochs: int, folder: Path) -> pl.Trainer:
+def trainer(epochs: int, folder: Path, *callbacks: pl.Callback) -> pl.Trainer:
     return pl.Trainer(
+        callbacks=list(callbacks),
         accelerator="cpu",
         max_epochs=epochs,
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
 
 
-def test_lightning_trains_in_the_order_of_seed_and_epoch(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("after_training", [True, False])
+def test_lightning_trains_in_the_order_of_seed_and_epoch(
+    store: Store, tmp_path: Path, workers: int, parts: int, after_training: bool
+) -> None:
+    """Also in the epoch that a run is resumed in, for which workers read ahead."""
+    options = {"workers": workers, "parts": parts}
     whole, first, resumed = Recorder(), Recorder(), Recorder()
-    trainer(3, tmp_path / "whole").fit(whole, build(store))
+    trainer(3, tmp_path / "whole").fit(whole, build(store, **options))
     assert sorted(whole.seen) == [f"{s} {e}" for s in ("train", "valid") for e in range(3)]
     orders = [whole.seen[f"train {epoch}"] for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
     assert all(sorted(flat(order)) == sorted(store.splits["train"].ids) for order in orders)
-    data = build(store)
+    data = build(store, **options)
     data.setup()
     loader = data.train_dataloader()
     assert isinstance(loader, DataLoader)
     loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
     assert [batch.ids for batch in loader] == orders[2]
 
-    part = trainer(1, tmp_path / "part")
-    part.fit(first, build(store))
-    part.save_checkpoint(tmp_path / "last.ckpt")
-    trainer(3, tmp_path / "part").fit(resumed, build(store), ckpt_path=tmp_path / "last.ckpt")
+    for recorder, epochs, resumes in ((first, 1, False), (resumed, 3, True)):
+        saving = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=after_training)
+        trainer(epochs, tmp_path / "part", saving).fit(
+            recorder,
+            build(store, **options),
+            ckpt_path=tmp_path / "last.ckpt" if resumes else None,
+        )
     assert first.seen | resumed.seen == whole.seen
+
+
+def test_workers_do_not_read_ahead_before_the_first_batch_is_asked_for(store: Store) -> None:
+    """Lightning makes the iterator, then sets the epoch."""
+    data = build(store, workers=1)
+    data.setup()
+    loader = data.train_dataloader()
+    for epoch in (3, 1):
+        batches = iter(loader)
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        expected = loader.sampler.global_batches(epoch)  # type: ignore[attr-defined]
+        assert [batch.index.tolist() for batch in batches] == expected
 
 
 def test_lightning_tests_and_predicts_everything_once(store: Store, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msea_lightning.data.sampler import (
+    DialogueBatchSampler,
     EvaluationBatchSampler,
     SamplerError,
-    Share,
     TrainingBatchSampler,
+    TrainingSampler,
     estimated_tokens,
+    evaluation_dialogues,
     reading_costs,
 )
 
@@ -25,13 +27,9 @@ parts_of_a_share = st.integers(1, 4)
 epochs = st.integers(0, 100)
 
 
-def shares_of(sampler: TrainingBatchSampler, epoch: int) -> list[Share]:
+def batches(sampler: TrainingSampler, epoch: int) -> list[list[int]]:
     sampler.set_epoch(epoch)
     return list(sampler)
-
-
-def batches(sampler: TrainingBatchSampler, epoch: int) -> list[list[int]]:
-    return [share.indices for share in shares_of(sampler, epoch)]
 
 
 @given(costs, batch_sizes, seeds, epochs)
@@ -74,16 +72,15 @@ def test_parts_make_up_the_share_of_a_device_one_after_another(
         options = {"seed": seed, "rank": rank, "world": world}
         whole = batches(TrainingBatchSampler(values, batch_size, **options), epoch)
         sampler = TrainingBatchSampler(values, batch_size, parts=parts, **options)
-        taken = shares_of(sampler, epoch)
+        taken = batches(sampler, epoch)
         assert len(taken) == len(sampler) == parts * len(alone)
-        for number, (share, step) in enumerate(zip(whole, alone, strict=True)):
+        assert sampler.global_batches(epoch) == alone
+        for number, share in enumerate(whole):
             pieces = taken[number * parts : (number + 1) * parts]
-            assert [index for piece in pieces for index in piece.indices] == share
-            sizes = [len(piece.indices) for piece in pieces]
+            assert [index for piece in pieces for index in piece] == share
+            sizes = [len(piece) for piece in pieces]
             assert min(sizes) >= 1
             assert max(sizes) - min(sizes) <= 1
-            # Whichever part and device: what is averaged over is the whole step.
-            assert all(piece.step == step for piece in pieces)
 
 
 @given(costs, batch_sizes, seeds, epochs)
@@ -161,26 +158,25 @@ def test_evaluation_from_the_longest_and_nothing_twice(
         sampler = EvaluationBatchSampler(values, batch_size, rank=rank, world=world)
         found = list(sampler)
         assert len(found) == len(sampler)
-        assert all(share.step[rank::world] == share.indices for share in found)
-        # A device that has no part of the last round does not know of it.
-        assert [i for share in found for i in share.step] == order[
-            : len(found) * batch_size * world
-        ]
-        assert {len(share.indices) for share in found[:-1]} <= {batch_size}
-        assert 1 <= len(found[-1].indices) <= batch_size
-        orders.append([index for share in found for index in share.indices])
+        together = sampler.global_batches()
+        assert [index for batch in together for index in batch] == order
+        # A device may have no part of the last batch.
+        assert found == [batch[rank::world] for batch in together[: len(found)]]
+        assert {len(batch) for batch in found[:-1]} <= {batch_size}
+        assert 1 <= len(found[-1]) <= batch_size
+        orders.append([index for batch in found for index in batch])
         assert np.all(np.diff(values[orders[-1]]) <= 0)
     assert sorted(index for order in orders for index in order) == list(range(len(values)))
     # Devices take turns, so that none has the long utterances.
     alone = EvaluationBatchSampler(values, len(values))
-    (whole,) = (share.indices for share in alone)
+    (whole,) = alone
     assert orders == [whole[rank::world] for rank in range(world)]
 
 
 def test_the_first_batch_of_an_evaluation_is_the_largest() -> None:
     """What does not fit into the memory fails at once."""
     values = np.random.default_rng(0).integers(1, 1000, 100)
-    sizes = [len(s.indices) * values[s.indices].max() for s in EvaluationBatchSampler(values, 8)]
+    sizes = [len(b) * values[b].max() for b in EvaluationBatchSampler(values, 8)]
     assert sizes[0] == max(sizes)
 
 
@@ -199,3 +195,98 @@ def test_costs_go_by_text_then_by_frames() -> None:
     audio, vision = np.array([9, 1, 0, 0, 100]), np.array([9, 1, 1, 0, 100])
     order = np.argsort(reading_costs(estimated_tokens(texts), {"audio": audio, "vision": vision}))
     assert order.tolist() == [4, 2, 1, 0, 3]
+
+
+dialogue_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=60)
+
+
+def spoken(sizes: list[int]) -> tuple[list[str | None], NDArray[np.int64]]:
+    """Groups and positions of dialogues whose utterances stand in turns, not one after another."""
+    groups: list[str | None] = [
+        f"dialogue {number}"
+        for turn in range(max(sizes))
+        for number, size in enumerate(sizes)
+        if turn < size
+    ]
+    positions = [turn for turn in range(max(sizes)) for size in sizes if turn < size]
+    return groups, np.array(positions, dtype=np.int64)
+
+
+def whole_dialogues(
+    batch: list[int], groups: list[str | None], positions: NDArray[np.int64]
+) -> list[str | None]:
+    """The dialogues of a batch, each of which stands there from its first utterance to its last."""
+    names = [groups[index] for index in batch]
+    told = list(dict.fromkeys(names))
+    expected = [(name, place) for name in told for place in range(groups.count(name))]
+    assert [(groups[index], int(positions[index])) for index in batch] == expected
+    return told
+
+
+@given(dialogue_sizes, batch_sizes, seeds, epochs)
+def test_batches_of_whole_dialogues_in_order(
+    sizes: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    groups, positions = spoken(sizes)
+    sampler = DialogueBatchSampler(groups, positions, batch_size, seed=seed)
+    found = batches(sampler, epoch)
+    told = [name for batch in found for name in whole_dialogues(batch, groups, positions)]
+    assert sorted(map(str, told)) == sorted(set(map(str, groups)))
+    assert max(map(len, found)) <= max(batch_size, *sizes, 0)
+    assert len(found) == len(sampler) == len(batches(sampler, epoch + 1))
+    assert found == batches(DialogueBatchSampler(groups, positions, batch_size, seed=seed), epoch)
+
+
+@given(dialogue_sizes, batch_sizes, seeds, epochs, worlds, parts_of_a_share)
+def test_devices_and_parts_share_whole_dialogues(
+    sizes: list[int], batch_size: int, seed: int, epoch: int, world: int, parts: int
+) -> None:
+    groups, positions = spoken(sizes)
+    alone = batches(DialogueBatchSampler(groups, positions, batch_size, seed=seed), epoch)
+    fewest = min(len(whole_dialogues(batch, groups, positions)) for batch in alone)
+
+    def shared(rank: int) -> list[list[int]]:
+        options = {"seed": seed, "rank": rank, "world": world, "parts": parts}
+        return batches(DialogueBatchSampler(groups, positions, batch_size, **options), epoch)
+
+    if fewest < world * parts:
+        with pytest.raises(SamplerError, match=f"share training batches of {fewest} dialogues"):
+            shared(0)
+        return
+    ranks = [shared(rank) for rank in range(world)]
+    for number, whole in enumerate(alone):
+        pieces = [p for rank in ranks for p in rank[number * parts : (number + 1) * parts]]
+        assert sorted(index for piece in pieces for index in piece) == sorted(whole)
+        assert all(whole_dialogues(piece, groups, positions) for piece in pieces)
+
+
+def test_epochs_mix_dialogues_anew() -> None:
+    groups, positions = spoken([5, 6, 7, 8] * 10)
+    sampler = DialogueBatchSampler(groups, positions, 16, seed=1)
+    members = [sorted(map(sorted, batches(sampler, epoch))) for epoch in range(4)]
+    assert all(members[i] != members[j] for i in range(4) for j in range(i))
+
+
+def test_utterances_without_a_dialogue_are_dialogues_of_their_own() -> None:
+    groups = ["a", None, "a", None]
+    positions = np.array([1, 0, 0, 0])
+    found = batches(DialogueBatchSampler(groups, positions, 2, seed=0), 0)
+    assert sorted(found) in ([[1, 3], [2, 0]], [[2, 0], [3, 1]])
+
+
+@given(dialogue_sizes, batch_sizes, worlds)
+def test_evaluation_of_whole_dialogues(sizes: list[int], batch_size: int, world: int) -> None:
+    groups, positions = spoken(sizes)
+    if len(sizes) < world:
+        with pytest.raises(SamplerError, match=f"share a split of {len(sizes)} dialogues"):
+            evaluation_dialogues(groups, positions, batch_size, world=world)
+        return
+    told = []
+    for rank in range(world):
+        found = evaluation_dialogues(groups, positions, batch_size, rank=rank, world=world)
+        assert max(map(len, found)) <= max(batch_size, *sizes, 0)
+        own = [name for batch in found for name in whole_dialogues(batch, groups, positions)]
+        lengths = [groups.count(name) for name in own]
+        assert lengths == sorted(lengths, reverse=True)
+        told += own
+    assert sorted(map(str, told)) == sorted(set(map(str, groups)))

@@ -12,14 +12,14 @@ from lightning.pytorch import seed_everything
 from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.utterance import Batch, Frames
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin import describe
-from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.build import build_adapted_lm, build_data
 
 Options = Callable[..., TrainConfig]
 ADAPTERS = ("mse", "mag", "chfn")
@@ -27,7 +27,7 @@ ABLATIONS = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_
 
 
 def set_up(config: TrainConfig) -> UtteranceDataModule:
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.prepare_data()
     data.setup()
     return data

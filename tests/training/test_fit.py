@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
-from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.options import Split
 from msea_lightning.data.sampler import SamplerError
 from msea_lightning.data.utterance import Batch
@@ -23,6 +22,7 @@ from msea_lightning.language.options import Decode
 from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.folder import RunError, RunFolder
+from msea_lightning.training.build import build_data
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
@@ -227,7 +227,7 @@ def test_predictions_come_in_the_order_of_the_split(options: Options) -> None:
     run = fit(config)
     with run.predictions.open(newline="") as file:
         ids = [row["id"] for row in csv.DictReader(file)]
-    data = build_datamodule(config.dataset, config.training, config.seed)
+    data = build_data(config)
     data.setup()
     assert ids == data.splits["test"].ids
     read = [identity for batch in data.test_dataloader() for identity in batch.ids]

@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
-from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.build import build_adapted_lm, build_data
 from msea_lightning.training.module import TrainingModule
 from tests.model.test_adapted_lm import part
 
@@ -67,7 +67,7 @@ def curve(
 ) -> Curve:
     """The loss of each step, the mean over its label tokens, with some of the changes."""
     config = options("dataset.demo_task=msa", "training.batch_size=8")
-    data: UtteranceDataModule = build_datamodule(config.dataset, config.training, config.seed)
+    data: UtteranceDataModule = build_data(config)
     data.prepare_data()
     data.setup()
     batches = list(data.train_dataloader())[:STEPS]

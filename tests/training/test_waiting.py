@@ -24,11 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from msea_lightning.backbone import load_backbone
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import build_datamodule
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
-from msea_lightning.training.build import build_adapted_lm
+from msea_lightning.training.build import build_adapted_lm, build_data
 from msea_lightning.training.module import TrainingModule
 
 aten = torch.ops.aten
@@ -172,7 +171,7 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
 
     def build(*words: str) -> tuple[TrainingModule, Batch]:
         config = options("dataset.standardize=true", *words)
-        data = build_datamodule(config.dataset, config.training, config.seed)
+        data = build_data(config)
         data.prepare_data()
         data.setup()
         backbone = load_backbone(None)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msea_lightning.benchmark.variant import StageClock, Timing, Variant, evenly
-from msea_lightning.data.sampler import EvaluationBatchSampler, Share, TrainingBatchSampler
+from msea_lightning.data.sampler import EvaluationBatchSampler, TrainingSampler
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Label
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -50,29 +50,32 @@ class Ours(Variant):
         clock = _EpochClock()
         trainer = self._trainer(clock, max_epochs=1)
         parts = self.config.trainer.accumulate
-        shares = list(cast("TrainingBatchSampler", self.data.train_dataloader().sampler))
+        sampler = cast("TrainingSampler", self.data.train_dataloader().sampler)
+        shares, batches = list(sampler), sampler.global_batches(0)
         # Whole steps, whose parts stay together.
         grouped = [shares[start : start + parts] for start in range(0, len(shares), parts)]
         lengths, _ = self._texts("train")
-        costs = [lengths[list(group[0].step)].max() for group in grouped]
+        costs = [lengths[batch].max() for batch in batches]
         # In an epoch's own order: from short to long, memory would grow as it never does.
         places = sorted(evenly(np.argsort(costs, kind="stable").tolist(), steps, offset))
         picked = [share for place in places for share in grouped[place]]
         loader = self.data.loader(self.data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
         trainer.fit(self.module, loader, self.data.val_dataloader())
-        return self._timing("train", clock.seconds, _indices(picked))
+        return self._timing("train", clock.seconds, _indices(batches, places))
 
     def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
         """See the base class."""
         clock = _EpochClock()
         trainer = self._trainer(clock)
-        shares = list(cast("EvaluationBatchSampler", self.data.test_dataloader().sampler))
+        sampler = cast("EvaluationBatchSampler", self.data.test_dataloader().sampler)
+        shares, batches = list(sampler), sampler.global_batches()
         together = self.data.eval_batch_size * self.config.trainer.devices
-        picked = evenly(shares, -(-utterances // together), offset)
+        places = evenly(range(len(shares)), -(-utterances // together), offset)
+        picked = [shares[place] for place in places]
         loader = self.data.loader(self.data.splits["test"], picked)
         trainer.test(self.module, dataloaders=loader, verbose=False)
-        return self._timing("test", clock.seconds, _indices(picked))
+        return self._timing("test", clock.seconds, _indices(batches, places))
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         part = self.data.splits[split]
@@ -118,9 +121,9 @@ class Ours(Variant):
         return trainer
 
 
-def _indices(shares: Sequence[Share]) -> list[int]:
-    """Positions of the utterances that all devices read, in order."""
-    return sorted({index for share in shares for index in share.step})
+def _indices(batches: Sequence[list[int]], places: Sequence[int]) -> list[int]:
+    """Positions of the utterances that all devices together read, in order."""
+    return sorted(index for place in places for index in batches[place])
 
 
 class _EpochClock(Callback):

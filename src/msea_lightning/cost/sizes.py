@@ -11,7 +11,7 @@ from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
 from msea_lightning.cost.published import CellEstimator, is_published, published_architecture
-from msea_lightning.data.module import build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
@@ -47,7 +47,9 @@ def measure_size(config: TrainConfig) -> RunFolder:
             language = published_architecture(config)
             estimator: MemoryEstimator = CellEstimator(config, device)
         else:
-            data = build_datamodule(config.dataset, config.training, config.seed)
+            data = UtteranceDataModule(
+                config.dataset, batch_size=config.training.batch_size, seed=config.seed
+            )
             data.prepare_data()
             data.setup()
             backbone = config.backbone

@@ -1,41 +1,43 @@
-"""From the store to batches: one LightningDataModule per data set."""
+"""From the store to batches: one :class:`UtteranceDataModule` per data set."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msea_lightning.data.options import DatasetConfig, LabelConfig, Reader
+from msea_lightning.config.logging import log_once
+from msea_lightning.data.options import DatasetConfig, LabelConfig
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
+    DialogueBatchSampler,
     EvaluationBatchSampler,
-    Share,
     TrainingBatchSampler,
+    TrainingSampler,
     estimated_tokens,
+    evaluation_dialogues,
     reading_costs,
 )
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
 from msea_lightning.data.store import Store, StoreSplit
-from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError, collate
+from msea_lightning.data.utterance import Batch, DataError, collate
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.training.options import TrainingConfig
 
 _log = logging.getLogger(__name__)
 
-
 EVALUATION_BATCH = 32
 """Utterances per evaluation batch where none is given; more are no faster on a CPU."""
+
+_MOSTLY_ABSENT = 0.5
+"""Where fewer utterances of a split have a feature, that is said."""
 
 
 class UtteranceDataModule(LightningDataModule):
@@ -45,36 +47,37 @@ class UtteranceDataModule(LightningDataModule):
     is built with ``use_distributed_sampler=False``.
 
     Args:
-        dataset: The data set's options.
+        dataset: The data set's options; ``dataset.reader`` says in which layout its files are.
         batch_size: Utterances per training batch, all devices together.
         eval_batch_size: Utterances per evaluation batch and device.
         seed: Seed of the training order, of a held-out validation part, and of a part to train on.
         parts: A device takes its share of a training batch in as many parts, one after another.
+        whole_dialogues: Batches are of whole dialogues in their order, instead of utterances of
+            similar length.
         store: The prepared data set, where it is at hand; else it is prepared on first use.
 
     Attributes:
         eval_batch_size: As given; it changes no result, and may be set later.
     """
 
-    readers: ClassVar[frozenset[Reader]] = frozenset(Reader)
-    """Layouts in which the data set is published."""
-
     def __init__(
         self,
         dataset: DatasetConfig,
         *,
         batch_size: int,
-        eval_batch_size: int,
+        eval_batch_size: int | None = None,
         seed: int,
         parts: int = 1,
+        whole_dialogues: bool = False,
         store: Store | None = None,
     ) -> None:
         super().__init__()
         self._dataset = dataset
         self._batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size = eval_batch_size or EVALUATION_BATCH
         self._seed = seed
         self._parts = parts
+        self._whole_dialogues = whole_dialogues
         self._store = store
         self._splits: dict[str, StoreSplit] | None = None
         self._labels: LabelConfig | None = None
@@ -86,7 +89,7 @@ class UtteranceDataModule(LightningDataModule):
             self._store = prepare_store(self._dataset)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data set, settles its label space, and parts its utterances.
+        """Opens the data set, settles its label space, and splits its utterances.
 
         A validation part is held out where there is none, then ``dataset.train_fraction`` of what
         remains is sampled to train on. The label space comes before both.
@@ -96,7 +99,8 @@ class UtteranceDataModule(LightningDataModule):
 
         Raises:
             UserError: where the data set has no training or test split, no validation part can be
-                held out, or a label lies outside the label space.
+                held out, a label lies outside the label space, or an utterance is unlabelled that
+                is trained or validated on.
         """
         if self._splits is not None:
             return
@@ -106,19 +110,23 @@ class UtteranceDataModule(LightningDataModule):
         self._require(splits, "train", "to train on")
         self._require(splits, "test", "to test on once training has ended")
         self._labels = resolve_labels(self._dataset.labels, splits)
-        _say(
+        log_once(
+            _log,
             "labels: %s, %s",
             describe_labels(self._labels),
             "as configured" if self._labels == self._dataset.labels else "inferred from the labels",
         )
         for name in ("audio", "vision"):
             if name not in self._store.dims:
-                _say("no %s in %s: no branch is trained for it", name, self._dataset.name)
+                log_once(_log, "no %s in %s: no branch is trained for it", name, self._dataset.name)
         if "valid" not in splits:
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
         self._splits = {split: splits[split] for split in ("train", "valid", "test")}
+        for split in ("train", "valid"):
+            _ = self._splits[split].targets  # refuses unlabelled utterances
+        self._log_absent_features()
 
     def teardown(self, stage: str | None = None) -> None:
         """Lets go of the memory-mapped files; reading opens them again."""
@@ -170,29 +178,39 @@ class UtteranceDataModule(LightningDataModule):
         self._splits = {split: part.tokenized(encode) for split, part in self.splits.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, length-bucketed batches of the training part; see TrainingBatchSampler."""
+        """Shuffled batches of the training part; see :class:`TrainingSampler`."""
         train = self.splits["train"]
-        sampler = TrainingBatchSampler(
-            self._costs(train),
-            self._batch_size,
-            seed=self._seed,
-            rank=self._rank,
-            world=self._world,
-            parts=self._parts,
-        )
+        options = {
+            "seed": self._seed,
+            "rank": self._rank,
+            "world": self._world,
+            "parts": self._parts,
+        }
+        sampler: TrainingSampler
+        if self._whole_dialogues:
+            sampler = DialogueBatchSampler(
+                train.groups, train.positions, self._batch_size, **options
+            )
+        else:
+            sampler = TrainingBatchSampler(self._costs(train), self._batch_size, **options)
         return self.loader(train, sampler)
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Length-bucketed batches of a split, the longest first; see EvaluationBatchSampler.
+        """Batches of a split, the longest utterances, or dialogues, first.
 
         Args:
             split: ``train``, ``valid`` or ``test``.
         """
-        utterances = self.splits[split]
-        sampler = EvaluationBatchSampler(
-            self._costs(utterances), self.eval_batch_size, rank=self._rank, world=self._world
-        )
-        return self.loader(utterances, sampler)
+        part, size = self.splits[split], self.eval_batch_size
+        rank, world = self._rank, self._world
+        sampler: Sampler[list[int]] | Sequence[list[int]]
+        if self._whole_dialogues:
+            sampler = evaluation_dialogues(
+                part.groups, part.positions, size, rank=rank, world=world
+            )
+        else:
+            sampler = EvaluationBatchSampler(self._costs(part), size, rank=rank, world=world)
+        return self.loader(part, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation part."""
@@ -216,16 +234,16 @@ class UtteranceDataModule(LightningDataModule):
         return reading_costs(read, split.lengths)
 
     def loader(
-        self, split: StoreSplit, sampler: Sampler[Share] | Sequence[Share]
+        self, split: StoreSplit, sampler: Sampler[list[int]] | Sequence[list[int]]
     ) -> DataLoader[Batch]:
         """Batches of utterances of one's own choice.
 
         Args:
             split: One of ``splits``.
-            sampler: The utterances of each batch.
+            sampler: Positions of the utterances of each batch.
         """
         workers = self._dataset.workers
-        return DataLoader(
+        return _Loader(
             _Batches(split),
             # An item of the sampler is a whole batch.
             sampler=sampler,
@@ -260,7 +278,7 @@ class UtteranceDataModule(LightningDataModule):
         return self._splits
 
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
-        """Takes the validation part out of the training split, and says so."""
+        """Takes the validation part out of the training split."""
         held = hold_out(
             train.targets,
             train.groups,
@@ -271,7 +289,8 @@ class UtteranceDataModule(LightningDataModule):
         groups = {group for group in train.groups if group is not None}
         held_groups = {train.groups[index] for index in held} - {None}
         by_group = f", {len(held_groups):,} of {len(groups):,} groups," if groups else ""
-        _say(
+        log_once(
+            _log,
             "no valid split: %s of %s training utterances%s held out for validation, seed %d",
             f"{len(held):,}",
             f"{len(train):,}",
@@ -282,10 +301,11 @@ class UtteranceDataModule(LightningDataModule):
         return {"train": train.select(kept), "valid": train.select(held)}
 
     def _sample(self, train: StoreSplit) -> StoreSplit:
-        """Takes a part of the training utterances (paper, Figure 4), and says so."""
+        """Takes a part of the training utterances (paper, Figure 4)."""
         fraction = self._dataset.train_fraction
         kept = sample(train.targets, fraction=fraction, seed=self._seed)
-        _say(
+        log_once(
+            _log,
             "training on a part: %s of %s utterances (train_fraction %s), stratified by label, "
             "seed %d",
             f"{len(kept):,}",
@@ -295,106 +315,32 @@ class UtteranceDataModule(LightningDataModule):
         )
         return train.select(kept)
 
-
-class Mosei(UtteranceDataModule):
-    """CMU-MOSEI: English monologues, intensities from -3 to 3 (paper, Table 6)."""
-
-    readers = frozenset({Reader.mmsa})
-
-
-class SimsV2(UtteranceDataModule):
-    """CH-SIMS v2.0, its supervised part: Chinese, intensities from -1 to 1 (paper, Table 6)."""
-
-    readers = frozenset({Reader.mmsa})
-
-
-class Mosi(UtteranceDataModule):
-    """CMU-MOSI: English monologues, intensities from -3 to 3."""
-
-    readers = frozenset({Reader.mmsa})
+    def _log_absent_features(self) -> None:
+        """Says which features most utterances of a split do not have."""
+        for split, part in self.splits.items():
+            for name, share in part.present.items():
+                if share < _MOSTLY_ABSENT:
+                    log_once(
+                        _log,
+                        "%s of the %s %s utterances have no %s",
+                        f"{1 - share:.0%}",
+                        f"{len(part):,}",
+                        split,
+                        name,
+                        level=logging.WARNING,
+                    )
 
 
-class Sims(UtteranceDataModule):
-    """CH-SIMS: Chinese, intensities from -1 to 1."""
+class _Loader(DataLoader[Batch]):
+    """Begins to read ahead when the first batch is asked for, not with the iterator.
 
-    readers = frozenset({Reader.mmsa})
-
-
-class Meld(UtteranceDataModule):
-    """MELD: English television dialogues, seven emotions (paper, Table 6)."""
-
-    readers = frozenset({Reader.dialogue})
-
-
-class Cherma(UtteranceDataModule):
-    """CHERMA: Chinese film and television, seven emotions (paper, Table 6)."""
-
-    readers = frozenset({Reader.dialogue, Reader.cherma})
-
-
-class Iemocap(UtteranceDataModule):
-    """IEMOCAP: English acted dialogues, emotions."""
-
-    readers = frozenset({Reader.dialogue})
-
-
-class Table(UtteranceDataModule):
-    """Your own data: a table of utterances beside their features."""
-
-    readers = frozenset({Reader.table})
-
-
-class Demo(UtteranceDataModule):
-    """The built-in, generated corpus."""
-
-    readers = frozenset({Reader.demo})
-
-
-DATAMODULES: dict[str, type[UtteranceDataModule]] = {
-    "mosei": Mosei,
-    "simsv2": SimsV2,
-    "mosi": Mosi,
-    "sims": Sims,
-    "meld": Meld,
-    "cherma": Cherma,
-    "iemocap": Iemocap,
-    "table": Table,
-    "demo": Demo,
-}
-"""The data modules by the name of their data set (``dataset.name``)."""
-
-
-def build_datamodule(
-    dataset: DatasetConfig,
-    training: TrainingConfig,
-    seed: int,
-    *,
-    parts: int = 1,
-    store: Store | None = None,
-) -> UtteranceDataModule:
-    """The data module of a data set.
-
-    Chosen by ``dataset.name``; a data set of another name, or in another layout than the one it is
-    published in, gets the one of its layout.
-
-    Args:
-        dataset: The data set's options.
-        training: Batch sizes.
-        seed: Seed of the training order, of a held-out validation part, and of a part to train on.
-        parts: A device takes its share of a training batch in as many parts.
-        store: The prepared data set, where it is at hand.
+    Lightning (2.6.6, its issue 21938) asks for the first iterator of a resumed training before it
+    sets the sampler's epoch. With workers, a DataLoader would then draw the first batches at once,
+    in the order of epoch 0.
     """
-    chosen = DATAMODULES.get(dataset.name)
-    if chosen is None or dataset.reader not in chosen.readers:
-        chosen = DATAMODULES.get(dataset.reader.value, UtteranceDataModule)
-    return chosen(
-        dataset,
-        batch_size=training.batch_size,
-        eval_batch_size=training.eval_batch_size or EVALUATION_BATCH,
-        seed=seed,
-        parts=parts,
-        store=store,
-    )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class _Batches(Dataset[Batch]):
@@ -403,8 +349,8 @@ class _Batches(Dataset[Batch]):
     def __init__(self, split: StoreSplit) -> None:
         self._split = split
 
-    def __getitem__(self, share: Share) -> Batch:
-        split, (indices, step) = self._split, share
+    def __getitem__(self, indices: list[int]) -> Batch:
+        split = self._split
         batch = collate(
             [split[index] for index in indices],
             split.dims,
@@ -412,11 +358,9 @@ class _Batches(Dataset[Batch]):
             positions=split.positions[indices].tolist(),
             labels=list(split.labels),
         )
-        return replace(
-            batch,
-            tokens=None if split.tokens is None else [split.tokens[index] for index in indices],
-            step_labels=[split.labels[MAIN_LABEL][index] for index in step],
-        )
+        if split.tokens is None:
+            return batch
+        return replace(batch, tokens=[split.tokens[index] for index in indices])
 
 
 def _frame_statistics(
@@ -442,9 +386,3 @@ def _frame_statistics(
     deviation = np.sqrt(squares / max(1, count))
     constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
     return mean, np.where(constant, 1.0, deviation)
-
-
-@rank_zero_only
-def _say(message: str, *values: object, level: int = logging.INFO) -> None:
-    """Tells the user once, whatever the number of devices."""
-    _log.log(level, message, *values)

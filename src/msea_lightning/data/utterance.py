@@ -83,8 +83,6 @@ class Batch:
         speakers: B speakers, None where an utterance has none.
         positions: (B,) int64, place of each utterance in its group.
         tokens: B arrays of token ids, uncut, where the texts have been tokenised beforehand.
-        step_labels: Main labels of all utterances of the optimizer step, where the batch is only a
-            part of it: other devices, or the same one before or afterwards, have the rest.
     """
 
     index: Tensor
@@ -96,7 +94,6 @@ class Batch:
     speakers: list[str | None]
     positions: Tensor
     tokens: Sequence[NDArray[np.int32]] | None = None
-    step_labels: Sequence[Label | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

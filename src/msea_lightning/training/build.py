@@ -28,7 +28,7 @@ from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.options import BackboneConfig, Weights
 from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
-from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import Store
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
@@ -81,13 +81,7 @@ def make_ready(
         torch.set_num_threads(config.trainer.threads)
     kind: type[Model] = MODELS.load(config.model.name)
     check_parts(kind, parts=config.trainer.accumulate, ranks=config.trainer.devices)
-    data = build_datamodule(
-        config.dataset,
-        config.training,
-        config.seed,
-        parts=config.trainer.accumulate,
-        store=store,
-    )
+    data = build_data(config, store=store)
     data.prepare_data()
     data.setup()
     check_needs(kind, data)
@@ -138,7 +132,7 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
     train = data.splits["train"]
     for what, needed, found in (
         ("feature", model.needs.features, list(data.dims)),
-        ("label", model.needs.labels, list(train.labels)),
+        ("label", model.needs.labels, [n for n, found in train.labels.items() if None not in found]),
     ):
         missing = [name for name in needed if name not in found]
         if missing:
@@ -160,6 +154,25 @@ def _facts(config: RunConfig, data: UtteranceDataModule) -> DataFacts:
 
 def _statistics(config: RunConfig, data: UtteranceDataModule) -> Statistics | None:
     return data.feature_statistics() if config.dataset.standardize else None
+
+
+def build_data(config: TrainConfig, *, store: Store | None = None) -> UtteranceDataModule:
+    """The data module of a run.
+
+    Args:
+        config: All options of the run.
+        store: The prepared data set, where it is at hand.
+    """
+    kind: type[Model] = MODELS.load(config.model.name)
+    return UtteranceDataModule(
+        config.dataset,
+        batch_size=config.training.batch_size,
+        eval_batch_size=config.training.eval_batch_size,
+        seed=config.seed,
+        parts=config.trainer.accumulate,
+        whole_dialogues=kind.needs.batches == "dialogues",
+        store=store,
+    )
 
 
 def build_adapted_lm(

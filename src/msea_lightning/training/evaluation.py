@@ -21,7 +21,7 @@ from rich.table import Table
 
 from msea_lightning.backbone import resolve_device
 from msea_lightning.config.roots import EvaluateConfig
-from msea_lightning.data.module import UtteranceDataModule, build_datamodule
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
@@ -31,7 +31,7 @@ from msea_lightning.paper import paper_result
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunError, RunFolder
-from msea_lightning.training.build import load_config_backbone, make_trainer
+from msea_lightning.training.build import build_data, load_config_backbone, make_trainer
 from msea_lightning.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
         )
     if config.dataset_path is not None:
         options.dataset.path = config.dataset_path
-    data = build_datamodule(options.dataset, options.training, options.seed)
+    data = build_data(options)
     data.prepare_data()
     data.setup()
     # Padding, and so the batch that an utterance is in, moves its numbers by rounding.

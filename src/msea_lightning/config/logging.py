@@ -1,0 +1,29 @@
+"""Log lines that several processes of one run have in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the only process of the run, or the first of several."""
+    ranks = (os.environ[name] for name in _RANK_VARIABLES if name in os.environ)
+    return next(ranks, "0") == "0"
+
+
+def log_once(
+    logger: logging.Logger, message: str, *values: object, level: int = logging.INFO
+) -> None:
+    """Logs on rank zero alone, so that a run on several devices says everything once.
+
+    Args:
+        logger: The module's logger.
+        message: The message, with a placeholder for each value.
+        *values: What takes the places of the placeholders.
+        level: Level of the message.
+    """
+    if is_rank_zero():
+        logger.log(level, message, *values)
