@@ -66,7 +66,7 @@ def first_four(both: tuple[Ours, Original], split: str) -> tuple[Batch, dict[str
     data = ours.data
     loader = data.train_dataloader() if split == "train" else data.test_dataloader()
     tensors = {name: values[:4] for name, values in original._splits[split].tensors.items()}
-    batch: Batch = loader.dataset[Share(indices, indices)]
+    batch: Batch = loader.dataset[indices]
     return batch, {"index": torch.arange(4), **tensors}
 
 
