@@ -132,7 +132,11 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
     train = data.splits["train"]
     for what, needed, found in (
         ("feature", model.needs.features, list(data.dims)),
-        ("label", model.needs.labels, [n for n, found in train.labels.items() if None not in found]),
+        (
+            "label",
+            model.needs.labels,
+            [n for n, found in train.labels.items() if None not in found],
+        ),
     ):
         missing = [name for name in needed if name not in found]
         if missing:
