@@ -18,8 +18,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 from huggingface_hub import HfApi, get_hf_file_metadata, get_session, hf_hub_url
@@ -33,17 +33,12 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.markup import escape
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.files.errors import shorten
+from msea_lightning.config.text import visible
+from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import DatasetConfig
 
 _BLOCK = 1 << 22
@@ -58,26 +53,18 @@ _Advance = Callable[[int], None]
 _log = logging.getLogger(__name__)
 
 
-class DownloadError(UserError):
+class DownloadError(ReadError):
     """Published files that cannot be fetched, or that are not what they should be."""
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file of the Hub.
-
-    Attributes:
-        name: Its path in the repository.
-        url: Where it is.
-        size: Its bytes.
-        digest: Its SHA-256 (64 hexadecimal digits) or its git blob SHA-1 (40), or whatever else
-            the Hub marks this version of it with.
-    """
+class _File(NamedTuple):
+    """A file of the Hub, by its path in the repository."""
 
     name: str
     url: str
     size: int
     digest: str
+    """Its SHA-256 (64 hexadecimal digits), git blob SHA-1 (40), or another mark of the Hub."""
 
 
 def download(dataset: DatasetConfig, folder: Path) -> Path:
@@ -101,9 +88,11 @@ def download(dataset: DatasetConfig, folder: Path) -> Path:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             wanted = [file for file in _files(dataset) if not _is_there(file, folder)]
             _check_space(wanted, partial)
-            with _progress() as bars:
+            console = Console(stderr=True)
+            columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+            with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
                 for file in wanted:
-                    task = bars.add_task(file.name, total=file.size)
+                    task = bars.add_task(escape(visible(file.name)), total=file.size)
                     _fetch(file, partial, folder, dataset, functools.partial(bars.advance, task))
             shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -190,8 +179,7 @@ def _transfer(file: _File, part: Path, advance: _Advance) -> None:
         _log.info("continuing %s at %d of %d bytes", file.name, _size(part), file.size)
         advance(_size(part))
     failures = 0
-    while _size(part) < file.size:
-        start = _size(part)
+    while (start := _size(part)) < file.size:
         try:
             _receive(file, part, start, advance)
             failure: Exception = ConnectionError(f"{file.name} ends after {_size(part)} bytes")
@@ -259,19 +247,6 @@ def _flaw(file: _File, path: Path) -> str | None:
     return None
 
 
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 @contextmanager
 def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
     """Turns whatever goes wrong on the way to the Hub into a :class:`DownloadError`."""
@@ -282,42 +257,36 @@ def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except OfflineModeIsEnabled as error:
-        raise DownloadError(
-            f"{what} was not fetched, because HF_HUB_OFFLINE is set. Unset it, {by_hand}."
-        ) from error
+        reason = "was not fetched, because HF_HUB_OFFLINE is set. Unset it"
+        raise DownloadError(f"{what} {reason}, {by_hand}.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise DownloadError(
-                f"{what} cannot be fetched: the Hub gives no access to it ({status}). It is "
-                "private, gated, or not there. Ask for access on its page and log in with `hf auth "
-                f"login` (or set HF_TOKEN), {by_hand}."
-            ) from error
-        if isinstance(error, RepositoryNotFoundError) or status == 404:
-            raise DownloadError(
-                f"{what} cannot be fetched: the Hub has no such data set or file (404). Check "
-                f"dataset.hub_id and dataset.hub_file, {by_hand}."
-            ) from error
-        raise DownloadError(
-            f"{what} cannot be fetched: the Hub answered {status}. Run the same command again "
-            f"later (it goes on where it stopped), {by_hand}."
-        ) from error
-    except OSError as error:
-        if error.errno in _DISK_ERRORS:
+            reason = (
+                f"the Hub gives no access to it ({status}). It is private, gated, or not there. "
+                "Ask for access on its page and log in with `hf auth login` (or set HF_TOKEN)"
+            )
+        elif isinstance(error, RepositoryNotFoundError) or status == 404:
+            reason = (
+                "the Hub has no such data set or file (404). Check dataset.hub_id and "
+                "dataset.hub_file"
+            )
+        else:
+            reason = (
+                f"the Hub answered {status}. Run the same command again later (it goes on where it "
+                "stopped)"
+            )
+        raise DownloadError(f"{what} cannot be fetched: {reason}, {by_hand}.") from error
+    except Exception as error:
+        # The HTTP library under huggingface_hub differs between its versions, so do its errors.
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise DownloadError(
                 f"{what} cannot be written to {folder.parent} ({error.strerror}). Set "
                 "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
             ) from error
-        raise _interrupted(what, by_hand, error) from error
-    except Exception as error:
-        # The HTTP library under huggingface_hub differs between its versions, so do its errors.
-        raise _interrupted(what, by_hand, error) from error
-
-
-def _interrupted(what: str, by_hand: str, error: Exception) -> DownloadError:
-    reason = str(error).strip().splitlines()
-    return DownloadError(
-        f"{what} cannot be fetched: {type(error).__name__}: {reason[0] if reason else ''}. Check "
-        "the network connection and run the same command again (it goes on where it stopped), set "
-        f"HF_ENDPOINT to a mirror, {by_hand}."
-    )
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise DownloadError(
+            f"{what} cannot be fetched: {type(error).__name__}: {reason}. Check the network "
+            "connection and run the same command again (it goes on where it stopped), set "
+            f"HF_ENDPOINT to a mirror, {by_hand}."
+        ) from error
