@@ -21,7 +21,7 @@ from typing import Any
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.readers.checks import Frames
-from msea_lightning.data.readers.reading import Advance, Layout, Record, Source, split_keys
+from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
 _LABELS = {"M": _NEEDED[-1], **{name: f"regression_labels_{name}" for name in "TAV"}}
@@ -71,7 +71,7 @@ def _load(file: Path, advance: Advance | None) -> dict[str, dict[str, Any]]:
             "splits train, valid and test. Check dataset.reader and dataset.path."
         )
     parts = {}
-    for split, key in split_keys(map(str, content), str(file)).items():
+    for split, key in _split_keys(content, file).items():
         part = content.pop(key)
         where = f"{file}: the split '{key}'"
         if not isinstance(part, dict):
@@ -93,6 +93,25 @@ def _load(file: Path, advance: Advance | None) -> dict[str, dict[str, Any]]:
         }
         _check_sizes(parts[split], where)
     return parts
+
+
+def _split_keys(content: dict[Any, Any], file: Path) -> dict[str, str]:
+    """The key of each split that is there; others are left aside."""
+    keys: dict[str, str] = {}
+    for name, split in ((key, SPLIT_NAMES[key]) for key in content if key in SPLIT_NAMES):
+        if split in keys:
+            raise ReadError(
+                f"{file} holds the split '{split}' twice, as '{keys[split]}' and '{name}'. "
+                "Remove one of them."
+            )
+        keys[split] = name
+    missing = [split for split in ("train", "test") if split not in keys]
+    if missing:
+        raise ReadError(
+            f"{file} has no split '{missing[0]}'; found {shorten(map(str, content))}. Check "
+            "dataset.path and dataset.reader, or fetch the file again."
+        )
+    return keys
 
 
 def _check_sizes(part: dict[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,47 +265,13 @@ class _Part(Iterable[Utterance]):
     """One split of a reading; each iteration reads it from its first utterance on."""
 
     def __init__(self, reading: Reading, split: str) -> None:
-        self._reading = reading
-        self._split = split
+        self._read = partial(reading.utterances, split)
 
     def __iter__(self) -> Iterator[Utterance]:
-        return self._reading.utterances(self._split)
+        return self._read()
 
 
 def group_of(identity: str) -> str | None:
     """The video or dialogue in an id of MMSA, MELD or IEMOCAP; None in any other id."""
     found = next((match for form in _GROUPS if (match := form.fullmatch(identity))), None)
     return found[1] if found else None
-
-
-def split_keys(found: Iterable[str], where: str) -> dict[str, str]:
-    """What a file calls its splits.
-
-    Args:
-        found: The names in the file; those that are no split's are left aside.
-        where: The file, for the error message.
-
-    Returns:
-        For each split that is there the name that it has in the file.
-
-    Raises:
-        ReadError: where train or test is missing, or one split is there under two names.
-    """
-    names = list(found)
-    keys: dict[str, str] = {}
-    for name in names:
-        split = SPLIT_NAMES.get(name)
-        if split is not None and split in keys:
-            raise ReadError(
-                f"{where} holds the split '{split}' twice, as '{keys[split]}' and '{name}'. "
-                "Remove one of them."
-            )
-        if split is not None:
-            keys[split] = name
-    for split in ("train", "test"):
-        if split not in keys:
-            raise ReadError(
-                f"{where} has no split '{split}'; found {shorten(names)}. Check dataset.path and "
-                "dataset.reader, or fetch the file again."
-            )
-    return keys

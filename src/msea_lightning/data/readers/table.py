@@ -67,7 +67,8 @@ class TableLayout(Layout):
         if not self._table.is_file():
             raise MissingFileError(f"{path} holds no {_TABLE}")
         archive = self._table.parent / _ARCHIVE
-        arrays = (file for folder in _folders(self._table.parent) for file in _arrays(folder))
+        beside = sorted(path for path in self._table.parent.iterdir() if path.is_dir())
+        arrays = (file for path in beside if not _is_hidden(path.name) for file in _arrays(path))
         return [self._table, *([archive] if archive.is_file() else []), *arrays]
 
     def sources(self, advance: Advance | None) -> Mapping[str, Source]:
@@ -167,12 +168,6 @@ def _records(
             )
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders beside a table that hold arrays."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    return [path for path in inside if not _is_hidden(path.name) and any(_arrays(path))]
-
-
 def _arrays(folder: Path) -> Iterator[Path]:
     """The arrays in a folder and below it, without hidden files."""
     for path in sorted(folder.rglob("*.npy")):
@@ -204,27 +199,25 @@ class _Place:
     Attributes:
         where: The place in words.
         key: The key in the archive, or the folder.
-        names: What each utterance's features are called there; empty where they are in the order of
-            the rows.
+        names: What each utterance's features are called there, by its id; empty where they are in
+            the order of the rows.
     """
 
     where: str
     key: str | Path
     names: dict[str, str] = field(default_factory=dict)
 
+    def add(self, name: str) -> None:
+        """Adds the features of an utterance; file systems may have decomposed its accents."""
+        self.names.setdefault(unicodedata.normalize("NFC", name), name)
+        self.names[name] = name
+
     def name_of(self, identity: str) -> str | None:
-        """What the features of an utterance are called: file systems may decompose accents."""
+        """What the features of an utterance are called; None where it has none."""
         return self.names.get(identity) or self.names.get(unicodedata.normalize("NFC", identity))
 
 
-def _by_name(names: list[str]) -> dict[str, str]:
-    """Names by themselves, and by how they are written with composed accents."""
-    return {unicodedata.normalize("NFC", name): name for name in names} | {
-        name: name for name in names
-    }
-
-
-Fetch = Callable[[int, int], "Frames | None"]
+Fetch = Callable[[int, int], Frames | None]
 """Gives the features of the utterance in a row, by the row's index and line."""
 
 
@@ -240,7 +233,7 @@ class _Features:
             with open_archive(self._archive) as archive:
                 self._keys = archive.files
         places: dict[str, list[_Place]] = {}
-        for place in (*self._in_archive(), *self._in_folders(folder)):
+        for place in (*self._in_archive(), *_in_folders(folder)):
             key = place.key if isinstance(place.key, str) else place.key.name
             places.setdefault(_feature(key, place.where), []).append(place)
         for name, found in places.items():
@@ -249,61 +242,51 @@ class _Features:
                 raise ReadError(
                     f"the {name} features are in more than one place: {listed}. Keep one of them."
                 )
-            self._compare(name, found[0])
+            if found[0].names:
+                self._compare(name, found[0])
         for name in _FEATURES:
             if name not in places:
                 _log.info("%s has no %s features", folder, name)
-        further = [name for name in places if name not in _FEATURES]
+        further = sorted(set(places) - set(_FEATURES))
         if further:
             _log.info("further features beside audio and vision: %s", ", ".join(further))
-        names = (*_FEATURES, *sorted(further))
-        self._places = {name: places[name][0] if name in places else None for name in names}
+        self._places = {
+            name: places[name][0] if name in places else None for name in (*_FEATURES, *further)
+        }
 
     @contextmanager
     def open(self) -> Iterator[Mapping[str, Fetch]]:
         """What fetches the features of each name, while the archive is open."""
         with ExitStack() as stack:
-            archive = None
-            if self._keys:
-                archive = stack.enter_context(open_archive(self._archive))
-            yield {name: self._fetch(name, place, archive) for name, place in self._places.items()}
+            archive = stack.enter_context(open_archive(self._archive)) if self._keys else None
+            yield {
+                name: partial(self._fetch, name, place, archive)
+                for name, place in self._places.items()
+            }
 
     def _in_archive(self) -> list[_Place]:
-        places: dict[tuple[str, bool], _Place] = {}
+        by_id: dict[str, _Place] = {}
+        by_row = []
         for key in self._keys:
-            name, by_id, identity = key.partition("/")
-            if by_id:
-                place = _Place(f"{self._archive}, keys {name}/<id>", name)
-                place = places.setdefault((name, True), place)
-                place.names |= _by_name([identity])
-            elif key.removesuffix(_LENGTHS) not in self._keys or not key.endswith(_LENGTHS):
-                if key.endswith(_LENGTHS):
-                    raise ReadError(
-                        f"{self._archive} holds {key}, but no {key.removesuffix(_LENGTHS)} that "
-                        "it could be the lengths of. Rename or remove it."
-                    )
-                places[name, False] = _Place(f"{self._archive}, key {name}", name)
-        return list(places.values())
-
-    def _in_folders(self, folder: Path) -> list[_Place]:
-        places = []
-        for path in folder.iterdir():
-            known = path.name.lower() in (*_FEATURES, *_ALIASES)
-            if known and path.is_dir() and not any(_arrays(path)):
-                _log.warning("%s holds no .npy files: no features are read from it", path)
-        for path in _folders(folder):
-            files = (file.relative_to(path).as_posix() for file in _arrays(path))
-            names = _by_name([file.removesuffix(".npy") for file in files])
-            places.append(_Place(str(path), path, names))
-        return places
+            name, slash, identity = key.partition("/")
+            owner = key.removesuffix(_LENGTHS)
+            if slash:
+                where = f"{self._archive}, keys {name}/<id>"
+                by_id.setdefault(name, _Place(where, name)).add(identity)
+            elif owner == key:
+                by_row.append(_Place(f"{self._archive}, key {name}", name))
+            elif owner not in self._keys:
+                raise ReadError(
+                    f"{self._archive} holds {key}, but no {owner} that it could be the lengths of. "
+                    "Rename or remove it."
+                )
+        return [*by_row, *by_id.values()]
 
     def _compare(self, name: str, place: _Place) -> None:
         """Says which features no row has; refuses them where no row has any."""
-        if not place.names:
-            return
-        used = {place.name_of(identity) for identity in self._ids}
+        used = {place.name_of(identity) for identity in self._ids} - {None}
         extra = sorted(set(place.names.values()) - used)
-        if len(used - {None}) == 0:
+        if not used:
             raise ReadError(
                 f"{place.where} holds {name} features of {len(extra)} utterances, none of which is "
                 f"in {_TABLE}: {shorten(extra)}. Name them after the ids, such as "
@@ -313,27 +296,33 @@ class _Features:
             _log.warning(
                 "%s holds %s features of %d utterances that no row of %s has: %s. They are left "
                 "out",
-                place.where,
-                name,
-                len(extra),
-                _TABLE,
-                shorten(extra),
+                *(place.where, name, len(extra), _TABLE, shorten(extra)),
             )
 
-    def _fetch(self, name: str, place: _Place | None, archive: NpzFile | None) -> Fetch:
+    def _fetch(
+        self, name: str, place: _Place | None, archive: NpzFile | None, index: int, line: int
+    ) -> Frames | None:
         if place is None:
-            return lambda index, line: None
+            return None
+        if not place.names:
+            if name not in self._arrays:
+                self._arrays[name] = self._read_rows(str(place.key), archive)
+            values, lengths = self._arrays[name]
+            return Frames(values[index], None if lengths is None else lengths[index])
+        called = place.name_of(self._ids[index])
+        if called is None:
+            return None
         if isinstance(place.key, Path):
-            return partial(self._from_file, place)
+            where = f"utterance '{self._ids[index]}' (line {line})"
+            return Frames.whole(load_array(place.key / f"{called}.npy", where))
         assert archive is not None
-        if place.names:
-            return partial(self._from_key, place, archive)
-        if name not in self._arrays:
-            self._arrays[name] = self._read_rows(place.key, archive)
-        return partial(self._from_rows, *self._arrays[name])
+        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{called}"))
 
-    def _read_rows(self, key: str, archive: NpzFile) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def _read_rows(
+        self, key: str, archive: NpzFile | None
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """All features of a name as (N, L, d), and their lengths (N,) where they are given."""
+        assert archive is not None
         values = read_member(archive, self._archive, key)
         count = len(self._ids)
         if values.ndim not in (2, 3) or len(values) != count:
@@ -343,34 +332,27 @@ class _Features:
                 "one row of features per row of the table, in its order, or remove it."
             )
         lengths = None
-        if f"{key}{_LENGTHS}" in archive.files:
+        if f"{key}{_LENGTHS}" in self._keys:
             lengths = read_member(archive, self._archive, f"{key}{_LENGTHS}")
-        if lengths is not None and lengths.shape != (count,):
-            raise ReadError(
-                f"{self._archive}: {key}{_LENGTHS} has the shape {lengths.shape}, expected one "
-                f"length for each of the {count} rows of {_TABLE}. Save them anew."
-            )
+            if lengths.shape != (count,):
+                raise ReadError(
+                    f"{self._archive}: {key}{_LENGTHS} has the shape {lengths.shape}, expected one "
+                    f"length for each of the {count} rows of {_TABLE}. Save them anew."
+                )
         if values.ndim == 2:
             values = values[:, None]
-            if lengths is None:
-                lengths = np.ones(count, dtype=np.int64)
+            lengths = np.ones(count, dtype=np.int64) if lengths is None else lengths
         return values, lengths
 
-    @staticmethod
-    def _from_rows(
-        values: NDArray[Any], lengths: NDArray[Any] | None, index: int, line: int
-    ) -> Frames:
-        return Frames(values[index], None if lengths is None else lengths[index])
 
-    def _from_key(self, place: _Place, archive: NpzFile, index: int, line: int) -> Frames | None:
-        name = place.name_of(self._ids[index])
-        if name is None:
-            return None
-        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{name}"))
-
-    def _from_file(self, place: _Place, index: int, line: int) -> Frames | None:
-        name = place.name_of(self._ids[index])
-        if name is None:
-            return None
-        where = f"utterance '{self._ids[index]}' (line {line})"
-        return Frames.whole(load_array(Path(place.key) / f"{name}.npy", where))
+def _in_folders(folder: Path) -> list[_Place]:
+    places = []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        place = _Place(str(path), path)
+        for file in [] if _is_hidden(path.name) else _arrays(path):
+            place.add(file.relative_to(path).as_posix().removesuffix(".npy"))
+        if place.names:
+            places.append(place)
+        elif path.name.lower() in (*_FEATURES, *_ALIASES):
+            _log.warning("%s holds no .npy files: no features are read from it", path)
+    return places
