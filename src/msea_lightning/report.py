@@ -22,7 +22,7 @@ def report(config: ReportConfig) -> None:
     from rich.table import Table
 
     from msea_lightning.config.text import visible
-    from msea_lightning.reporting import write_report
+    from msea_lightning.reporting.report import write_report
 
     runs = Path(config.runs).expanduser()
     out = None if config.out is None else Path(config.out).expanduser()
@@ -33,11 +33,8 @@ def report(config: ReportConfig) -> None:
         table.add_row(*(escape(visible(text)) for text in row.entries))
     if table.rows:
         console.print(table)
-    counts = written.counts
-    console.print(
-        f"finished runs: {counts.finished}; configurations: {counts.configurations}; missing: "
-        f"{counts.missing}, of these failed: {counts.failed}; problems: {written.problems}"
-    )
+    counts = (f"{name}: {number}" for name, number in written.counts.items())
+    console.print("; ".join(counts))
     for path in (written.page, *written.results):
         console.print(str(path), markup=False, highlight=False)
 

@@ -10,14 +10,16 @@ import re
 import shutil
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig, AdapterOptions
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting import Report, write_report
+from msea_lightning.reporting.report import Report, write_report
 from msea_lightning.reporting.results import RESULTS_COLUMNS
 from tests.reporting.folders import (
     make_config,
@@ -290,7 +292,8 @@ def test_planned_failed_and_partial(tmp_path: Path) -> None:
     size = make_config("dataset=mosei", "backbone=qwen", "size_only=true")
     write_manifest(tmp_path, [(size, ("dataset=mosei",))], name="size", experiment="table1")
     report = write_report(tmp_path)
-    assert (report.counts.finished, report.counts.missing, report.counts.failed) == (3, 8, 1)
+    names = ("finished runs", "missing", "of these failed")
+    assert [report.counts[name] for name in names] == [3, 8, 1]
     found = page(report).rows
     assert any(row[0] == "MSE-ChatGLM3-6B" and row[2] == "3 of 5 seeds" for row in found)
     assert ["w/o MSF", "ours", "0 of 5 seeds", "missing", "missing"] in found
@@ -365,7 +368,7 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
     assert any(
         row[2] == "4" and "metrics.json is broken" in row[3] for row in found if len(row) == 4
     )
-    assert report.counts.finished == 4
+    assert report.counts["finished runs"] == 4
 
 
 def test_wrong_metrics_are_called_out(tmp_path: Path) -> None:
@@ -444,7 +447,7 @@ def test_a_data_set_of_which_nothing_is_finished(tmp_path: Path) -> None:
     words = ("dataset=table", "dataset.path=mine")
     write_manifest(tmp_path, [(make_config(*words, seed=seed), words) for seed in (1, 2)])
     report = write_report(tmp_path)
-    assert (report.counts.finished, report.counts.missing) == (0, 2)
+    assert (report.counts["finished runs"], report.counts["missing"]) == (0, 2)
     (row,) = results(report)
     assert (row["dataset"], row["metric"], row["n"], row["missing_seeds"]) == (
         "table",
@@ -468,3 +471,75 @@ def test_amounts_of_training_data(tmp_path: Path) -> None:
         if r["metric"] == "acc"
     }
     assert found == {("0.2", "", "figure4"), ("1.0", "71.58", "table3;figure4")}
+
+
+def test_a_new_adapter_and_a_new_ablation_have_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class NewOptions(AdapterOptions):
+        """An adapter that nobody has heard of."""
+
+    for registry in (ADAPTERS, ABLATIONS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    ADAPTERS.register("new", "nowhere.New", title="NEW")(NewOptions)
+    ABLATIONS.register("no_sound", title="w/o Sound")(AblationConfig("no_sound", audio=False))
+    full = make_config(*MELD)
+    write_run(tmp_path / "full", full)
+    write_run(tmp_path / "new", replace(full, adapter=NewOptions()))
+    write_run(tmp_path / "part", replace(full, ablation=ABLATIONS.options("no_sound")))
+    report = write_report(tmp_path)
+    for rows in (markdown_rows(report), latex_rows(report), page(report).rows):
+        shown = {tuple(row[:3]) for row in rows}
+        assert {("NEW-ChatGLM3-6B", "ours", "1"), ("w/o Sound", "ours", "1")} <= shown
+    tables = {(r["adapter"], r["ablation"]): r["tables"] for r in results(report)}
+    assert tables == {
+        ("mse", "none"): "table3;table4;table5",
+        ("new", "none"): "table5",
+        ("mse", "no_sound"): "table4",
+    }
+
+
+def test_results_of_little_worth_are_said_beside_the_row(tmp_path: Path) -> None:
+    write_seeds(tmp_path, MELD, (1, 2))
+    file = tmp_path / "meld-published-chatglm3-1" / "metrics.json"
+    sentence = "all 40 test predictions are joy; the most frequent label, neutral, is 48.1% of them"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "majority": 0.481, "warnings": [sentence]})
+    )
+    report = write_report(tmp_path)
+    for rows in (markdown_rows(report), page(report).rows):
+        index = rows.index(["MSE-ChatGLM3-6B", "warning", "", "see warnings: 1 of 2 runs", ""])
+        assert rows[index - 2][:3] == ["MSE-ChatGLM3-6B", "ours", "2"]
+        assert ["MELD", "MSE-ChatGLM3-6B", "1", sentence] in rows
+
+
+def test_control_characters_are_escaped(tmp_path: Path) -> None:
+    evil = "a\x1b[31mb\u202ec\x00\x85d"
+    shown = r"a\x1b[31mb\u202ec\x00\x85d"
+    for seed in (1, 2):
+        config = make_config("dataset=demo", seed=seed)
+        config = replace(config, dataset=replace(config.dataset, name="x\u202ey"))
+        folder = tmp_path / str(seed)
+        write_run(folder, config, texts=[evil] * 40, emotions=("p\x07q", "r"), skill=0.1)
+    file = tmp_path / "1" / "metrics.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "warnings": [evil]}))
+    failed = tmp_path / "3"
+    write_config(failed, replace(config, seed=3))
+    (failed / "error.json").write_text(json.dumps({"error": evil, "kind": "crashed"}))
+    report = write_report(tmp_path)
+    for path in (report.page, *report.results):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text), path
+    rows = page(report).rows
+    assert any(shown in row for row in rows)
+    assert any(f"crashed: {shown}" in row for row in rows)
+
+
+def test_a_plan_of_release_0_1_is_met_by_its_runs(tmp_path: Path) -> None:
+    write_seeds(tmp_path, MELD, (1, 2))
+    plans = [(make_config(*MELD, seed=seed), MELD) for seed in (1, 2, 3)]
+    write_manifest(tmp_path, plans, version=False)
+    report = write_report(tmp_path)
+    assert (report.counts["configurations"], report.counts["missing"]) == (1, 1)
+    assert ["MELD", "MSE-ChatGLM3-6B", "3", "planned, not begun"] in page(report).rows

@@ -20,12 +20,13 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.language.labels import EmotionSet, SentimentScale
+from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.metrics import METRICS, score
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting import wandb as wandb_run
+from msea_lightning.reporting.folders import Names
 from msea_lightning.reporting.options import WandbMode
-from msea_lightning.reporting.wandb import confusion_classes, wandb_loggers
+from msea_lightning.reporting.wandb import confusion_classes
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
@@ -102,9 +103,9 @@ class Recorded:
 
     @property
     def results(self) -> dict[str, dict[str, float | None]]:
-        """``metrics.json``."""
-        loaded: dict[str, dict[str, float | None]] = json.loads(self.run.metrics.read_text())
-        return loaded
+        """The metrics in ``metrics.json``, by split."""
+        loaded = json.loads(self.run.metrics.read_text())
+        return {split: loaded[split] for split in ("test", "valid")}
 
     @property
     def predictions(self) -> list[dict[str, str]]:
@@ -328,6 +329,13 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(folder)
 
 
+def wandb_loggers(config: TrainConfig, run: RunFolder) -> Any:
+    """The loggers of a run."""
+    return wandb_run.wandb_loggers(
+        config.logger, Names.of(config), seed=1, experiment=None, config={}, folder=run.path
+    )
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The modes in which W&B runs were asked for; online, nobody answers."""
@@ -358,7 +366,7 @@ def test_without_an_answer_the_run_is_recorded_offline(
     monkeypatch.setattr(wandb_run, "_PATIENCE", 1)
     wandb.teardown()  # so that it reads the environment
     try:
-        with wandb_loggers(options("logger.wandb_mode=online"), run, trainable=1) as loggers:
+        with wandb_loggers(options("logger.wandb_mode=online"), run) as loggers:
             assert len(loggers) == 1
         (file,) = recordings(run)
     finally:
@@ -390,7 +398,7 @@ def test_where_a_run_goes(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with wandb_loggers(options(), run, trainable=1):
+    with wandb_loggers(options(), run):
         assert started == expected
 
 
@@ -406,7 +414,7 @@ def test_where_wandb_cannot_start_training_goes_on(
     monkeypatch.setattr(wandb, "init", init)
     config = options()
     config.logger.wandb_mode = WandbMode.offline
-    with wandb_loggers(config, run, trainable=1) as loggers:
+    with wandb_loggers(config, run) as loggers:
         assert loggers == []
     assert "W&B: could not log this run (its service does not start)" in caplog.text
 
@@ -414,14 +422,19 @@ def test_where_wandb_cannot_start_training_goes_on(
 def test_an_exception_leaves_through_the_loggers(
     options: Options, run: RunFolder, started: list[str]
 ) -> None:
-    with pytest.raises(Interrupted), wandb_loggers(options(), run, trainable=1):
+    with pytest.raises(Interrupted), wandb_loggers(options(), run):
         raise Interrupted
 
 
-def accuracy(kind: MetricKind, space: Any, preds: list[Any], targets: list[Any]) -> float:
+def scale(low: float, high: float) -> LabelConfig:
+    """The labels of a scale."""
+    return LabelConfig(LabelKind.scale, low=low, high=high, step=0.1)
+
+
+def accuracy(kind: MetricKind, labels: LabelConfig, preds: list[Any], targets: list[Any]) -> float:
     """Share of predictions in the class of the truth."""
-    names, true = confusion_classes(kind, space, targets)
-    _, predicted = confusion_classes(kind, space, preds)
+    names, true = confusion_classes(kind, labels, targets)
+    _, predicted = confusion_classes(kind, labels, preds)
     assert set(true) | set(predicted) <= set(range(len(names)))
     return float(np.mean(true == predicted))
 
@@ -435,15 +448,14 @@ def test_classes_of_intensities_are_those_of_the_metrics(
     found: list[tuple[float, float]], kind: str, metric: str
 ) -> None:
     preds, targets = (list(values) for values in zip(*found, strict=True))
-    share = accuracy(MetricKind(kind), SentimentScale(-4, 4), preds, targets)
+    share = accuracy(MetricKind(kind), scale(-4, 4), preds, targets)
     assert share == pytest.approx(score(kind, preds, targets)[metric])
 
 
 def test_classes_of_emotions_and_of_other_scales() -> None:
-    emotions = EmotionSet(["sad", "glad"])
+    emotions = LabelConfig(LabelKind.emotions, names=["sad", "glad"])
     names, classes = confusion_classes(MetricKind.emotion, emotions, ["glad", "sad"])
     assert (names, classes.tolist()) == (["sad", "glad"], [1, 0])
-    scale = SentimentScale(0, 10)
-    names, classes = confusion_classes(MetricKind.scale, scale, [0.0, 1.9, 2.0, 9.0, 10.0])
+    names, classes = confusion_classes(MetricKind.scale, scale(0, 10), [0.0, 1.9, 2.0, 9.0, 10.0])
     assert names == ["0 to 2", "2 to 4", "4 to 6", "6 to 8", "8 to 10"]
     assert classes.tolist() == [0, 0, 1, 4, 4]

@@ -97,7 +97,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainer:
     monkeypatch.setattr(sweep, "supervise", stand_in.supervise)
     monkeypatch.setattr(sweep, "_POLL", 0.01)
     report = SimpleNamespace(page=Path("runs/report.html"))
-    monkeypatch.setattr("msea_lightning.reporting.write_report", lambda root: report)
+    monkeypatch.setattr("msea_lightning.reporting.report.write_report", lambda root: report)
     return stand_in
 
 
@@ -339,7 +339,7 @@ def test_a_report_that_cannot_be_written_is_said(
     def refuse(root: Path) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr("msea_lightning.reporting.write_report", refuse)
+    monkeypatch.setattr("msea_lightning.reporting.report.write_report", refuse)
     assert run("seed=1") == 1
     assert "error: the report was not written: the disk is full\n" in capsys.readouterr().err
 

@@ -7,14 +7,12 @@ are one hue whose opacity grows with the value, so that they read in grey. Sizes
 
 from __future__ import annotations
 
-import gc
 import io
 import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -193,7 +191,7 @@ _Drawing: TypeAlias = "tuple[_Canvas, str, str]"
 def draw_all(configurations: Sequence[Configuration]) -> dict[str, list[ChartGroup]]:
     """All charts: data set to the groups of its charts, empty groups left out."""
     drawn = {}
-    with mpl.rc_context(_RC), _others_uncollected():
+    with mpl.rc_context(_RC):
         for dataset, own in by_dataset(configurations).items():
             finished = [one for one in own if one.runs]
             groups = [
@@ -224,20 +222,6 @@ def _each(
             )
             group.charts.append(chart)
     return group
-
-
-@contextmanager
-def _others_uncollected() -> Iterator[None]:
-    """Keeps the garbage collector to what is made inside.
-
-    Figures are full of reference cycles, and each collection would walk all of PyTorch as well:
-    that takes a third of the time of drawing.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _finish_axes(axes: Axes, x: str, y: str) -> None:

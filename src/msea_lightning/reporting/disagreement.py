@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.grouping import Configuration
@@ -15,33 +14,20 @@ SHOWN = 20
 """Utterances shown per data set."""
 
 
-@dataclass(frozen=True)
-class Disputed:
-    """An utterance that models answer differently.
-
-    Attributes:
-        id: Its id.
-        text: Its text.
-        truth: Its label.
-        spread: For emotions the share of answers that are not the most frequent one, 0..1; for
-            intensities the sample standard deviation of all answers.
-        answers: One text per configuration: the most frequent answer with how many seeds gave it,
-            or the mean intensity; empty where the configuration has no such utterance.
-    """
-
-    id: str
-    text: str
-    truth: str
-    spread: float
-    answers: tuple[str, ...]
-
-
-def most_disputed(configurations: Sequence[Configuration], limit: int = SHOWN) -> list[Disputed]:
+def most_disputed(
+    configurations: Sequence[Configuration], limit: int = SHOWN
+) -> list[tuple[str, ...]]:
     """The utterances with the largest spread over all runs of some configurations.
 
     Args:
         configurations: Of one data set and one kind of labels, all of them with finished runs.
         limit: How many utterances at most; those on which all runs agree are left out.
+
+    Returns:
+        Of each its id, its text, its label, the answer of each configuration (of emotions the most
+        frequent one and how many seeds gave it, of intensities the mean; empty where it has none),
+        and the spread: of emotions the share of answers that are not the most frequent one, of
+        intensities the sample standard deviation of all answers.
     """
     emotions = configurations[0].kind is MetricKind.emotion
     answers: dict[tuple[str, str], dict[int, list[str | float]]] = defaultdict(dict)
@@ -62,17 +48,17 @@ def most_disputed(configurations: Sequence[Configuration], limit: int = SHOWN) -
     disputed = sorted((key for key in spreads if spreads[key] > 0), key=lambda k: (-spreads[k], k))
     write = _majority if emotions else _mean
     return [
-        Disputed(
-            id=key[0],
-            text=texts[key],
-            truth=key[1] if emotions else f"{float(key[1]):g}",
-            spread=spreads[key],
-            answers=tuple(
-                write(answers[key][index]) if index in answers[key] else ""
+        (
+            name,
+            texts[name, label],
+            label if emotions else f"{float(label):g}",
+            *(
+                write(answers[name, label][index]) if index in answers[name, label] else ""
                 for index in range(len(configurations))
             ),
+            f"{spreads[name, label]:.2f}",
         )
-        for key in disputed[:limit]
+        for name, label in disputed[:limit]
     ]
 
 

@@ -116,15 +116,6 @@ class Size:
     measured: int | None = None
 
 
-@dataclass(frozen=True)
-class Discrepancy:
-    """A metric that ``metrics.json`` states otherwise than ``predictions.csv`` gives it."""
-
-    metric: str
-    stated: float
-    recomputed: float
-
-
 @dataclass
 class Run:
     """One run folder.
@@ -145,7 +136,7 @@ class Run:
         error: Why a run is not finished, where it says so.
         warnings: What ``metrics.json`` says of results that are worth little, in sentences.
         problems: Files of a finished run that are missing or broken, in words.
-        discrepancies: Metrics that are stated wrongly.
+        discrepancies: Metrics that ``metrics.json`` states wrongly, in words.
     """
 
     name: str
@@ -160,7 +151,7 @@ class Run:
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    discrepancies: list[Discrepancy] = field(default_factory=list)
+    discrepancies: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -318,7 +309,10 @@ def _recompute(run: Run, kind: MetricKind, predictions: Predictions) -> None:
         stated = run.test[metric]
         both_undefined = math.isnan(stated) and math.isnan(value)
         if not both_undefined and not abs(stated - value) <= _TOLERANCE:
-            run.discrepancies.append(Discrepancy(metric, stated, value))
+            run.discrepancies.append(
+                f"metrics.json states {metric} {stated!r}, but predictions.csv gives {value!r}; "
+                "the latter is used"
+            )
     run.test = recomputed
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -28,40 +27,19 @@ from msea_lightning.reporting.tables import (
 )
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What there is, in numbers.
-
-    Attributes:
-        finished: Finished runs that count.
-        configurations: Configurations with at least one of them.
-        seeds: Different seeds among them.
-        missing: Runs that were planned or begun and are not finished.
-        failed: Those of the missing that left an error.
-        sizes: Models whose size was measured.
-    """
-
-    finished: int
-    configurations: int
-    seeds: int
-    missing: int
-    failed: int
-    sizes: int
-
-
-def count(grouped: Grouped) -> Counts:
-    """Counts runs, configurations and what is missing."""
+def count(grouped: Grouped) -> dict[str, int]:
+    """How many of what there is; what is missing was planned or begun and is not finished."""
     missing = [missing for one in grouped.configurations for missing in one.missing]
     missing += grouped.missing_sizes
     runs = [run for one in grouped.configurations for run in one.runs]
-    return Counts(
-        finished=len(runs),
-        configurations=sum(bool(one.runs) for one in grouped.configurations),
-        seeds=len({run.config.seed for run in runs}),
-        missing=len(missing),
-        failed=sum(item.failed for item in missing),
-        sizes=len({names for names, _ in grouped.sizes}),
-    )
+    return {
+        "finished runs": len(runs),
+        "configurations": sum(bool(one.runs) for one in grouped.configurations),
+        "seeds": len({run.config.seed for run in runs}),
+        "sizes": len({names for names, _ in grouped.sizes}),
+        "missing": len(missing),
+        "of these failed": sum(item.failed for item in missing),
+    }
 
 
 def best_table(configurations: Sequence[Configuration]) -> Table:
@@ -114,15 +92,7 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
     """Files that are missing, broken or at odds with each other."""
     found = list(folder.unreadable.items())
     for run in (run for one in grouped.configurations for run in one.runs):
-        found += [(run.name, problem) for problem in run.problems]
-        found += [
-            (
-                run.name,
-                f"metrics.json states {item.metric} {item.stated!r}, but predictions.csv gives "
-                f"{item.recomputed!r}; the latter is used",
-            )
-            for item in run.discrepancies
-        ]
+        found += [(run.name, problem) for problem in (*run.problems, *run.discrepancies)]
     found += [
         (name, f"does not count: {counted} has the same options and is newer")
         for name, counted in grouped.duplicates.items()
@@ -196,6 +166,7 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
         if not found:
             continue
         emotions = own[0].kind is MetricKind.emotion
+        spread = "Minority" if emotions else "sd"
         note = (
             "Sorted by the share of runs that do not give the most frequent answer (minority). Per "
             "model: its most frequent answer, and how many of its seeds gave it."
@@ -203,29 +174,30 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
             else "Sorted by the sample standard deviation (sd) of the answers of all runs. Per "
             "model: the mean answer over its seeds."
         )
-        columns = ("Utterance", "Text", "Truth", *(one.label for one in own))
+        dataset = own[0].names.dataset
         tables.append(
             Table(
-                key=f"disputed-{own[0].names.dataset}-{'minority' if emotions else 'sd'}",
-                title=dataset_title(own[0].names.dataset),
+                key=f"disputed-{dataset}-{spread}",
+                title=dataset_title(dataset),
                 note=note,
-                columns=(*columns, "Minority" if emotions else "sd"),
-                rows=tuple(
-                    Row("", (d.id, d.text, d.truth, *d.answers, f"{d.spread:.2f}")) for d in found
-                ),
-                words=len(columns),
+                columns=("Utterance", "Text", "Truth", *(one.label for one in own), spread),
+                rows=tuple(Row("", entries) for entries in found),
+                words=3 + len(own),
             )
         )
     return tables
 
 
-def write_page(grouped: Grouped, layouts: Sequence[Table], problems: Table) -> str:
+def write_page(
+    grouped: Grouped, layouts: Sequence[Table], problems: Table, counts: Mapping[str, int]
+) -> str:
     """The page.
 
     Args:
         grouped: All configurations.
         layouts: The paper's tables.
         problems: See :func:`problems_table`.
+        counts: How many of what there is.
 
     Returns:
         HTML. Every text that comes from a run is escaped.
@@ -250,9 +222,8 @@ def write_page(grouped: Grouped, layouts: Sequence[Table], problems: Table) -> s
         ("seeds", "All metrics", "", seed_tables(grouped)),
     )
     return environment.from_string(template).render(
-        counts=count(grouped),
+        counts=counts,
         best=best_table(grouped.configurations),
-        problems=len(problems.rows),
         discrepancies=sum(
             len(run.discrepancies) for one in grouped.configurations for run in one.runs
         ),

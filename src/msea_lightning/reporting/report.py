@@ -14,7 +14,7 @@ from msea_lightning.config.text import visible
 from msea_lightning.reporting.folders import ReportError, read_folder
 from msea_lightning.reporting.formats import as_latex, as_markdown
 from msea_lightning.reporting.grouping import group
-from msea_lightning.reporting.page import Counts, best_table, count, problems_table, write_page
+from msea_lightning.reporting.page import best_table, count, problems_table, write_page
 from msea_lightning.reporting.results import results_csv
 from msea_lightning.reporting.tables import (
     Table,
@@ -23,8 +23,6 @@ from msea_lightning.reporting.tables import (
     warnings_table,
 )
 from msea_lightning.runs.files import write_atomically
-
-__all__ = ["Report", "ReportError", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,13 @@ class Report:
         page: ``report.html``.
         results: ``results.csv``, ``results.md`` and ``results.tex``.
         best: The best configuration of each data set.
-        counts: What there is, in numbers.
-        problems: Number of files that are missing, broken or at odds with each other.
+        counts: How many of what there is.
     """
 
     page: Path
     results: tuple[Path, ...]
     best: Table
-    counts: Counts
-    problems: int
+    counts: dict[str, int]
 
 
 def write_report(runs: Path, out: Path | None = None) -> Report:
@@ -64,9 +60,10 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
     shown = [*layouts, *significance_tables(grouped), warnings_table(grouped)]
     shown = [table for table in shown if table.rows]
     problems = problems_table(folder, grouped)
+    counts = {**count(grouped), "problems": len(problems.rows)}
     place = runs if out is None else out
     texts = {
-        "report.html": write_page(grouped, layouts, problems),
+        "report.html": write_page(grouped, layouts, problems, counts),
         "results.csv": results_csv(grouped, layouts),
         "results.md": as_markdown(shown),
         "results.tex": as_latex(shown),
@@ -79,6 +76,5 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
         raise ReportError(
             f"the report cannot be written into {place}: {error}. Give another folder with out=."
         ) from error
-    paths = [place / name for name in texts]
-    best = best_table(grouped.configurations)
-    return Report(paths[0], tuple(paths[1:]), best, count(grouped), len(problems.rows))
+    page, *results = (place / name for name in texts)
+    return Report(page, tuple(results), best_table(grouped.configurations), counts)

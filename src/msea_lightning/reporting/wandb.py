@@ -17,24 +17,23 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from msea_lightning.config.roots import TrainConfig
-from msea_lightning.language.labels import EmotionSet, LabelSpace, SentimentScale
+from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.metrics import METRICS
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting.options import WandbMode
+from msea_lightning.reporting.folders import Names
+from msea_lightning.reporting.options import LoggerConfig, WandbMode
 from msea_lightning.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from msea_lightning.model.contract import Prediction
-    from msea_lightning.runs.folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -56,10 +55,15 @@ class TrainingLogger(WandbLogger):
 
     Those belong to the best epoch, not to the last step; :func:`log_results` puts them into the
     summary. A metric that W&B does not take ends the recording with a warning, not the training.
+
+    Args:
+        experiment: The W&B run; None in processes that record nothing.
+        folder: The run folder.
     """
 
-    def __init__(self, experiment: Any) -> None:
+    def __init__(self, experiment: Any, folder: Path) -> None:
         super().__init__(experiment=experiment)
+        self.folder = folder
         self._recording = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -87,7 +91,15 @@ class TrainingLogger(WandbLogger):
 
 
 @contextmanager
-def wandb_loggers(config: TrainConfig, run: RunFolder, *, trainable: int) -> Iterator[list[Logger]]:
+def wandb_loggers(
+    options: LoggerConfig,
+    names: Names,
+    *,
+    seed: int,
+    experiment: str | None,
+    config: Mapping[str, Any],
+    folder: Path,
+) -> Iterator[list[Logger]]:
     """The W&B logger of a run, with its files in the run folder; none where W&B cannot start.
 
     Without an account, or where the server does not answer, the run is recorded offline. The W&B
@@ -95,36 +107,51 @@ def wandb_loggers(config: TrainConfig, run: RunFolder, *, trainable: int) -> Ite
     in the W&B run that it began, whose id is in ``wandb_id.txt``.
 
     Args:
-        config: All options of the run; logged completely.
-        run: The run folder.
-        trainable: Number of trainable parameters.
+        options: Where W&B runs go.
+        names: What the run is called by.
+        seed: Its seed.
+        experiment: The table or figure of the paper that it belongs to.
+        config: Everything to log of its options, as plain values.
+        folder: The run folder.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # The first process of a DDP run records; the others' logger writes nothing.
-        yield [TrainingLogger(None)]
+        yield [TrainingLogger(None, folder)]
         return
-    experiment = _start(config, run, trainable)
-    if experiment is None:
+    part = "" if names.train_fraction == 1 else f"-train-{names.train_fraction:g}"
+    model = f"{names.adapter}-{names.backbone}{part}"
+    ablation = [names.ablation] if names.ablation != "none" else []
+    shown = [names.dataset, names.adapter, names.backbone, *ablation, experiment]
+    run = _start(
+        options,
+        group=options.wandb_group or "/".join(filter(None, (experiment, names.dataset, model))),
+        job_type=names.ablation,
+        name="-".join([names.dataset, model, *ablation, f"seed-{seed}"]),
+        # What one may want to see together across groups; W&B refuses longer ones.
+        tags=list(dict.fromkeys(name[:_TAG_LENGTH] for name in shown if name)),
+        config=dict(config),
+        id=_run_id(folder),
+        dir=str(folder),
+    )
+    if run is None:
         yield []
         return
     failed = True
     try:
-        yield [TrainingLogger(experiment)]
+        yield [TrainingLogger(run, folder)]
         failed = False
     finally:
         with _or_say(
             "what was not uploaded by the end (`wandb sync --include-online` uploads it later)"
         ):
-            experiment.finish(exit_code=int(failed))
+            run.finish(exit_code=int(failed))
 
 
 def log_results(
     loggers: Sequence[Logger],
-    config: TrainConfig,
-    run: RunFolder,
     *,
     kind: MetricKind,
-    space: LabelSpace,
+    labels: LabelConfig,
     results: Mapping[str, Mapping[str, float]],
     predictions: Sequence[Prediction],
     best_epoch: int,
@@ -137,10 +164,8 @@ def log_results(
 
     Args:
         loggers: The trainer's loggers; those of :func:`wandb_loggers` are used.
-        config: All options of the run.
-        run: The run folder, complete.
         kind: The metrics of the data set.
-        space: Its label space.
+        labels: Its labels, with nothing left to infer.
         results: Split to metric name to value.
         predictions: All predictions on the test split, in its order.
         best_epoch: The epoch that validation chose, counted from 0.
@@ -148,16 +173,15 @@ def log_results(
     for logger in loggers:
         if not isinstance(logger, TrainingLogger):
             continue
-        experiment = logger.experiment
+        run, folder = logger.experiment, logger.folder
         with _or_say("the summary"):
-            experiment.summary.update({**paper_metrics(results), "best_epoch": best_epoch})
-        with _or_say("the predictions"), _staged_in(run):
-            experiment.log({"test/predictions": _table(predictions)})
-        with _or_say("the confusion matrix"), _staged_in(run):
-            chart = _confusion_matrix(kind, space, predictions)
-            experiment.log({"test/confusion_matrix": chart})
+            run.summary.update({**paper_metrics(results), "best_epoch": best_epoch})
+        with _or_say("the predictions"), _staged_in(folder):
+            run.log({"test/predictions": _table(predictions)})
+        with _or_say("the confusion matrix"), _staged_in(folder):
+            run.log({"test/confusion_matrix": _confusion_matrix(kind, labels, predictions)})
         with _or_say("the plugin"):
-            experiment.log_artifact(_artifact(config, run))
+            run.log_artifact(_artifact(run.name, folder / "plugin"))
 
 
 def paper_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -179,9 +203,9 @@ def paper_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float
 
 
 def confusion_classes(
-    kind: MetricKind, space: LabelSpace, labels: Sequence[float] | Sequence[str]
+    kind: MetricKind, labels: LabelConfig, values: Sequence[float | str]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """The classes between which a confusion matrix counts, and the class of each label.
+    """The classes between which a confusion matrix counts, and the class of each value.
 
     Emotions are classes already. Intensities are put into the classes of a metric: the seven of
     Acc-7 with the metrics of CMU-MOSEI, the two of Acc-2 with those of CH-SIMS v2.0 (see
@@ -190,60 +214,54 @@ def confusion_classes(
 
     Args:
         kind: The metrics of the data set.
-        space: Its label space.
-        labels: N labels, true or predicted ones.
+        labels: Its labels, with nothing left to infer.
+        values: N labels, true or predicted ones.
 
     Returns:
         The names of the C classes in ascending order, and (N,) numbers of classes.
     """
-    if isinstance(space, EmotionSet):
-        return space.names, np.array([space.target(label) for label in labels], dtype=np.int64)
-    assert isinstance(space, SentimentScale)
-    values = np.array(labels, dtype=np.float32)
+    if labels.kind is LabelKind.emotions:
+        places = {name: index for index, name in enumerate(labels.names)}
+        return list(labels.names), np.array([places[str(value)] for value in values], np.int64)
+    assert labels.low is not None
+    assert labels.high is not None
+    numbers = np.array(values, dtype=np.float32)
     if kind is MetricKind.mosei:
-        bins = np.rint(np.clip(values, -3, 3)).astype(np.int64)
+        bins = np.rint(np.clip(numbers, -3, 3)).astype(np.int64)
         return [str(number) for number in range(-3, 4)], bins + 3
     if kind is MetricKind.simsv2:
-        return ["not positive", "positive"], (values > 0).astype(np.int64)
-    edges = np.linspace(space.low, space.high, 6)
+        return ["not positive", "positive"], (numbers > 0).astype(np.int64)
+    edges = np.linspace(labels.low, labels.high, 6)
     names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    return names, np.searchsorted(edges[1:-1].astype(np.float32), values, side="right")
+    return names, np.searchsorted(edges[1:-1].astype(np.float32), numbers, side="right")
 
 
-def _start(config: TrainConfig, run: RunFolder, trainable: int) -> Any:
+def _start(options: LoggerConfig, **settings: Any) -> Any:
     """A W&B run, offline where it has to be; None where there can be none at all."""
-    mode = _mode(config.logger.wandb_mode)
+    mode = _mode(options.wandb_mode)
     if mode == "disabled":
         _log.info("W&B is disabled (WANDB_MODE): nothing is recorded")
         return None
     if mode == "online":
         try:
-            return _init(config, run, trainable, mode)
+            return _init(options, mode, settings)
         except Exception as error:  # whatever it is, it does not stop the training
             _log.warning("W&B does not answer (%s): this run is recorded offline", _one_line(error))
             with _or_say("the attempt"):
                 wandb.teardown()  # or its service holds the run's id
-    experiment = None
+    run = None
     with _or_say("this run"):
-        experiment = _init(config, run, trainable, "offline")
-        _log.info("W&B is offline: upload later with `wandb sync %s`", experiment.settings.sync_dir)
-    return experiment
+        run = _init(options, "offline", settings)
+        _log.info("W&B is offline: upload later with `wandb sync %s`", run.settings.sync_dir)
+    return run
 
 
-def _init(config: TrainConfig, run: RunFolder, trainable: int, mode: str) -> Any:
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    experiment = wandb.init(
+def _init(options: LoggerConfig, mode: str, settings: Mapping[str, Any]) -> Any:
+    run = wandb.init(
         mode=mode,  # type: ignore[arg-type]
-        project=config.logger.wandb_project,
-        entity=config.logger.wandb_entity,
-        group=config.logger.wandb_group or _group(config),
-        job_type=config.ablation.name,
-        name=_name(config),
-        tags=_tags(config),
-        config={**plain, "trainable_parameters": trainable},
-        id=_run_id(run),
+        project=options.wandb_project,
+        entity=options.wandb_entity,
         resume="allow",
-        dir=str(run.path),
         settings=wandb.Settings(
             init_timeout=_PATIENCE,
             finish_timeout=_UPLOAD,
@@ -251,47 +269,20 @@ def _init(config: TrainConfig, run: RunFolder, trainable: int, mode: str) -> Any
             silent=True,
         ),
         reinit="finish_previous",
+        **settings,
     )
     # The summary is that of the best epoch, so the last value of each curve has no place in it.
-    experiment.define_metric("trainer/global_step", summary="none")
+    run.define_metric("trainer/global_step", summary="none")
     for curves in ("train/*", "valid/*"):
-        experiment.define_metric(curves, step_metric="trainer/global_step", summary="none")
-    return experiment
+        run.define_metric(curves, step_metric="trainer/global_step", summary="none")
+    return run
 
 
-def _cell(config: TrainConfig) -> tuple[str, str]:
-    """Data set, and what was trained on how much of it: the two parts of a cell's name."""
-    fraction = config.dataset.train_fraction
-    part = "" if fraction == 1 else f"-train-{fraction:g}"
-    return config.dataset.name, f"{config.adapter.name}-{config.backbone.name}{part}"
-
-
-def _group(config: TrainConfig) -> str:
-    return "/".join([*([config.experiment] if config.experiment else []), *_cell(config)])
-
-
-def _name(config: TrainConfig) -> str:
-    ablation = [] if config.ablation.name == "none" else [config.ablation.name]
-    return "-".join([*_cell(config), *ablation, f"seed-{config.seed}"])
-
-
-def _tags(config: TrainConfig) -> list[str]:
-    """What one may want to see together across groups; W&B refuses longer ones."""
-    names = [
-        config.dataset.name,
-        config.adapter.name,
-        config.backbone.name,
-        config.ablation.name if config.ablation.name != "none" else None,
-        config.experiment,
-    ]
-    return list(dict.fromkeys(name[:_TAG_LENGTH] for name in names if name))
-
-
-def _run_id(run: RunFolder) -> str:
+def _run_id(folder: Path) -> str:
     """The id of the run's W&B run, made once: its folder's name, and what no other run has."""
-    file = run.path / _ID_FILE
+    file = folder / _ID_FILE
     if not file.exists():
-        place = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(run.path.resolve().parts[-2:]))
+        place = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))
         write_atomically(file, f"{place[-64:]}-{secrets.token_hex(4)}\n")
     return file.read_text(encoding="utf-8").strip()
 
@@ -308,10 +299,10 @@ def _table(predictions: Sequence[Prediction]) -> wandb.Table:
 
 
 def _confusion_matrix(
-    kind: MetricKind, space: LabelSpace, predictions: Sequence[Prediction]
+    kind: MetricKind, labels: LabelConfig, predictions: Sequence[Prediction]
 ) -> Any:
-    names, true = confusion_classes(kind, space, [item.label for item in predictions])  # type: ignore[arg-type]
-    _, predicted = confusion_classes(kind, space, [item.prediction for item in predictions])  # type: ignore[arg-type]
+    names, true = confusion_classes(kind, labels, [item.label for item in predictions])
+    _, predicted = confusion_classes(kind, labels, [item.prediction for item in predictions])
     return wandb.plot.confusion_matrix(
         y_true=true.tolist(),
         preds=predicted.tolist(),
@@ -320,19 +311,19 @@ def _confusion_matrix(
     )
 
 
-def _artifact(config: TrainConfig, run: RunFolder) -> wandb.Artifact:
+def _artifact(run_name: str, plugin: Path) -> wandb.Artifact:
     """The plugin folder; nothing of the backbone is in it."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", _name(config))[-_NAME_LENGTH:]
-    facts = json.loads((run.plugin / "plugin.json").read_text(encoding="utf-8"))
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", run_name)[-_NAME_LENGTH:]
+    facts = json.loads((plugin / "plugin.json").read_text(encoding="utf-8"))
     artifact = wandb.Artifact(name, type="model", metadata=facts)
     # The folder is complete and stays, so W&B reads it where it is instead of a copy of its own.
-    for file in sorted(run.plugin.resolve().iterdir()):
+    for file in sorted(plugin.resolve().iterdir()):
         artifact.add_file(str(file), policy="immutable")
     return artifact
 
 
 @contextmanager
-def _staged_in(run: RunFolder) -> Iterator[None]:
+def _staged_in(folder: Path) -> Iterator[None]:
     """Keeps the files of tables in the run folder until they are uploaded.
 
     W&B copies them to where ``WANDB_DATA_DIR`` says, else below the home folder, which on a
@@ -341,7 +332,7 @@ def _staged_in(run: RunFolder) -> Iterator[None]:
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
-    os.environ["WANDB_DATA_DIR"] = str((run.path / "wandb").resolve())
+    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())
     try:
         yield
     finally:

@@ -168,7 +168,7 @@ def _wait_for_one(runs: Sequence[PlannedRun]) -> None:
 
 def _report(root: Path) -> bool:
     """Writes the report of all runs, and says where; whether that went well."""
-    from msea_lightning.reporting import write_report
+    from msea_lightning.reporting.report import write_report
 
     try:
         report = write_report(root)

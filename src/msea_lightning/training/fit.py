@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
@@ -244,10 +245,8 @@ def _finish(
 
         log_results(
             trainer.loggers,
-            config,
-            run,
             kind=module.score.kind,
-            space=module.model.space,
+            labels=data.labels,
             results=results,
             predictions=predictions,
             best_epoch=best["epoch"],
@@ -292,7 +291,16 @@ def _loggers(config: TrainConfig, run: RunFolder, module: TrainingModule) -> Ite
     if not config.logger.wandb:
         yield []
         return
+    from msea_lightning.reporting.folders import Names
     from msea_lightning.reporting.wandb import wandb_loggers
 
-    with wandb_loggers(config, run, trainable=trainable(module)) as loggers:
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    with wandb_loggers(
+        config.logger,
+        Names.of(config),
+        seed=config.seed,
+        experiment=config.experiment,
+        config={**plain, "trainable_parameters": trainable(module)},
+        folder=run.path,
+    ) as loggers:
         yield loggers
