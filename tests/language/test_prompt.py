@@ -152,35 +152,35 @@ def test_padded_text_is_hidden_or_attended(backbone: FrozenBackbone) -> None:
 
 
 @given(texts=st.lists(st.text("abc ", min_size=1, max_size=40), min_size=1, max_size=4))
-def test_after_an_opening_that_was_read_the_rest_is_the_same(
+def test_after_a_cached_prefix_the_rest_is_the_same(
     backbone: FrozenBackbone, texts: list[str]
 ) -> None:
     prompt = make(backbone)
-    opening = prompt.prefix_ids
-    assert opening == [
+    prefix = prompt.prefix_ids
+    assert prefix == [
         backbone.tokenizer.convert_tokens_to_ids("<s>"),
         *prompt.encode("<Multimodal>"),
     ]
     labels = [[5] * (1 + index % 3) for index in range(len(texts))]
     encoded = prompt.encode_texts(texts)
     whole = prompt.assemble(encoded, len(texts), labels)
-    rest = prompt.assemble(encoded, len(texts), labels, after=len(opening))
-    assert whole.ids.shape[1] == rest.ids.shape[1] + len(opening)
+    rest = prompt.assemble(encoded, len(texts), labels, after=len(prefix))
+    assert whole.ids.shape[1] == rest.ids.shape[1] + len(prefix)
     for row in range(len(texts)):
-        read = int(whole.mask[row].sum()) - len(opening)
-        assert whole.ids[row, -read - len(opening) : -read].tolist() == opening
+        read = int(whole.mask[row].sum()) - len(prefix)
+        assert whole.ids[row, -read - len(prefix) : -read].tolist() == prefix
         assert int(rest.mask[row].sum()) == read
         for part in ("ids", "positions", "pseudo", "text"):
             assert torch.equal(getattr(rest, part)[row, -read:], getattr(whole, part)[row, -read:])
     assert torch.equal(rest.targets, whole.targets)
 
 
-def test_the_opening_ends_where_sequences_begin_to_differ(backbone: FrozenBackbone) -> None:
-    assert make(backbone, layout=LAYOUT[2:]).opening == []
+def test_the_prefix_ends_where_sequences_begin_to_differ(backbone: FrozenBackbone) -> None:
+    assert make(backbone, layout=LAYOUT[2:]).prefix_ids == []
     # Without pseudo tokens their place says nothing, and is still where an adapter would write.
-    assert make(backbone, pseudo_tokens=0).opening == make(backbone).opening
+    assert make(backbone, pseudo_tokens=0).prefix_ids == make(backbone).prefix_ids
     shown_first = make(backbone, layout=[*LAYOUT[:2], LAYOUT[5], *LAYOUT[2:5], LAYOUT[5]])
-    assert shown_first.opening == [*make(backbone).opening, *shown_first.encode("The emotion is")]
+    assert shown_first.prefix_ids == [*make(backbone).prefix_ids, *shown_first.encode("The emotion is")]
 
 
 @given(
