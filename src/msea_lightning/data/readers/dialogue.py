@@ -24,7 +24,7 @@ from msea_lightning.data.readers.reading import (
     Layout,
     Record,
     Source,
-    group_of,
+    dialogue_of,
 )
 
 _DIALOGUES = ("dialogueid", "dialogid", "dialogue", "dialog", "conversationid", "conversation")
@@ -82,7 +82,7 @@ class DialogueLayout(Layout):
             label, features = _take(item, where, "label", "features")
             text, audio, vision = _take(features, f"{where}, features,", "text", "audio", "video")
             about = {_plain(name): value for name, value in (*features.items(), *item.items())}
-            group = _find(about, _DIALOGUES) or group_of(_find(about, _IDS) or "")
+            group = _find(about, _DIALOGUES) or dialogue_of(_find(about, _IDS) or "")
             if index == 0 and split == "train" and "valid" not in self.by_split and not group:
                 _log.warning(
                     "there is no valid file, and %s names no dialogues: the validation part will "

@@ -12,6 +12,7 @@ whole. What is not needed is dropped at once, and each split as soon as it has b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,15 @@ from typing import Any
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.unpickle import load_pickle
+from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
 _LABELS = {"M": _NEEDED[-1], **{name: f"regression_labels_{name}" for name in "TAV"}}
 _OPTIONAL = ("audio_lengths", "vision_lengths", *_LABELS.values())
+_VIDEO = re.compile(r"(.+?)(\$_\$|/)", re.DOTALL)
+"""The video in an id: ``video$_$3``, in SIMS-V2 ``video/0003``."""
 _SUFFIXES = (".pkl", ".pickle")
 
 
@@ -130,12 +134,14 @@ def _check_sizes(part: dict[str, Any], where: str) -> None:
 
 def _records(part: dict[str, Any]) -> Iterator[Record]:
     for index in range(len(part["raw_text"])):
+        video = _VIDEO.match(checks.identity(part["id"][index]))
         yield Record(
             position=f"number {index + 1}",
             id=part["id"][index],
             text=part["raw_text"][index],
             labels={name: part[key][index] for name, key in _LABELS.items() if key in part},
             features={name: _frames(part, name, index) for name in ("audio", "vision")},
+            group=video[1] if video else None,
         )
 
 

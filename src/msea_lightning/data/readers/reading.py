@@ -35,8 +35,7 @@ SPLIT_NAMES: dict[str, str] = {
 }
 """What published files call the splits, and what we do."""
 
-_GROUPS = (
-    re.compile(r"(.+?)(\$_\$|/).*", re.DOTALL),  # video$_$3 (MMSA), video/0003 (SIMS-V2)
+_DIALOGUES = (
     re.compile(r"(.*dia\d+)_?utt\d+", re.I),  # dia12_utt3 (MELD)
     re.compile(r"(Ses\d+[FM]_\w+)_[FM]\d+", re.I),  # Ses01F_impro01_M003 (IEMOCAP)
 )
@@ -57,7 +56,7 @@ class Record:
         text: The words.
         labels: A number or a name each; without ``M`` where the utterance is unlabelled.
         features: Feature sequences; None where the utterance lacks one that others have.
-        group: Video or dialogue; taken from the id where it is None or empty.
+        group: Video or dialogue.
         speaker: Who speaks.
     """
 
@@ -196,7 +195,7 @@ class Reading(Mapping[str, Iterable[Utterance]]):
                 text=text,
                 labels=labels,
                 features={name: frames for name, frames in found.items() if frames is not None},
-                group=record.group or group_of(identity),
+                group=record.group or None,
                 speaker=record.speaker or None,
             )
         if counts.empty_text:
@@ -271,7 +270,7 @@ class _Part(Iterable[Utterance]):
         return self._read()
 
 
-def group_of(identity: str) -> str | None:
-    """The video or dialogue in an id of MMSA, MELD or IEMOCAP; None in any other id."""
-    found = next((match for form in _GROUPS if (match := form.fullmatch(identity))), None)
+def dialogue_of(identity: str) -> str | None:
+    """The dialogue in an id of MELD or IEMOCAP; None in any other id."""
+    found = next((match for form in _DIALOGUES if (match := form.fullmatch(identity))), None)
     return found[1] if found else None

@@ -39,7 +39,14 @@ from msea_lightning.data.files.errors import MissingFileError, ReadError, shorte
 from msea_lightning.data.files.rows import Row, read_rows
 from msea_lightning.data.options import LabelKind
 from msea_lightning.data.readers.checks import Frames, to_number
-from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
+from msea_lightning.data.readers.reading import (
+    SPLIT_NAMES,
+    Advance,
+    Layout,
+    Record,
+    Source,
+    dialogue_of,
+)
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
@@ -82,6 +89,8 @@ class TableLayout(Layout):
         for index, row in enumerate(rows):
             self._refuse_formula_errors(row)
             splits.setdefault(self._split(row), []).append(index)
+        if any(dialogue_of(row.values["id"]) and not row.values["group"] for row in rows):
+            _log.info("the dialogues of utterances without a group are taken from their ids")
         labels = self._labels(rows)
         features = _Features(self._table.parent, [row.values["id"].strip() for row in rows])
         return {
@@ -163,7 +172,7 @@ def _records(
                 text=row.values["text"],
                 labels=labels[index],
                 features={name: get(index, row.line) for name, get in fetch.items()},
-                group=row.values["group"].strip(),
+                group=row.values["group"].strip() or dialogue_of(row.values["id"].strip()),
                 speaker=row.values["speaker"].strip(),
             )
 
