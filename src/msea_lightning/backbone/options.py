@@ -63,7 +63,8 @@ class BackboneConfig:
 
     name: str = option("tiny", "name in run folders and reports")
     path: str | None = option(
-        None, "Hub id or local folder; null takes the backbone that ships with the project"
+        None,
+        "Hub id, local folder or .gguf file; null takes the backbone that ships with the project",
     )
     tokenizer: str | None = option(None, "Hub id or folder of the tokenizer, where not in path")
     weights: Weights = option(Weights.pretrained, "where the weights come from")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.loading.gguf import is_gguf
 
 Loaded = TypeVar("Loaded")
 
@@ -31,7 +32,7 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
     from transformers.utils.hub import cached_file
 
     folder = Path(place)
-    if folder.is_dir():
+    if folder.exists():
         return folder / name if (folder / name).is_file() else None
     found = cached_file(
         place,
@@ -56,7 +57,9 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
     """
     looks_local = place.startswith(("/", "./", "../")) or place.count("/") > 1
     folder = Path(place)
-    if folder.is_file():
+    if is_gguf(place):
+        looks_local = False  # gguf.py checks the file
+    elif folder.is_file():
         raise BackboneError(
             f"{place} is a file; give the folder that holds it, the other files of the checkpoint "
             "and its config.json as backbone.path."

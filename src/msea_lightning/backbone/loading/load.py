@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.frozen import FrozenBackbone, keep_4bit_layout
 from msea_lightning.backbone.loading.attention import check_flash_attention, resolve_attention
+from msea_lightning.backbone.loading.gguf import gguf_config, gguf_weights, is_gguf
 from msea_lightning.backbone.loading.hub import expanded, explained
 from msea_lightning.backbone.loading.memory import check_memory
 from msea_lightning.backbone.loading.original import (
@@ -94,7 +96,7 @@ def load_backbone(
     """Loads a language model with its tokenizer as a frozen backbone.
 
     Args:
-        path: Hub id or local folder; None takes the model that ships with the project.
+        path: Hub id, folder or ``.gguf`` file; None takes the model that ships with the project.
         tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
         weights: Pretrained, or random for measuring.
         architecture: With random weights: fields of the transformers config, ``model_type``
@@ -204,13 +206,13 @@ def load_language_model(
     weights, path_or_name = _choice(Weights, weights), expanded(path_or_name)
     config = backbone_config(path_or_name, weights=weights, architecture=architecture)
     attention = resolve_attention(config, _choice(Attention, attention))
-    random = weights is Weights.random
+    random, from_gguf = weights is Weights.random, is_gguf(path_or_name)
     if attention is Attention.flash_attention_2:
         check_flash_attention(device, torch_dtype)
     if quantization is Quantization.int8 and torch_dtype is not torch.float16:
         _log.info("int8: the inputs of linear layers are rounded to float16")
     if check_fit:
-        check_memory(config, torch_dtype, quantization, device, dense_first=random)
+        check_memory(config, torch_dtype, quantization, device, dense_first=random or from_gguf)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
     if quantization is not Quantization.none:
         options["quantization_config"] = _quantization_config(
@@ -227,10 +229,7 @@ def load_language_model(
                 ),
             )
         if quantization is not Quantization.none:
-            with _quiet():
-                model = type(model).from_pretrained(
-                    None, config=config, state_dict=model.state_dict(), **options
-                )
+            model = _built(config, model.state_dict(), options)[0]
     else:
         model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
     if quantization is Quantization.none:
@@ -249,7 +248,7 @@ def backbone_config(
     """The config that :func:`load_language_model` builds a language model from.
 
     Args:
-        path_or_name: Hub id or folder.
+        path_or_name: Hub id, folder or ``.gguf`` file.
         weights: Pretrained, or random for measuring.
         architecture: With random weights: fields of the config, ``model_type`` among them.
 
@@ -270,6 +269,10 @@ def load_config(path_or_name: str | Path) -> PretrainedConfig:
     from transformers import AutoConfig, PretrainedConfig
 
     place = expanded(path_or_name)
+    if is_gguf(place):
+        config: PretrainedConfig = gguf_config(place)
+        _check_causal(place, config)
+        return config
     fields, _ = explained(place, lambda: PretrainedConfig.get_config_dict(place))
     if not isinstance(fields, dict) or fields.get("quantization_config"):
         raise BackboneError(
@@ -279,9 +282,7 @@ def load_config(path_or_name: str | Path) -> PretrainedConfig:
         )
     if original_family(fields) is not None:
         return explained(place, lambda: native_config(place, fields))
-    config: PretrainedConfig = explained(
-        place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
-    )
+    config = explained(place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False))
     _check_causal(place, config)
     return config
 
@@ -300,17 +301,23 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
     """Loads weights, and refuses a checkpoint that does not hold exactly those of the model."""
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
-    fields, _ = PretrainedConfig.get_config_dict(place)
-    family = original_family(fields)
-    with nullcontext() if family is None else original_weights(family), _quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with their names
-            **options,
-        )
-    model, found = loaded
+    family = None
+    if is_gguf(place):
+        with _quiet():
+            unpacked = gguf_weights(place, config, options["dtype"])
+        model, found = _built(config, unpacked, options)
+    else:
+        fields, _ = PretrainedConfig.get_config_dict(place)
+        family = original_family(fields)
+        with nullcontext() if family is None else original_weights(family), _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                **options,
+            )
+        model, found = loaded
     surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
     if family is None:
         # Such as a part that only other tasks have; but never a layer more than the model has.
@@ -337,6 +344,25 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
         model._weight_conversions = None
     native: PreTrainedModel = model
     return native
+
+
+def _built(
+    config: PretrainedConfig, state: Mapping[str, Tensor], options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """A model from weights in memory, quantised where the options say so, and what was missing."""
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    with _quiet():
+        model, found = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    return model, found
 
 
 def _numberless(name: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.loading.gguf import gguf_tokenizer, is_gguf
 from msea_lightning.backbone.loading.hub import expanded, explained, find_file
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     checkpoint is run.
 
     Args:
-        path_or_name: Hub id or folder.
+        path_or_name: Hub id, folder, or ``.gguf`` file.
 
     Returns:
         The tokenizer, which pads on the left.
@@ -79,6 +80,8 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     place = expanded(path_or_name)
 
     def load() -> PreTrainedTokenizerBase:
+        if is_gguf(place):
+            return gguf_tokenizer(place)
         if find_file(place, "tokenizer.json") is not None:
             whole: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
                 place, padding_side="left"
@@ -102,6 +105,8 @@ def has_tokenizer(path_or_name: str | Path) -> bool:
     """Whether a tokenizer is on this machine: in a folder, or fetched from the Hub before."""
     names = ("tokenizer.json", "qwen.tiktoken", "tokenizer.model", "vocab.json", "tekken.json")
     place = expanded(path_or_name)
+    if is_gguf(place):
+        return Path(place).is_file()
     return any(find_file(place, name, offline=True) is not None for name in names)
 
 
