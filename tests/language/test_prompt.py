@@ -180,7 +180,11 @@ def test_the_prefix_ends_where_sequences_begin_to_differ(backbone: FrozenBackbon
     # Without pseudo tokens their place says nothing, and is still where an adapter would write.
     assert make(backbone, pseudo_tokens=0).prefix_ids == make(backbone).prefix_ids
     shown_first = make(backbone, layout=[*LAYOUT[:2], LAYOUT[5], *LAYOUT[2:5], LAYOUT[5]])
-    assert shown_first.prefix_ids == [*make(backbone).prefix_ids, *shown_first.encode("The emotion is")]
+    expected = [*make(backbone).prefix_ids, *shown_first.encode("The emotion is")]
+    assert shown_first.prefix_ids == expected
+        *make(backbone).prefix_ids,
+        *shown_first.encode("The emotion is"),
+    ]
 
 
 @given(

@@ -25,7 +25,7 @@ from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
-from msea_lightning.metrics import METRICS, UtteranceScore
+from msea_lightning.metrics import METRICS, MetricInfo, UtteranceScore
 from msea_lightning.model.contract import Prediction
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import attach, load_plugin
@@ -35,6 +35,9 @@ from msea_lightning.training.build import build_data, load_config_backbone, make
 from msea_lightning.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
+
+_DOUBTFUL = 0.2
+"""Validation this much above test is no luck of the draw."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
@@ -194,6 +197,26 @@ def degenerate(predictions: Sequence[Prediction], space: LabelSpace) -> list[str
         return []
     listed = ", ".join(f"{name} ({labels[name] / len(predictions):.1%})" for name in missed)
     return [f"never predicted in test: {listed}; {beside}"]
+
+
+def better_than_test(
+    results: Mapping[str, Mapping[str, float]], selection: MetricInfo
+) -> list[str]:
+    """A sentence where validation was far better than the test confirms.
+
+    Args:
+        results: Metrics of ``valid`` and ``test``.
+        selection: The metric that chose the epoch.
+    """
+    valid, test = results["valid"][selection.name], results["test"][selection.name]
+    if not selection.percent or valid - test <= _DOUBTFUL:
+        return []
+    return [
+        f"{selection.title} is {selection.format(valid)} in validation and "
+        f"{selection.format(test)} in test: the validation part is probably not independent of "
+        "the training part (the same videos or speakers, or features that were learned with its "
+        "labels), so it cannot choose an epoch or an option"
+    ]
 
 
 def absent_features(splits: Mapping[str, Mapping[str, ArrayLike]]) -> list[str]:

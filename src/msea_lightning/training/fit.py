@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ from rich.console import Console
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.estimate import MemoryEstimate
-from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split
 from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -28,25 +27,23 @@ from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
-from msea_lightning.training.build import make_ready, make_trainer
+from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.training.evaluation import (
     absent_features,
+    better_than_test,
     degenerate,
     evaluate_split,
     majority,
     predictions_csv,
     show_results,
 )
-from msea_lightning.training.module import TrainingError, TrainingModule
+from msea_lightning.training.module import TrainingError
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 _log = logging.getLogger(__name__)
-
-_DOUBTFUL = 0.2
-"""Validation this much above test is no luck of the draw."""
 
 
 def fit(config: TrainConfig) -> RunFolder:
@@ -67,14 +64,13 @@ def fit(config: TrainConfig) -> RunFolder:
             _log.info("finished earlier: %s", run.path)
             return run
         ready = make_ready(config, memory_file=run.memory)
-        module, data = ready.module, ready.data
-        _announce(config, module, data)
-        with _loggers(config, run, module) as loggers, _remedies_for_memory(config, ready.device):
-            trainer = _trainer(config, run, module, ready.device, loggers)
+        _announce(config, ready)
+        with _loggers(config, run, ready) as loggers, _remedies_for_memory(config, ready.device):
+            trainer = _trainer(config, run, ready, loggers)
             resume = run.last if config.ckpt is not None and run.last.exists() else None
             if resume is None or not _had_stopped(resume, trainer):
-                _train(config, run, module, data, trainer, resume)
-            _finish(config, run, module, data, trainer, ready.estimate)
+                _train(config, run, ready, trainer, resume)
+            _finish(config, run, ready, trainer)
     return run
 
 
@@ -110,15 +106,10 @@ def _had_stopped(checkpoint: Path, trainer: Trainer) -> bool:
 
 
 def _train(
-    config: TrainConfig,
-    run: RunFolder,
-    module: TrainingModule,
-    data: UtteranceDataModule,
-    trainer: Trainer,
-    resume: Path | None,
+    config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer, resume: Path | None
 ) -> None:
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
+        trainer.fit(ready.module, datamodule=ready.data, ckpt_path=resume)
     except SystemExit as leaving:
         # So Lightning leaves after Ctrl-C.
         if not trainer.interrupted:
@@ -129,14 +120,15 @@ def _train(
         raise KeyboardInterrupt from leaving
 
 
-def _announce(config: TrainConfig, module: TrainingModule, data: UtteranceDataModule) -> None:
+def _announce(config: TrainConfig, ready: Ready) -> None:
     _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
-    model = module.model
+    model = ready.module.model
+    size = f"{trainable(model):,} trainable parameters"
     if isinstance(model, AdaptedLM):
         _log.info("sequence: %s", model.prompt.describe(model.space.answers[-1]))
         _log.info(
-            "%s trainable parameters (%s) in front of %s frozen ones (%s, %s, quantization %s)",
-            f"{trainable(model):,}",
+            "%s (%s) in front of %s frozen ones (%s, %s, quantization %s)",
+            size,
             config.adapter.name,
             f"{model.backbone.parameters:,}",
             config.backbone.name,
@@ -144,41 +136,24 @@ def _announce(config: TrainConfig, module: TrainingModule, data: UtteranceDataMo
             config.backbone.quantization.value,
         )
     else:
-        _log.info("%s trainable parameters (%s)", f"{trainable(model):,}", config.model.name)
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.splits.items())
+        _log.info("%s (%s)", size, config.model.name)
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in ready.data.splits.items())
     _log.info("utterances: %s", sizes)
 
 
-def _trainer(
-    config: TrainConfig,
-    run: RunFolder,
-    module: TrainingModule,
-    device: torch.device,
-    loggers: list[Logger],
-) -> Trainer:
-    selection = selection_metric(module.score.kind)
+def _trainer(config: TrainConfig, run: RunFolder, ready: Ready, loggers: list[Logger]) -> Trainer:
+    selection = selection_metric(ready.module.score.kind)
     watched = f"valid/{selection.name}"
     mode = "max" if selection.higher_is_better else "min"
+    checkpoints = partial(
+        ModelCheckpoint, run.checkpoints, save_top_k=1, enable_version_counter=False
+    )
     callbacks: list[Callback] = [
         EpochHistory(run.history, selection),
         EarlyStopping(watched, mode=mode, patience=config.training.patience, check_finite=False),
-        ModelCheckpoint(
-            run.checkpoints,
-            filename="best",
-            monitor=watched,
-            mode=mode,
-            save_top_k=1,
-            enable_version_counter=False,
-        ),
+        checkpoints(filename="best", monitor=watched, mode=mode),
         # After the others, whose state it holds.
-        ModelCheckpoint(
-            run.checkpoints,
-            filename="last",
-            save_top_k=1,
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        checkpoints(filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     # A bar in a file or a pipe is thousands of lines; there the log has one line an epoch.
     bar = config.trainer.progress_bar and Console(stderr=True).is_terminal
@@ -186,7 +161,7 @@ def _trainer(
         # Showing a loss means to wait for the device.
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     return make_trainer(
-        device,
+        ready.device,
         devices=config.trainer.devices,
         max_epochs=config.training.schedule_epochs,
         gradient_clip_val=config.training.gradient_clip,
@@ -201,45 +176,35 @@ def _trainer(
     )
 
 
-def _finish(
-    config: TrainConfig,
-    run: RunFolder,
-    module: TrainingModule,
-    data: UtteranceDataModule,
-    trainer: Trainer,
-    estimate: MemoryEstimate | None,
-) -> None:
+def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer) -> None:
     """Tests the best validation epoch and writes everything that a finished run has."""
+    module, data, estimate = ready.module, ready.data, ready.estimate
     best = torch.load(run.best, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"])
-    results = {
-        "test": evaluate_split(trainer, module, data, Split.test),
-    }
+    results = {"test": evaluate_split(trainer, module, data, Split.test)}
     predictions = module.predictions
     results["valid"] = evaluate_split(trainer, module, data, Split.valid)
     if not trainer.is_global_zero:
         return
     write_atomically(run.predictions, predictions_csv(predictions))
-    if isinstance(module.model, AdaptedLM):
+    adapted = module.model if isinstance(module.model, AdaptedLM) else None
+    if adapted is not None:
         facts = describe(
-            module.model,
+            adapted,
             metrics=module.score.kind,
             dataset=config.dataset.name,
             labels=data.labels,
             layout=config.backbone.layout,
             pad_token=config.backbone.pad_token,
-            backbone=backbone_facts(config.backbone, module.model.backbone),
+            backbone=backbone_facts(config.backbone, adapted.backbone),
             test=results["test"],
         )
-        save_plugin(run.plugin, module.model, facts)
+        save_plugin(run.plugin, adapted, facts)
     if estimate is not None:
         measured = peak_bytes(module.device)
         write_json(run.memory, estimate.report(trainable(module), data.eval_batch_size, measured))
-        _log.info(
-            "memory: %s measured, %s estimated",
-            readable_bytes(measured),
-            readable_bytes(estimate.total),
-        )
+        sizes = (readable_bytes(measured), readable_bytes(estimate.total))
+        _log.info("memory: %s measured, %s estimated", *sizes)
     if config.logger.wandb:
         from msea_lightning.reporting.wandb import log_results
 
@@ -251,14 +216,17 @@ def _finish(
             predictions=predictions,
             best_epoch=best["epoch"],
         )
-    space, adapted = module.model.space, isinstance(module.model, AdaptedLM)
     lengths = {split: part.lengths for split, part in data.splits.items()}
-    doubts = [*degenerate(predictions, space), *absent_features(lengths)]
-    for doubt in doubts:
-        _log.warning("%s", doubt)
+    warnings = [
+        *degenerate(predictions, module.model.space),
+        *absent_features(lengths),
+        *better_than_test(results, selection_metric(module.score.kind)),
+    ]
+    for warning in warnings:
+        _log.warning("%s", warning)
     # Last of all: a run that has it is left alone from now on.
-    known = {"majority": majority(predictions, space)[1], "warnings": doubts}
-    write_json(run.metrics, {**results, **known})
+    share = majority(predictions, module.model.space)[1]
+    write_json(run.metrics, {**results, "majority": share, "warnings": warnings})
     show_results(
         results,
         dataset=config.dataset.name,
@@ -266,27 +234,11 @@ def _finish(
         adapter=config.adapter.name if adapted else config.model.name,
         ablation=config.ablation.name,
     )
-    _doubt_validation(module, results)
     Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
 
 
-def _doubt_validation(module: TrainingModule, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Says so when the metric that chose the epoch was far better than the test confirms."""
-    info = selection_metric(module.score.kind)
-    valid, test = results["valid"][info.name], results["test"][info.name]
-    if info.percent and valid - test > _DOUBTFUL:
-        _log.warning(
-            "%s is %s in validation and %s in test: the validation part is probably not "
-            "independent of the training part (the same videos or speakers, or features that were "
-            "learned with its labels), so it cannot choose an epoch or an option",
-            info.title,
-            info.format(valid),
-            info.format(test),
-        )
-
-
 @contextmanager
-def _loggers(config: TrainConfig, run: RunFolder, module: TrainingModule) -> Iterator[list[Logger]]:
+def _loggers(config: TrainConfig, run: RunFolder, ready: Ready) -> Iterator[list[Logger]]:
     """The loggers besides ``history.csv``; a W&B run ends with the run, whatever happens."""
     if not config.logger.wandb:
         yield []
@@ -300,7 +252,7 @@ def _loggers(config: TrainConfig, run: RunFolder, module: TrainingModule) -> Ite
         Names.of(config),
         seed=config.seed,
         experiment=config.experiment,
-        config={**plain, "trainable_parameters": trainable(module)},
+        config={**plain, "trainable_parameters": trainable(ready.module)},
         folder=run.path,
     ) as loggers:
         yield loggers
