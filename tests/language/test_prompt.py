@@ -182,9 +182,6 @@ def test_the_prefix_ends_where_sequences_begin_to_differ(backbone: FrozenBackbon
     shown_first = make(backbone, layout=[*LAYOUT[:2], LAYOUT[5], *LAYOUT[2:5], LAYOUT[5]])
     expected = [*make(backbone).prefix_ids, *shown_first.encode("The emotion is")]
     assert shown_first.prefix_ids == expected
-        *make(backbone).prefix_ids,
-        *shown_first.encode("The emotion is"),
-    ]
 
 
 @given(
