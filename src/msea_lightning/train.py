@@ -1,6 +1,6 @@
-"""``python -m msea_lightning.train``: trains and tests an adapter; ``--help`` lists the options.
+"""``python -m msea_lightning.train``: trains and tests a model; ``--help`` lists the options.
 
-With ``-m`` it runs all cells of a sweep, see :mod:`msea_lightning.sweep`.
+With ``-m`` it runs all combinations of a sweep, see :mod:`msea_lightning.sweep`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from msea_lightning.config.roots import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as the options say, or with ``size_only`` says how large that would be.
-
-    Args:
-        config: All options of the run.
-    """
+    """Trains as the options say; with ``size_only`` says how large that would be instead."""
     if config.size_only:
         from msea_lightning.cost.sizes import measure_size
 
@@ -29,12 +25,7 @@ def run(config: TrainConfig) -> None:
 
 
 def sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> int:
-    """Runs all cells of a sweep and reports them; see :func:`msea_lightning.sweep.run_sweep`.
-
-    Args:
-        jobs: The cells.
-        start: Hands cells to Hydra's launcher.
-    """
+    """Trains all runs of a sweep and reports them; see :mod:`msea_lightning.sweep.run`."""
     from msea_lightning.sweep.run import run_sweep
 
     return run_sweep(jobs, start)

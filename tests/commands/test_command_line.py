@@ -92,9 +92,9 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["+group.typo=1"], r"^\+group\.typo=1: there is no option group\.typo.* There are: datas"),
         (
             ["+sweeper=foo"],
-            r"^\+sweeper=foo: there is no option sweeper\. There are: dataset, backb",
+            r"^\+sweeper=foo: there is no option sweeper\. There are: dataset, model, ",
         ),
-        (["sweeper=foo"], r"there is no option sweeper\. There are: dataset, backbone, adapter,"),
+        (["sweeper=foo"], r"there is no option sweeper\. There are: dataset, model, "),
         (
             ["experiment=tabel4"],
             r"^experiment=tabel4: there is no such choice\. Did you mean table4",

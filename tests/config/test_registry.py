@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AdapterOptions, MAGOptions
-from msea_lightning.commands.command_line import compose, launch
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, MAGOptions
+from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError
-from msea_lightning.config.options import option, options, to_typed
+from msea_lightning.config.options import to_typed
 from msea_lightning.config.registry import Registry
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import READERS, Reader
@@ -105,38 +103,3 @@ def test_an_old_configuration_of_another_adapter_loads() -> None:
     plain["adapter"]["scales"] = [1]
     with pytest.raises(ConfigError, match=r"adapter\.scales=\[1\] has no effect on mag"):
         to_typed(OmegaConf.create(plain), TrainConfig)
-
-
-@pytest.fixture
-def toy() -> str:
-    """An adapter of a third party, in one statement."""
-
-    @ADAPTERS.register("toy", "msea_lightning.adapter.chfn.CHFNAdapter", title="Toy")
-    @dataclass
-    class ToyOptions(AdapterOptions):
-        width: int = option(3, "width of the toy, in features", low=2)
-        dropout: int = option(0, "features that are dropped", low=0)
-
-    yield "toy"
-    del ADAPTERS._entries["toy"]
-
-
-def test_a_new_adapter_is_one_registration(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It can be chosen, is listed with its ranges, and its options are refused elsewhere."""
-    config = compose("train", TrainConfig, ["adapter=toy", "adapter.width=4"])
-    assert config.adapter == ADAPTERS.options(toy)(width=4)  # type: ignore[call-arg]
-    assert compose("train", TrainConfig, ["adapter=mag"]).adapter.arguments()["dropout"] == 0.1
-    assert {"adapter.width", "adapter.dropout"} <= {info.key for info in options(TrainConfig)}
-    launch(lambda config: None, config_name="train", root=TrainConfig, arguments=["-h"])
-    text = capsys.readouterr().out
-    assert "adapter    chfn, mag, mse, toy" in text
-    assert "toy: width of the toy, in features [int, at least 2]" in text
-    assert "toy: features that are dropped [int, at least 0]" in text
-    for words, message in {
-        ("adapter=toy", "adapter.width=1"): r"adapter\.width=1 is out of range: at least 2",
-        ("adapter.width=3",): r"no effect on mse; it is an option of toy",
-        ("adapter=toy", "adapter.dropout=0.5"): r"adapter\.dropout",
-        ("adapter=toy", "ablation=no_text"): r"toy has nothing of that kind to leave out",
-    }.items():
-        with pytest.raises(ConfigError, match=message):
-            compose("train", TrainConfig, words)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
-from msea_lightning.config.registry import Registry
+from msea_lightning.config.registry import Choice, Registry
 
 
 @dataclass
-class AdapterOptions:
+class AdapterOptions(Choice):
     """What all adapters have.
 
     Attributes:
@@ -21,20 +21,6 @@ class AdapterOptions:
     """
 
     ablations: ClassVar[Sequence[str]] = ("audio", "vision")
-
-    name: str = option("", "the adapter, also in run folders and reports")
-
-    def __post_init__(self) -> None:
-        """Fills in the name."""
-        self.name = self.name or ADAPTERS.name_of(self)
-
-    def arguments(self) -> dict[str, Any]:
-        """The adapter's own options, by the names of its arguments."""
-        return {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.name != "name"
-        }
 
 
 ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")

@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import ExitStack
 
 from msea_lightning import __version__
 from msea_lightning.commands.allocator import begin_at_pages
@@ -72,28 +72,29 @@ def _launch(
     words: list[str],
     sweep: Sweep[Root] | None,
 ) -> int:
-    with Composer.open(config_name, root) as composer:
+    with ExitStack() as hydra:
         try:
             flags = parse_flags(words)
-            if flags.help or flags.version:
-                version = f"msea_lightning {__version__}\n"
-                sys.stdout.write(help_text(composer, flags.overrides) if flags.help else version)
+            if flags.version:
+                sys.stdout.write(f"msea_lightning {__version__}\n")
                 return 0
-            if not flags.multirun or sweep is None:
-                composer.refuse_launcher(flags.overrides)
-            if flags.cfg:
-                sys.stdout.write(composer.show(flags.overrides, flags.package))
+            many, launches = flags.multirun, flags.multirun and sweep is not None
+            opened = Composer.open(
+                config_name, root, flags.overrides, multirun=many, launches=launches
+            )
+            composer = hydra.enter_context(opened)
+            if flags.help or flags.cfg:
+                sys.stdout.write(
+                    help_text(composer) if flags.help else composer.show(flags.package)
+                )
                 return 0
-            if not flags.multirun:
-                composer.refuse_grid(flags.overrides)
-            jobs = composer.jobs(flags.overrides, multirun=flags.multirun)
+            jobs = composer.jobs()
         except ConfigError as error:
             return _refuse(error, status=2)
         _configure_logging()
-        if flags.multirun:
-            start = partial(composer.start, flags.overrides)
+        if many:
             try:
-                return sweep(jobs, start) if sweep else _one_by_one(job, jobs)
+                return sweep(jobs, composer.start) if sweep else _one_by_one(job, jobs)
             except UserError as error:
                 return _refuse(error, status=1)
     # A single run is outside of Hydra: processes that Lightning starts for further devices repeat

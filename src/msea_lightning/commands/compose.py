@@ -30,11 +30,6 @@ from msea_lightning.config.options import groups, schema, to_typed
 _EXPERIMENT = "experiment"
 """The group whose choices bring a grid, as ``hydra.sweeper.params``."""
 
-_EXTRAS = (
-    " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' or "
-    "'msea_lightning[ray]'."
-)
-
 
 def compose(config_name: str, root: type[Root], overrides: Sequence[str] = ()) -> Root:
     """The typed configuration that a command line with these overrides runs with.
@@ -47,9 +42,8 @@ def compose(config_name: str, root: type[Root], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: naming the override and what is legal.
     """
-    with Composer.open(config_name, root) as composer:
-        (job,) = composer.jobs(overrides, multirun=False)
-        return job.config
+    with Composer.open(config_name, root, overrides) as composer:
+        return composer.typed(composer.words)
 
 
 def conf_folder() -> Path:
@@ -60,169 +54,163 @@ def conf_folder() -> Path:
 
 
 class Composer(Generic[Root]):
-    """Composes and checks the configurations of one command, with Hydra set up for it."""
+    """Composes and checks the configurations of one command line, with Hydra set up for it.
 
-    def __init__(self, config_name: str, root: type[Root]) -> None:
+    Args:
+        config_name: The file in ``conf/`` that composes it, without ``.yaml``.
+        root: The dataclass that the configuration has to fit.
+        lines: The overrides.
+        multirun: Whether an option may have several values.
+        launches: Whether one of Hydra's launchers will run the jobs.
+
+    Raises:
+        ConfigError: for overrides that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        config_name: str,
+        root: type[Root],
+        lines: Sequence[str],
+        multirun: bool,
+        launches: bool,
+    ) -> None:
         self.config_name = config_name
         self.root = root
+        self.multirun = multirun
         self.loader = GlobalHydra.instance().config_loader()
         self.checker = Checker(root, self.loader)
-        self._grids: dict[tuple[str, ...], list[str]] = {}
+        overrides = self.checker.parse(lines, multirun=multirun, launches=launches)
+        self.own = [override for override in overrides if not override.is_hydra_override()]
+        self.words = [str(override.input_line) for override in self.own]
+        self.hydra = [str(item.input_line) for item in overrides if item.is_hydra_override()]
+        self._grids: dict[str, list[str]] = {}
 
     @classmethod
     @contextmanager
-    def open(cls, config_name: str, root: type[Root]) -> Iterator[Composer[Root]]:
+    def open(
+        cls,
+        config_name: str,
+        root: type[Root],
+        lines: Sequence[str],
+        *,
+        multirun: bool = False,
+        launches: bool = False,
+    ) -> Iterator[Composer[Root]]:
         """Sets Hydra up, and takes it down again at the end."""
         store = ConfigStore.instance()
         store.store(name=f"{config_name}_schema", node=schema(root))
         for group, name, values in groups(root):
             store.store(group=group, name=name, node=values)
         with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
-            yield cls(config_name, root)
+            yield cls(config_name, root, lines, multirun, launches)
 
-    def compose(self, overrides: Sequence[str], *, return_hydra_config: bool = False) -> DictConfig:
-        """What Hydra makes of overrides.
-
-        Raises:
-            ConfigError: with Hydra's reasons.
-        """
+    def compose(self, words: Sequence[str], *, hydra: bool = False) -> DictConfig:
+        """What Hydra makes of overrides; with its own configuration where that is asked for."""
         try:
-            return hydra_compose(self.config_name, list(overrides), return_hydra_config)
+            return hydra_compose(self.config_name, [*self.hydra, *words], hydra)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             reasons = [error, error.__cause__] if error.__cause__ else [error]
             lines = [line.strip() for reason in reasons for line in str(reason).splitlines()]
             noise = ("reference_type=", "object_type=", "provider=", "Config search path")
             text = " ".join(line for line in lines if line and not line.startswith(noise))
-            hint = _EXTRAS if "hydra/launcher" in text else ""
-            raise ConfigError(f"The configuration cannot be composed: {text}{hint}") from error
+            if "hydra/launcher" in text:
+                text += (
+                    " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' "
+                    "or 'msea_lightning[ray]'."
+                )
+            raise ConfigError(f"The configuration cannot be composed: {text}") from error
 
-    def jobs(self, lines: Sequence[str], *, multirun: bool) -> list[Job[Root]]:
-        """Checks all overrides, and composes every combination of their values.
+    def typed(self, words: Sequence[str]) -> Root:
+        """The checked configuration that overrides make."""
+        return to_typed(self.compose(words), self.root)
 
-        Args:
-            lines: The overrides.
-            multirun: Whether one of them may name several values, and the grid of an experiment
-                counts in what they leave open.
+    def jobs(self) -> list[Job[Root]]:
+        """The configuration of every combination of values, the grid of an experiment included.
 
         Raises:
             ConfigError: naming the override and what is legal.
         """
-        hydra = [line for line in lines if _is_of_hydra(line)]
-        jobs = []
-        for words in self._combinations(lines, multirun=multirun, grids=multirun):
-            config = to_typed(self.compose([*hydra, *words]), self.root)
-            if multirun:
-                self._refuse_devices(config)
-            jobs.append(Job(words, config))
+        if not self.multirun:
+            if missing := self._missing(self.words):
+                raise ConfigError(
+                    f"this experiment is a grid over {', '.join(map(key_of, missing))}: add -m to "
+                    "run all of it, or give one value for each to run a single configuration."
+                )
+            return [Job(self.words, self.typed(self.words))]
+        jobs = [Job(words, self.typed(words)) for words in self.combinations()]
         if not jobs:
             raise ConfigError("-m: one of the ranges is empty, so that there is nothing to run.")
+        for job in jobs:
+            trainer = getattr(job.config, "trainer", None)
+            if trainer is not None and trainer.devices > 1:
+                raise ConfigError(
+                    f"trainer.devices={trainer.devices} does not go with -m: every run on several "
+                    "devices is a command of its own. Use a loop of the shell instead, such as: "
+                    f"for seed in 1 2 3; do python -m msea_lightning.{self.config_name} "
+                    f"seed=$seed trainer.devices={trainer.devices}; done"
+                )
         return jobs
 
-    def refuse_grid(self, lines: Sequence[str]) -> None:
-        """Refuses to run an experiment of many runs as one."""
-        self.checker.parse(lines, multirun=False)
-        if missing := self._missing(lines):
-            raise ConfigError(
-                f"this experiment is a grid over {', '.join(map(key_of, missing))}: add -m to run "
-                "all of it, or give one value for each to run a single configuration."
-            )
-
-    def refuse_launcher(self, lines: Sequence[str]) -> None:
-        """Refuses a launcher where nothing is launched."""
-        for line in lines:
-            if key_of(line).startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper")):
-                raise ConfigError(
-                    f"{line}: this is for the runs of python -m msea_lightning.train -m; this "
-                    "command launches nothing. Leave it out."
-                )
-
-    def start(
-        self, lines: Sequence[str], task: Task, jobs: Sequence[Job[Root]]
-    ) -> Sequence[JobReturn]:
+    def start(self, task: Task, jobs: Sequence[Job[Root]]) -> Sequence[JobReturn]:
         """Hands jobs to Hydra's launcher.
 
         Args:
-            lines: The overrides of the command line, which choose the launcher.
             task: What the launcher calls with the composed configuration of each.
             jobs: The jobs.
 
         Returns:
             What the launcher returns of each.
         """
-        words = [*filter(_is_of_hydra, lines), *jobs[0].overrides]
+        words = [*self.hydra, *jobs[0].overrides]
         config = self.loader.load_configuration(self.config_name, words, RunMode.MULTIRUN)
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(context, task, config)
         return launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
 
-    def show(self, lines: Sequence[str], package: str | None) -> str:
-        """The composed configuration as YAML, of a grid that of the first run.
+    def show(self, package: str | None) -> str:
+        """The configuration as YAML, of a grid that of the first run.
 
         Args:
-            lines: The overrides.
             package: The key below which it is shown; all of it where not given.
         """
-        hydra = [line for line in lines if _is_of_hydra(line)]
-        words = next(iter(self._combinations(lines, multirun=False, grids=True)))
-        config = OmegaConf.structured(to_typed(self.compose([*hydra, *words]), self.root))
+        config = OmegaConf.structured(self.typed(next(self.combinations())))
         shown = OmegaConf.select(config, package) if package else config
         if shown is None:
             raise ConfigError(f"--package {package}: there is no such section.")
         return OmegaConf.to_yaml(shown)
 
-    def _combinations(
-        self, lines: Sequence[str], *, multirun: bool, grids: bool
-    ) -> Iterator[list[str]]:
-        """The overrides of every job, without those of Hydra's own options."""
-        overrides = self.checker.parse(lines, multirun=multirun)
-        hydra = [line for line in lines if _is_of_hydra(line)]
-        own = [override for override in overrides if not override.is_hydra_override()]
-        if not grids:
-            yield [str(override.input_line) for override in own]
-            return
-        for words in _split(own):
-            yield from self._with_grid(words, hydra)
+    def combinations(self) -> Iterator[list[str]]:
+        """The overrides of every job, without those of Hydra's own options.
 
-    def _with_grid(self, words: list[str], hydra: list[str]) -> Iterator[list[str]]:
-        """Overrides of one value each, once for every combination of what they leave open."""
-        missing = self._missing([*hydra, *words])
-        if not missing:
-            yield words
-            return
-        # An experiment of experiments replaces itself by one of its parts at a time.
-        nested = any(key_of(line) == _EXPERIMENT for line in missing)
-        kept = [word for word in words if not nested or key_of(word) != _EXPERIMENT]
-        for part in _split(self.checker.parse(missing, multirun=True)):
-            combined = [*kept, *part]
-            yield from self._with_grid(combined, hydra) if nested else [combined]
+        They are those of Hydra's basic sweeper, which itself would compose each one more often,
+        and launch what is finished. What an experiment leaves open comes after what is given.
+        """
+        todo = _split(self.own)
+        while todo:
+            words = todo.pop(0)
+            missing = self._missing(words)
+            if not missing:
+                yield words
+                continue
+            # An experiment of experiments replaces itself by its parts.
+            nested = any(key_of(line) == _EXPERIMENT for line in missing)
+            kept = [word for word in words if not nested or key_of(word) != _EXPERIMENT]
+            grid = self.checker.parse(missing, multirun=True)
+            todo = [[*kept, *part] for part in _split(grid)] + todo
 
     def _missing(self, words: Sequence[str]) -> list[str]:
         """What of its grid (``hydra.sweeper.params``) the experiment of overrides leaves open."""
-        chosen = tuple(word for word in words if key_of(word) in (_EXPERIMENT, "hydra.searchpath"))
-        if not any(key_of(word) == _EXPERIMENT for word in chosen):
+        given = {key_of(word): word for word in words}
+        experiment = given.pop(_EXPERIMENT, None)
+        if experiment is None:
             return []
-        if chosen not in self._grids:
-            params = self.compose(chosen, return_hydra_config=True).hydra.sweeper.params or {}
-            self._grids[chosen] = [f"{key}={value}" for key, value in params.items()]
-        given = {key_of(word) for word in words} - {_EXPERIMENT}
-        return [line for line in self._grids[chosen] if key_of(line) not in given]
-
-    def _refuse_devices(self, config: Root) -> None:
-        trainer = getattr(config, "trainer", None)
-        if trainer is not None and trainer.devices > 1:
-            raise ConfigError(
-                f"trainer.devices={trainer.devices} does not go with -m: every run on several "
-                "devices is a command of its own. Use a loop of the shell instead, such as: for "
-                f"seed in 1 2 3; do python -m msea_lightning.{self.config_name} seed=$seed "
-                f"trainer.devices={trainer.devices}; done"
-            )
+        if experiment not in self._grids:
+            params = self.compose([experiment], hydra=True).hydra.sweeper.params or {}
+            self._grids[experiment] = [f"{key}={value}" for key, value in params.items()]
+        return [line for line in self._grids[experiment] if key_of(line) not in given]
 
 
-def _is_of_hydra(word: str) -> bool:
-    """Whether an override is for Hydra itself."""
-    return key_of(word).startswith(("hydra.", "hydra/"))
-
-
-def _split(overrides: list[Override]) -> list[list[str]]:
+def _split(overrides: Sequence[Override]) -> list[list[str]]:
     """Every combination of values, as Hydra's sweeper has them."""
-    return BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]

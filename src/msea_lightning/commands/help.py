@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,19 +15,14 @@ from msea_lightning.commands.overrides import kind_of, written
 from msea_lightning.config.options import OptionInfo, registries
 
 
-def help_text(composer: Composer[Any], lines: Sequence[str]) -> str:
+def help_text(composer: Composer[Any]) -> str:
     """Usage, choices, and every option with the value that it would have.
 
     Args:
-        composer: The command's.
-        lines: The other words of the command line.
-
-    Raises:
-        ConfigError: for words that cannot be composed.
+        composer: That of the command line without ``--help``.
     """
     checker = composer.checker
-    overrides = checker.parse(lines, multirun=False)
-    config = composer.compose([str(override.input_line) for override in overrides])
+    config = composer.compose(next(composer.combinations()))
     text = [_usage(composer.config_name), "", "Flags", FLAGS]
     if checker.groups:
         text += ["", "Groups: one choice each, as in dataset=mosei"]

@@ -42,12 +42,15 @@ class Checker:
         self._loader = loader
         self._parser = OverridesParser.create(config_loader=loader)
 
-    def parse(self, lines: Sequence[str], *, multirun: bool) -> list[Override]:
+    def parse(
+        self, lines: Sequence[str], *, multirun: bool, launches: bool = False
+    ) -> list[Override]:
         """Parses overrides, checks each, and refuses those that contradict each other.
 
         Args:
             lines: The overrides, those of Hydra's own options among them.
             multirun: Whether one of them may name several values.
+            launches: Whether options of Hydra's launchers have a use.
 
         Raises:
             ConfigError: naming the override and what is legal.
@@ -57,7 +60,7 @@ class Checker:
         for override in overrides:
             key = override.key_or_group
             if override.is_hydra_override():
-                _check_hydra(override)
+                _check_hydra(override, launches)
                 continue
             if key in first:
                 raise ConfigError(
@@ -213,25 +216,31 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_hydra(override: Override) -> None:
+def _check_hydra(override: Override, launches: bool) -> None:
     """Refuses options of Hydra that nothing here reads."""
     key, line = override.key_or_group, override.input_line
-    if override.is_sweep_override():
-        raise ConfigError(f"{line}: all runs are launched in one way; give {key} one value.")
-    if key == "hydra/sweeper" and override.value() == "basic":
-        return
-    if key.startswith(("hydra/sweeper", "hydra.sweeper")):
+    is_basic = key == "hydra/sweeper" and override.value() == "basic"
+    if key.startswith(("hydra/sweeper", "hydra.sweeper")) and not is_basic:
         raise ConfigError(
             f"{line}: the runs of a sweep are planned before the first one begins, so that "
             "finished ones are skipped and several sweeps can share them; no other sweeper than "
             "Hydra's basic one does that. Leave it out, and give the values with commas and -m."
         )
-    if key != "hydra.searchpath" and not key.startswith(("hydra/launcher", "hydra.launcher")):
+    if key == "hydra.searchpath":
+        return
+    if not is_basic and not key.startswith(("hydra/launcher", "hydra.launcher")):
         raise ConfigError(
             f"{line}: {key} has no effect, because run folders, working folder and logs are not "
             "Hydra's. Leave it out; runs=... is the folder of all run folders. Of Hydra there "
             "are hydra/launcher, hydra.launcher and hydra.searchpath."
         )
+    if not launches:
+        raise ConfigError(
+            f"{line}: this is for the runs of python -m msea_lightning.train -m; this command "
+            "launches nothing. Leave it out."
+        )
+    if override.is_sweep_override():
+        raise ConfigError(f"{line}: all runs are launched in one way; give {key} one value.")
 
 
 def _folders(overrides: Sequence[Override]) -> list[Path]:

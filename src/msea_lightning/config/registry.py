@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
 from msea_lightning.config.errors import ConfigError
 
 Options = TypeVar("Options")
 Registered = TypeVar("Registered")
+
+
+@dataclass
+class Choice:
+    """The options of one of several things; its name says of which one."""
+
+    registered_as: ClassVar[str] = ""
+
+    name: str = field(default="", metadata={"help": "which one, also in run folders and reports"})
+
+    def __post_init__(self) -> None:
+        """Fills in the name."""
+        self.name = self.name or self.registered_as
+
+    def arguments(self) -> dict[str, Any]:
+        """All options but the name, by the names of the arguments of what is chosen."""
+        names = (item.name for item in dataclasses.fields(self) if item.name != "name")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -23,13 +42,11 @@ class _Entry(Generic[Options]):
 class Registry(Generic[Options]):
     """The choices of one kind, in the order of their registration.
 
-    An entry is what the command line needs to know (usually a dataclass of options) and the dotted
-    place of the class or function that it configures. The place is imported when :meth:`load` asks
-    for it, so that options load without PyTorch::
+    An entry is what the command line needs to know, usually a :class:`Choice`, and the dotted place
+    of the class or function that it configures. The place is imported when :meth:`load` asks for
+    it, so that options load without PyTorch::
 
-        ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")
-
-        @ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter")
+        @ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter", title="MAG")
         @dataclass
         class MAGOptions(AdapterOptions): ...
 
@@ -58,6 +75,8 @@ class Registry(Generic[Options]):
             raise ValueError(f"there are two of {self.kind} {name}")
 
         def add(options: Registered) -> Registered:
+            if isinstance(options, type) and issubclass(options, Choice):
+                options.registered_as = name
             self._entries[name] = _Entry(options, place, title or name)
             return options
 
@@ -68,11 +87,7 @@ class Registry(Generic[Options]):
         return tuple(self._entries)
 
     def options(self, name: str) -> Options:
-        """What was registered under a name.
-
-        Raises:
-            ConfigError: if there is nothing; it lists the names.
-        """
+        """What was registered under a name; ConfigError if nothing was."""
         options: Options = self._entry(name).options
         return options
 
@@ -81,19 +96,11 @@ class Registry(Generic[Options]):
         return self._entries[name].title if name in self._entries else name
 
     def load(self, name: str) -> Any:
-        """Imports the class or function of a name.
-
-        Raises:
-            ConfigError: if there is nothing of that name; it lists the names.
-        """
+        """Imports the class or function of a name; ConfigError if nothing has it."""
         return pkgutil.resolve_name(self._entry(name).place)
 
     def name_of(self, thing: object) -> str:
-        """The name of an entry, given what is registered or loaded, or an instance of either.
-
-        Raises:
-            ConfigError: if it is not registered.
-        """
+        """The name of what is registered or loaded, or of an instance; ConfigError if none is."""
         kind = thing if isinstance(thing, type) else type(thing)
         place = f"{kind.__module__}.{kind.__qualname__}"
         for name, entry in self._entries.items():
