@@ -19,6 +19,7 @@ from scipy import stats
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig, AdapterOptions
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.model.options import MODELS, ModelOptions
 from msea_lightning.reporting.report import Report, write_report
 from msea_lightning.reporting.results import RESULTS_COLUMNS
 from tests.reporting.folders import (
@@ -473,23 +474,28 @@ def test_amounts_of_training_data(tmp_path: Path) -> None:
     assert found == {("0.2", "", "figure4"), ("1.0", "71.58", "table3;figure4")}
 
 
-def test_a_new_adapter_and_a_new_ablation_have_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_newly_registered_has_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class NewOptions(AdapterOptions):
         """An adapter that nobody has heard of."""
 
-    for registry in (ADAPTERS, ABLATIONS):
+    @dataclass
+    class OtherOptions(ModelOptions):
+        """A model without an adapter."""
+
+    for registry in (ADAPTERS, ABLATIONS, MODELS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    MODELS.register("other", "nowhere.Other", title="Other")(OtherOptions)
     ADAPTERS.register("new", "nowhere.New", title="NEW")(NewOptions)
     ABLATIONS.register("no_sound", title="w/o Sound")(AblationConfig("no_sound", audio=False))
     full = make_config(*MELD)
     write_run(tmp_path / "full", full)
     write_run(tmp_path / "new", replace(full, adapter=NewOptions()))
     write_run(tmp_path / "part", replace(full, ablation=ABLATIONS.options("no_sound")))
+    write_run(tmp_path / "other", replace(full, model=OtherOptions()))
     report = write_report(tmp_path)
     for rows in (markdown_rows(report), latex_rows(report), page(report).rows):
+        assert any(row[:3] == ["Other", "ours", "1"] for row in rows)
         shown = {tuple(row[:3]) for row in rows}
         assert {("NEW-ChatGLM3-6B", "ours", "1"), ("w/o Sound", "ours", "1")} <= shown
     tables = {(r["adapter"], r["ablation"]): r["tables"] for r in results(report)}
@@ -497,6 +503,7 @@ def test_a_new_adapter_and_a_new_ablation_have_rows(
         ("mse", "none"): "table3;table4;table5",
         ("new", "none"): "table5",
         ("mse", "no_sound"): "table4",
+        ("other", "none"): "table3",
     }
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
+from msea_lightning.model.options import MODELS
 
 FULL = "none"
 """``ablation.name`` of the full model."""
@@ -53,7 +54,12 @@ def dataset_title(name: str) -> str:
 
 
 def model_title(adapter: str, backbone: str) -> str:
-    """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``."""
+    """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``.
+
+    Of a model without a backbone, ``adapter`` is its own name.
+    """
+    if not backbone:
+        return MODELS.title(adapter)
     return f"{ADAPTERS.title(adapter)}-{paper_titles('backbone').get(backbone, backbone)}"
 
 

@@ -33,6 +33,7 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.model.options import AdaptedLMOptions
 from msea_lightning.paper import FULL, model_title
 from msea_lightning.runs.folder import RunFolder, find_runs
 from msea_lightning.runs.identity import fingerprint
@@ -67,7 +68,10 @@ def metric_info(name: str) -> MetricInfo:
 
 
 class Names(NamedTuple):
-    """What a run is called by, besides its seed; ``train_fraction`` is 0..1."""
+    """What a run is called by, besides its seed; ``train_fraction`` is 0..1.
+
+    A model without an adapter has its own name in place of the adapter's, and no backbone.
+    """
 
     dataset: str
     adapter: str
@@ -78,9 +82,16 @@ class Names(NamedTuple):
     @classmethod
     def of(cls, config: TrainConfig) -> Names:
         """The names of a run."""
-        dataset = config.dataset
-        parts = (config.adapter.name, config.backbone.name, config.ablation.name)
-        return cls(dataset.name, *parts, dataset.train_fraction)
+        adapter, backbone = config.adapter.name, config.backbone.name
+        if not isinstance(config.model, AdaptedLMOptions):
+            adapter, backbone = config.model.name, ""
+        dataset, ablation = config.dataset, config.ablation.name
+        return cls(dataset.name, adapter, backbone, ablation, dataset.train_fraction)
+
+    @property
+    def slug(self) -> str:
+        """Adapter and backbone as run folders and W&B have them, such as ``mse-qwen``."""
+        return "-".join(filter(None, (self.adapter, self.backbone)))
 
     @property
     def model(self) -> str:

@@ -266,14 +266,16 @@ def _kind(configurations: Sequence[Configuration]) -> MetricKind | None:
 
 
 def _main_adapter() -> str:
-    """The adapter of Tables 2 to 4, which is registered first; others belong to Tables 5 and 10."""
+    """The adapter of Tables 2 to 4, which is registered first."""
     return ADAPTERS.names()[0]
 
 
 def _main_table(part: _Part) -> list[Table]:
-    """Tables 2 and 3: the full models beside those that the paper cites."""
+    """Tables 2 and 3: the full models, without the adapters of Tables 5 and 10."""
     full = [
-        one for one in part.configurations if one.is_whole and one.names.adapter == _main_adapter()
+        one
+        for one in part.configurations
+        if one.is_whole and one.names.adapter not in ADAPTERS.names()[1:]
     ]
     if not full:
         return []
@@ -284,8 +286,8 @@ def _main_table(part: _Part) -> list[Table]:
         if row["cited"] == "yes"
     ]
     backbones = list(paper_titles("backbone")) if published else []
-    for backbone in dict.fromkeys([*backbones, *(one.names.backbone for one in full)]):
-        names = Names(part.dataset, _main_adapter(), backbone)
+    models = [Names(part.dataset, _main_adapter(), backbone) for backbone in backbones]
+    for names in dict.fromkeys([*models, *(one.names for one in full)]):
         rows += part.rows(names, names.model, [one for one in full if one.names == names])
     if not number:
         number = "Table 3" if _kind(full) is MetricKind.emotion else "Table 2"
@@ -327,7 +329,7 @@ def _adapter_table(part: _Part) -> list[Table]:
     """Tables 5 and 10: other adapters in front of the same frozen backbone."""
     full = [one for one in part.configurations if one.is_whole]
     main, *others = ADAPTERS.names()
-    backbones = dict.fromkeys(one.names.backbone for one in full if one.names.adapter != main)
+    backbones = dict.fromkeys(one.names.backbone for one in full if one.names.adapter in others)
     if not backbones:
         return []
     rows = []

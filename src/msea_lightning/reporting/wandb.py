@@ -119,7 +119,7 @@ def wandb_loggers(
         yield [TrainingLogger(None, folder)]
         return
     part = "" if names.train_fraction == 1 else f"-train-{names.train_fraction:g}"
-    model = f"{names.adapter}-{names.backbone}{part}"
+    model = f"{names.slug}{part}"
     ablation = [names.ablation] if names.ablation != "none" else []
     shown = [names.dataset, names.adapter, names.backbone, *ablation, experiment]
     run = _start(

@@ -12,6 +12,7 @@ from pathlib import Path
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.reporting.folders import Names
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.identity import fingerprint, with_absolute_places
 
@@ -75,11 +76,7 @@ def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
     planned = [
         {
             "fingerprint": run.fingerprint,
-            "dataset": run.config.dataset.name,
-            "backbone": run.config.backbone.name,
-            "adapter": run.config.adapter.name,
-            "ablation": run.config.ablation.name,
-            "train_fraction": run.config.dataset.train_fraction,
+            **Names.of(run.config)._asdict(),
             "seed": run.config.seed,
             "overrides": run.job.overrides,
         }
