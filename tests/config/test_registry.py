@@ -14,7 +14,8 @@ from msea_lightning.config.registry import Registry
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import READERS, Reader
 from msea_lightning.paper import paper_table
-from msea_lightning.runs.folder import RunFolder, fingerprint
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.identity import fingerprint
 from tests.places import ROOT
 
 EVERY = [(registry, name) for registry in (ADAPTERS, READERS) for name in registry.names()]

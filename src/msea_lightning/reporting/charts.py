@@ -346,7 +346,7 @@ def _seed_spread(dataset: str, configurations: Sequence[Configuration]) -> Chart
         ]
         if rows:
             title = f"{metric_info(metric).title} per seed"
-            caption = f"{len(rows)} configurations, test part."
+            caption = "Test part."
             canvas = _strips(_unit(metric), rows)
             group.charts.append(canvas.chart(title, caption, "spread", dataset, metric))
     return group

@@ -21,13 +21,7 @@ from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.model.options import AdaptedLMOptions
-from msea_lightning.runs.files import write_atomically as write_atomically
-from msea_lightning.runs.files import write_csv as write_csv
-from msea_lightning.runs.files import write_json as write_json
-from msea_lightning.runs.identity import comparable as comparable
-from msea_lightning.runs.identity import fingerprint as fingerprint
-from msea_lightning.runs.identity import with_absolute_places as with_absolute_places
-from msea_lightning.runs.identity import written_fingerprint
+from msea_lightning.runs.identity import fingerprint, written_fingerprint
 
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Five times as fast where it is there."""
@@ -148,7 +142,7 @@ def runs_of(config: TrainConfig) -> list[RunFolder]:
     equals the latest.
 
     Args:
-        config: All options of the run; local places as :func:`with_absolute_places` has them.
+        config: All options of the run; local places as ``with_absolute_places`` has them.
     """
     return runs_by_fingerprint(Path(config.runs)).get(fingerprint(config), [])
 
