@@ -119,6 +119,21 @@ def test_a_new_option_changes_no_earlier_fingerprint(
     assert identity._hash(earlier) == now
 
 
+@pytest.mark.parametrize(("dataset", "told_apart"), [("table", True), ("meld", False)])
+def test_a_run_of_another_split_is_another_run(
+    tmp_path: Path, dataset: str, told_apart: bool
+) -> None:
+    """Release 0.1 drew a missing validation part in another way, and wrote no version of it."""
+    words = [f"dataset={dataset}", f"dataset.path={tmp_path}", f"runs={tmp_path}"]
+    config = compose("train", TrainConfig, words)
+    with open_run(config) as run:
+        written = run.config.read_text()
+        assert run.fingerprint() == fingerprint(config)
+        run.config.write_text(written.replace("  split_version: 2\n", ""))
+        assert "split_version" not in run.config.read_text()
+        assert (run.fingerprint() != fingerprint(config)) is told_apart
+
+
 @given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
 @settings(max_examples=50)
 def test_what_cannot_be_read_is_no_run_of_these_options(

@@ -38,6 +38,10 @@ for _reader in Reader:
     )(_reader)
 
 
+SPLIT_VERSION = 2
+"""Raised whenever another validation part is held out of the same utterances (release 0.1: 1)."""
+
+
 class Language(enum.Enum):
     """Language of the wrapping strings and of generated task prompts."""
 
@@ -145,6 +149,12 @@ class DatasetConfig:
     expected_test: int | None = option(None, "utterances in test as published", low=0)
     valid_fraction: float = option(
         0.15, "part of train held out where there is no valid split", above=0, below=1
+    )
+    split_version: int = option(
+        SPLIT_VERSION,
+        "how that part is drawn, so that runs with another one are told apart; do not set",
+        low=SPLIT_VERSION,
+        high=SPLIT_VERSION,
     )
     train_fraction: float = option(
         1.0, "part of the training utterances to train on, stratified by label", above=0, high=1
