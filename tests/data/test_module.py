@@ -236,7 +236,9 @@ def test_labels_go_by_name_down_to_the_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_only_test_utterances_may_be_unlabelled(tmp_path: Path, split: str) -> None:
+def test_only_test_utterances_may_be_unlabelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
+) -> None:
     splits = corpus({"train": 12, "valid": 4, "test": 4}, labels=["joy", "anger"])
     splits[split][2] = replace(splits[split][2], labels={})
     data = build(stored(tmp_path, splits))
@@ -245,10 +247,19 @@ def test_only_test_utterances_may_be_unlabelled(tmp_path: Path, split: str) -> N
             data.setup()
         return
     data.setup()
-    labels = flat(batch.labels["M"] for batch in data.predict_dataloader())
+    assert caplog.messages == ["1 of 4 test utterances are unlabelled: they are not scored"]
+    data.tokenize(by_words)
+    batches = list(data.predict_dataloader())
+    labels = flat(batch.labels["M"] for batch in batches)
     assert (len(labels), labels.count(None)) == (4, 1)
+    assert all(batch.tokens is not None for batch in batches)
     with pytest.raises(DataError, match="'test-2' is unlabelled"):
-        _ = [batch.targets for batch in data.test_dataloader()]
+        _ = [batch.targets for batch in batches]
+    scored = flat(batch.ids for batch in data.test_dataloader())
+    assert sorted(scored) == ["test-0", "test-1", "test-3"]
+    splits["test"] = [replace(one, labels={}) for one in splits["test"]]
+    with pytest.raises(DataError, match="all 4 test utterances of 'table' are unlabelled, so"):
+        build(stored(tmp_path, splits)).setup()
 
 
 def test_features_that_most_of_a_split_lacks_are_said(

@@ -28,7 +28,7 @@ from msea_lightning.data.sampler import (
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
 from msea_lightning.data.store import Store, StoreSplit
-from msea_lightning.data.utterance import Batch, DataError, collate
+from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError, collate
 from msea_lightning.metrics.options import MetricKind
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class UtteranceDataModule(LightningDataModule):
         self._whole_dialogues = whole_dialogues
         self._store = store
         self._splits: dict[str, StoreSplit] | None = None
+        self._predicted: StoreSplit | None = None
         self._labels: LabelConfig | None = None
         self._statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
@@ -92,15 +93,16 @@ class UtteranceDataModule(LightningDataModule):
         """Opens the data set, settles its label space, and splits its utterances.
 
         A validation part is held out where there is none, then ``dataset.train_fraction`` of what
-        remains is sampled to train on. The label space comes before both.
+        remains is sampled to train on. The label space comes before both. Test utterances without a
+        label are predicted (:meth:`predict_dataloader`), but not part of the test split.
 
         Args:
             stage: Lightning's stage; all stages use the same splits.
 
         Raises:
             UserError: where the data set has no training or test split, no validation part can be
-                held out, a label lies outside the label space, or an utterance is unlabelled that
-                is trained or validated on.
+                held out, a label lies outside the label space, or an utterance that is trained or
+                validated on is unlabelled, or all of the test split are.
         """
         if self._splits is not None:
             return
@@ -123,6 +125,8 @@ class UtteranceDataModule(LightningDataModule):
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
+        self._predicted = splits["test"]
+        splits["test"] = self._labelled(splits["test"])
         self._splits = {split: splits[split] for split in ("train", "valid", "test")}
         for split in ("train", "valid"):
             _ = self._splits[split].targets  # refuses unlabelled utterances
@@ -175,7 +179,11 @@ class UtteranceDataModule(LightningDataModule):
         Args:
             encode: Tokenises N texts, without special tokens and uncut.
         """
+        everything, test = self._predicted, self.splits["test"]
         self._splits = {split: part.tokenized(encode) for split, part in self.splits.items()}
+        assert everything is not None
+        same = everything is test
+        self._predicted = self._splits["test"] if same else everything.tokenized(encode)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
@@ -201,7 +209,10 @@ class UtteranceDataModule(LightningDataModule):
         Args:
             split: ``train``, ``valid`` or ``test``.
         """
-        part, size = self.splits[split], self.eval_batch_size
+        return self._evaluation(self.splits[split])
+
+    def _evaluation(self, part: StoreSplit) -> DataLoader[Batch]:
+        size = self.eval_batch_size
         rank, world = self._rank, self._world
         sampler: Sampler[list[int]] | Sequence[list[int]]
         if self._whole_dialogues:
@@ -221,8 +232,10 @@ class UtteranceDataModule(LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the test split."""
-        return self.evaluation_dataloader("test")
+        """Batches of the test split, its unlabelled utterances among them."""
+        self._require_setup()
+        assert self._predicted is not None
+        return self._evaluation(self._predicted)
 
     def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
         if split.tokens is None:
@@ -299,6 +312,27 @@ class UtteranceDataModule(LightningDataModule):
             level=logging.WARNING,
         )
         return {"train": train.select(kept), "valid": train.select(held)}
+
+    def _labelled(self, test: StoreSplit) -> StoreSplit:
+        """The test utterances that can be scored."""
+        labelled = [
+            index for index, label in enumerate(test.labels[MAIN_LABEL]) if label is not None
+        ]
+        if len(labelled) == len(test):
+            return test
+        if not labelled:
+            raise DataError(
+                f"all {len(test):,} test utterances of '{self._dataset.name}' are unlabelled, so "
+                "there is nothing to score. Label some of them."
+            )
+        log_once(
+            _log,
+            "%s of %s test utterances are unlabelled: they are not scored",
+            f"{len(test) - len(labelled):,}",
+            f"{len(test):,}",
+            level=logging.WARNING,
+        )
+        return test.select(labelled)
 
     def _sample(self, train: StoreSplit) -> StoreSplit:
         """Takes a part of the training utterances (paper, Figure 4)."""
