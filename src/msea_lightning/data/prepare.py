@@ -202,12 +202,20 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
     )
 
 
+def _store_folder(dataset: DatasetConfig, path: Path | None) -> Path:
+    """Where the store of these files and options lies; of the demo, where there is no path."""
+    content = (
+        _demo(dataset) if path is None else _options(dataset) | {"files": _marks(dataset, path)}
+    )
+    content |= {"conversion": CONVERSION, "format": FORMAT_VERSION}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
+
+
 def _options(dataset: DatasetConfig) -> dict[str, Any]:
     """The options that change what is stored, or whether it may be."""
     labels = dataset.labels
     return {
-        "conversion": CONVERSION,
-        "format": FORMAT_VERSION,
         "reader": dataset.reader.value,
         "repair": dataset.repair.value,
         "empty_text": dataset.empty_text.value,
@@ -217,43 +225,33 @@ def _options(dataset: DatasetConfig) -> dict[str, Any]:
     }
 
 
-def _store_folder(dataset: DatasetConfig, path: Path | None) -> Path:
-    """Where the store of these files and options lies; of the demo, where there is no path."""
-    fingerprint = _demo_fingerprint(dataset) if path is None else _fingerprint(dataset, path)
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
+def _demo(dataset: DatasetConfig) -> dict[str, Any]:
+    from msea_lightning.data import demo
+
+    return {
+        "demo": [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed],
+        # The corpus is its generator: where that changes, so does the corpus.
+        "generator": hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest(),
+    }
 
 
-def _fingerprint(dataset: DatasetConfig, path: Path) -> dict[str, Any]:
+def _marks(dataset: DatasetConfig, path: Path) -> list[Any]:
+    """What tells versions of the files apart: size, time of change, both ends."""
     root = path.parent if path.is_file() else path
     files = []
     for file in find_files(path, dataset):
         status = file.stat()
         # Folders of arrays have tens of thousands of files: those are not opened.
-        probe = "" if file.suffix == ".npy" else _probe(file, status.st_size)
+        probe = b""
+        if file.suffix != ".npy":
+            with file.open("rb") as stream:
+                probe = stream.read(_PROBE)
+                stream.seek(max(status.st_size - _PROBE, 0))
+                probe += stream.read(_PROBE)
         name = Path(os.path.relpath(file, root)).as_posix()
-        files.append([name, status.st_size, status.st_mtime_ns, probe])
-    return _options(dataset) | {"files": files}
-
-
-def _probe(file: Path, size: int) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256(stream.read(_PROBE))
-        stream.seek(max(size - _PROBE, 0))
-        digest.update(stream.read(_PROBE))
-    return digest.hexdigest()
-
-
-def _demo_fingerprint(dataset: DatasetConfig) -> dict[str, Any]:
-    from msea_lightning.data import demo
-
-    return {
-        "conversion": CONVERSION,
-        "format": FORMAT_VERSION,
-        "demo": [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed],
-        # The corpus is its generator: where that changes, so does the corpus.
-        "generator": hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest(),
-    }
+        digest = hashlib.sha256(probe).hexdigest()
+        files.append([name, status.st_size, status.st_mtime_ns, digest])
+    return files
 
 
 def _convert_demo(dataset: DatasetConfig, folder: Path) -> Store:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import math
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import DatasetConfig, EmptyText, LabelConfig, LabelKind, Reader
 from msea_lightning.data.readers import ReadError, find_files, read_files
 from msea_lightning.data.utterance import Utterance
+from msea_lightning.training.fit import fit
 from tests.data.published import TableRow, table_rows, write_table
 
 TABLE = DatasetConfig(name="table", reader=Reader.table)
@@ -284,3 +288,16 @@ def test_the_dialogue_is_taken_from_the_id(
         header=f"{HEADER},group",
     )
     assert [utterance.group for utterance in read(tmp_path)] == [group, "mine"]
+
+
+def test_utterances_without_words_are_trained_on(
+    options: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    rows = [dataclasses.replace(row, text="") for row in table_rows()[::2]] + table_rows()[1::2]
+    folder = write_table(tmp_path / "mine", rows)
+    overrides = ("dataset=table", f"dataset.path={folder}", "dataset.empty_text=keep")
+    run = fit(options(*overrides, "training.schedule_epochs=1", "training.batch_size=1"))
+    lines = (run.path / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    predictions = list(csv.DictReader(lines))
+    assert [row["text"] for row in predictions].count("") == 2
+    assert all(math.isfinite(float(row["probability"])) for row in predictions)

@@ -164,10 +164,6 @@ class _Stream:
         self._take(count)
         return self._file.read(count)
 
-    def readinto(self, buffer: bytearray) -> int:
-        self._take(len(buffer))
-        return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
-
     def readline(self) -> bytes:
         line = self._file.readline()
         if not line.endswith(b"\n"):
@@ -198,28 +194,24 @@ class _Call:
 class _Dtype:
     """Stands in for ``numpy.dtype`` while its state arrives piece by piece."""
 
-    __slots__ = ("_spec",)
+    __slots__ = ("dtype",)
 
     def __init__(self, spec: str) -> None:
-        dtype = np.dtype(_text(spec))
-        if dtype.kind not in _KINDS or dtype.names is not None or dtype.subdtype is not None:
-            raise ValueError(f"arrays of {dtype} are not supported")
-        self._spec = dtype
+        self.dtype: np.dtype[Any] = np.dtype(_text(spec))
+        plain = self.dtype.names is None and self.dtype.subdtype is None
+        if self.dtype.kind not in _KINDS or not plain:
+            raise ValueError(f"arrays of {self.dtype} are not supported")
 
     def set_state(self, state: Any) -> None:
         """Takes byte order and item size from the state of a dtype; refuses fields."""
         order = _text(state[1])
         if any(part is not None for part in state[2:5]):
             raise ValueError("structured arrays are not supported")
-        if self._spec.kind in "SU" and state[5] >= 0:
-            width = state[5] // np.dtype(f"{self._spec.kind}1").itemsize
-            self._spec = np.dtype(f"{self._spec.kind}{width}")
+        kind = self.dtype.kind
+        if kind in "SU" and state[5] >= 0:
+            self.dtype = np.dtype(f"{kind}{state[5] // np.dtype(f'{kind}1').itemsize}")
         if order in ("<", ">"):
-            self._spec = self._spec.newbyteorder(cast("Any", order))
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._spec
+            self.dtype = self.dtype.newbyteorder(cast("Any", order))
 
 
 class _Array(np.ndarray[Any, np.dtype[Any]]):
@@ -229,15 +221,12 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
         """Takes (version,) shape, dtype, Fortran order and data, as NumPy pickles them."""
         shape, dtype, fortran, data = state[-4:]
         shape, dtype = _shape(shape), _dtype_of(dtype)
-        if dtype.hasobject:
-            if not isinstance(data, list) or len(data) != math.prod(shape):
-                raise ValueError("an array of objects without its objects")
-        else:
-            data = _bytes(data)
-            if len(data) != math.prod(shape) * dtype.itemsize:
-                raise ValueError(
-                    f"an array of shape {shape} and type {dtype} with {len(data)} bytes"
-                )
+        if dtype.hasobject and not isinstance(data, list):
+            raise ValueError("an array of objects without its objects")
+        data = data if dtype.hasobject else _bytes(data)
+        size = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
+        if len(data) != size:
+            raise ValueError(f"an array of shape {shape} and type {dtype} with size {len(data)}")
         super().__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
@@ -439,12 +428,10 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuses references to objects outside the file."""
         raise self._refusal("an object outside the file (a persistent id)")
 
     def get_extension(self, code: int) -> None:
-        """Refuses names from the process-wide extension registry."""
-        raise self._refusal(f"the extension code {code}")
+        raise self._refusal(f"the extension code {code}")  # the process-wide registry of names
 
     def load_build(self) -> None:
         """Sets the state of arrays and dtypes; refuses to set attributes of anything else."""
@@ -491,11 +478,9 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     def check_tuple(self) -> None:
         """Refuses tuples of tuples that hold one another so often that walking them never ends."""
         made = self.stack[-1]
-        parts = [
-            self._tuple_sizes.get(id(part), len(part)) for part in made if isinstance(part, tuple)
-        ]
-        size = len(made) + sum(parts)
-        if parts and size > _NESTED:
+        inner = [part for part in made if isinstance(part, tuple)]
+        size = len(made) + sum(self._tuple_sizes.get(id(part), 0) for part in inner)
+        if inner and size > _NESTED:
             raise ValueError(f"a tuple of tuples with more than {_NESTED} parts")
         self._tuple_sizes[id(made)] = size
 
