@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from msea_lightning.config.text import VisibleFormatter, visible
+from msea_lightning.config.text import VisibleFormatter, print_exception, visible
 
 
 @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F)])
@@ -43,3 +43,14 @@ def test_log_lines_are_escaped_with_their_tracebacks() -> None:
     line = VisibleFormatter("%(message)s").format(record)
     assert line.startswith("id \\u202ea\nTraceback")
     assert line.endswith("ValueError: \\x1b[2J")
+
+
+def test_exceptions_that_nobody_caught_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise KeyError("\x1b[2J") from ValueError("\u202e")
+    except KeyError as error:
+        print_exception(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert said == visible(said)
+    assert "ValueError: \\u202e" in said
+    assert said.endswith("KeyError: '\\x1b[2J'\n")

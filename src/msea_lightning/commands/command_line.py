@@ -25,7 +25,7 @@ from msea_lightning.commands.flags import parse_flags
 from msea_lightning.commands.help import help_text
 from msea_lightning.commands.jobs import Job, Root, Sweep
 from msea_lightning.config.errors import ConfigError, UserError
-from msea_lightning.config.text import VisibleFormatter, say
+from msea_lightning.config.text import VisibleFormatter, print_exception, say
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def launch(
     words = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # the process is this command's own
         begin_at_pages()
+        sys.excepthook = print_exception
     try:
         status = _launch(job, config_name, root, words, sweep)
     except KeyboardInterrupt:

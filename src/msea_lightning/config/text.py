@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
+from types import TracebackType
 
 _UNSAFE = re.compile(
     "["
@@ -37,3 +39,13 @@ def say(text: str) -> None:
     """Writes a line to standard error, made :func:`visible`."""
     sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
+
+
+def print_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an exception that nobody caught as Python does, but :func:`visible`.
+
+    Set as ``sys.excepthook``.
+    """
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
