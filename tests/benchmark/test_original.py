@@ -127,7 +127,7 @@ def test_both_have_the_same_work(both: tuple[Ours, Original]) -> None:
         assert sorted(ours.lengths(split)) == sorted(original.lengths(split))
 
 
-def test_a_round_reads_as_much_as_it_is_told(both: tuple[Ours, Original]) -> None:
+def test_a_round_has_as_many_batches_as_wanted(both: tuple[Ours, Original]) -> None:
     for variant in both:
         part = variant.train(1)
         assert 3 <= part.utterances <= 4

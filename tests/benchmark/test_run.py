@@ -124,7 +124,7 @@ def test_shape_chooses_the_data_set() -> None:
 
 
 def test_a_comparison_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole way: generated data, a process for each variant, turns, tables and JSON."""
+    """The whole way: generated data, a process for each variant, tables and JSON."""
     file = tmp_path / "found.json"
     compared = "bench.compare=[original,ours]"
     bench(options(compared, f"bench.json={file}"))

@@ -76,11 +76,11 @@ def test_offsets_of_rounds_lie_around_the_middle(plan: Plan) -> None:
     assert rounds[1] == {
         "result": {"seconds": 1.0, "utterances": 8, "tokens": 2, "operations": 3.0}
     }
-    # An error of the user is told in a sentence.
+    # A user's error is a sentence.
     assert last == {"error": "no room"}
 
 
-def test_a_bug_is_told_with_its_traceback(plan: Plan) -> None:
+def test_a_bug_comes_with_its_traceback(plan: Plan) -> None:
     channel = io.StringIO()
     plan.tasks[:] = ["stages", "train"]
     work(plan, io.StringIO("stages\ntrain\n"), channel)
@@ -89,13 +89,13 @@ def test_a_bug_is_told_with_its_traceback(plan: Plan) -> None:
     assert "Traceback" in answer["error"]
 
 
-def test_a_worker_ends_when_nobody_tells_it_more(plan: Plan) -> None:
+def test_a_worker_ends_without_further_requests(plan: Plan) -> None:
     channel = io.StringIO()
     work(plan, io.StringIO("warm up train\n"), channel)
     assert len(answers(channel)) == 1
 
 
-def test_further_devices_do_the_tasks_by_themselves(plan: Plan) -> None:
+def test_further_devices_do_the_tasks_without_requests(plan: Plan) -> None:
     channel = io.StringIO()
     plan.tasks[:] = ["train", "warm up train"]
     work(plan, None, channel)

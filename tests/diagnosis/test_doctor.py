@@ -135,7 +135,7 @@ def requiring(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     monkeypatch.setattr(packages.metadata, "requires", requires)
 
 
-def test_everything_that_the_project_requires_is_examined(findings: Findings) -> None:
+def test_everything_that_the_project_requires_is_checked(findings: Findings) -> None:
     found = by_name(findings.packages)
     assert {"python", "msea_lightning", "torch", "hydra-core", "pyyaml", "flash-attn"} <= set(found)
     assert "pytest" not in found
@@ -144,7 +144,7 @@ def test_everything_that_the_project_requires_is_examined(findings: Findings) ->
     assert found["python"].needed == ">=3.10"
 
 
-def test_what_is_missing_or_not_in_range_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_and_wrong_versions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     requiring(monkeypatch, "no-such-package>=2", "wandb>=99,!=99.1", "scipy>=1; extra == 'dev'")
     monkeypatch.setattr(packages.importlib, "import_module", refuse_connections)
     found = by_name(find_packages())
@@ -156,7 +156,9 @@ def test_what_is_missing_or_not_in_range_is_told(monkeypatch: pytest.MonkeyPatch
     assert old.remedy == "pip install 'wandb!=99.1,>=99'"
 
 
-def test_a_broken_package_is_told_and_what_needs_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_package_is_reported_and_what_needs_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     requiring(monkeypatch, "torchmetrics>=1", "torch>=2.6", "filelock")
 
     def import_module(name: str) -> object:
@@ -172,7 +174,7 @@ def test_a_broken_package_is_told_and_what_needs_it_waits(monkeypatch: pytest.Mo
     assert found["filelock"].flaw == ""
 
 
-def test_a_project_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def metadata(name: str) -> NoReturn:
         raise packages.metadata.PackageNotFoundError(name)
 
@@ -247,7 +249,7 @@ def test_a_gpu_is_taken(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None
     assert ("float16" in text.replace("bfloat16", "")) is not bfloat16
 
 
-def test_a_broken_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(index: int) -> NoReturn:
         raise RuntimeError("CUDA driver initialization failed\nand more")
 
@@ -287,7 +289,7 @@ def test_downloads_are_found_and_then_prepared(cache: Path) -> None:
     assert find_dataset(config) == replace(place, state="prepared")
 
 
-def test_a_download_that_broke_off_is_told(cache: Path) -> None:
+def test_an_interrupted_download_is_reported(cache: Path) -> None:
     config = dataset("mosei")
     part = cache / "downloads" / "mosei.partial" / "unaligned_50.pkl.0123"
     part.parent.mkdir(parents=True)
@@ -471,7 +473,7 @@ def test_original_checkpoints_are_known(tmp_path: Path) -> None:
     assert (place.state, place.option) == ("complete", f"backbone.path={folder}")
 
 
-# ---- cells -------------------------------------------------------------------------------------
+# ---- configurations ----------------------------------------------------------------------------
 
 
 def test_the_twelve_cells_have_the_papers_adapters(findings: Findings) -> None:

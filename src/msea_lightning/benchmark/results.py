@@ -57,22 +57,20 @@ class VariantResult:
         Args:
             first: The first variant, whose rounds were taken in turn with these.
         """
-        rounds, others = self.rounds, first.rounds
+        numbers: dict[str, dict[str, Any]] = {}
+        for task, rounds in self.rounds.items():
+            pairs = zip(rounds, first.rounds[task], strict=True)
+            share = None if self.rate is None else speed(rounds, "operations") / self.rate
+            for name, value in {
+                "utterances_per_second": speed(rounds),
+                "tokens_per_second": speed(rounds, "tokens"),
+                "ratio": speed(rounds) / speed(first.rounds[task]),
+                "ratios": [speed([mine]) / speed([other]) for mine, other in pairs],
+                "share_of_limit": share,
+            }.items():
+                numbers.setdefault(name, {})[task] = value
         return {
-            "utterances_per_second": {task: speed(part) for task, part in rounds.items()},
-            "tokens_per_second": {task: speed(part, "tokens") for task, part in rounds.items()},
-            "ratio": {task: speed(part) / speed(others[task]) for task, part in rounds.items()},
-            "ratios": {
-                task: [
-                    speed([mine]) / speed([other])
-                    for mine, other in zip(part, others[task], strict=True)
-                ]
-                for task, part in rounds.items()
-            },
-            "share_of_limit": {
-                task: None if self.rate is None else speed(part, "operations") / self.rate
-                for task, part in rounds.items()
-            },
+            **numbers,
             "peak_ratio": self.peak / first.peak,
             "above_weights_ratio": self.above_weights / first.above_weights,
         }
@@ -121,14 +119,11 @@ def share_rates(variants: Sequence[VariantResult]) -> None:
 
     Each measures its own, at a moment when the device may have been busy with something else.
     """
-    best: dict[tuple[str, str], float] = {}
-    for variant in variants:
-        if variant.rate is not None:
-            key = variant.device, variant.dtype
-            best[key] = max(variant.rate, best.get(key, 0.0))
-    for variant in variants:
-        if variant.rate is not None:
-            variant.rate = best[variant.device, variant.dtype]
+    measured = [(found.device, found.dtype, found.rate) for found in variants if found.rate]
+    for found in variants:
+        if found.rate:
+            own = found.device, found.dtype
+            found.rate = max(rate for *kind, rate in measured if tuple(kind) == own)
 
 
 def json_file(name: str | None) -> Path | None:
@@ -167,26 +162,25 @@ def show(results: Results, console: Console) -> None:
         console.print(_speeds(task, numbers))
     memory = _table("memory", "peak", "ratio", "above weights", "ratio", "after the first step")
     for variant in variants:
+        own = numbers[variant.name]
         memory.add_row(
             variant.name,
             readable_bytes(variant.peak),
-            f"{numbers[variant.name]['peak_ratio']:.2f}",
+            f"{own['peak_ratio']:.2f}",
             readable_bytes(variant.above_weights),
-            f"{numbers[variant.name]['above_weights_ratio']:.2f}",
+            f"{own['above_weights_ratio']:.2f}",
             readable_bytes(variant.start_resident),
         )
     console.print(memory)
     for task, title in _TITLES.items():
-        percent = {
-            variant.name: {
-                stage: 100 * seconds / sum(stages.values()) for stage, seconds in stages.items()
-            }
+        shares = {
+            variant.name: {stage: 100 * part / sum(found.values()) for stage, part in found.items()}
             for variant in variants
-            if (stages := variant.stages.get(task))
+            if (found := variant.stages.get(task))
         }
-        if percent:
+        if shares:
             title = f"where the time goes in {title}, share of a step [%]"
-            console.print(_stages(title, percent))
+            console.print(_stages(title, shares))
     spans = {variant.name: variant.start_stages | {"all": variant.start} for variant in variants}
     console.print(_stages("start, seconds", spans))
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +40,9 @@ ORIGINAL, OURS = "original", "ours"
 
 _GRACE = 5
 """Seconds for a process to end by itself."""
+
+_KILLED = -9
+"""Exit code of a process that the system has killed."""
 
 _BYTES = 4
 """Bytes of a number in the data."""
@@ -259,18 +262,18 @@ class _Worker:
         Raises:
             BenchError: if it failed.
         """
-        told, answers = self.process.stdin, self.process.stdout
-        assert told is not None
+        requests, answers = self.process.stdin, self.process.stdout
+        assert requests is not None
         assert answers is not None
         line = ""
         with suppress(BrokenPipeError):  # it has ended; why, is said below
-            told.write(f"{task}\n")
-            told.flush()
+            requests.write(f"{task}\n")
+            requests.flush()
             line = answers.readline()
         if not line:
             code = self.process.wait()
             last = self._log.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
-            killed = " (killed, perhaps for lack of memory)" if code == -signal.SIGKILL else ""
+            killed = " (killed, perhaps for lack of memory)" if code == _KILLED else ""
             raise BenchError(
                 f"the variant {self.plan.variant!r} ended during '{task}' with exit code {code}"
                 f"{killed}. It said last: {' / '.join(last) or 'nothing'}"
@@ -297,7 +300,7 @@ def _worker(plan: Plan, folder: Path) -> Iterator[_Worker]:
             stderr=stderr,
             text=True,
             env={**os.environ, SETTING: setting},
-            # A group of its own, so that the processes of its other devices can be ended with it.
+            # Ctrl-C ends this process, which then ends the others.
             start_new_session=True,
         )
     try:
@@ -313,5 +316,8 @@ def _worker(plan: Plan, folder: Path) -> Iterator[_Worker]:
             process.wait(timeout=_GRACE)
         except subprocess.TimeoutExpired:
             # Several devices wait for each other in the middle of a step.
-            os.killpg(process.pid, signal.SIGKILL)
+            family = psutil.Process(process.pid).children(recursive=True)
+            for member in (process, *family):
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             process.wait()

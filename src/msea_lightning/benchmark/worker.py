@@ -1,9 +1,8 @@
-"""The process of one variant: does the tasks of a plan, each when it is told to, and answers.
+"""The process of one variant: does the tasks of a plan, each on request, and answers with numbers.
 
-The name of each task comes on standard input, one a line. The answer is one line of JSON on the
+A request is the name of a task, one a line of standard input; an answer is a line of JSON on
 standard output; whatever else is printed goes to standard error. With several devices, Lightning
-starts further processes with the same command line. They are told nothing and go through the plan
-on their own.
+starts further processes with the same command line, which go through the plan without requests.
 """
 
 from __future__ import annotations
@@ -105,18 +104,18 @@ def tasks(plan: Plan) -> Mapping[str, Callable[[], Any]]:
     }
 
 
-def work(plan: Plan, told: TextIO | None, answers: TextIO) -> None:
+def work(plan: Plan, requests: TextIO | None, answers: TextIO) -> None:
     """Goes through a plan.
 
     Args:
         plan: The plan.
-        told: Where the names of the tasks come from; None where nobody tells.
-        answers: Where answers go, one for each task: ``{"result": ...}`` or ``{"error": text}``.
+        requests: Names of the tasks, one a line; None does them without being asked.
+        answers: Gets an answer to each: ``{"result": ...}`` or ``{"error": text}``.
     """
     known: Mapping[str, Callable[[], Any]] = {}
     for task in plan.tasks:
-        if told is not None and told.readline().strip() != task:
-            return  # whoever told has ended
+        if requests is not None and requests.readline().strip() != task:
+            return  # whoever asked has ended
         try:
             known = known or tasks(plan)
             answer = {"result": known[task]()}

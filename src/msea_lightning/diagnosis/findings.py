@@ -7,10 +7,9 @@ both are empty where all is well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.errors import UserError
@@ -35,8 +34,6 @@ from msea_lightning.runs.files import write_json
 
 if TYPE_CHECKING:
     from msea_lightning.cost.published import Cell
-
-Found = TypeVar("Found")
 
 _ANY_BACKBONE = "auto"
 """The choice of ``conf/backbone`` that stands for any language model."""
@@ -87,46 +84,38 @@ def diagnose(config: DoctorConfig) -> Findings:
     """
     folders = {name: _folder(config, name) for name in ("datasets", "backbones")}
     machine = find_machine(config.accelerator)
-    packages = [
-        check_quantization(package, machine.chosen)
-        if package.name == "bitsandbytes" and not package.flaw
-        else package
-        for package in find_packages()
-    ]
+    packages = [check_quantization(package, machine.chosen) for package in find_packages()]
     broken = any(package.flaw and not package.optional for package in packages)
     findings = Findings(packages, machine)
 
-    def section(name: str, find: Callable[[], Found], otherwise: Found) -> Found:
-        try:
-            return find()
-        except Exception as error:
-            # With a broken package anything may fail. Without one, this is a bug of the project.
-            if not broken:
-                raise
-            findings.unchecked[name] = one_line(error)
-            return otherwise
+    def disks() -> None:
+        findings.disks = find_disks()
 
-    def datasets() -> list[Resource]:
+    def datasets() -> None:
         configs = [choice.dataset for choice in choices("dataset")]
-        return find_datasets(configs, folders["datasets"])
+        findings.datasets = find_datasets(configs, folders["datasets"])
 
-    def backbones() -> list[Resource]:
+    def backbones() -> None:
         configs = [choice.backbone for choice in choices("backbone")]
-        return find_backbones(configs, folders["backbones"])
+        findings.backbones = find_backbones(configs, folders["backbones"])
 
-    def configurations() -> tuple[list[Cell], dict[str, dict[str, int]]]:
+    def configurations() -> None:
         from msea_lightning.cost.published import examine_cells
 
         found = {resource.name: resource for resource in (*findings.datasets, *findings.backbones)}
         findings.rate = measured_rate(machine.device)
-        return examine_cells(paper_configurations(), machine.device, found, found, findings.rate)
+        findings.configurations, findings.fitting = examine_cells(
+            paper_configurations(), machine.device, found, found, findings.rate
+        )
 
-    findings.disks = section("disks", find_disks, [])
-    findings.datasets = section("data sets", datasets, [])
-    findings.backbones = section("backbones", backbones, [])
-    nothing: tuple[list[Cell], dict[str, dict[str, int]]] = ([], {})
-    found = section("configurations", configurations, nothing)
-    findings.configurations, findings.fitting = found
+    for section in (disks, datasets, backbones, configurations):
+        try:
+            section()
+        except Exception as error:
+            # With a broken package anything may fail. Without one, this is a bug of the project.
+            if not broken:
+                raise
+            findings.unchecked[section.__name__] = one_line(error)
     return findings
 
 
@@ -146,12 +135,8 @@ def choices(group: str) -> list[TrainConfig]:
     Args:
         group: ``dataset`` or ``backbone``; of the latter not the one that stands for any model.
     """
-    names = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-    return [
-        compose("train", TrainConfig, [f"{group}={name}"])
-        for name in names
-        if name != _ANY_BACKBONE
-    ]
+    names = {path.stem for path in (conf_folder() / group).glob("*.yaml")} - {_ANY_BACKBONE}
+    return [compose("train", TrainConfig, [f"{group}={name}"]) for name in sorted(names)]
 
 
 def paper_configurations() -> list[TrainConfig]:

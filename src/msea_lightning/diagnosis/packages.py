@@ -116,12 +116,14 @@ def _check(need: Requirement, broken: Sequence[str]) -> Package:
 
 
 def check_quantization(package: Package, device: str) -> Package:
-    """The package bitsandbytes, tried with a small tensor: it may fail only when it is used.
+    """A package; bitsandbytes, which may fail only when it is used, is tried with a small tensor.
 
     Args:
-        package: The package, without a flaw so far.
+        package: The package.
         device: Where a run would quantise.
     """
+    if package.name != "bitsandbytes" or package.flaw:
+        return package
     try:
         with _quiet():
             import torch

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from msea_lightning.diagnosis.backbones import GATED
 from msea_lightning.diagnosis.datasets import Resource
-from msea_lightning.diagnosis.devices import Device
 from msea_lightning.diagnosis.findings import Findings
 
 _ALWAYS_SHOWN = (
@@ -73,26 +72,18 @@ def _show_packages(findings: Findings, console: Console) -> None:
 
 def _show_machine(findings: Findings, console: Console) -> None:
     machine = findings.machine
-    table = _table("Devices", "device", "")
-    table.add_column("memory", justify="right")
-    table.add_column("free", justify="right")
-    table.add_column("computes in")
+    table = _table("Devices", "device", "", "memory", "free", "computes in")
     for device in machine.devices:
-        chosen = " (chosen)" if device.name == machine.chosen else ""
-        sizes = _gib(device.total), _gib(device.free)
-        table.add_row(device.name + chosen, device.model, *sizes, _computes_in(device))
+        name = device.name + (" (chosen)" if device.name == machine.chosen else "")
+        emulated = ", which it emulates: take backbone.dtype=float16"
+        dtype = device.dtype + (emulated if device.bfloat16 is False else "")
+        table.add_row(name, device.model, _gib(device.total), _gib(device.free), dtype)
     console.print(table)
     if machine.flaw:
         print_line(console, ": ".join(filter(None, (machine.flaw, machine.remedy))))
     for disk in findings.disks:
         print_line(console, f"disk for {disk.use}: {_gib(disk.free)} free in {disk.folder}")
     print_line(console)
-
-
-def _computes_in(device: Device) -> str:
-    if device.bfloat16 is False:
-        return f"{device.dtype}, which it emulates: take backbone.dtype=float16"
-    return device.dtype
 
 
 def _show_resources(title: str, resources: Sequence[Resource], console: Console) -> None:
@@ -110,6 +101,7 @@ def _show_resources(title: str, resources: Sequence[Resource], console: Console)
 
 def _show_configurations(findings: Findings, console: Console) -> None:
     from msea_lightning.backbone.loading.memory import HEADROOM
+    from msea_lightning.cost.published import ASSUMED_SHARE
 
     device, rows = findings.machine.device, findings.configurations
     title = f"The paper's configurations on {device.name}, in {rows[0].dtype}; memory in GiB"
@@ -122,23 +114,26 @@ def _show_configurations(findings: Findings, console: Console) -> None:
         table.add_column(column, vertical="bottom")
     for name in dict.fromkeys(row.backbone for row in rows):
         table.add_row(name)
-        for row in rows:
-            if row.backbone == name:
-                table.add_row(
-                    f"  {row.dataset}",
-                    f"{row.trainable:,}",
-                    f"{row.batch_size}",
-                    _number(row.weights),
-                    _number(row.activations),
-                    _number(row.needed),
-                    f"{row.flops_epoch / 1e15:.1f}",
-                    "-" if row.hours is None else _hours(row.hours),
-                    *map(_yes, (row.fits, row.dataset_found, row.backbone_found)),
-                )
+        for row in (row for row in rows if row.backbone == name):
+            answers = (row.fits, row.dataset_found, row.backbone_found)
+            table.add_row(
+                f"  {row.dataset}",
+                f"{row.trainable:,}",
+                f"{row.batch_size}",
+                *map(_number, (row.weights, row.activations, row.needed)),
+                f"{row.flops_epoch / 1e15:.1f}",
+                "-" if row.hours is None else _hours(row.hours),
+                *("yes" if answer else "no" for answer in answers),
+            )
     console.print(table)
-    free = f"{_gib(device.free)} are free; a run needs {HEADROOM} times its total."
-    print_line(console, free)
-    _show_rate(findings, console)
+    print_line(console, f"{_gib(device.free)} are free; a run needs {HEADROOM} times its total.")
+    print_line(console, "PFLOP: operations of the language model in an epoch and its validation.")
+    if findings.rate is None:
+        reason = f"the speed of {device.name} cannot be measured; is its memory full?"
+        print_line(console, f"hours: {reason}")
+    else:
+        rate = f"{ASSUMED_SHARE:.0%} (assumed) of the measured {findings.rate / 1e12:.2f} TFLOP/s"
+        print_line(console, f"hours: the whole schedule at {rate}.")
     for name, options in findings.fitting.items():
         listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
         would = f"all its configurations fit with {listed}" if options else _NOTHING_FITS
@@ -147,20 +142,6 @@ def _show_configurations(findings: Findings, console: Console) -> None:
     print_line(console, f"{len(ready)} of {len(rows)} configurations can be run as they are.")
     for row in ready:
         print_line(console, f"  {row.command}")
-
-
-def _show_rate(findings: Findings, console: Console) -> None:
-    """What the hours are computed from, and how sure they are."""
-    from msea_lightning.cost.published import ASSUMED_SHARE
-
-    print_line(console, "PFLOP: operations of the language model in an epoch and its validation.")
-    if findings.rate is None:
-        device = findings.machine.device.name
-        reason = f"the speed of {device} cannot be measured; is its memory full?"
-        print_line(console, f"hours: {reason}")
-        return
-    rate = f"{ASSUMED_SHARE:.0%} (assumed) of the measured {findings.rate / 1e12:.2f} TFLOP/s"
-    print_line(console, f"hours: the whole schedule at {rate}.")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -176,18 +157,13 @@ def _table(title: str, *columns: str) -> Table:
     )
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
 def _number(size: float) -> str:
-    return f"{size / 2**30:.2f}" if size < 0.1 * 2**30 else f"{size / 2**30:.1f}"
+    return f"{size / 2**30:.1f}" if size >= 0.1 * 2**30 else f"{size / 2**30:.2f}"
 
 
 def _hours(hours: float) -> str:
-    if hours >= 10:
-        return f"{hours:,.0f}"
-    return f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
+    digits = 0 if hours >= 10 else 1 if hours >= 0.1 else 2
+    return f"{hours:,.{digits}f}"
 
 
 def _gib(size: float) -> str:
