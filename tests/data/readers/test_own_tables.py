@@ -108,6 +108,20 @@ def test_hidden_files_are_ignored_and_further_clips_named(
         np.testing.assert_array_equal(one.features["audio"], other.features["audio"])
 
 
+def test_folders_of_something_else_are_named_and_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files")
+    (folder / "other-project" / "data").mkdir(parents=True)
+    np.save(folder / "other-project" / "data" / "x.npy", np.ones(3))
+    with caplog.at_level(logging.WARNING):
+        assert all(set(utterance.features) == {"audio", "vision"} for utterance in read(folder))
+    assert "other-project holds no .npy file that is called after an id: not read" in caplog.text
+    np.save(folder / "other-project" / "clip.1.npy", np.ones((3, 3)))
+    with pytest.raises(ReadError, match="'other-project' cannot be the name of a feature"):
+        read(folder)
+
+
 @pytest.mark.parametrize("form", ["files", "keys"])
 def test_features_that_are_of_no_row_at_all_are_refused(tmp_path: Path, form: str) -> None:
     rows = table_rows()

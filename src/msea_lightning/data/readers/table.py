@@ -244,6 +244,10 @@ class _Features:
         places: dict[str, list[_Place]] = {}
         for place in (*self._in_archive(), *_in_folders(folder)):
             key = place.key if isinstance(place.key, str) else place.key.name
+            is_folder = isinstance(place.key, Path) and key.lower() not in (*_FEATURES, *_ALIASES)
+            if is_folder and not any(map(place.name_of, ids)):
+                _log.warning("%s holds no .npy file that is called after an id: not read", key)
+                continue
             places.setdefault(_feature(key, place.where), []).append(place)
         for name, found in places.items():
             if len(found) > 1:
