@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.options import DatasetConfig, Reader
+from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
 from msea_lightning.data.readers import MissingFileError, Reading, find_files, read_files
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 from msea_lightning.data.utterance import Utterance
@@ -147,22 +147,19 @@ def _locate(dataset: DatasetConfig) -> Path:
             command that fetches it.
     """
     downloads = download_folder(dataset)
-    path = _chosen_path(dataset)
-    try:
-        find_files(path, dataset)
-    except MissingFileError as error:
-        if not dataset.download:
-            raise PrepareError(_missing(dataset, str(error), downloads)) from error
-    else:
-        return path
-    try:
-        find_files(downloads, dataset)
-    except MissingFileError:
-        _log.info("fetching %s from the Hugging Face Hub into %s", dataset.hub_id, downloads)
-        # Imported here, because the Hub's client takes a second to load and is rarely needed.
-        from msea_lightning.data.files.download import download
+    for path in (_chosen_path(dataset), downloads):
+        try:
+            find_files(path, dataset)
+        except MissingFileError as error:
+            if not dataset.download:
+                raise PrepareError(_missing(dataset, str(error), downloads)) from error
+        else:
+            return path
+    _log.info("fetching %s from the Hugging Face Hub into %s", dataset.hub_id, downloads)
+    # Imported here, because the Hub's client takes a second to load and is rarely needed.
+    from msea_lightning.data.files.download import download
 
-        download(dataset, downloads)
+    download(dataset, downloads)
     try:
         find_files(downloads, dataset)
     except MissingFileError as error:
@@ -260,7 +257,7 @@ def _convert_demo(dataset: DatasetConfig, folder: Path) -> Store:
     splits = demo_utterances(
         dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
     )
-    return write_store(folder, splits, info=_info(dataset, "generated", 0, {}))
+    return write_store(folder, splits, info=_info(dataset, "generated"))
 
 
 def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
@@ -277,7 +274,7 @@ def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
         reading = read_files(path, dataset, advance=advance)
         splits = {split: _followed(reading, split, bars, found) for split in reading}
         # The counts in info are complete when it is written, after the last utterance.
-        info = _info(dataset, str(path), len(files), found)
+        info = _info(dataset, str(path)) | {"files": len(files), "found": found}
         store = write_store(folder, splits, info=info, files=reading.files)
     for split, expected in expected_counts(dataset).items():
         count = len(store.splits[split]) if split in store.splits else 0
@@ -287,14 +284,9 @@ def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
     return store
 
 
-def _info(dataset: DatasetConfig, source: str, files: int, found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "reader": dataset.reader.value,
-        "source": source,
-        "files": files,
-        "found": found,
-    }
+def _info(dataset: DatasetConfig, source: str) -> dict[str, Any]:
+    about = {"name": dataset.name, "reader": dataset.reader.value, "source": source}
+    return about | {"files": 0, "found": {}}
 
 
 def _followed(
@@ -310,8 +302,4 @@ def _followed(
 
 def expected_counts(dataset: DatasetConfig) -> dict[str, int | None]:
     """Utterances of each split as published, None where that is not configured."""
-    return {
-        "train": dataset.expected_train,
-        "valid": dataset.expected_valid,
-        "test": dataset.expected_test,
-    }
+    return {split: getattr(dataset, f"expected_{split}") for split in SPLITS}

@@ -40,10 +40,9 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
     """
     content = _decode(path)
     separator = _separator(content, required)
-    rows = _parse(path, content, separator)
-    if not rows:
+    (_, header), *rows = _parse(path, content, separator) or [(0, [])]
+    if not header:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
-    header = rows.pop(0)[1]
     columns = [name.strip().lower() for name in header]
     missing = [name for name in required if name not in columns]
     if missing:

@@ -31,16 +31,8 @@ from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Re
 _NEEDED = ("audio_file", "video_label")
 _LABELS = {"M": "video_label", "T": "txt_label", "A": "audio_label", "V": "visual_label"}
 _TEXT_FIELDS = (
-    "text",
-    "txt",
-    "transcript",
-    "transcription",
-    "transcripts",
-    "raw_text",
-    "sentence",
-    "utterance",
-    "subtitle",
-    "content",
+    *("text", "txt", "transcript", "transcription", "transcripts", "raw_text", "sentence"),
+    *("utterance", "subtitle", "content"),
 )
 _TRANSCRIPTS = "transcripts.csv"
 _FOLDERS = ("text", "audio", "visual")
@@ -144,11 +136,9 @@ def _features(file: Path, name: str, stems: list[str], where: str) -> Frames:
 def _transcript(
     file: Path, identity: str, fields: dict[str, Any], transcripts: dict[str, str], where: str
 ) -> str:
-    for name in _TEXT_FIELDS:
-        if isinstance(fields.get(name), str):
-            return str(fields[name])
-    if identity in transcripts:
-        return transcripts[identity]
+    words = [fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str)]
+    if words or identity in transcripts:
+        return str(words[0] if words else transcripts[identity])
     path = file.parent / "text" / file.stem / f"{identity}.npy"
     if path.is_file():
         values = load_array(path, where)

@@ -138,26 +138,22 @@ class TableLayout(Layout):
             _log.warning(
                 "%d of %d utterances have no label (%s): they are kept without one. Where such a "
                 "word is the name of an emotion, list all names in dataset.labels.names",
-                len(without),
-                len(rows),
-                listed,
+                *(len(without), len(rows), listed),
             )
         if config.kind is not LabelKind.infer or config.names:
             return found
-        names = [
+        words = [
             (row.line, text)
             for row, labels in zip(rows, found, strict=True)
             for text in labels.values()
             if to_number(text) is None
         ]
-        if names and len(names) < len(rows) / 2:
-            _log.warning(
-                "most labels are numbers, but line %d has '%s': all labels are taken for names",
-                *names[0],
-            )
-        if names:
-            return found
-        return [{name: float(text) for name, text in labels.items()} for labels in found]
+        if not words:
+            return [{name: float(text) for name, text in labels.items()} for labels in found]
+        if len(words) < len(rows) / 2:
+            reason = "most labels are numbers, but line %d has '%s': all labels are taken for names"
+            _log.warning(reason, *words[0])
+        return found
 
 
 def _records(
