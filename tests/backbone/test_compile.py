@@ -39,7 +39,7 @@ def make(options: Callable[..., TrainConfig]) -> Make:
         data.prepare_data()
         data.setup()
         seed_everything(1, verbose=False)
-        task = build_adapted_lm(config, data, backbone)
+        task = build_adapted_lm(config, data, backbone).double()
         batch = next(iter(data.evaluation_dataloader("valid")))
         return task, [part(batch, rows) for rows in ROWS]
 
@@ -53,6 +53,7 @@ def step(task: AdaptedLM, batch: Batch) -> list[Tensor]:
 
 
 def close(found: list[Tensor], expected: list[Tensor]) -> None:
+    """In float64 the norms and logits alone are rounded to float32: by 6e-8, each in its way."""
     for one, other in zip(found, expected, strict=True):
         scale = 1 + float(other.abs().max())
         assert float((one - other).abs().max()) < 1e-5 * scale
@@ -60,11 +61,11 @@ def close(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def one_layer(backbone: FrozenBackbone) -> FrozenBackbone:
-    """A model of one layer, because each takes a while."""
+    """A model of one layer, because each takes a while; in float64, see `close`."""
     config = copy.deepcopy(backbone.model.config)
     config.num_hidden_layers = 1
     torch.manual_seed(0)
-    return FrozenBackbone(AutoModelForCausalLM.from_config(config), backbone.tokenizer)
+    return FrozenBackbone(AutoModelForCausalLM.from_config(config).double(), backbone.tokenizer)
 
 
 def test_a_model_is_traced_whole_and_once_for_all_lengths(

@@ -244,3 +244,34 @@ def test_evaluation_leaves_quantised_weights_as_they_are() -> None:
         backbone.hidden(backbone.embed(torch.arange(4)[None]), mask, positions)
     after = backbone.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (0, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+        (1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+        (4, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+        (1, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2")),
+        (2, MemoryError()),
+    ],
+)
+def test_full_memory_is_not_taken_for_a_model_that_cannot_be_a_backbone(
+    backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, call: int, error: Exception
+) -> None:
+    """At any forward pass of the self-check: the model's own, embeddings, the prefix."""
+    model = random_model("llama", backbone.tokenizer)
+    calls = iter(range(99))
+    forward = type(model.model.layers[0].mlp).forward
+
+    def full(self: torch.nn.Module, x: Tensor) -> Tensor:
+        if next(calls) // 2 == call:  # of two layers
+            raise error
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", full)
+    with pytest.raises(
+        BackboneError, match=r"Memory was full .*backbone\.quantization=int8"
+    ) as found:
+        FrozenBackbone(model, backbone.tokenizer)
+    assert "cannot be a backbone" not in str(found.value)

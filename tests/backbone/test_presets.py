@@ -33,6 +33,8 @@ from msea_lightning.training.build import build_adapted_lm, build_data, load_con
 from tests.model.test_adapted_lm import part
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
+ROUNDING = 1e-5
+"""Models are in float64, but their logits, at most some ten, and norms in float32 (eps 6e-8)."""
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
 UNCACHED: frozenset[str] = frozenset()
 """Presets that cannot continue from a cached prefix: none."""
@@ -84,9 +86,9 @@ GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": HEADS, "n_positions": 512}
 
 
 def random_backbone(config: BackboneConfig, shipped: FrozenBackbone) -> FrozenBackbone:
-    """A small random model of a preset, with a tokenizer that has the layout's special tokens."""
+    """A small random model of a preset in float64, with the layout's special tokens."""
     if config.name == "tiny":
-        return shipped
+        return FrozenBackbone(copy.deepcopy(shipped.model).double(), shipped.tokenizer)
     tokenizer = copy.deepcopy(shipped.tokenizer)
     tokens = [segment.token for segment in config.layout if segment.kind is SegmentKind.token]
     tokens += [config.pad_token] if config.pad_token else []
@@ -96,7 +98,7 @@ def random_backbone(config: BackboneConfig, shipped: FrozenBackbone) -> FrozenBa
     model_type = fields.pop("model_type")
     architecture = AutoConfig.for_model(model_type, **{**fields, "vocab_size": len(tokenizer)})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(architecture)
+    model = AutoModelForCausalLM.from_config(architecture).double()
     return FrozenBackbone(model, tokenizer, pad_token=config.pad_token)
 
 
@@ -133,7 +135,7 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
         data.prepare_data()
         data.setup()
         seed_everything(0, verbose=False)
-        task = build_adapted_lm(config, data, random_backbone(config.backbone, backbone))
+        task = build_adapted_lm(config, data, random_backbone(config.backbone, backbone)).double()
         batch = part(next(iter(data.evaluation_dataloader("valid"))), list(range(8)))
         absent = {"audio": torch.tensor([1, 4]), "vision": torch.tensor([2, 4])}
         return task, dataclasses.replace(
@@ -215,7 +217,7 @@ def check_prefix(
     names = ["loss", "log probabilities", *dict(task.adapter.named_parameters())]
     for name, one, other in zip(names, found, expected, strict=True):
         scale = 1 + float(other.abs().max())
-        assert float((one - other).abs().max()) < 1e-5 * scale, name
+        assert float((one - other).abs().max()) < ROUNDING * scale, name
 
 
 def read(task: AdaptedLM, batch: Batch) -> list[Tensor]:
@@ -233,7 +235,7 @@ def check_batches(task: AdaptedLM, batch: Batch) -> None:
         for rows in (list(range(8)), order):
             groups = [rows[start : start + size] for start in range(0, 8, size)]
             together = torch.cat([losses(task, part(batch, group)) for group in groups])
-            assert (together - alone[rows]).abs().max() < 1e-5
+            assert (together - alone[rows]).abs().max() < ROUNDING
     # What is read does matter: the same utterances with each other's texts.
     swapped = losses(task, dataclasses.replace(batch, texts=TEXTS[::-1]))
     assert (swapped - alone).abs().max() > 1e-3

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
 from msea_lightning.backbone.loading.gguf import is_gguf
 
 Loaded = TypeVar("Loaded")
@@ -46,7 +46,7 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
 
 
 def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
-    """Runs a loader of transformers and turns its errors into ones that say what to do.
+    """Runs a loader of transformers; its errors become ones that say what to do.
 
     Args:
         place: Hub id or folder that it loads from.
@@ -86,15 +86,15 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
 def _reason(place: str, error: Exception) -> str:
     causes = _chain(error)
     names = {type(cause).__name__ for cause in causes}
-    text = " ".join(str(cause) for cause in causes)
+    text = " ".join(str(cause) for cause in causes).lower()
     first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if "GatedRepoError" in names or "gated repo" in text:
+    if names & {"GatedRepoError"} or "gated repo" in text:
         return (
             f"No access to {place}: its authors ask for consent first. Accept the licence on the "
             "model's page of the Hugging Face Hub, then run `hf auth login`; or download the files "
             "elsewhere and give their folder as backbone.path."
         )
-    if "RepositoryNotFoundError" in names:
+    if names & {"RepositoryNotFoundError"}:
         return (
             f"There is no model {place} on the Hugging Face Hub, or your account may not see it. "
             "Check backbone.path for a misspelling; for a private model run `hf auth login` first."
@@ -105,25 +105,24 @@ def _reason(place: str, error: Exception) -> str:
             "architectures that transformers implements can be a backbone. Give a checkpoint in "
             "a native format as backbone.path."
         )
-    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in text:
+    if any(is_out_of_memory(cause) for cause in causes):
         return (
             f"The machine ran out of memory while {place} was loaded ({first_line}). Free some, "
             "or store the backbone in fewer bits (backbone.quantization=int8 or nf4)."
         )
-    if "does not recognize this architecture" in text or "model type" in text.lower():
+    if "does not recognize this architecture" in text or "model type" in text:
         return (
             f"The installed transformers does not know the architecture of {place}: {first_line} "
             "A newer transformers may."
         )
-    if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"} or (
-        "couldn't connect" in text or "offline mode" in text
-    ):
+    offline = "couldn't connect" in text or "offline mode" in text
+    if offline or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"}:
         return (
             f"{place} is not on this machine and the Hugging Face Hub cannot be reached. Download "
             f"it where there is a network (`hf download {place}`), and give the folder as "
             "backbone.path."
         )
-    if "UnpicklingError" in names or "weights_only" in text.lower():
+    if names & {"UnpicklingError"} or "weights_only" in text:
         return (
             f"A weight file of {place} is damaged, or holds Python objects besides tensors, which "
             "are never executed. Download it again, or give a copy in the safetensors format as "

@@ -49,8 +49,7 @@ _RANDOM_SEED = 0
 """Random weights are the same in every process and run."""
 
 
-# The first speaks again for every layer of every step, the second, when it is imported, of an
-# optional kernel.
+# The first warns for every layer of every step, the second of an optional kernel.
 for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
@@ -116,10 +115,10 @@ def load_backbone(
             not enough memory, or a model or tokenizer that cannot serve as a backbone.
     """
     place = backbone_place(path)
-    # What is wrong with the place is told by its config best.
+    # First, because its errors say best what is wrong with the place.
     backbone_config(place, weights=weights, architecture=architecture)
     special_tokens = [*special_tokens, *([pad_token] if pad_token else [])]
-    words = backbone_tokenizer(
+    loaded_tokenizer = backbone_tokenizer(
         path, tokenizer=tokenizer, weights=weights, special_tokens=special_tokens
     )
     language_model = load_language_model(
@@ -133,11 +132,11 @@ def load_backbone(
         device=device,
         check_fit=check_fit,
     )
-    return FrozenBackbone(language_model, words, pad_token=pad_token)
+    return FrozenBackbone(language_model, loaded_tokenizer, pad_token=pad_token)
 
 
 def backbone_place(path: str | Path | None) -> str:
-    """Hub id or folder of a language model; that of the built-in one for None."""
+    """Hub id, folder or file of a language model; the folder of the built-in one for None."""
     return expanded(tiny_backbone() if path is None else path)
 
 
@@ -192,9 +191,9 @@ def load_language_model(
 
     ChatGLM3 becomes a ``GlmForCausalLM`` and the first Qwen a ``Qwen2ForCausalLM``, from the
     checkpoints as they are published; anything else is the class that transformers has for it.
-    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype. What is
-    returned is the model of transformers as it is, which does not look at the length of what it
-    reads; :class:`FrozenBackbone` refuses sequences beyond the trained length.
+    Weights may be safetensors or ``.bin`` files, in one piece or several, in any dtype, or a
+    ``.gguf`` file. The model is that of transformers as it is: it reads sequences of any length,
+    where :class:`FrozenBackbone` refuses those beyond the trained length.
 
     Arguments and errors are those of :func:`load_backbone`.
     """
@@ -372,14 +371,13 @@ def _numberless(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the libraries from saying what does not concern the user, or is told better here."""
+    """Silences what does not concern the user, or is raised as an error here."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        # A bar in a file or a pipe is no progress.
         transformers_logging.disable_progress_bar()
     try:
         yield
