@@ -21,10 +21,11 @@ import logging
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,7 @@ FORMAT_VERSION = 2
 _READABLE = (1, FORMAT_VERSION)  # format 1 has audio and vision alone, and one label
 
 _INDEX = "store.json"
+_UNFINISHED = ("partial", "replaced")  # folders beside the store while it is written
 _FRAMES = np.dtype("<f4")  # on disk, little-endian on every machine
 _OFFSETS = np.dtype("<i8")
 _SAFETENSORS_NAMES = {_FRAMES: "F32", _OFFSETS: "I64"}
@@ -75,28 +77,25 @@ class StoreSplit:
     def __init__(
         self,
         frames: _FrameFile,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Utterance],
         labels: Sequence[str],
         dims: Mapping[str, int],
-        starts: Mapping[str, NDArray[np.int64]],
-        lengths: Mapping[str, NDArray[np.int64]],
+        spans: Mapping[str, NDArray[np.int64]],
         positions: NDArray[np.int64],
         tokens: Sequence[NDArray[np.int32]] | None = None,
     ) -> None:
         self._frames = frames
-        self._rows = rows
-        self._starts = starts
+        self._rows = rows  # without features
+        self._spans = spans  # (N, 2) first frame and the one after the last, of each feature
         self.dims = dims
-        self.lengths = lengths
+        self.lengths = {name: span[:, 1] - span[:, 0] for name, span in spans.items()}
         self.positions = positions
         self.tokens = tokens
-        self.ids: list[str] = [row["id"] for row in rows]
-        self.texts: list[str] = [row["text"] for row in rows]
-        self.labels: dict[str, list[Label | None]] = {
-            name: [_labels(row).get(name) for row in rows] for name in labels
-        }
-        self.groups: list[str | None] = [row["group"] for row in rows]
-        self.speakers: list[str | None] = [row["speaker"] for row in rows]
+        self.ids = [row.id for row in rows]
+        self.texts = [row.text for row in rows]
+        self.labels = {name: [row.labels.get(name) for row in rows] for name in labels}
+        self.groups = [row.group for row in rows]
+        self.speakers = [row.speaker for row in rows]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,14 +106,8 @@ class StoreSplit:
     def __getitem__(self, index: int) -> Utterance:
         """The utterance at a position; its frames are read from disk, no others are."""
         features = {name: self.frames(name, index) for name in self.dims}
-        return Utterance(
-            id=self.ids[index],
-            text=self.texts[index],
-            labels=_labels(self._rows[index]),
-            features={name: frames for name, frames in features.items() if frames is not None},
-            group=self.groups[index],
-            speaker=self.speakers[index],
-        )
+        present = {name: frames for name, frames in features.items() if frames is not None}
+        return replace(self._rows[index], features=present)
 
     @property
     def targets(self) -> list[Label]:
@@ -140,8 +133,8 @@ class StoreSplit:
         Returns:
             (L, d) float32, or None where the utterance does not have the feature.
         """
-        start, length = int(self._starts[name][index]), int(self.lengths[name][index])
-        return self._frames.read(name, start, start + length) if length else None
+        start, stop = self._spans[name][index].tolist()
+        return self._frames.read(name, start, stop) if stop > start else None
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> StoreSplit:
         """The utterances at the given positions, in the given order, as a split of its own."""
@@ -151,8 +144,7 @@ class StoreSplit:
             [self._rows[index] for index in picked],
             list(self.labels),
             self.dims,
-            {name: starts[picked] for name, starts in self._starts.items()},
-            {name: lengths[picked] for name, lengths in self.lengths.items()},
+            {name: span[picked] for name, span in self._spans.items()},
             self.positions[picked],
             None if self.tokens is None else [self.tokens[index] for index in picked],
         )
@@ -167,9 +159,8 @@ class StoreSplit:
         # One array for all: thousands of small ones would cost more than the numbers in them.
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
-        tokens = np.split(flat, np.cumsum(lengths)[:-1])
         copied = copy(self)
-        copied.tokens = tokens
+        copied.tokens = np.split(flat, np.cumsum(lengths)[:-1])
         return copied
 
     def close(self) -> None:
@@ -235,8 +226,6 @@ class Store:
             }
             return cls(folder=folder, info=index["info"], splits=splits)
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-            if isinstance(error, StoreError):
-                raise
             raise StoreError(
                 f"the prepared data set in {folder} is damaged ({error!r}). Delete the folder and "
                 "prepare the data set again."
@@ -288,10 +277,9 @@ def write_store(
         files: The file that each split was read from, for error messages.
 
     Raises:
-        StoreError: for an id that comes twice, an empty split, a label that is empty, not finite,
-            or of another type than those of its name before, for features that are not (frames,
-            values) or whose width is not that of the utterances before, and for a folder that
-            holds other files.
+        StoreError: for an id that comes twice, an empty split, a label of another type than those
+            of its name before, features that are not (frames, values) or have another width than
+            those before, and for a folder that holds other files.
         OSError: where the folder cannot be written; nothing of what was written stays.
     """
     folder = Path(folder)
@@ -302,7 +290,24 @@ def write_store(
             f"got {', '.join(unknown) or 'none'}."
         )
     with store_lock(folder):
-        _write_folder(folder, splits, info, _Checks(files or {}))
+        if folder.exists() and not Store.exists(folder) and any(folder.iterdir()):
+            raise StoreError(
+                f"{folder} is to receive the prepared data set, but holds other files. Move them "
+                "away or choose another folder with dataset.cache."
+            )
+        partial, replaced = (folder.with_name(f".{folder.name}.{n}") for n in _UNFINISHED)
+        for left_over in (partial, replaced):  # of a killed writer
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _write_folder(partial, splits, info, _Checks(files or {}))
+            if folder.exists():
+                folder.rename(replaced)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
     return Store.open(folder)
 
 
@@ -312,47 +317,24 @@ def _write_folder(
     info: Mapping[str, Any],
     checks: _Checks,
 ) -> None:
-    """Writes a store beside its folder and moves it there; the caller holds the lock."""
-    if folder.exists() and not Store.exists(folder) and any(folder.iterdir()):
-        raise StoreError(
-            f"{folder} is to receive the prepared data set, but holds other files. Move them "
-            "away or choose another folder with dataset.cache."
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
-    partial.mkdir()
-    try:
-        counts = {
-            split: _write_split(partial, split, splits[split], checks)
-            for split in SPLITS
-            if split in splits
-        }
-        index = {
-            "version": FORMAT_VERSION,
-            "features": {name: width for name, (width, _) in sorted(checks.widths.items())},
-            "labels": [MAIN_LABEL, *sorted(set(checks.labels) - {MAIN_LABEL})],
-            "splits": counts,
-            "info": dict(info),
-        }
-        text = json.dumps(index, ensure_ascii=False, indent=1)
-        (partial / _INDEX).write_text(text + "\n", encoding="utf-8")
-        _put_in_place(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    counts = {
+        split: _write_split(folder, split, splits[split], checks)
+        for split in SPLITS
+        if split in splits
+    }
+    index = {
+        "version": FORMAT_VERSION,
+        "features": {name: width for name, (width, _) in sorted(checks.widths.items())},
+        "labels": [MAIN_LABEL, *sorted(set(checks.labels) - {MAIN_LABEL})],
+        "splits": counts,
+        "info": dict(info),
+    }
+    text = json.dumps(index, ensure_ascii=False, indent=1)
+    (folder / _INDEX).write_text(text + "\n", encoding="utf-8")
 
 
 class _Checks:
-    """What must hold across all utterances of a data set.
+    """What must hold across all utterances of a data set; readers check each by itself.
 
     Attributes:
         widths: Name of each feature found to its values per frame, and the first utterance with it.
@@ -365,16 +347,11 @@ class _Checks:
         self.widths: dict[str, tuple[int, str]] = {}
         self.labels: dict[str, tuple[Label, str]] = {}
 
-    def where(self, split: str, number: int, utterance: Utterance) -> str:
-        return f"utterance '{utterance.id}' ({split}, number {number}{self.in_file(split)})"
-
     def in_file(self, split: str) -> str:
         return f" in {self._files[split]}" if split in self._files else ""
 
     def row(self, split: str, utterance: Utterance, where: str) -> dict[str, Any]:
         """The checked line of an utterance in ``<split>.jsonl``."""
-        if not utterance.id:
-            raise StoreError(f"{where} has no id. Give every utterance an id of its own.")
         if utterance.id in self._seen:
             raise StoreError(
                 f"{where} has the id of an earlier one in {self._seen[utterance.id]}. Ids are "
@@ -424,26 +401,11 @@ class _Checks:
             found[name] = np.ascontiguousarray(frames, dtype=_FRAMES)
         return found
 
-    def _label(self, name: str, label: object, where: str) -> Label:
-        kind = "label" if name == MAIN_LABEL else f"label {name}"
-        checked: Label
-        if isinstance(label, str):
-            if not label.strip():
-                raise StoreError(f"{where} has an empty {kind}. Label it or remove it.")
-            checked = label
-        elif isinstance(label, int | float | np.integer | np.floating):
-            checked = float(label) + 0.0  # -0.0 becomes 0.0
-            if not math.isfinite(checked):
-                raise StoreError(
-                    f"{where} has the {kind} {checked}. Give it a finite intensity or remove it."
-                )
-        else:
-            raise StoreError(
-                f"{where} has a {kind} of type {type(label).__name__} ({label!r}). A label is a "
-                "number (MSA) or the name of an emotion (ERC)."
-            )
+    def _label(self, name: str, label: Label, where: str) -> Label:
+        checked = label if isinstance(label, str) else float(label) + 0.0  # -0.0 becomes 0.0
         first, first_where = self.labels.setdefault(name, (checked, where))
         if isinstance(first, str) != isinstance(checked, str):
+            kind = "label" if name == MAIN_LABEL else f"label {name}"
             raise StoreError(
                 f"{where} has the {kind} {checked!r}, but {first_where} has {first!r}. The labels "
                 "of a data set are all numbers (MSA) or all names (ERC); mend one of the two."
@@ -463,7 +425,7 @@ def _write_split(
         lines = opened.enter_context(path.open("w", encoding="utf-8", newline="\n"))
         sinks: dict[str, BinaryIO] = {}
         for number, utterance in enumerate(utterances, start=1):
-            where = checks.where(split, number, utterance)
+            where = f"utterance '{utterance.id}' ({split}, number {number}{checks.in_file(split)})"
             row = checks.row(split, utterance, where)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             found = checks.features(utterance, where)
@@ -511,8 +473,8 @@ def _write_frames(
         position = end
 
     offsets = {name: np.cumsum([0, *lengths[name]], dtype=_OFFSETS) for name in widths}
-    for name in widths:
-        declare(f"{name}_offsets", _OFFSETS, len(offsets[name]))
+    for name, values in offsets.items():
+        declare(f"{name}_offsets", _OFFSETS, len(values))
     for name, width in widths.items():
         declare(name, _FRAMES, int(offsets[name][-1]), width)
     encoded = json.dumps(header).encode()
@@ -561,47 +523,34 @@ def _open_split(folder: Path, split: str, index: Mapping[str, Any]) -> StoreSpli
     count = index["splits"][split]["utterances"]
     # By lines of the file: str.splitlines would also cut at the line separators of Unicode.
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        rows = [json.loads(line) for line in lines]
+        rows = [_utterance(json.loads(line)) for line in lines]
     frames = _FrameFile(folder / f"{split}.safetensors")
-    found, dims = frames.names(), index["features"]
-    # A feature of other splits alone has no frames here.
-    offsets = {
-        name: frames.read(f"{name}_offsets")
-        if f"{name}_offsets" in found
-        else np.zeros(count + 1, dtype=np.int64)
-        for name in dims
-    }
-    sizes = {f"{split}.jsonl": len(rows)} | {
-        f"{name}_offsets of {split}.safetensors": len(values) - 1
-        for name, values in offsets.items()
-    }
+    sizes, spans = {f"{split}.jsonl": len(rows)}, {}
+    for name in index["features"]:
+        offsets = np.zeros(count + 1, dtype=np.int64)
+        if f"{name}_offsets" in frames.names():  # not where other splits alone have the feature
+            offsets = frames.read(f"{name}_offsets")
+        sizes[f"{name}_offsets of {split}.safetensors"] = len(offsets) - 1
+        spans[name] = np.stack([offsets[:-1], offsets[1:]], axis=1)
     for name, number in sizes.items():
         if number != count:
             raise ValueError(f"{name} has {number} utterances, {_INDEX} says {count}")
-    return StoreSplit(
-        frames,
-        rows,
-        index["labels"],
-        dims,
-        {name: values[:-1] for name, values in offsets.items()},
-        {name: np.diff(values) for name, values in offsets.items()},
-        _positions([row["group"] for row in rows]),
-    )
+    positions = _positions([row.group for row in rows])
+    return StoreSplit(frames, rows, index["labels"], index["features"], spans, positions)
 
 
-def _labels(row: Mapping[str, Any]) -> dict[str, Label]:
-    """Labels of a line of ``<split>.jsonl`` by name, without those that are missing."""
-    main: dict[str, Label] = {} if row["label"] is None else {MAIN_LABEL: row["label"]}
-    more: dict[str, Label] = row.get("labels", {})
-    return main | more
+def _utterance(row: Mapping[str, Any]) -> Utterance:
+    """The utterance of a line of ``<split>.jsonl``, without features."""
+    labels = {MAIN_LABEL: row["label"], **row.get("labels", {})}
+    known = {name: label for name, label in labels.items() if label is not None}
+    return Utterance(row["id"], row["text"], known, {}, row["group"], row["speaker"])
 
 
 def _positions(groups: Sequence[str | None]) -> NDArray[np.int64]:
     """(N,) place of each utterance among those of its group, 0 without a group."""
-    counts: dict[str, int] = {}
+    counts: Counter[str | None] = Counter()
     positions = np.zeros(len(groups), dtype=np.int64)
     for index, group in enumerate(groups):
-        if group is not None:
-            positions[index] = counts.setdefault(group, 0)
-            counts[group] += 1
+        positions[index] = 0 if group is None else counts[group]
+        counts[group] += 1
     return positions
