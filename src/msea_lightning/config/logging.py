@@ -14,16 +14,13 @@ def is_rank_zero() -> bool:
     return next(ranks, "0") == "0"
 
 
-def log_once(
-    logger: logging.Logger, message: str, *values: object, level: int = logging.INFO
-) -> None:
+def log_once(logger: logging.Logger, message: str, *, level: int = logging.INFO) -> None:
     """Logs on rank zero alone, so that a run on several devices says everything once.
 
     Args:
         logger: The module's logger.
-        message: The message, with a placeholder for each value.
-        *values: What takes the places of the placeholders.
-        level: Level of the message.
+        message: The message.
+        level: Its level.
     """
     if is_rank_zero():
-        logger.log(level, message, *values)
+        logger.log(level, "%s", message)

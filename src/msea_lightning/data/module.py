@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config.logging import log_once
-from msea_lightning.data.options import DatasetConfig, LabelConfig
+from msea_lightning.data.options import SPLITS, DatasetConfig, LabelConfig
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
     DialogueBatchSampler,
     EvaluationBatchSampler,
     TrainingBatchSampler,
-    TrainingSampler,
     estimated_tokens,
     evaluation_dialogues,
     reading_costs,
@@ -80,7 +79,6 @@ class UtteranceDataModule(LightningDataModule):
         self._whole_dialogues = whole_dialogues
         self._store = store
         self._splits: dict[str, StoreSplit] | None = None
-        self._predicted: StoreSplit | None = None
         self._labels: LabelConfig | None = None
         self._statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
@@ -112,24 +110,21 @@ class UtteranceDataModule(LightningDataModule):
         self._require(splits, "train", "to train on")
         self._require(splits, "test", "to test on once training has ended")
         self._labels = resolve_labels(self._dataset.labels, splits)
-        log_once(
-            _log,
-            "labels: %s, %s",
-            describe_labels(self._labels),
-            "as configured" if self._labels == self._dataset.labels else "inferred from the labels",
-        )
+        given = self._labels == self._dataset.labels
+        origin = "as configured" if given else "inferred from the labels"
+        log_once(_log, f"labels: {describe_labels(self._labels)}, {origin}")
         for name in ("audio", "vision"):
             if name not in self._store.dims:
-                log_once(_log, "no %s in %s: no branch is trained for it", name, self._dataset.name)
+                log_once(_log, f"no {name} in {self._dataset.name}: no branch is trained for it")
         if "valid" not in splits:
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
-        self._predicted = splits["test"]
-        splits["test"] = self._labelled(splits["test"])
-        self._splits = {split: splits[split] for split in ("train", "valid", "test")}
         for split in ("train", "valid"):
-            _ = self._splits[split].targets  # refuses unlabelled utterances
+            _ = splits[split].targets  # refuses unlabelled utterances
+        splits["predict"] = splits["test"]
+        splits["test"] = self._labelled(splits["test"])
+        self._splits = splits
         self._log_absent_features()
 
     def teardown(self, stage: str | None = None) -> None:
@@ -152,7 +147,7 @@ class UtteranceDataModule(LightningDataModule):
     @property
     def splits(self) -> dict[str, StoreSplit]:
         """The splits ``train``, ``valid`` and ``test``."""
-        return self._require_setup()
+        return {split: self._require_setup()[split] for split in SPLITS}
 
     @property
     def dims(self) -> Mapping[str, int]:
@@ -179,49 +174,31 @@ class UtteranceDataModule(LightningDataModule):
         Args:
             encode: Tokenises N texts, without special tokens and uncut.
         """
-        everything, test = self._predicted, self.splits["test"]
-        self._splits = {split: part.tokenized(encode) for split, part in self.splits.items()}
-        assert everything is not None
-        same = everything is test
-        self._predicted = self._splits["test"] if same else everything.tokenized(encode)
+        parts = {id(part): part for part in self._require_setup().values()}
+        encoded = {key: part.tokenized(encode) for key, part in parts.items()}
+        self._splits = {name: encoded[id(part)] for name, part in self._require_setup().items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
         train = self.splits["train"]
-        options = {
-            "seed": self._seed,
-            "rank": self._rank,
-            "world": self._world,
-            "parts": self._parts,
-        }
-        sampler: TrainingSampler
+        size, options = self._batch_size, {"seed": self._seed, "parts": self._parts, **self._ranks}
         if self._whole_dialogues:
-            sampler = DialogueBatchSampler(
-                train.groups, train.positions, self._batch_size, **options
-            )
-        else:
-            sampler = TrainingBatchSampler(self._costs(train), self._batch_size, **options)
-        return self.loader(train, sampler)
+            dialogues = DialogueBatchSampler(train.groups, train.positions, size, **options)
+            return self.loader(train, dialogues)
+        return self.loader(train, TrainingBatchSampler(self._costs(train), size, **options))
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """Batches of a split, the longest utterances, or dialogues, first.
 
         Args:
-            split: ``train``, ``valid`` or ``test``.
+            split: ``train``, ``valid`` or ``test``; ``predict`` has the unlabelled utterances of
+                the test split, too.
         """
-        return self._evaluation(self.splits[split])
-
-    def _evaluation(self, part: StoreSplit) -> DataLoader[Batch]:
-        size = self.eval_batch_size
-        rank, world = self._rank, self._world
-        sampler: Sampler[list[int]] | Sequence[list[int]]
+        part, size = self._require_setup()[split], self.eval_batch_size
         if self._whole_dialogues:
-            sampler = evaluation_dialogues(
-                part.groups, part.positions, size, rank=rank, world=world
-            )
-        else:
-            sampler = EvaluationBatchSampler(self._costs(part), size, rank=rank, world=world)
-        return self.loader(part, sampler)
+            dialogues = evaluation_dialogues(part.groups, part.positions, size, **self._ranks)
+            return self.loader(part, dialogues)
+        return self.loader(part, EvaluationBatchSampler(self._costs(part), size, **self._ranks))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation part."""
@@ -233,9 +210,7 @@ class UtteranceDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split, its unlabelled utterances among them."""
-        self._require_setup()
-        assert self._predicted is not None
-        return self._evaluation(self._predicted)
+        return self.evaluation_dataloader("predict")
 
     def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
         if split.tokens is None:
@@ -269,6 +244,10 @@ class UtteranceDataModule(LightningDataModule):
         )
 
     @property
+    def _ranks(self) -> dict[str, int]:
+        return {"rank": self._rank, "world": self._world}
+
+    @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
@@ -292,32 +271,25 @@ class UtteranceDataModule(LightningDataModule):
 
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
         """Takes the validation part out of the training split."""
-        held = hold_out(
-            train.targets,
-            train.groups,
-            fraction=self._dataset.valid_fraction,
-            seed=self._seed,
-        )
+        fraction, seed = self._dataset.valid_fraction, self._seed
+        held = hold_out(train.targets, train.groups, fraction=fraction, seed=seed)
         kept = np.setdiff1d(np.arange(len(train)), held)
-        groups = {group for group in train.groups if group is not None}
-        held_groups = {train.groups[index] for index in held} - {None}
+        groups, held_groups = (
+            set(part) - {None} for part in (train.groups, train.select(held).groups)
+        )
         by_group = f", {len(held_groups):,} of {len(groups):,} groups," if groups else ""
         log_once(
             _log,
-            "no valid split: %s of %s training utterances%s held out for validation, seed %d",
-            f"{len(held):,}",
-            f"{len(train):,}",
-            by_group,
-            self._seed,
+            f"no valid split: {len(held):,} of {len(train):,} training utterances{by_group} held "
+            f"out for validation, seed {seed}",
             level=logging.WARNING,
         )
         return {"train": train.select(kept), "valid": train.select(held)}
 
     def _labelled(self, test: StoreSplit) -> StoreSplit:
         """The test utterances that can be scored."""
-        labelled = [
-            index for index, label in enumerate(test.labels[MAIN_LABEL]) if label is not None
-        ]
+        labels = test.labels[MAIN_LABEL]
+        labelled = [index for index, label in enumerate(labels) if label is not None]
         if len(labelled) == len(test):
             return test
         if not labelled:
@@ -325,27 +297,18 @@ class UtteranceDataModule(LightningDataModule):
                 f"all {len(test):,} test utterances of '{self._dataset.name}' are unlabelled, so "
                 "there is nothing to score. Label some of them."
             )
-        log_once(
-            _log,
-            "%s of %s test utterances are unlabelled: they are not scored",
-            f"{len(test) - len(labelled):,}",
-            f"{len(test):,}",
-            level=logging.WARNING,
-        )
+        missing = f"{len(test) - len(labelled):,} of {len(test):,} test utterances are unlabelled"
+        log_once(_log, f"{missing}: they are not scored", level=logging.WARNING)
         return test.select(labelled)
 
     def _sample(self, train: StoreSplit) -> StoreSplit:
         """Takes a part of the training utterances (paper, Figure 4)."""
-        fraction = self._dataset.train_fraction
-        kept = sample(train.targets, fraction=fraction, seed=self._seed)
+        fraction, seed = self._dataset.train_fraction, self._seed
+        kept = sample(train.targets, fraction=fraction, seed=seed)
         log_once(
             _log,
-            "training on a part: %s of %s utterances (train_fraction %s), stratified by label, "
-            "seed %d",
-            f"{len(kept):,}",
-            f"{len(train):,}",
-            fraction,
-            self._seed,
+            f"training on a part: {len(kept):,} of {len(train):,} utterances (train_fraction "
+            f"{fraction}), stratified by label, seed {seed}",
         )
         return train.select(kept)
 
@@ -354,15 +317,8 @@ class UtteranceDataModule(LightningDataModule):
         for split, part in self.splits.items():
             for name, share in part.present.items():
                 if share < _MOSTLY_ABSENT:
-                    log_once(
-                        _log,
-                        "%s of the %s %s utterances have no %s",
-                        f"{1 - share:.0%}",
-                        f"{len(part):,}",
-                        split,
-                        name,
-                        level=logging.WARNING,
-                    )
+                    utterances = f"{1 - share:.0%} of the {len(part):,} {split} utterances"
+                    log_once(_log, f"{utterances} have no {name}", level=logging.WARNING)
 
 
 class _Loader(DataLoader[Batch]):
@@ -403,13 +359,12 @@ def _frame_statistics(
     """Mean (d,) and standard deviation (d,) over all frames, one utterance in memory at a time.
 
     Means and squared deviations of utterances are merged (Chan, Golub and LeVeque 1983), which
-    loses nothing where a feature's mean is large beside its deviation.
+    loses nothing where a value's mean is large beside its deviation.
     """
     count, mean, squares = 0, np.zeros(dim), np.zeros(dim)
-    for index in range(len(split)):
+    for index in np.flatnonzero(split.lengths[name]).tolist():
         frames = split.frames(name, index)
-        if frames is None:
-            continue
+        assert frames is not None
         part = frames.astype(np.float64)
         difference = part.mean(axis=0) - mean
         total = count + len(part)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.data.store import StoreSplit
 from msea_lightning.data.utterance import MAIN_LABEL, Label
 from msea_lightning.metrics.options import MetricKind
 
@@ -30,19 +30,11 @@ class LabelError(UserError):
     """A label outside the label space, or labels that make none."""
 
 
-class Labelled(Protocol):
-    """Utterances with labels, such as a split of a store."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """N ids."""
-
-    @property
-    def labels(self) -> Mapping[str, Sequence[Label | None]]:
-        """Name of each label to N labels, None where an utterance does not have it."""
+_Labelled = Mapping[str, list[tuple[str, Label]]]
+"""Split to id and main label of each utterance that has one."""
 
 
-def resolve_labels(config: LabelConfig, splits: Mapping[str, Labelled]) -> LabelConfig:
+def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> LabelConfig:
     """The label space of a data set, with nothing left to infer; all main labels lie in it.
 
     What is not configured is inferred from the labels of the training split alone (all of it, also
@@ -65,7 +57,14 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, Labelled]) -> Label
         LabelError: naming the split, the utterance and the label that is outside, and the legal
             ones; where no training utterance is labelled.
     """
-    labelled = {split: _labelled(utterances) for split, utterances in splits.items()}
+    labelled = {
+        split: [
+            (identity, label)
+            for identity, label in zip(part.ids, part.labels[MAIN_LABEL], strict=True)
+            if label is not None
+        ]
+        for split, part in splits.items()
+    }
     train = labelled["train"]
     if not train:
         raise LabelError(
@@ -126,17 +125,7 @@ def describe_labels(labels: LabelConfig) -> str:
     return f"intensities from {low:g} to {high:g} in steps of {labels.step:g}"
 
 
-def _labelled(utterances: Labelled) -> list[tuple[str, Label]]:
-    """Id and main label of each utterance that has one."""
-    pairs = zip(utterances.ids, utterances.labels[MAIN_LABEL], strict=True)
-    return [(identity, label) for identity, label in pairs if label is not None]
-
-
-_Pairs = Mapping[str, list[tuple[str, Label]]]
-"""Split to id and label of its labelled utterances."""
-
-
-def _resolve_emotions(config: LabelConfig, splits: _Pairs) -> LabelConfig:
+def _resolve_emotions(config: LabelConfig, splits: _Labelled) -> LabelConfig:
     _need_type(str, config, splits)
     names = config.names or sorted({str(label) for _, label in splits["train"]})
     if len(names) < 2:
@@ -160,7 +149,7 @@ def _resolve_emotions(config: LabelConfig, splits: _Pairs) -> LabelConfig:
     return LabelConfig(kind=LabelKind.emotions, names=list(names))
 
 
-def _resolve_scale(config: LabelConfig, splits: _Pairs) -> LabelConfig:
+def _resolve_scale(config: LabelConfig, splits: _Labelled) -> LabelConfig:
     if config.names:
         raise LabelError(
             f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
@@ -214,7 +203,7 @@ def _warn_of_class_numbers(labels: NDArray[np.float64]) -> None:
         )
 
 
-def _need_type(expected: type[str | float], config: LabelConfig, splits: _Pairs) -> None:
+def _need_type(expected: type[str | float], config: LabelConfig, splits: _Labelled) -> None:
     for split, utterances in splits.items():
         identity, label = next(iter(utterances), ("", None))
         if label is not None and not isinstance(label, expected):

@@ -75,7 +75,7 @@ class TrainingSampler(Sampler[list[int]], ABC):
         parts: A device takes its share of a batch in as many parts, one after another.
     """
 
-    def __init__(self, seed: int, rank: int, world: int, parts: int) -> None:
+    def __init__(self, *, seed: int, rank: int = 0, world: int = 1, parts: int = 1) -> None:
         self._seed, self._rank, self._world, self._parts = seed, rank, world, parts
         self._epoch = 0
 
@@ -84,8 +84,6 @@ class TrainingSampler(Sampler[list[int]], ABC):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        # The epoch is read with the first batch: Lightning sets it after it has asked for the
-        # iterator.
         for batch in self.global_batches(self._epoch):
             yield from self.shares(batch)
 
@@ -123,12 +121,9 @@ class TrainingBatchSampler(TrainingSampler):
     Args:
         costs: (N,) what to sort by, see :func:`reading_costs`.
         batch_size: Utterances per batch, all devices and parts together.
-        seed: Seed of the order.
-        rank: This device's number.
-        world: Number of devices.
-        parts: A device takes its share of a batch in as many parts, one after another.
         window: Batches per window; at most a quarter of the epoch is taken, because a window of the
             whole epoch would make the same batches in every epoch.
+        **options: ``seed``, ``rank``, ``world`` and ``parts``, as for :class:`TrainingSampler`.
 
     Raises:
         SamplerError: where a batch has fewer utterances than there are devices, or parts of it.
@@ -139,13 +134,10 @@ class TrainingBatchSampler(TrainingSampler):
         costs: NDArray[np.int64],
         batch_size: int,
         *,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        parts: int = 1,
         window: int = 50,
+        **options: int,
     ) -> None:
-        super().__init__(seed, rank, world, parts)
+        super().__init__(**options)
         self._costs = np.asarray(costs)
         self._batches = -(-len(self._costs) // batch_size)
         self._window = max(1, min(window, self._batches // 4))
@@ -186,10 +178,7 @@ class DialogueBatchSampler(TrainingSampler):
         groups: N dialogues; an utterance of group None is a dialogue of its own.
         positions: (N,) place of each utterance in its dialogue.
         batch_size: Most utterances per batch, all devices and parts together.
-        seed: Seed of the order.
-        rank: This device's number.
-        world: Number of devices.
-        parts: A device takes its share of a batch in as many parts, one after another.
+        **options: ``seed``, ``rank``, ``world`` and ``parts``, as for :class:`TrainingSampler`.
 
     Raises:
         SamplerError: where a batch has fewer dialogues than there are devices, or parts of it.
@@ -200,13 +189,9 @@ class DialogueBatchSampler(TrainingSampler):
         groups: Sequence[str | None],
         positions: NDArray[np.int64],
         batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        parts: int = 1,
+        **options: int,
     ) -> None:
-        super().__init__(seed, rank, world, parts)
+        super().__init__(**options)
         self._dialogues = dialogues(groups, positions)
         self._dialogue_of = {
             index: number for number, dialogue in enumerate(self._dialogues) for index in dialogue

@@ -8,7 +8,7 @@ Shape legend: B utterances, L frames of one feature, d values a frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -117,19 +117,17 @@ class Batch:
         """
         if non_blocking is None:
             non_blocking = torch.device(device).type != "cpu"
-        moved = {
-            name: Frames(frames.values.to(device, non_blocking=non_blocking), frames.lengths)
-            for name, frames in self.features.items()
-        }
-        return replace(self, features=moved)
+        return self._with_values(lambda values: values.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch with its feature values in page-locked memory (called by the DataLoader)."""
-        pinned = {
-            name: Frames(frames.values.pin_memory(), frames.lengths)
-            for name, frames in self.features.items()
+        return self._with_values(Tensor.pin_memory)
+
+    def _with_values(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        moved = {
+            name: Frames(move(found.values), found.lengths) for name, found in self.features.items()
         }
-        return replace(self, features=pinned)
+        return replace(self, features=moved)
 
 
 def main_labels(ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]]) -> list[Label]:
