@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from msea_lightning.backbone import load_tokenizer
 from msea_lightning.backbone.loading.load import tiny_backbone
-from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark import BenchError
 from msea_lightning.benchmark.generate import _texts, _words, generate, write_published
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import PrepareConfig

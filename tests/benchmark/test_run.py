@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from msea_lightning.bench import bench, with_dataset
+from msea_lightning.benchmark import BenchError
 from msea_lightning.benchmark import run as run_module
-from msea_lightning.benchmark.errors import BenchError
 from msea_lightning.benchmark.results import Results, VariantResult, share_rates, show, speed
 from msea_lightning.benchmark.run import benchmark
 from msea_lightning.benchmark.variant import Timing, _with_rest, evenly

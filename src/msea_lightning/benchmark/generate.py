@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
-from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark import BenchError
 from msea_lightning.data.options import (
     SPLITS,
     DatasetConfig,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msea_lightning.backbone.loading.memory import readable_bytes
-from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark import BenchError
 
 if TYPE_CHECKING:
     from msea_lightning.benchmark.variant import Timing

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.backbone import backbone_tokenizer
 from msea_lightning.backbone.options import Quantization
-from msea_lightning.benchmark.errors import BenchError
+from msea_lightning.benchmark import BenchError
 from msea_lightning.benchmark.generate import generate, write_published
 from msea_lightning.benchmark.options import Measured
 from msea_lightning.benchmark.results import Results, VariantResult, share_rates

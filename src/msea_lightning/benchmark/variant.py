@@ -153,13 +153,7 @@ class Variant(ABC):
     # ---- counting ----------------------------------------------------------------------------
 
     def _timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
-        """What was timed.
-
-        Args:
-            split: ``train`` or ``test``.
-            seconds: How long it took.
-            indices: Positions in the split of the utterances that all devices read.
-        """
+        """A timing of utterances at these positions in a split, those of all devices."""
         training = split == "train"
         if split not in self._flops:
             labels, nodes = int(self.tree.answer_ids.shape[1]), len(self.tree)
@@ -189,12 +183,12 @@ class Variant(ABC):
 
 
 def evenly(items: Sequence[Item], count: int, offset: float) -> list[Item]:
-    """Items that lie evenly among all.
+    """Of items in order of their cost, one out of each of ``count`` equal parts.
 
     Args:
-        items: All, in order of their cost.
-        count: How many; at most all.
-        offset: Which of each of ``count`` equal parts: how far into it, in [0, 1).
+        items: All items.
+        count: How many are wanted; at most all.
+        offset: How far into each part the wanted one lies, in [0, 1).
     """
     count = min(count, len(items))
     return [items[int((offset + number) * len(items) / count)] for number in range(count)]
