@@ -206,6 +206,14 @@ def test_the_one_file_is_found_in_its_folder(tmp_path: Path) -> None:
         find_files(tmp_path / "nowhere", dataset)
 
 
+def test_hidden_files_beside_pickles_are_ignored(tmp_path: Path) -> None:
+    mosi, meld = write_mmsa(tmp_path / "a", "mosi"), write_dialogue(tmp_path / "b", "meld")
+    for hidden in (mosi.parent / "._unaligned.pkl", meld / "._meld_train.pkl"):
+        hidden.write_bytes(b"\0")
+    assert find_files(tmp_path / "a", config("mosi", Reader.mmsa)) == [mosi]
+    assert len(find_files(meld, config("other", Reader.dialogue))) == 3
+
+
 # --- The layout of MELD, CHERMA and IEMOCAP ---------------------------------------------------
 
 

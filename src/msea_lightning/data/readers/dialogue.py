@@ -25,6 +25,7 @@ from msea_lightning.data.readers.reading import (
     Record,
     Source,
     dialogue_of,
+    without_hidden,
 )
 
 _DIALOGUES = ("dialogueid", "dialogid", "dialogue", "dialog", "conversationid", "conversation")
@@ -52,7 +53,8 @@ class DialogueLayout(Layout):
                 )
             name, path = stem, path.parent
         found: dict[str, dict[str, Path]] = {}
-        for file in [*sorted(path.glob("*.pkl")), *sorted(path.glob("*/*.pkl"))]:
+        files = [*sorted(path.glob("*.pkl")), *sorted(path.glob("*/*.pkl"))]
+        for file in without_hidden(path, files):
             stem, _, split = file.stem.rpartition("_")
             if stem and split in SPLIT_NAMES:
                 found.setdefault(stem, {}).setdefault(SPLIT_NAMES[split], file)

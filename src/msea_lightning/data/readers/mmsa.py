@@ -23,7 +23,14 @@ from msea_lightning.data.files.errors import MissingFileError, ReadError, shorte
 from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
-from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
+from msea_lightning.data.readers.reading import (
+    SPLIT_NAMES,
+    Advance,
+    Layout,
+    Record,
+    Source,
+    without_hidden,
+)
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
 _LABELS = {"M": _NEEDED[-1], **{name: f"regression_labels_{name}" for name in "TAV"}}
@@ -40,7 +47,8 @@ class MmsaLayout(Layout):
         """The one file: the path itself, ``dataset.hub_file``, or the only pickle in a folder."""
         if path.is_file():
             return [path]
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        pickles = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        found = without_hidden(path, pickles)
         wanted = Path(self.dataset.hub_file or "").name
         named = [file for file in found if file.name == wanted]
         if len(named) == 1 or len(found) == 1:

@@ -270,6 +270,17 @@ class _Part(Iterable[Utterance]):
         return self._read()
 
 
+def without_hidden(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Paths below a folder, without what file managers and editors put there (``._a``)."""
+    return [
+        path
+        for path in paths
+        if not any(
+            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
+        )
+    ]
+
+
 def dialogue_of(identity: str) -> str | None:
     """The dialogue in an id of MELD or IEMOCAP; None in any other id."""
     found = next((match for form in _DIALOGUES if (match := form.fullmatch(identity))), None)

@@ -46,6 +46,7 @@ from msea_lightning.data.readers.reading import (
     Record,
     Source,
     dialogue_of,
+    without_hidden,
 )
 
 _TABLE = "utterances.csv"
@@ -74,8 +75,7 @@ class TableLayout(Layout):
         if not self._table.is_file():
             raise MissingFileError(f"{path} holds no {_TABLE}")
         archive = self._table.parent / _ARCHIVE
-        beside = sorted(path for path in self._table.parent.iterdir() if path.is_dir())
-        arrays = (file for path in beside if not _is_hidden(path.name) for file in _arrays(path))
+        arrays = (file for path in _folders(self._table.parent) for file in _arrays(path))
         return [self._table, *([archive] if archive.is_file() else []), *arrays]
 
     def sources(self, advance: Advance | None) -> Mapping[str, Source]:
@@ -173,15 +173,9 @@ def _records(
             )
 
 
-def _arrays(folder: Path) -> Iterator[Path]:
+def _arrays(folder: Path) -> list[Path]:
     """The arrays in a folder and below it, without hidden files."""
-    for path in sorted(folder.rglob("*.npy")):
-        if not any(map(_is_hidden, path.relative_to(folder).parts)):
-            yield path
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return without_hidden(folder, sorted(folder.rglob("*.npy")))
 
 
 def _feature(name: str, where: str) -> str:
@@ -354,11 +348,15 @@ class _Features:
         return values, lengths
 
 
+def _folders(folder: Path) -> list[Path]:
+    return without_hidden(folder, sorted(path for path in folder.iterdir() if path.is_dir()))
+
+
 def _in_folders(folder: Path) -> list[_Place]:
     places = []
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for path in _folders(folder):
         place = _Place(str(path), path)
-        for file in [] if _is_hidden(path.name) else _arrays(path):
+        for file in _arrays(path):
             place.add(file.relative_to(path).as_posix().removesuffix(".npy"))
         if place.names:
             places.append(place)
