@@ -1,7 +1,7 @@
 """CHFN's adjustment of words by unaligned audio and vision, in front of a frozen language model.
 
 The Cross Hyper-modality Fusion Network (Guo et al. 2022) adjusts the representation of each word by
-what an attention over the whole, unaligned sequence of audio and vision finds for it. The paper of
+attention over the whole, unaligned sequence of audio and vision. The paper of
 the MSE-Adapter reports it in front of a frozen ChatGLM3 in its Tables 5 and 10.
 
 Shape suffixes:
@@ -34,13 +34,12 @@ class CHFNAdapter(TextAdapter):
     and a projection for each modality are 50,786,304 for a text width of 4096 and MOSEI's 74 audio
     and 35 vision features.
 
-    What we chose, for want of a published implementation:
+    What we chose, as there is no published implementation:
 
     - The biases: the projections have some, the maps of the attention have none. Table 5 also
       allows for biases in the maps instead (50,790,400), and for a LayerNorm with (50,794,496) or
       instead of (50,786,304) the biases of the projections.
-    - There is no LayerNorm, because a frozen language model reads embeddings at the scale of its
-      own, and no feed-forward layer, for which Table 5 leaves no room.
+    - There is no LayerNorm, because a frozen language model expects embeddings at its own scale, and no feed-forward layer, for which Table 5 leaves no room.
     - ``value`` starts at zero, so that training starts with the text as the language model knows
       it. One head attends. The order of the frames is not read.
 
@@ -82,8 +81,8 @@ class CHFNAdapter(TextAdapter):
     def _adapt(self, text: Tensor, real: Tensor, modalities: Sequence[Modality]) -> Tensor:
         sequence_BLD = torch.cat([branch(frames) for branch, frames, _ in modalities], dim=1)
         real_B1L = torch.cat([frames.real for frames in modalities], dim=1)[:, None, :]
-        # Both maps of the frames are taken to the side of the tokens, which are fewer: the same
-        # numbers for a fraction of the work and of the memory.
+        # The key map is applied to the queries and the value map to the result: there are fewer
+        # tokens than frames, so this is the same for a fraction of the time and memory.
         asked_BTD = self.query(text) @ self.key.weight / math.sqrt(text.shape[-1])
         scores_BTL = asked_BTD @ sequence_BLD.mT
         # Not minus infinity: an utterance without any frame would give NaN.

@@ -1,4 +1,4 @@
-"""The contract of all adapters, and the checks of what they are given.
+"""The contract of all adapters, and the checks of their inputs.
 
 Shape suffixes:
     B utterances, T text tokens, L frames of one modality, D width of the language model
@@ -20,15 +20,15 @@ from msea_lightning.config.errors import UserError
 
 
 class AdapterError(UserError):
-    """An adapter that cannot be built, loaded, or fed with the tensors that it was given."""
+    """An adapter that cannot be built or loaded, or inputs that do not fit it."""
 
 
 class Adapter(nn.Module, ABC):
     """A trainable plugin in front of a frozen language model.
 
     Args:
-        options: The arguments that build it again, plain values, ``text_dim``, ``audio_dim`` and
-            ``vision_dim`` among them.
+        options: The constructor arguments as plain values, among them ``text_dim``,
+            ``audio_dim`` and ``vision_dim``.
 
     Attributes:
         use_text: False where the language model reads no text.
@@ -59,27 +59,26 @@ class Adapter(nn.Module, ABC):
         vision: Tensor | None,
         vision_lengths: Tensor,
     ) -> tuple[Tensor | None, Tensor]:
-        """Pseudo tokens of a batch, and the text that the language model shall read.
+        """Pseudo tokens of a batch, and the text embeddings for the language model.
 
-        It computes in the dtype of its own weights (float32), whatever the text's dtype is and
-        whether or not autocast is on. An utterance gives the same alone and in any batch, however
-        that is padded. Every parameter gets a gradient, if zero.
+        Computes in the dtype of its own weights (float32), whatever the dtype of the text, and
+        ignores autocast. The result for an utterance does not depend on the rest of the batch or on
+        the padding. Every parameter gets a gradient, which may be zero.
 
         Args:
             text: (B, T, D) the language model's embeddings of the utterances' tokens.
-            text_mask: (B, T) bool or int, true at real tokens; what stands at the others is never
-                read.
+            text_mask: (B, T) bool or int, true at real tokens; the others are never read.
             audio: (B, La, audio_dim) features; frames beyond an utterance's length are never
                 read, whatever they hold. None where no utterance has audio.
-            audio_lengths: (B,) int, frames of each utterance. 0 means that the utterance has no
-                audio, which then contributes nothing. Wanted on the CPU.
+            audio_lengths: (B,) int on the CPU, frames of each utterance; 0 where the utterance has
+                no audio, which then contributes nothing.
             vision: (B, Lv, vision_dim) features, or None; as for audio.
             vision_lengths: (B,) int; as for audio.
 
         Returns:
-            ``(prefix, text)``: (B, N, D) pseudo tokens to read before the text, or None where
-            there are none; and the text to read, (B, T, D), the very same tensor where it is
-            unchanged, or its first 0 tokens where the language model shall read none.
+            ``(prefix, text)``: (B, N, D) pseudo tokens before the text, or None; and the text
+            embeddings (B, T, D), the very same tensor where they are unchanged, (B, 0, D) where the
+            language model reads no text.
 
         Raises:
             AdapterError: if a shape does not fit the others or the sizes of the adapter, or if a
@@ -87,7 +86,7 @@ class Adapter(nn.Module, ABC):
         """
 
     def options(self) -> dict[str, Any]:
-        """The arguments that build this adapter again: plain values, fit for JSON."""
+        """The constructor arguments as plain values, fit for JSON."""
         return copy.deepcopy(self._options)
 
     def parameter_counts(self) -> dict[str, int]:
@@ -128,7 +127,7 @@ def own_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class Modality(NamedTuple):
-    """What a batch holds of one modality.
+    """One modality of a batch.
 
     Attributes:
         branch: The part of the adapter that reads it.
@@ -181,11 +180,11 @@ class TextAdapter(Adapter):
         vision: Tensor | None,
         vision_lengths: Tensor,
     ) -> tuple[None, Tensor]:
-        """No pseudo tokens, and the text changed at its real tokens; see :class:`Adapter`.
+        """No pseudo tokens, and changed embeddings of the real tokens; see :class:`Adapter`.
 
         Returns:
-            ``(None, text)``: (B, T, D) in the dtype of the weights; what stands at the other
-            tokens is as it was.
+            ``(None, text)``: (B, T, D) in the dtype of the weights; the other tokens are
+            unchanged.
         """
         self._check(text, text_mask, audio, vision)
         weight = next(self.parameters())
@@ -233,7 +232,7 @@ def checked_frames(
         like: A tensor of the dtype and on the device that the frames shall have.
 
     Returns:
-        (B, L, F) frames, a frame of zeros each where there are none at all; and (B,) int64.
+        (B, L, F) frames, one frame of zeros where there are none at all; and (B,) int64.
 
     Raises:
         AdapterError: if the shapes do not fit, or a length is negative or beyond L.

@@ -22,12 +22,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 _VANISHED, _STEPS_BETWEEN = 1e-25, 4
-"""Gradients shrink on their way back through the steps, down to numbers with which processors are a
-hundred times as slow. What is smaller than this becomes zero, looked for every few steps."""
+"""Gradients shrink on the way back through time, down to denormal numbers, which processors compute
+with a hundred times slower. Every few steps smaller numbers than this are set to zero."""
 
 
 class LastStateLSTM(nn.LSTM):
-    """One layer, one direction, as :class:`torch.nn.LSTM` with its weights and their names.
+    """A :class:`torch.nn.LSTM` of one layer and one direction; weights and names are the same.
 
     Args:
         features: Features F per step.
@@ -41,7 +41,7 @@ class LastStateLSTM(nn.LSTM):
         """The state after the last step of each sequence.
 
         Args:
-            frames: (B, L, F); what lies beyond a length is never read.
+            frames: (B, L, F); frames beyond a length are never read.
             lengths: (B,) int64 on the CPU, each from 1 to L.
 
         Returns:
@@ -52,7 +52,7 @@ class LastStateLSTM(nn.LSTM):
             states_BLH, _ = super().forward(frames)
             picked_BH: Tensor = states_BLH[torch.arange(len(lengths)), lengths - 1]
             return picked_BH
-        # Sorted here: pack_padded_sequence would wait for the device to be told the order.
+        # Sorted here, on the CPU: pack_padded_sequence would wait for the device.
         sorted_B, order_B = lengths.sort(descending=True, stable=True)
         place_B = order_B.argsort().to(frames.device, non_blocking=True)
         order_B = order_B.to(frames.device, non_blocking=True)

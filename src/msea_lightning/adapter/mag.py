@@ -1,6 +1,6 @@
 """The Multimodal Adaptation Gate, MAG (Rahman et al. 2020), in front of a frozen language model.
 
-Every token's embedding z is shifted by what is heard and seen while it is said::
+Every token's embedding z is shifted by the audio a and vision v of its time::
 
     g_a = relu(W_ga [a; z] + b_ga)      g_v = relu(W_gv [v; z] + b_gv)
     h   = g_a * (W_a a + b_a) + g_v * (W_v v + b_v)
@@ -25,7 +25,7 @@ from torch.nn import functional
 from msea_lightning.adapter.contract import AdapterError, Modality, TextAdapter
 
 _SMALLEST = 1e-6
-"""The least norm of a shift, by which is divided."""
+"""Smallest norm of a shift that is divided by."""
 
 
 class ShiftBranch(nn.Module):
@@ -63,8 +63,8 @@ class MAGAdapter(TextAdapter):
     - Unaligned frames are brought to the text's length without parameters, see :func:`align`. The
       MSE-Adapter's paper has word-aligned features of MOSEI, which need none either, and aligns
       those of the other data sets by an MLP of a size that it does not report.
-    - ``dropout=0.1``. In front of a frozen language model, which was not made to miss half of an
-      embedding, the published 0.5 is too much.
+    - ``dropout=0.1``. In front of a frozen language model, which was not trained with half of an
+      embedding dropped, the published 0.5 is too much.
     - The shift is applied to the embeddings that enter the language model, whose layers are left
       as they are.
 
@@ -106,9 +106,9 @@ class MAGAdapter(TextAdapter):
             partial(ShiftBranch, text_dim=text_dim),
         )
         if not beta > 0:
-            raise AdapterError(f"beta={beta}: the longest shift is longer than 0.")
+            raise AdapterError(f"beta={beta}: the longest shift must be positive.")
         if not 0 <= dropout < 1:
-            raise AdapterError(f"dropout={dropout}: a share of 0 or more, and below 1.")
+            raise AdapterError(f"dropout={dropout}: must be 0 or more, and below 1.")
         self.beta = beta
         self.norm = nn.LayerNorm(text_dim)
         self.dropout = nn.Dropout(dropout)
@@ -141,8 +141,7 @@ def align(frames: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
         real: (B, T) bool, where tokens are real.
 
     Returns:
-        (B, T, F) features, zero where an utterance has no frames, and of no meaning where there is
-        no real token.
+        (B, T, F) features, zero where an utterance has no frames, undefined at padding.
     """
     tokens_B11 = real.sum(dim=1)[:, None, None]
     lengths_B11 = lengths[:, None, None]

@@ -90,7 +90,7 @@ class ModalityBranch(nn.Module):
             batch: Number of utterances B.
             frames: (B, L, F) features; frames beyond an utterance's length are never read.
                 None where no utterance of the batch has the modality.
-            lengths: (B,) frames of each utterance; 0 where the modality is absent. Wanted on the
+            lengths: (B,) frames of each utterance; 0 where the modality is absent. On the
                 CPU: elsewhere each call waits for the device.
 
         Returns:
@@ -110,8 +110,8 @@ class ModalityBranch(nn.Module):
         absent = lengths == 0
         some_absent = bool(absent.any())
         if some_absent:
-            # The LSTM reads at least one frame: an absent modality reads a frame of zeros,
-            # and what becomes of it is cut off below. So every weight has a gradient, if zero.
+            # The LSTM needs at least one frame: an absent modality gets a frame of zeros, and
+            # its summary is masked below. So every weight has a gradient, even if it is zero.
             absent_B = absent.to(frames_BLF.device, non_blocking=True)
             frames_BLF = frames_BLF.masked_fill(absent_B[:, None, None], 0.0)
         projected_BH: Tensor = self.proj(self.lstm(frames_BLF, lengths.clamp(min=1)))
@@ -341,7 +341,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _scale(text_dim: int, hidden: int, divisor: int) -> nn.Sequential:
-    """One perceptron of the multi-scale fusion, (B, H) to (B, H) (Eq. 5)."""
+    """One MLP of the multi-scale fusion, (B, H) to (B, H) (Eq. 5)."""
     units = text_dim // divisor
     if units == 0:
         raise AdapterError(

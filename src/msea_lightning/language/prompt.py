@@ -1,4 +1,4 @@
-"""The sequence that the backbone reads: layout and task prompt as data, text <-> token ids.
+"""The input sequence of the backbone: layout and task prompt as data, text <-> token ids.
 
 A layout is an ordered list of segments (``conf/backbone/*.yaml``): special tokens, wrapping
 strings, the pseudo tokens P, the text T, the task prompt; the label follows. For LLaMA it is
@@ -52,7 +52,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The way in which a tokenizer begins a text.
+    """The ids that a tokenizer puts in front of a text.
 
     Args:
         tokenizer: The tokenizer.
@@ -89,7 +89,7 @@ class Texts:
 class Sequences:
     """Sequences of a batch, padded on the left to the longest.
 
-    What says where something is stays on the CPU, so that looking it up waits for no device.
+    The masks that mark places stay on the CPU, so that looking them up waits for no device.
 
     Attributes:
         ids: (B, S) token ids; the pad id where a pseudo token goes.

@@ -116,12 +116,12 @@ def build_model(
         labels: Label space with nothing left to infer.
         dims: Values per frame of the features that the data set has, by name.
         statistics: Mean and standard deviation of each feature; None standardises nothing.
-        dataset: As for :func:`build_prompt`, like ``backbone``, ``text`` and ``prompt``.
-        backbone: The options of the language model.
-        adapter: Which adapter, and its sizes.
-        ablation: What is left out of the adapter.
-        text: Treatment of the texts.
-        prompt: The task prompt.
+        dataset: See :func:`build_prompt`.
+        backbone: See :func:`build_prompt`.
+        adapter: See :func:`build_adapter`.
+        ablation: See :func:`build_adapter`.
+        text: See :func:`build_prompt`.
+        prompt: See :func:`build_prompt`.
         rule: How an answer is picked.
 
     Raises:
