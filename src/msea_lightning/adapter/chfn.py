@@ -39,7 +39,8 @@ class CHFNAdapter(TextAdapter):
     - The biases: the projections have some, the maps of the attention have none. Table 5 also
       allows for biases in the maps instead (50,790,400), and for a LayerNorm with (50,794,496) or
       instead of (50,786,304) the biases of the projections.
-    - There is no LayerNorm, because a frozen language model expects embeddings at its own scale, and no feed-forward layer, for which Table 5 leaves no room.
+    - There is no LayerNorm, because a frozen language model expects embeddings at its own scale,
+      and no feed-forward layer, for which Table 5 leaves no room.
     - ``value`` starts at zero, so that training starts with the text as the language model knows
       it. One head attends. The order of the frames is not read.
 
