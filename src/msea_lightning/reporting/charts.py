@@ -13,8 +13,8 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from importlib import resources
+from typing import Any, NamedTuple, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from scipy.stats import binned_statistic  # type: ignore[import-untyped]
 
 from msea_lightning.config.text import visible
 from msea_lightning.metrics import selection_metric
@@ -54,36 +55,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _MAIN = _SERIES[0]
 
+_STYLE = resources.files("msea_lightning.reporting") / "charts.mplstyle"
+
 _PALE = 0.85
 """Share up to which a square of a map is pale enough for text in ink."""
-
-_RC: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-    "font.size": 11,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "xtick.labelsize": 10.5,
-    "ytick.labelsize": 10.5,
-    "legend.fontsize": 10.5,
-    "legend.frameon": False,
-    "hatch.color": _PAPER,
-}
 
 _STEP = 0.1
 """Distance of the intensities that can be written, where the options leave it to the data."""
@@ -95,34 +70,20 @@ _BINS = 13
 """Squares per side of the map of intensities."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart and what it says.
-
-    Attributes:
-        title: Its title, unescaped.
-        svg: The drawing.
-        caption: One sentence below it, unescaped.
-    """
+class Chart(NamedTuple):
+    """A drawing, its title, and one sentence below it; both texts unescaped."""
 
     title: str
     svg: Markup
     caption: str
 
 
-@dataclass(frozen=True)
-class ChartGroup:
-    """Charts of one kind on one data set.
-
-    Attributes:
-        title: Heading.
-        note: What the charts show, once for all of them.
-        charts: The charts, one per configuration where nothing else is said.
-    """
+class ChartGroup(NamedTuple):
+    """Charts of one kind on one data set, with a heading and a note on what all of them show."""
 
     title: str
     note: str
-    charts: list[Chart] = field(default_factory=list)
+    charts: list[Chart]
 
 
 class _Canvas:
@@ -191,7 +152,7 @@ _Drawing: TypeAlias = "tuple[_Canvas, str, str]"
 def draw_all(configurations: Sequence[Configuration]) -> dict[str, list[ChartGroup]]:
     """All charts: data set to the groups of its charts, empty groups left out."""
     drawn = {}
-    with mpl.rc_context(_RC):
+    with resources.as_file(_STYLE) as style, mpl.rc_context(fname=style):
         for dataset, own in by_dataset(configurations).items():
             finished = [one for one in own if one.runs]
             groups = [
@@ -212,7 +173,7 @@ def _each(
     draw: Callable[[Configuration], _Drawing | None],
 ) -> ChartGroup:
     """One chart for each configuration of which there is something to draw."""
-    group = ChartGroup(title, note)
+    group = ChartGroup(title, note, [])
     for index, one in enumerate(configurations):
         drawing = draw(one)
         if drawing is not None:
@@ -332,9 +293,8 @@ def _metrics(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def _seed_spread(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    group = ChartGroup(
-        "Spread over seeds", "One point per seed on the test part; the bar is the mean."
-    )
+    note = "One point per seed on the test part; the bar is the mean."
+    group = ChartGroup("Spread over seeds", note, [])
     for metric in _metrics(configurations):
         rows = [
             (
@@ -346,9 +306,8 @@ def _seed_spread(dataset: str, configurations: Sequence[Configuration]) -> Chart
         ]
         if rows:
             title = f"{metric_info(metric).title} per seed"
-            caption = "Test part."
             canvas = _strips(_unit(metric), rows)
-            group.charts.append(canvas.chart(title, caption, "spread", dataset, metric))
+            group.charts.append(canvas.chart(title, "Test part.", "spread", dataset, metric))
     return group
 
 
@@ -359,10 +318,8 @@ def _id(*parts: str) -> str:
 
 
 def _volume(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    group = ChartGroup(
-        "Amount of training data",
-        "Mean over seeds; whiskers are one sample standard deviation (layout of Figure 4).",
-    )
+    note = "Mean over seeds; whiskers are one sample standard deviation (layout of Figure 4)."
+    group = ChartGroup("Amount of training data", note, [])
     series = volume_series(configurations)
     most = len(_MARKERS)
     # Six lines are told apart by their markers; more go into further charts.
@@ -555,14 +512,13 @@ def _intensity_map(
 def _error_bars(
     axes: Axes, truth: NDArray[np.float64], answer: NDArray[np.float64], low: float, high: float
 ) -> None:
-    edges = np.linspace(low, high, 7)
-    place = np.clip(np.searchsorted(edges, truth, side="right") - 1, 0, 5)
-    counts = np.bincount(place, minlength=6)
-    errors = np.bincount(place, weights=np.abs(answer - truth), minlength=6)
-    heights = np.divide(errors, counts, out=np.zeros(6), where=counts > 0)
+    errors, bins = np.abs(answer - truth), {"bins": 6, "range": (low, high)}
+    counts, edges, _ = binned_statistic(np.clip(truth, low, high), errors, "count", **bins)
+    sums, _, _ = binned_statistic(np.clip(truth, low, high), errors, "sum", **bins)
+    heights = np.divide(sums, counts, out=np.zeros(6), where=counts > 0)
     axes.bar(range(6), heights, width=0.8, color=_MAIN, hatch="///", edgecolor=_INK, linewidth=0.8)
     for index, count in enumerate(counts):
-        axes.text(index, heights[index], f"n={count}", ha="center", va="bottom", fontsize=9)
+        axes.text(index, heights[index], f"n={count:.0f}", ha="center", va="bottom", fontsize=9)
     axes.set_ylim(0, (heights.max() or 1) * 1.2)
     axes.set_xticks(np.arange(7) - 0.5, [f"{edge:.2g}" for edge in edges])
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -601,10 +557,8 @@ def _reliability(one: Configuration) -> _Drawing | None:
 def _right(one: Configuration, part: Predictions) -> NDArray[np.bool_]:
     """(N,) whether an answer is the truth, or of intensities the legal one nearest to it."""
     if one.kind is MetricKind.emotion:
-        return np.array(
-            [truth == answer for truth, answer in zip(part.labels, part.answers, strict=True)],
-            dtype=bool,
-        )
+        same: NDArray[np.bool_] = np.asarray(part.labels) == np.asarray(part.answers)
+        return same
     step = None if one.config is None else one.config.dataset.labels.step
     distance = np.abs(np.asarray(part.answers, dtype=float) - np.asarray(part.labels, dtype=float))
     # Intensities were float32 on their way.
@@ -644,10 +598,8 @@ _KINDS = (
 
 
 def _costs(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    group = ChartGroup(
-        "Time and memory",
-        "Training alone, without loading the backbone and without the test; one point per seed.",
-    )
+    note = "Training alone, without loading the backbone and without the test; one point per seed."
+    group = ChartGroup("Time and memory", note, [])
     timed, memory = [], []
     for one in configurations:
         seconds = [(value, 0) for run in one.runs if (value := epoch_seconds(run)) is not None]

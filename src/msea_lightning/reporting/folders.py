@@ -118,8 +118,7 @@ class Predictions:
     probabilities: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Trainable parameters, and memory in bytes; None for what is not known."""
 
     trainable: int | None
@@ -170,17 +169,11 @@ class Run:
         return self.finished_at is not None
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """One run that a sweep was to make.
 
-    Attributes:
-        fingerprint: As in :attr:`Run.fingerprint`; None in a manifest of release 0.1, whose
-            fingerprints are of another kind.
-        names: What it is called by.
-        seed: The seed.
-        overrides: The words of the command line.
-        experiment: The table or figure of the paper that the sweep is for.
+    ``fingerprint`` is None in a manifest of release 0.1, whose fingerprints are of another kind;
+    ``overrides`` are the words of the command line.
     """
 
     fingerprint: str | None
@@ -190,15 +183,8 @@ class Planned:
     experiment: str | None
 
 
-@dataclass(frozen=True)
-class Folder:
-    """All that lies beneath a folder of runs.
-
-    Attributes:
-        runs: Run folders whose options can be read.
-        planned: Runs that manifests of sweeps list.
-        unreadable: Run folder or manifest (relative path) to what is wrong with it.
-    """
+class Folder(NamedTuple):
+    """All that lies beneath a folder of runs; what cannot be read by its path, with the reason."""
 
     runs: list[Run]
     planned: list[Planned]
@@ -430,7 +416,7 @@ def _read_history(path: Path, kind: MetricKind) -> list[dict[str, float]]:
 
 
 def _read_error(path: Path) -> str | None:
-    """Why an attempt failed; None where it left no word."""
+    """Why an attempt failed; None where it left no error."""
     try:
         values = _read_json(path)
     except _BrokenFileError as error:

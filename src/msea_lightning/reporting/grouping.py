@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
@@ -44,16 +44,8 @@ _SIZES = "table1"
 """The experiment that measures sizes alone."""
 
 
-@dataclass(frozen=True)
-class Missing:
-    """A run that was planned or begun and is not finished.
-
-    Attributes:
-        names: What it is called by.
-        seed: Its seed.
-        reason: The error that stopped it, or what is known of it.
-        failed: Whether it left an error.
-    """
+class Missing(NamedTuple):
+    """A run that was planned or begun and is not finished; ``failed`` where it left an error."""
 
     names: Names
     seed: int

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,12 +129,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """How often answers of a given probability are right.
+class Reliability(NamedTuple):
+    """How often answers of a given probability are right, in K bins of equal width over 0..1.
 
     Attributes:
-        counts: (K,) answers in each of K bins of equal width between 0 and 1.
+        counts: (K,) answers in each bin.
         confidence: (K,) their mean probability; NaN in an empty bin.
         accuracy: (K,) the share of them that is right; NaN in an empty bin.
         ece: Expected calibration error (Guo et al. 2017): the mean distance of the two, weighted

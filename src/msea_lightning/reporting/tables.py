@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.metrics import METRIC_NAMES
@@ -39,11 +40,8 @@ UNKNOWN = ""
 MISSING = "missing"
 """What a table shows for a configuration without a finished run."""
 
-CITED, PAPER, OURS, DIFFERENCE = "cited", "paper", "ours", "difference"
+CITED, PAPER, OURS, DIFFERENCE, WARNING = "cited", "paper", "ours", "difference", "warning"
 """Where the numbers of a row come from; also the row's class in the page."""
-
-WARNING = "warning"
-"""Class of a row that says what its neighbour's numbers are worth."""
 
 _SEEDS = (
     "Ours: mean ± sample standard deviation over n seeds; without ± there is one seed. Difference: "
@@ -59,14 +57,8 @@ _TEST = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table.
-
-    Attributes:
-        source: Where its numbers come from: cited, paper, ours or difference; or empty.
-        entries: One text per column.
-    """
+class Row(NamedTuple):
+    """A row: where its numbers come from (``cited`` to ``warning``, or empty), a text a column."""
 
     source: str
     entries: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Run folders: where a run keeps everything that a person wants to look at afterwards.
+"""Run folders: where a run keeps everything that it writes.
 
 ``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/`` holds ``config.yaml``,
 ``env.json``, ``memory.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,

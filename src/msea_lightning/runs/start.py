@@ -31,10 +31,10 @@ _FOLDER_VARIABLE = "MSEA_RUN_FOLDER"
 """Tells the other processes of a DDP run which folder the first one has made."""
 
 _PATIENCE = 2.0
-"""Seconds that a run waits for its lock, which others hold for moments when they look at it."""
+"""Seconds that a run waits for its lock, which others hold for a moment when they check it."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-"""How PyTorch speaks of too little memory: of a GPU, and in an ordinary RuntimeError of a CPU."""
+"""What PyTorch's errors say when memory runs out: on a GPU, and on a CPU."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _logged(folder: RunFolder) -> Iterator[RunFolder]:
     try:
         yield folder
     except BaseException as error:
-        # Into the file only: whoever catches it tells the terminal.
+        # Into the file only: whoever catches it prints it.
         known = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
         cause = None if known else sys.exc_info()
         text = str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""One process per run: what starts it, listens to it, and ends with it.
+"""One process per run: started, its output passed on, and ended with the sweep.
 
 A run of a sweep has a process of its own so that whatever ends it, a lack of memory included, ends
 nothing else, and so that no run inherits anything from another one: threads, random numbers,
@@ -30,7 +30,7 @@ _SWEEP = "MSEA_SWEEP_PROCESS"
 """The process of the sweep that supervisors work for."""
 
 _LAST_LINES = 20
-"""Lines of a run's output that are kept, for the case that it leaves no other word."""
+"""Last lines of a run's output that are kept, for a run that ends without ``error.json``."""
 
 _PATIENCE = 30
 """Seconds for a run to end by itself after Ctrl-C."""
@@ -73,7 +73,7 @@ def end_with_supervisor() -> None:
 def _wait_for_the_end_of_input() -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    # As abrupt as being killed, which a run has to survive in any case.
+    # Without cleaning up: a run has to survive being killed in any case.
     os._exit(1)
 
 

@@ -47,7 +47,7 @@ _POLL = 2.0
 
 
 class State(Enum):
-    """What became of a run."""
+    """How a run of a sweep ended."""
 
     finished = "finished"
     failed = "failed"
@@ -57,12 +57,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run, and why.
-
-    Attributes:
-        state: What.
-        error: Why, of one that failed.
-    """
+    """How a run of a sweep ended; ``error`` says why one failed."""
 
     state: State
     error: str = ""
@@ -120,7 +115,7 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
 
 
 def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, Outcome]:
-    """Hands runs to the launcher; what became of each, as the launcher or the disk tells it."""
+    """Hands runs to the launcher; how each ended, by the launcher or by its folder."""
     returned: Sequence[JobReturn] = []
     lost = "the launcher returned nothing of it"
     try:
@@ -129,14 +124,14 @@ def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, 
         # One job that a cluster has lost must not take the results of the others along.
         lost = f"the launcher failed ({type(error).__name__}: {error})"
         _log.warning("%s; what its runs have done is read from their folders", lost)
-    told = [_told(result) for result in returned] or [None] * len(runs)
+    outcomes = [_returned(result) for result in returned] or [None] * len(runs)
     return {
         run.fingerprint: outcome or _found(run.config, lost)
-        for run, outcome in zip(runs, told, strict=True)
+        for run, outcome in zip(runs, outcomes, strict=True)
     }
 
 
-def _told(result: JobReturn) -> Outcome | None:
+def _returned(result: JobReturn) -> Outcome | None:
     if result.status is JobStatus.COMPLETED and isinstance(result.return_value, Outcome):
         return result.return_value
     error = result._return_value
@@ -144,7 +139,7 @@ def _told(result: JobReturn) -> Outcome | None:
 
 
 def _found(config: TrainConfig, otherwise: str) -> Outcome:
-    """What became of a run, as its folder says it."""
+    """How a run ended, by its folder."""
     runs = runs_of(config)
     if runs and runs[0].finished:
         return Outcome(State.finished)
@@ -186,7 +181,7 @@ def train_in_process(config: DictConfig) -> Outcome:
         config: The composed options.
 
     Returns:
-        What became of it.
+        How it ended.
     """
     typed = with_absolute_places(to_typed(config, TrainConfig))
     runs = runs_of(typed)
@@ -217,7 +212,7 @@ def _outcome(config: TrainConfig, ended: Ended, before: tuple[Path, int] | None)
     if runs and not runs[0].finished and not is_held(config):
         written = _error_time(runs)
         if written is None or written == before:
-            # It was ended before it could say a word.
+            # It ended before it could write its error.
             write_json(runs[0].error, _describe(ended))
     return _found(config, _describe(ended)["error"])
 
