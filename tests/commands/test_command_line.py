@@ -328,7 +328,7 @@ def test_a_sweep_runs_several_experiments(run: Callable[..., list[TrainConfig]])
     ] * 5
 
 
-def test_one_cell_of_an_experiment_is_a_run(run: Callable[..., list[TrainConfig]]) -> None:
+def test_one_row_of_an_experiment_is_a_run(run: Callable[..., list[TrainConfig]]) -> None:
     words = ["dataset=meld", "backbone=chatglm3", "ablation=no_msf", "seed=1111"]
     (config,) = run("experiment=table4", *words)
     assert (config.experiment, config.recipe) == ("table4", "meld_chatglm3")

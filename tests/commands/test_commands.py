@@ -83,11 +83,11 @@ def test_a_sweep_ends_with_a_report_and_is_not_run_twice(cache: Path, tmp_path: 
     for name in ("report.html", "results.csv", "results.md", "results.tex"):
         assert (runs / name).stat().st_size > 0
     again = command(tmp_path, cache, *words)
-    assert "2 cells, 2 of them finished earlier" in again.stderr
+    assert "2 runs, 2 of them finished earlier" in again.stderr
     assert len(list(runs.rglob("metrics.json"))) == 2
 
 
-def test_two_sweeps_at_once_share_the_cells(cache: Path, tmp_path: Path) -> None:
+def test_two_sweeps_at_once_share_the_runs(cache: Path, tmp_path: Path) -> None:
     arguments = typed(tmp_path, cache, "-m", "seed=1,2", "trainer.threads=1")
     sweeps = [
         subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

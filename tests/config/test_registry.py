@@ -101,6 +101,9 @@ def test_an_old_configuration_of_another_adapter_loads() -> None:
     plain["adapter"] |= dict.fromkeys(plain["adapter"]) | {"name": "mag", "beta": 2, "dropout": 0.2}
     config = to_typed(OmegaConf.create(plain), TrainConfig)
     assert config.adapter == MAGOptions(beta=2.0, dropout=0.2)
-    plain["adapter"]["scales"] = [1]
+    plain["adapter"]["beta"] = None
+    with pytest.raises(ConfigError, match=r"option adapter\.beta: .*'None'"):
+        to_typed(OmegaConf.create(plain), TrainConfig)
+    plain["adapter"] |= {"scales": [1], "beta": 2}
     with pytest.raises(ConfigError, match=r"adapter\.scales=\[1\] has no effect on mag"):
         to_typed(OmegaConf.create(plain), TrainConfig)

@@ -18,13 +18,14 @@ from contextlib import ExitStack
 
 from msea_lightning import __version__
 from msea_lightning.commands.allocator import begin_at_pages
-from msea_lightning.commands.compose import Composer
 from msea_lightning.commands.compose import compose as compose
 from msea_lightning.commands.compose import conf_folder as conf_folder
+from msea_lightning.commands.compose import opened
 from msea_lightning.commands.flags import parse_flags
 from msea_lightning.commands.help import help_text
 from msea_lightning.commands.jobs import Job, Root, Sweep
 from msea_lightning.config.errors import ConfigError, UserError
+from msea_lightning.config.logging import is_rank_zero
 from msea_lightning.config.text import VisibleFormatter, print_exception, say
 
 _logger = logging.getLogger(__name__)
@@ -79,11 +80,11 @@ def _launch(
             if flags.version:
                 sys.stdout.write(f"msea_lightning {__version__}\n")
                 return 0
-            many, launches = flags.multirun, flags.multirun and sweep is not None
-            opened = Composer.open(
-                config_name, root, flags.overrides, multirun=many, launches=launches
+            many = flags.multirun
+            launches = many and sweep is not None
+            composer = hydra.enter_context(
+                opened(config_name, root, flags.overrides, multirun=many, launches=launches)
             )
-            composer = hydra.enter_context(opened)
             if flags.help or flags.cfg:
                 sys.stdout.write(
                     help_text(composer) if flags.help else composer.show(flags.package)
@@ -152,6 +153,5 @@ def _configure_logging() -> None:
     handler.addFilter(lambda record: record.name.partition(".")[0] != "lightning")
     handler.setFormatter(VisibleFormatter(line, datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
     for name in ("msea_lightning", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO if first else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if is_rank_zero() else logging.WARNING)

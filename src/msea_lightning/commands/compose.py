@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
@@ -11,8 +13,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -42,7 +46,7 @@ def compose(config_name: str, root: type[Root], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: naming the override and what is legal.
     """
-    with Composer.open(config_name, root, overrides) as composer:
+    with opened(config_name, root, overrides) as composer:
         return composer.typed(composer.words)
 
 
@@ -53,8 +57,16 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
-class Composer(Generic[Root]):
-    """Composes and checks the configurations of one command line, with Hydra set up for it.
+@contextmanager
+def opened(
+    config_name: str,
+    root: type[Root],
+    lines: Sequence[str],
+    *,
+    multirun: bool = False,
+    launches: bool = False,
+) -> Iterator[Composer[Root]]:
+    """Sets Hydra up for a command line, and takes it down again at the end.
 
     Args:
         config_name: The file in ``conf/`` that composes it, without ``.yaml``.
@@ -66,44 +78,36 @@ class Composer(Generic[Root]):
     Raises:
         ConfigError: for overrides that cannot be meant.
     """
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema(root))
+    for group, name, values in groups(root):
+        store.store(group=group, name=name, node=values)
+    with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        checker = Checker(root, loader)
+        overrides = checker.parse(lines, multirun=multirun, launches=launches)
+        yield Composer(config_name, root, loader, checker, overrides, multirun)
 
-    def __init__(
-        self,
-        config_name: str,
-        root: type[Root],
-        lines: Sequence[str],
-        multirun: bool,
-        launches: bool,
-    ) -> None:
-        self.config_name = config_name
-        self.root = root
-        self.multirun = multirun
-        self.loader = GlobalHydra.instance().config_loader()
-        self.checker = Checker(root, self.loader)
-        overrides = self.checker.parse(lines, multirun=multirun, launches=launches)
-        self.own = [override for override in overrides if not override.is_hydra_override()]
+
+@dataclass
+class Composer(Generic[Root]):
+    """Composes and checks the configurations of one command line; see :func:`opened`."""
+
+    config_name: str
+    root: type[Root]
+    loader: ConfigLoader
+    checker: Checker
+    overrides: Sequence[Override]
+    multirun: bool
+
+    def __post_init__(self) -> None:
+        """Keeps Hydra's own options apart."""
+        self.own = [override for override in self.overrides if not override.is_hydra_override()]
         self.words = [str(override.input_line) for override in self.own]
-        self.hydra = [str(item.input_line) for item in overrides if item.is_hydra_override()]
+        lines = [str(override.input_line) for override in self.overrides]
+        self.hydra = [line for line in lines if line not in self.words]
         self._grids: dict[str, list[str]] = {}
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        config_name: str,
-        root: type[Root],
-        lines: Sequence[str],
-        *,
-        multirun: bool = False,
-        launches: bool = False,
-    ) -> Iterator[Composer[Root]]:
-        """Sets Hydra up, and takes it down again at the end."""
-        store = ConfigStore.instance()
-        store.store(name=f"{config_name}_schema", node=schema(root))
-        for group, name, values in groups(root):
-            store.store(group=group, name=name, node=values)
-        with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
-            yield cls(config_name, root, lines, multirun, launches)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, words: Sequence[str], *, hydra: bool = False) -> DictConfig:
         """What Hydra makes of overrides; with its own configuration where that is asked for."""
@@ -122,8 +126,20 @@ class Composer(Generic[Root]):
             raise ConfigError(f"The configuration cannot be composed: {text}") from error
 
     def typed(self, words: Sequence[str]) -> Root:
-        """The checked configuration that overrides make."""
-        return to_typed(self.compose(words), self.root)
+        """The checked configuration that overrides make.
+
+        Composing takes most of a second for ten jobs, and most jobs of a sweep differ in their seed
+        alone. So each set of choices is composed once, and options are set in a copy of it.
+        """
+        settings = self.checker.options.keys() - self.checker.groups
+        choosing = tuple(word for word in words if word.partition("=")[0] not in settings)
+        if choosing not in self._composed:
+            self._composed[choosing] = self.compose(choosing)
+        config = copy.deepcopy(self._composed[choosing])
+        rest = [word for word in words if word not in choosing]
+        for override in OverridesParser.create().parse_overrides(rest):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        return to_typed(config, self.root)
 
     def jobs(self) -> list[Job[Root]]:
         """The configuration of every combination of values, the grid of an experiment included.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Container
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from msea_lightning.commands.compose import Composer, conf_folder
 from msea_lightning.commands.flags import FLAGS
 from msea_lightning.commands.overrides import kind_of, written
-from msea_lightning.config.options import OptionInfo, registries
+from msea_lightning.config.options import OptionInfo
 
 
 def help_text(composer: Composer[Any]) -> str:
@@ -30,13 +29,12 @@ def help_text(composer: Composer[Any]) -> str:
             line = f"  {group:<10} {', '.join(checker.choices(group))}"
             text += textwrap.wrap(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False)
     section = None
-    choices = registries(composer.root)
     for key, info in checker.options.items():
         above = key.rpartition(".")[0].partition(".")[0]
         if above != section:
             section = above
             text += ["", f"Options of {section}" if section else "Other options"]
-        text += [f"  {key}={_shown(config, info, choices)}", f"      {info.help} [{kind_of(info)}]"]
+        text += [f"  {key}={_shown(config, info)}", f"      {info.help} [{kind_of(info)}]"]
     text += ["", "Values are those of this command line without --help.", ""]
     return "\n".join(text)
 
@@ -48,10 +46,10 @@ def _usage(config_name: str) -> str:
     return "\n".join(line[2:] for line in head)
 
 
-def _shown(config: DictConfig, info: OptionInfo, choices: Container[str]) -> str:
+def _shown(config: DictConfig, info: OptionInfo) -> str:
     """The value of an option, cut to one line."""
     value = OmegaConf.select(config, info.key, throw_on_missing=False)
-    if value is None and info.key.partition(".")[0] in choices:
+    if info.key in OmegaConf.missing_keys(config) and info.default is not MISSING:
         value = info.default
     node = OmegaConf.to_container(value, enum_to_str=True) if OmegaConf.is_config(value) else value
     text = getattr(node, "name", None) or written(node)

@@ -29,18 +29,17 @@ class Checker:
 
     Attributes:
         options: All options by their dotted key.
-        names: Options and sections at the top.
         groups: Sections that are chosen as a whole, as in ``dataset=mosei``.
     """
 
     def __init__(self, root: type[Any], loader: ConfigLoader) -> None:
         self.options = {info.key: info for info in options(root)}
-        self.names = list(dict.fromkeys(key.partition(".")[0] for key in self.options))
-        folders = loader.list_groups("")
-        self.groups = [name for name in self.names if name in folders]
+        self._names = list(dict.fromkeys(key.partition(".")[0] for key in self.options))
+        self.groups = [name for name in self._names if name in loader.list_groups("")]
         self._schema = schema(root)
         self._loader = loader
         self._parser = OverridesParser.create(config_loader=loader)
+        self._folders: list[Path] = []
 
     def parse(
         self, lines: Sequence[str], *, multirun: bool, launches: bool = False
@@ -56,6 +55,12 @@ class Checker:
             ConfigError: naming the override and what is legal.
         """
         overrides = [self._parse_line(line) for line in lines]
+        self._folders += [
+            Path(str(folder).removeprefix("file://"))
+            for override in overrides
+            if override.key_or_group == "hydra.searchpath"
+            for folder in override.value()  # type: ignore[union-attr]
+        ]
         first: dict[str, Override] = {}
         for override in overrides:
             key = override.key_or_group
@@ -70,12 +75,12 @@ class Checker:
             first[key] = override
             if override.is_sweep_override() and not multirun:
                 self._refuse_values(override)
-            self._check(override, _folders(overrides))
+            self._check(override)
         return overrides
 
-    def choices(self, group: str, folders: Sequence[Path] = ()) -> list[str]:
-        """What can be chosen in a group, with what further folders add to it."""
-        more = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+    def choices(self, group: str) -> list[str]:
+        """What can be chosen in a group, also of the folders of ``hydra.searchpath``."""
+        more = [path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")]
         return sorted({*self._loader.get_group_options(group), *more})
 
     def _parse_line(self, line: str) -> Override:
@@ -100,7 +105,7 @@ class Checker:
                 reason = f"options are written key=value, such as seed=3.{self._listed(key)}"
             raise ConfigError(f"{line}: {reason}") from None
 
-    def _check(self, override: Override, folders: list[Path]) -> None:
+    def _check(self, override: Override) -> None:
         """Refuses an override of something that there is not, or with a value of a wrong type."""
         key, line = override.key_or_group, override.input_line
         if override.package is not None:
@@ -119,7 +124,7 @@ class Checker:
             ]
         for value in values:
             if key in self.groups:
-                choices = self.choices(key, folders)
+                choices = self.choices(key)
                 if value not in choices:
                     raise ConfigError(
                         f"{key}={written(value)}: there is no such choice."
@@ -157,14 +162,14 @@ class Checker:
     def _refuse_values(self, override: Override) -> NoReturn:
         """Refuses several values for one option where there is only one run."""
         key, _, value = str(override.input_line).partition("=")
-        kind = self.options[key].type if key in self.options else ""
-        hint = ""
-        if kind.startswith("list"):
-            hint = f" A list is written {key}=[{value}]."
-        if kind.startswith("text"):
-            hint = f" One text with commas needs two pairs of quotes: \"{key}='{value}'\"."
+        hints = {
+            "list": f" A list is written {key}=[{value}].",
+            "text": f" One text with commas needs two pairs of quotes: \"{key}='{value}'\".",
+        }
+        kind = self.options[key].type.partition(" ")[0] if key in self.options else ""
         raise ConfigError(
-            f"{override.input_line}: these are several values; add -m to run once with each.{hint}"
+            f"{override.input_line}: these are several values; add -m to run once with each."
+            f"{hints.get(kind, '')}"
         )
 
     def _lies_in(self, kind: str, key: str) -> bool:
@@ -182,7 +187,7 @@ class Checker:
             return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
         inside = [name for name in self.options if name.startswith(f"{key.partition('.')[0]}.")]
-        best = max(inside or (*self.names, *self.options), key=likeness)
+        best = max(inside or (*self._names, *self.options), key=likeness)
         guess = f" Did you mean {best}?" if likeness(best) > 0.7 else ""
         return f"{guess}{self._listed(key)}"
 
@@ -196,7 +201,7 @@ class Checker:
                 names = dict.fromkeys(name.partition(".")[0] for name in inside)
                 return f" Options of {section}: {', '.join(names)}."
             section = section.rpartition(".")[0]
-        return f" There are: {', '.join(self.names)}; --help lists all options."
+        return f" There are: {', '.join(self._names)}; --help lists all options."
 
 
 def key_of(word: str) -> str:
@@ -241,16 +246,6 @@ def _check_hydra(override: Override, launches: bool) -> None:
         )
     if override.is_sweep_override():
         raise ConfigError(f"{line}: all runs are launched in one way; give {key} one value.")
-
-
-def _folders(overrides: Sequence[Override]) -> list[Path]:
-    """Further folders with choices that the command line names."""
-    folders: list[Path] = []
-    for override in overrides:
-        value = override.value()
-        if override.key_or_group == "hydra.searchpath" and isinstance(value, list):
-            folders += [Path(str(entry).removeprefix("file://")) for entry in value]
-    return folders
 
 
 def _similar(word: str, words: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError
@@ -80,7 +80,7 @@ def schema(root: type[Root]) -> type[Root]:
     """The dataclass that Hydra composes for a root.
 
     Recipes and backbones set options of an adapter without knowing which one is chosen. So every
-    such field takes the options of all choices here, null where nothing sets them;
+    such field takes the options of all choices here, missing (``???``) where nothing sets them;
     :func:`to_typed` keeps those of the chosen one.
     """
     wide = []
@@ -90,7 +90,7 @@ def schema(root: type[Root]) -> type[Root]:
             for key, hint in _own_types(registry.options(name)).items():
                 types[key] = hint if types.get(key, hint) == hint else Any
         fields: list[Any] = [("name", str, field(default=_default_name(root, where)))]
-        fields += [(key, hint | None, field(default=None)) for key, hint in types.items()]
+        fields += [(key, hint | None, field(default=MISSING)) for key, hint in types.items()]
         bases = (typing.get_type_hints(root)[where],)
         section = dataclasses.make_dataclass(registry.kind, fields, bases=bases)
         wide.append((where, section, field(default_factory=section)))
@@ -102,7 +102,7 @@ def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
 
     Args:
         values: As Hydra composes them, or as ``config.yaml`` holds them; options that the chosen
-            adapter lacks are null, or absent.
+            adapter lacks are null, missing or absent.
         root: The dataclass of the entry point.
 
     Raises:
@@ -111,16 +111,16 @@ def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
     chosen = dict(values)
     for where, registry in registries(root).items():
         given = {"name": _default_name(root, where), **(values.get(where) or {})}
-        own = _own_types(registry.options(given["name"]))
-        for key in given.keys() - own.keys() - {"name"}:
+        name = given["name"]
+        own = _own_types(registry.options(name))
+        for key in [key for key in given if key not in ("name", *own)]:
             owners = [n for n in registry.names() if key in _own_types(registry.options(n))]
-            if owners and given[key] is not None:
+            if owners and (value := given.pop(key)) not in (None, MISSING):
                 raise ConfigError(
-                    f"{where}.{key}={given[key]} has no effect on {given['name']}; it is an option "
-                    f"of {', '.join(owners)}. Leave it out, or choose {where}={owners[0]}."
+                    f"{where}.{key}={value} has no effect on {name}; it is an option of "
+                    f"{', '.join(owners)}. Leave it out, or choose {where}={owners[0]}."
                 )
-        # A null is what composing leaves where nothing sets the option.
-        chosen[where] = {key: value for key, value in given.items() if value is not None}
+        chosen[where] = {key: value for key, value in given.items() if value != MISSING}
     return chosen
 
 
@@ -138,7 +138,7 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
         ConfigError: naming the option, the value and what is legal.
     """
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(config, resolve=True)
         values = choose(typing.cast("dict[str, Any]", plain), root)
         base = OmegaConf.structured(root)
         for where, registry in registries(root).items():
