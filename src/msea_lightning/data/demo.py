@@ -52,7 +52,7 @@ EMOTIONS = {
 }
 """The emotions of the ERC variant and how often each occurs."""
 
-_CELLS: dict[str, tuple[tuple[bool, bool, bool], ...]] = {
+_SIGNS: dict[str, tuple[tuple[bool, bool, bool], ...]] = {
     "joy": ((True, True, True),),
     "anger": ((True, True, False), (False, True, False)),
     "neutral": ((True, False, True),),
@@ -185,8 +185,8 @@ def _utterance(
     if task is DemoTask.erc:
         names = list(EMOTIONS)
         label = names[int(rng.choice(len(names), p=list(EMOTIONS.values())))]
-        cells = _CELLS[label]
-        praise, lively, is_open = cells[int(rng.integers(len(cells)))]
+        signs = _SIGNS[label]
+        praise, lively, is_open = signs[int(rng.integers(len(signs)))]
         level = int(rng.integers(1, 4)) * (1 if praise else -1)
         voice = float(rng.uniform(0.8, 1.2)) * (1 if lively else -1)
         face = float(rng.uniform(0.8, 1.2)) * (1 if is_open else -1)

@@ -322,11 +322,11 @@ class UtteranceDataModule(LightningDataModule):
 
 
 class _Loader(DataLoader[Batch]):
-    """Begins to read ahead when the first batch is asked for, not with the iterator.
+    """Starts reading ahead at the first batch, not when the iterator is made.
 
-    Lightning (2.6.6, its issue 21938) asks for the first iterator of a resumed training before it
-    sets the sampler's epoch. With workers, a DataLoader would then draw the first batches at once,
-    in the order of epoch 0.
+    Lightning (2.6.6, its issue 21938) makes the first iterator of a resumed run before it sets the
+    sampler's epoch. A DataLoader with workers would draw its first batches at once, in the order of
+    epoch 0.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
