@@ -1,1 +1,5 @@
-"""From options to a finished run folder."""
+"""From the options of a run to its finished folder.
+
+``build`` makes data, model and trainer of the options; ``fit`` trains, resumes and finishes a run;
+``module`` sets learning rates, gradients and metrics; ``evaluation`` tests and warns.
+"""
