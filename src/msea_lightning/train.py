@@ -15,7 +15,7 @@ from msea_lightning.config.roots import TrainConfig
 def run(config: TrainConfig) -> None:
     """Trains as the options say; with ``size_only`` says how large that would be instead."""
     if config.size_only:
-        from msea_lightning.cost.sizes import measure_size
+        from msea_lightning.training.size import measure_size
 
         measure_size(config)
         return

@@ -21,24 +21,21 @@ from msea_lightning.cost import estimate as module
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.build import trainable
-from msea_lightning.training.build import build_adapted_lm, build_data
+from msea_lightning.training.build import build_adapted_lm, build_data, data_size
 from msea_lightning.training.fit import fit
 
 Options = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
-def estimator(
-    config: TrainConfig, *, device: torch.device = CPU, tokenise: bool = False
-) -> MemoryEstimator:
+def estimator(config: TrainConfig, *, device: torch.device = CPU) -> MemoryEstimator:
     """The estimator of a run with the built-in backbone."""
     data = build_data(config)
     data.setup()
     tokenizer = load_backbone(None).tokenizer
-    if tokenise:
-        data.tokenize(partial(encode_all, tokenizer))
+    data.tokenize(partial(encode_all, tokenizer))
     language = backbone_config(str(tiny_backbone()))
-    return MemoryEstimator(config, data, tokenizer, language, device)
+    return MemoryEstimator(config, data_size(data), tokenizer, language, device)
 
 
 def parts(**sizes: int) -> MemoryEstimate:
@@ -104,12 +101,6 @@ def test_layers_that_compute_again_are_counted(options: Options) -> None:
     words = ("training.batch_size=64", "training.eval_batch_size=1")
     again = estimator(options(*words, "backbone.checkpoint_activations=true")).estimate()
     assert again.activations < estimator(options(*words)).estimate().activations
-
-
-def test_texts_are_as_long_tokenised_before_or_now(options: Options) -> None:
-    config = options("dataset.text_tokens=12")
-    now, before = (estimator(config, tokenise=first).estimate() for first in (False, True))
-    assert (now.activations, now.weights) == (before.activations, before.weights)
 
 
 def test_the_evaluation_batch_is_the_one_that_is_given(options: Options) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from msea_lightning.adapter import Adapter
 from msea_lightning.backbone import FrozenBackbone, resolve_device
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.flops import UtteranceFlops
+from msea_lightning.cost.flops import UtteranceFlops, utterance_flops
 from msea_lightning.data.utterance import Label
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt
@@ -154,13 +154,17 @@ class Variant(ABC):
 
     def _timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
         """A timing of utterances at these positions in a split, those of all devices."""
-        training = split == "train"
         if split not in self._flops:
-            labels, nodes = int(self.tree.answer_ids.shape[1]), len(self.tree)
-            predicted = {"labels": labels} if training else {"nodes": nodes}
-            self._flops[split] = UtteranceFlops(self.backbone.model.config, **predicted)
+            self._flops[split] = utterance_flops(
+                self.backbone.model.config,
+                self.adapter,
+                self.prompt,
+                self.tree,
+                training=split == "train",
+            )
         lengths = self.lengths(split)[list(indices)]
-        operations = self._flops[split](lengths, read_before=len(self.prompt.prefix_ids)).sum()
+        texts = np.minimum(self._texts(split)[0], self.prompt.text_tokens)[list(indices)]
+        operations = self._flops[split](texts).sum()
         return Timing(seconds, len(lengths), int(lengths.sum()), float(operations))
 
     def lengths(self, split: str) -> NDArray[np.int64]:

@@ -1,9 +1,8 @@
-"""How much memory a run will take, told before its backbone is loaded, and measured beside it."""
+"""How much memory a run will take, estimated before its backbone is loaded."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -13,14 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from msea_lightning.adapter import FeatureStandardizer
+from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.loading.load import compute_dtype
 from msea_lightning.backbone.loading.memory import (
     HEADROOM,
-    Reading,
     Stored,
-    activation_bytes,
+    architecture_on_meta,
     free_bytes,
     process_bytes,
+    quantizable_layers,
     readable_bytes,
     refuse_unless_fits,
     smaller,
@@ -28,53 +29,88 @@ from msea_lightning.backbone.loading.memory import (
 )
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import EVALUATION_BATCH, UtteranceDataModule
-from msea_lightning.language.prompt import encode_all
+from msea_lightning.cost.step import BatchSize, StepMeter
+from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig
+from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+_LIBRARIES = 40 << 20
+"""Allowance for what libraries load and allocate on their first use, on any device."""
 
-_log = logging.getLogger(__name__)
-
-_LIBRARIES = 36 << 20
-"""What a process on a CPU grows by in its first steps, whatever it computes: code that is loaded on
-its first use, and buffers of the matrix products."""
-
-_KERNELS = 40 << 20
-"""The same on a GPU: buffers of the matrix products that PyTorch allocates."""
-
-_SCATTERED = 0.5
-"""Part of what training leaves to the allocator of a CPU that the larger blocks of an evaluation
-batch find no room in."""
+_FRAGMENTATION = 1.5
+"""Resident bytes on a CPU for every byte of tensors at the peak. An allocator keeps what is freed
+between blocks in use, and batches of other lengths do not always fit there: between 1.2 and 2
+times were measured (docs/log.md), so the activations of an estimate are right within a third."""
 
 _FLOAT = 4
 """Bytes of a float32, in which features are stored and the adapter computes."""
 
 _LARGEST_EVALUATION_BATCH = 256
 
-_COPIES = 3
-"""A batch of features is there as collated, as standardised, and as sorted for the LSTM."""
 
-_LSTM_TRAINING, _LSTM_EVALUATION = 12, 4
-"""Numbers per frame and unit of an LSTM that are there at the height of a step: gates of all
-frames; in training also the cells and outputs of each, for the gradient."""
+@dataclass(frozen=True)
+class SplitSize:
+    """How much there is of a split.
+
+    Attributes:
+        utterances: Their number.
+        text: Tokens of the longest text, uncut.
+        frames: Frames of the longest sequence of each feature, by name.
+        all_frames: Frames of all utterances together, by name.
+    """
+
+    utterances: int
+    text: int
+    frames: Mapping[str, int]
+    all_frames: Mapping[str, int]
+
+    @classmethod
+    def of(cls, tokens: Sequence[Sized], lengths: Mapping[str, NDArray[np.int64]]) -> SplitSize:
+        """The size of a split whose utterances are at hand.
+
+        Args:
+            tokens: Token ids of each text.
+            lengths: (N,) frames of each utterance, by the name of the feature.
+        """
+        return cls(
+            len(tokens),
+            max(map(len, tokens), default=0),
+            {name: int(frames.max(initial=0)) for name, frames in lengths.items()},
+            {name: int(frames.sum()) for name, frames in lengths.items()},
+        )
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What an estimate needs to know of a data set.
+
+    Attributes:
+        splits: ``train``, ``valid`` and ``test``.
+        dims: Values per frame of each feature, by name.
+        labels: The label space, with nothing left to infer.
+    """
+
+    splits: Mapping[str, SplitSize]
+    dims: Mapping[str, int]
+    labels: LabelConfig
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes that one process of a run takes on its device, by what takes them.
 
-    On a CPU, where they are resident memory, they include the holes that the allocator leaves.
+    On a CPU, where they are resident memory, activations include what the allocator keeps.
 
     Attributes:
         process: What the process holds already, and what its libraries add.
         weights: The frozen language model.
-        activations: Of the largest training or evaluation batch, at the height of a step.
+        activations: Of the largest training or evaluation batch, at the peak of a step.
         adapter: The adapter's weights and their gradients.
         optimizer: The two moments of AdamW.
-        loading: What loading takes beyond the weights; it is gone before training begins.
+        loading: What loading takes beyond the weights; it is freed before training begins.
         files: Resident pages of files, which the system drops when memory is short: the data
             set's, and those of a checkpoint that is converted.
         loading_files: Further pages of files while loading.
@@ -91,7 +127,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The peak, which is at the height of loading or of a step."""
+        """The peak, of loading or of a step."""
         step = self.activations + self.adapter + self.optimizer
         loading = self.loading + self.loading_files
         return self.process + self.weights + self.files + max(step, loading)
@@ -140,23 +176,27 @@ class MemoryEstimator:
 
     Args:
         config: All options of the run.
-        data: The data module, set up.
+        data: How much data there is.
         tokenizer: The backbone's tokenizer.
         language: The backbone's architecture.
         device: Where the run is to go.
+
+    Attributes:
+        language: The backbone's architecture.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        data: UtteranceDataModule,
+        data: DataSize,
         tokenizer: PreTrainedTokenizerBase,
         language: PretrainedConfig,
         device: torch.device,
     ) -> None:
         self._config = config
         self._data = data
-        self._language = language
+        self._tokenizer = tokenizer
+        self.language = language
         self._device = device
         self._stored = Stored(
             compute_dtype(config.backbone.dtype, device),
@@ -168,8 +208,7 @@ class MemoryEstimator:
             with suppress(ImportError):
                 # It is a part of the process, and of its memory, from now on.
                 import bitsandbytes  # noqa: F401
-        # The id of the padding takes the place of any other.
-        self._prompt, tree = build_prompt(
+        self._prompt, self._tree = build_prompt(
             tokenizer,
             data.labels,
             config.dataset,
@@ -178,26 +217,14 @@ class MemoryEstimator:
             config.text,
             config.prompt,
         )
-        self._label_tokens = int(tree.answer_ids.shape[1])
-        self._nodes = len(tree)
         with torch.device("meta"):
             self._adapter = build_adapter(
                 config.adapter,
                 config.ablation,
-                width=_width(language),
+                width=language.get_text_config().hidden_size,
                 dims=data.dims,
             )
-        self._text_tokens: dict[str, int] = {}
-        seen = set(tree.answer_ids.flatten().tolist())
-        for split, part in data.splits.items():
-            texts = part.tokens
-            if texts is None:
-                texts = [np.array(ids) for ids in encode_all(tokenizer, part.texts)]
-            self._text_tokens[split] = self._width(texts) if config.ablation.text else 0
-            seen |= set(np.unique(np.concatenate(texts)).tolist())
-        self._longest_text = self._prompt.pad_to or self._prompt.text_tokens
-        self._activations: dict[tuple[Stored, Reading], int] = {}
-        self._distinct_tokens = len(seen) + self._prompt.longest
+        self._meters: dict[torch.dtype, StepMeter] = {}
 
     @property
     def trainable(self) -> int:
@@ -238,19 +265,20 @@ class MemoryEstimator:
             stored: How the backbone's weights are kept.
             batch_size: Utterances per training batch, all devices together.
             eval_batch_size: Utterances per evaluation batch and device.
+
+        Raises:
+            BackboneError: if the architecture does not run without numbers.
         """
         stored = stored or self._stored
-        training = self._config.training
-        weights = weight_memory(self._language, stored, self._device, rows=self._distinct_tokens)
-        train = self._train_bytes(stored, batch_size or training.batch_size)
+        weights = weight_memory(self.language, stored, self._device)
+        train = self._train_bytes(stored, batch_size or self._config.training.batch_size)
         evaluate = self._evaluation_bytes(stored, eval_batch_size or self._eval_batch_size(stored))
         numbers = trainable(self._adapter) * _FLOAT
         on_cpu = self._device.type == "cpu"
-        scattered = _SCATTERED if on_cpu else 0
         return MemoryEstimate(
-            process=process_bytes(self._device) + (_LIBRARIES if on_cpu else _KERNELS),
+            process=process_bytes(self._device) + _LIBRARIES,
             weights=weights.weights,
-            activations=max(train, evaluate, evaluate + int(train * scattered)),
+            activations=int(max(train, evaluate) * (_FRAGMENTATION if on_cpu else 1)),
             adapter=2 * numbers,
             optimizer=2 * numbers,
             loading=weights.loading,
@@ -268,7 +296,8 @@ class MemoryEstimator:
             BackboneError: giving what is needed and free, and which single changes would make it
                 fit.
         """
-        processes = self._processes_sharing()
+        # Processes on a CPU share its memory.
+        processes = self._config.trainer.devices if self._device.type == "cpu" else 1
         free = free_bytes(self._device)
 
         def needed(**change: Any) -> int:
@@ -292,14 +321,13 @@ class MemoryEstimator:
 
         Evaluation batches first, because they change no result; then training batches, then both.
         """
-        training = self._config.training
         least = self._config.trainer.devices * self._config.trainer.accumulate
 
         def fits(batch_size: int, eval_batch_size: int) -> bool:
             sizes = self.estimate(batch_size=batch_size, eval_batch_size=eval_batch_size)
             return sizes.needed <= limit
 
-        train, evaluate = training.batch_size, self.eval_batch_size
+        train, evaluate = self._config.training.batch_size, self.eval_batch_size
         if largest := _largest(evaluate, 1, lambda size: fits(train, size)):
             return {"eval_batch_size": largest}
         if largest := _largest(train, least, lambda size: fits(size, evaluate)):
@@ -310,80 +338,75 @@ class MemoryEstimator:
         beside = _largest(evaluate, 1, lambda size: fits(batch, size))
         return {"batch_size": batch, "eval_batch_size": beside}
 
-    def _width(self, texts: Sequence[NDArray[np.int32]]) -> int:
-        """Tokens of the longest text as it is read."""
-        return self._prompt.pad_to or min(self._prompt.text_tokens, max(map(len, texts)))
+    def meter(self, dtype: torch.dtype) -> StepMeter:
+        """What measures the steps of the run in a dtype."""
+        if dtype not in self._meters:
+            backbone = self._config.backbone
+            self._meters[dtype] = StepMeter(
+                self.language,
+                self._tokenizer,
+                self._in_front_of,
+                self._data.dims,
+                dtype=dtype,
+                attention=backbone.attention,
+                checkpoint_activations=backbone.checkpoint_activations,
+            )
+        return self._meters[dtype]
+
+    def _in_front_of(self, frozen: FrozenBackbone) -> AdaptedLM:
+        dims = self._data.dims if self._config.dataset.standardize else {}
+        statistics = {name: (np.zeros(dim), np.ones(dim)) for name, dim in dims.items()}
+        return AdaptedLM(
+            frozen,
+            self._adapter,
+            standardizer=FeatureStandardizer(statistics).to("meta"),
+            prompt=self._prompt,
+            tree=self._tree,
+        )
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of the largest training batch of one device."""
-        utterances = len(self._data.splits["train"])
-        batches = -(-utterances // batch_size)
-        batch = -(-utterances // batches)  # batches differ by one utterance at most
+        split = self._data.splits["train"]
+        batches = -(-split.utterances // batch_size)
+        batch = -(-split.utterances // batches)  # batches differ by one utterance at most
         batch = -(-batch // self._config.trainer.devices)
         batch = -(-batch // self._config.trainer.accumulate)
-        fixed = self._prompt.longest - self._longest_text
-        reading = Reading(
-            batch,
-            fixed + self._text_tokens["train"] + self._label_tokens - 1,
-            labels=self._label_tokens,
-        )
-        return self._backbone_bytes(stored, reading) + self._feature_bytes(
-            "train", batch, _LSTM_TRAINING
-        )
+        size = BatchSize(batch, split.text, split.frames)
+        return self.meter(stored.dtype).train_bytes(size) + self._workspace(stored, size)
 
     def _evaluation_bytes(self, stored: Stored, batch_size: int) -> int:
-        """Activations of the largest evaluation batch of one device."""
-        fixed = self._prompt.longest - self._longest_text
-        sizes = []
-        for split in ("valid", "test"):
-            batch = min(
-                batch_size, -(-len(self._data.splits[split]) // self._config.trainer.devices)
-            )
-            reading = Reading(batch, fixed + self._text_tokens[split], nodes=self._nodes)
-            sizes.append(
-                self._backbone_bytes(stored, reading)
-                + self._feature_bytes(split, batch, _LSTM_EVALUATION)
-            )
-        return max(sizes)
+        """Activations of an evaluation batch of one device with the longest of all sequences."""
+        splits = [self._data.splits[name] for name in ("valid", "test")]
+        largest = max(split.utterances for split in splits)
+        batch = min(batch_size, -(-largest // self._config.trainer.devices))
+        frames = {
+            name: max(split.frames.get(name, 0) for split in splits) for name in self._data.dims
+        }
+        size = BatchSize(batch, max(split.text for split in splits), frames)
+        return self.meter(stored.dtype).predict_bytes(size) + self._workspace(stored, size)
 
-    def _backbone_bytes(self, stored: Stored, reading: Reading) -> int:
-        key = (stored, reading)
-        if key not in self._activations:
-            self._activations[key] = activation_bytes(
-                self._language,
-                stored,
-                self._config.backbone.attention,
-                self._device,
-                reading,
-                checkpointed=self._config.backbone.checkpoint_activations,
-            )
-        return self._activations[key]
-
-    def _feature_bytes(self, split: str, batch: int, kept: int) -> int:
-        """Features of a batch, and what the LSTMs keep of them (numbers per frame and unit)."""
-        part = self._data.splits[split]
-        size = 0
-        for modality, dim in part.dims.items():
-            longest = np.sort(part.lengths[modality])[-batch:]
-            if not len(longest):
-                continue
-            size += _COPIES * batch * int(longest[-1]) * dim
-            branch = getattr(self._adapter, modality, None)
-            if (lstm := getattr(branch, "lstm", None)) is not None:
-                size += int(longest.sum()) * (dim + kept * lstm.hidden_size)
-        return size * _FLOAT
+    def _workspace(self, stored: Stored, size: BatchSize) -> int:
+        """What a quantised layer needs beyond a dense one while it is multiplied."""
+        if stored.quantization is Quantization.none:
+            return 0
+        layers = quantizable_layers(architecture_on_meta(self.language, stored.dtype))
+        # The matrix is written out in the compute dtype, one layer at a time.
+        numbers: int = max((layer.weight.numel() for layer in layers), default=0)
+        matrix = numbers * stored.dtype.itemsize
+        if stored.quantization is not Quantization.int8:
+            return matrix
+        # Input in float16 and in int8; product in int32, and twice in float32.
+        row: int = max(3 * layer.weight.shape[1] + 12 * layer.weight.shape[0] for layer in layers)
+        tokens = self._prompt.longest + len(self._tree)
+        return matrix + size.utterances * tokens * row
 
     def _frame_bytes(self) -> int:
         """The data set's features, which are read once an epoch, from files that stay mapped."""
-        return sum(
-            int(part.lengths[name].sum()) * dim * _FLOAT
-            for part in self._data.splits.values()
-            for name, dim in part.dims.items()
+        return _FLOAT * sum(
+            frames * self._data.dims[name]
+            for split in self._data.splits.values()
+            for name, frames in split.all_frames.items()
         )
-
-    def _processes_sharing(self) -> int:
-        """Processes that share the device's memory."""
-        return self._config.trainer.devices if self._device.type == "cpu" else 1
 
 
 def _largest(size: int, least: int, fits: Callable[[int], bool]) -> int:
@@ -395,8 +418,3 @@ def _largest(size: int, least: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _width(language: PretrainedConfig) -> int:
-    width: int = language.get_text_config().hidden_size
-    return width

@@ -1,68 +1,39 @@
-"""What the cells of the paper take of a device, told before any of their files is here.
+"""What the paper's configurations cost, estimated before any of their files is here.
 
-A cell is a data set with a backbone, by its recipe. Sizes of the data set, architecture and length
-of the sequences are those that were published, so that the numbers do not depend on what is on this
-machine. Memory is what a run itself estimates before it loads its backbone; time comes from the
-operations that the backbone takes.
+A configuration is a data set with a backbone, by its recipe. Sizes of the data set, architecture
+and lengths of the sequences are those that were published, so that the numbers do not depend on
+what is on this machine; whatever an option changes of them counts.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from msea_lightning.backbone import load_tokenizer
-from msea_lightning.backbone.loading.load import backbone_config, tiny_backbone
-from msea_lightning.backbone.loading.memory import (
-    HEADROOM,
-    Reading,
-    Stored,
-    activation_bytes,
-    smaller,
-)
-from msea_lightning.backbone.loading.tokenizers import add_special_tokens
+from msea_lightning.backbone import backbone_config, load_tokenizer
+from msea_lightning.backbone.loading.load import backbone_place, tiny_backbone
+from msea_lightning.backbone.loading.memory import HEADROOM, smaller
+from msea_lightning.backbone.loading.tokenizers import add_special_tokens, has_tokenizer
 from msea_lightning.backbone.options import Weights
+from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
-from msea_lightning.cost.flops import UtteranceFlops, with_layers
-from msea_lightning.data.options import DatasetConfig, LabelConfig
-from msea_lightning.data.prepare import expected_counts
+from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
+from msea_lightning.cost.flops import UtteranceFlops
+from msea_lightning.language.prompt import Prompt
+from msea_lightning.model.build import build_prompt
 from msea_lightning.paper import paper_table
-from msea_lightning.paper.lengths import SHAPES
+from msea_lightning.paper.lengths import LONGEST, SHAPES
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from msea_lightning.data.module import UtteranceDataModule
-    from msea_lightning.diagnosis.datasets import Resource
-    from msea_lightning.diagnosis.devices import Device
-
-_LONGEST = {
-    ("mosei", "llama2"): 100,
-    ("mosei", "qwen"): 95,
-    ("mosei", "chatglm3"): 105,
-    ("simsv2", "llama2"): 125,
-    ("simsv2", "qwen"): 99,
-    ("simsv2", "chatglm3"): 103,
-    ("meld", "llama2"): 140,
-    ("meld", "qwen"): 127,
-    ("meld", "chatglm3"): 140,
-    ("cherma", "llama2"): 196,
-    ("cherma", "qwen"): 156,
-    ("cherma", "chatglm3"): 153,
-}
-"""Tokens of a cell's longest sequence, its label not counted, as the published tokenizer has it.
-``tests/test_doctor.py`` counts them again where the tokenizers are at hand."""
-
-_FEW, _MORE = 2, 3
-"""Layers of the small models that activations are taken from: from two layers on every further one
-adds the same."""
+_log = logging.getLogger(__name__)
 
 ASSUMED_SHARE = 0.5
 """Assumed: the part of a device's rate in products of large matrices that a run reaches."""
@@ -71,8 +42,20 @@ _PROBABILITIES = np.linspace(0, 1, 1001)[1:] - 0.0005
 """Of the texts that stand for all of a data set."""
 
 
+class Found(Protocol):
+    """Where a data set or a backbone was found, if it was."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is complete."""
+
+    @property
+    def option(self) -> str:
+        """The option that names the place, if one is needed."""
+
+
 @dataclass(frozen=True)
-class Cell:
+class ConfigurationCost:
     """What a data set with a backbone takes, by its recipe.
 
     Attributes:
@@ -85,12 +68,12 @@ class Cell:
         batch_size: Utterances per training batch.
         trainable: Parameters of the adapter.
         weights: Bytes of the backbone's weights.
-        activations: Bytes of activations at the height of a step.
+        activations: Bytes of activations at the peak of a step.
         adapter: Bytes of the adapter's weights, their gradients and the optimizer's moments.
         needed: Bytes that have to be free.
         free: Bytes that are free.
         fits: Whether the run would be started.
-        flops_epoch: Floating point operations of the backbone in an epoch and its validation.
+        flops_epoch: Floating point operations of an epoch and its validation.
         hours: Expected for the whole schedule, if nothing stops it early, and the test; None where
             the device's rate is not known.
         dataset_found: Whether the data set is on this machine.
@@ -124,62 +107,58 @@ class Cell:
         return self.fits and self.dataset_found and self.backbone_found
 
 
-def examine_cells(
+def configuration_costs(
     configs: Sequence[TrainConfig],
-    device: Device,
-    datasets: Mapping[str, Resource],
-    backbones: Mapping[str, Resource],
+    device: torch.device,
+    free: int,
+    found: Mapping[str, Found],
     rate: float | None,
-) -> tuple[list[Cell], dict[str, dict[str, int]]]:
+) -> tuple[list[ConfigurationCost], dict[str, dict[str, int]]]:
     """What runs would take of a device, and for each backbone that does not fit, what would.
 
     Args:
         configs: The runs, of data sets and backbones of the paper.
         device: Where they would go.
-        datasets: Where the data sets are, by name.
-        backbones: Where the backbones are, by name.
+        free: Bytes that are free there.
+        found: Where data sets and backbones are, by name.
         rate: Operations per second of the device in products of large matrices, where known.
 
     Returns:
-        A cell for each run. And by the name of a backbone that does not fit in all of them the
+        The cost of each run. And by the name of a backbone that does not fit in all of them the
         options that make its largest run fit, each with the bytes that it needs then.
     """
-    found: list[Cell] = []
-    largest: dict[str, tuple[Cell, CellEstimator]] = {}
+    costs: list[ConfigurationCost] = []
+    largest: dict[str, tuple[int, PublishedEstimator]] = {}
     for config in configs:
-        estimator = CellEstimator(config, torch.device(device.name))
-        places = datasets[config.dataset.name], backbones[config.backbone.name]
-        cell = _cell(config, estimator, device, *places, rate)
-        found.append(cell)
-        before = largest.get(cell.backbone)
-        if not cell.fits and (before is None or before[0].needed < cell.needed):
-            largest[cell.backbone] = (cell, estimator)
-    return found, {name: estimator.fitting(device) for name, (_, estimator) in largest.items()}
+        estimator = PublishedEstimator(config, device)
+        cost = _cost(config, estimator, estimator.estimate(), device, free, found, rate)
+        costs.append(cost)
+        if not cost.fits and cost.needed > largest.get(cost.backbone, (0, None))[0]:
+            largest[cost.backbone] = (cost.needed, estimator)
+    return costs, {name: estimator.fitting(free) for name, (_, estimator) in largest.items()}
 
 
-def is_published(config: TrainConfig) -> bool:
-    """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
-    resized = config.backbone.hidden_size or config.backbone.num_layers
-    return not resized and (config.dataset.name, config.backbone.name) in _LONGEST
-
-
-def _cell(
+def _cost(
     config: TrainConfig,
-    estimator: CellEstimator,
-    device: Device,
-    dataset: Resource,
-    backbone: Resource,
+    estimator: PublishedEstimator,
+    estimate: MemoryEstimate,
+    device: torch.device,
+    free: int,
+    found: Mapping[str, Found],
     rate: float | None,
-) -> Cell:
-    estimate = estimator.estimate()
+) -> ConfigurationCost:
     epoch, test = estimator.flops()
     flops = config.training.schedule_epochs * epoch + test
-    command = f"python -m msea_lightning.train dataset={dataset.name} backbone={backbone.name}"
-    return Cell(
-        dataset=dataset.name,
-        backbone=backbone.name,
+    dataset, backbone = found[config.dataset.name], found[config.backbone.name]
+    command = (
+        f"python -m msea_lightning.train dataset={config.dataset.name} "
+        f"backbone={config.backbone.name}"
+    )
+    return ConfigurationCost(
+        dataset=config.dataset.name,
+        backbone=config.backbone.name,
         recipe=config.recipe,
-        device=device.name,
+        device=str(device),
         dtype=estimator.dtype,
         quantization=config.backbone.quantization.value,
         batch_size=config.training.batch_size,
@@ -188,8 +167,8 @@ def _cell(
         activations=estimate.activations,
         adapter=estimate.adapter + estimate.optimizer,
         needed=estimate.needed,
-        free=device.free,
-        fits=_fits(estimate, device),
+        free=free,
+        fits=estimate.needed * HEADROOM <= free,
         flops_epoch=epoch,
         hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,
         dataset_found=dataset.usable,
@@ -198,12 +177,18 @@ def _cell(
     )
 
 
-def _fits(estimate: MemoryEstimate, device: Device) -> bool:
-    return estimate.needed * HEADROOM <= device.free
+def is_published(config: TrainConfig) -> bool:
+    """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
+    resized = config.backbone.hidden_size or config.backbone.num_layers
+    return not resized and (config.dataset.name, config.backbone.name) in LONGEST
 
 
-class CellEstimator(MemoryEstimator):
+class PublishedEstimator(MemoryEstimator):
     """The estimate of a run whose data set, tokenizer and weights need not be on this machine.
+
+    A language model or a tokenizer is read only where the options name another one than the paper
+    has. Without a tokenizer, the task prompt has as many tokens as in the published one: counted
+    for the paper's prompt; for another prompt the built-in tokenizer counts the difference.
 
     Args:
         config: The run: a data set and a backbone of the paper.
@@ -211,132 +196,130 @@ class CellEstimator(MemoryEstimator):
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        # The tokenizer of the built-in backbone stands in: what counts is the number of tokens,
-        # which is put right below.
-        tokenizer = load_tokenizer(str(tiny_backbone()))
-        add_special_tokens(tokenizer, config.backbone.special_tokens)
-        data = cast("UtteranceDataModule", PublishedData(config.dataset))
-        super().__init__(config, data, tokenizer, published_architecture(config), device)
-        cell = (config.dataset.name, config.backbone.name)
-        self._more_tokens = _LONGEST[cell] - self._prompt.longest
+        tokenizer, is_own = _tokenizer(config)
+        if not is_own:
+            task = _stand_in_task(config, tokenizer)
+            config = replace(config, prompt=replace(config.prompt, task=task))
+        super().__init__(config, published_size(config), tokenizer, _architecture(config), device)
 
     @property
     def dtype(self) -> str:
         """Compute dtype of the backbone."""
         return str(self._stored.dtype).removeprefix("torch.")
 
-    def fitting(self, device: Device) -> dict[str, int]:
-        """The options that, each by itself, make the run fit, with the bytes that it needs then."""
-        estimates = {
-            option: self.estimate(stored=how) for option, how in smaller(self._stored).items()
+    def fitting(self, free: int) -> dict[str, int]:
+        """The options that each make the run fit into free bytes, with the bytes it needs then."""
+        needed = {
+            option: self.estimate(stored=how).needed
+            for option, how in smaller(self._stored).items()
         }
-        return {
-            option: estimate.needed
-            for option, estimate in estimates.items()
-            if _fits(estimate, device)
-        }
+        return {option: size for option, size in needed.items() if size * HEADROOM <= free}
 
     def flops(self) -> tuple[float, float]:
-        """Operations of the backbone: of an epoch with its validation, and of the test.
+        """Operations of an epoch with its validation, and of the test.
 
-        Every utterance by itself: what batches are padded with is not counted, nor is the adapter,
-        which takes less than a thousandth of it. Texts are as long as the data set's are, in tokens
-        of LLaMA2's tokenizer, which makes more of Chinese than the others do.
+        Every utterance by itself: what batches are padded with is not counted, nor is the reading
+        of features, which takes less than a thousandth. Texts are as long as the data set's are,
+        in tokens of LLaMA2's tokenizer, which makes more of Chinese than the others do.
         """
-        longest = self._prompt.longest + self._more_tokens
         texts = SHAPES[self._config.dataset.name].text.at(_PROBABILITIES)
-        cut = self._prompt.text_tokens
-        tokens = longest - cut + np.minimum(texts, cut)
-        labels = self._label_tokens
-        train = UtteranceFlops(self._language, labels=labels)(tokens + labels - 1).mean()
-        evaluate = UtteranceFlops(self._language, nodes=self._nodes)(tokens).mean()
-        sizes = {split: len(part) for split, part in self._data.splits.items()}
-        epoch = sizes["train"] * train + sizes["valid"] * evaluate
-        return float(epoch), float(sizes["test"] * evaluate)
-
-    def _backbone_bytes(self, stored: Stored, reading: Reading) -> int:
-        """Activations of the whole model, from two small ones: an estimate takes half a second."""
-        key = (stored, reading)
-        if key not in self._activations:
-            counted = replace(reading, tokens=reading.tokens + self._more_tokens)
-            few, more = (self._with_layers(layers, stored, counted) for layers in (_FEW, _MORE))
-            further = self._language.num_hidden_layers - _FEW
-            self._activations[key] = few + further * (more - few) // (_MORE - _FEW)
-        return self._activations[key]
-
-    def _with_layers(self, layers: int, stored: Stored, reading: Reading) -> int:
-        backbone = self._config.backbone
-        return activation_bytes(
-            with_layers(self._language, layers),
-            stored,
-            backbone.attention,
-            self._device,
-            reading,
-            checkpointed=backbone.checkpoint_activations,
+        cut = np.minimum(texts, self._config.dataset.text_tokens)
+        meter = self.meter(self._stored.dtype)
+        train, evaluate = (
+            float(UtteranceFlops(meter, training=training)(cut).mean())
+            for training in (True, False)
         )
+        sizes = {name: split.utterances for name, split in self._data.splits.items()}
+        return sizes["train"] * train + sizes["valid"] * evaluate, sizes["test"] * evaluate
 
 
-def published_architecture(config: TrainConfig) -> PretrainedConfig:
-    """The architecture of a run's backbone as it is published, in half precision."""
-    assert config.backbone.path is not None
+def published_size(config: TrainConfig) -> DataSize:
+    """The sizes of a data set of the paper; every utterance is as long as the longest."""
+    dataset = config.dataset
+    (row,) = (row for row in paper_table("datasets") if row["dataset"] == dataset.name)
+    counts = {
+        "train": dataset.expected_train or int(row["train"]),
+        "valid": dataset.expected_valid or int(row["valid"]),
+        "test": dataset.expected_test or int(row["test"]),
+    }
+    dims = {
+        "audio": dataset.audio_dim or int(row["audio_dim"]),
+        "vision": dataset.vision_dim or int(row["vision_dim"]),
+    }
+    frames = {name: int(row[f"{name}_steps"]) for name in dims}
+    splits = {
+        split: SplitSize(
+            count,
+            # The longest texts are longer than any text is read.
+            dataset.text_tokens,
+            frames,
+            {name: count * steps for name, steps in frames.items()},
+        )
+        for split, count in counts.items()
+    }
+    return DataSize(splits, dims, dataset.labels)
+
+
+@cache
+def _as_published(dataset: str, backbone: str) -> TrainConfig:
+    return compose("train", TrainConfig, [f"dataset={dataset}", f"backbone={backbone}"])
+
+
+def _is_own_path(config: TrainConfig) -> bool:
+    """Whether the options name another language model than the paper's."""
+    published = _as_published(config.dataset.name, config.backbone.name)
+    return config.backbone.path != published.backbone.path
+
+
+def _architecture(config: TrainConfig) -> PretrainedConfig:
+    backbone = config.backbone
+    own = _is_own_path(config)
     language = backbone_config(
-        config.backbone.path, weights=Weights.random, architecture=config.backbone.architecture
+        backbone_place(backbone.path),
+        weights=backbone.weights if own else Weights.random,
+        architecture=backbone.architecture,
     )
-    language.dtype = torch.float16
+    if not own:
+        language.dtype = torch.float16
     return language
 
 
-@dataclass(frozen=True)
-class PublishedSplit:
-    """A split of which only the sizes are known; every utterance is as long as the longest.
-
-    Attributes:
-        utterances: Their number N.
-        steps: Name of each feature to its frames.
-        dims: Name of each feature to its values per frame.
-        texts: A text that is longer than any is read.
-        tokens: None: the texts have not been tokenised.
-    """
-
-    utterances: int
-    steps: dict[str, int]
-    dims: dict[str, int]
-    texts: list[str]
-    tokens: None = None
-
-    def __len__(self) -> int:
-        return self.utterances
-
-    @property
-    def lengths(self) -> dict[str, NDArray[np.int64]]:
-        """Name of each feature to (N,) frames."""
-        return {name: np.full(self.utterances, self.steps[name]) for name in self.dims}
+def _tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerBase, bool]:
+    """A tokenizer, and whether it is the one that the options name."""
+    backbone = config.backbone
+    named = backbone.tokenizer or (backbone.path if _is_own_path(config) else None)
+    if named is not None:
+        place = backbone_place(named)
+        if backbone.tokenizer is not None or has_tokenizer(place):
+            return load_tokenizer(place), True
+        _log.warning("%s has no tokenizer: lengths are those of the paper's", place)
+    tokenizer = load_tokenizer(str(tiny_backbone()))
+    add_special_tokens(tokenizer, backbone.special_tokens)
+    return tokenizer, False
 
 
-class PublishedData:
-    """What an estimate asks of a data module, from the published sizes of a data set.
+def _stand_in_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A task prompt with which sequences have the published length in a stand-in's tokens."""
+    pair = (config.dataset.name, config.backbone.name)
+    published, chosen = (_prompt(each, tokenizer) for each in (_as_published(*pair), config))
+    if chosen.task != published.task:
+        _log.info("the task prompt is not the paper's: the built-in tokenizer counts its tokens")
+    more = LONGEST[pair] - published.longest
+    wanted = max(1, len(chosen.encode(chosen.task)) + more)
+    words = ["the"]
+    while len(chosen.encode(" ".join(words))) < wanted:
+        words.append("the")
+    return " ".join(words)
 
-    Args:
-        config: The data set's options: one of the paper's.
-    """
 
-    def __init__(self, config: DatasetConfig) -> None:
-        self._config = config
-        self.labels: LabelConfig = config.labels
-        dims = {"audio": config.audio_dim, "vision": config.vision_dim}
-        self.dims = {name: dim for name, dim in dims.items() if dim is not None}
-
-    @cached_property
-    def splits(self) -> dict[str, PublishedSplit]:
-        """The splits by name."""
-        config = self._config
-        (row,) = (row for row in paper_table("datasets") if row["dataset"] == config.name)
-        return {
-            split: PublishedSplit(
-                count or 0,
-                {name: int(row[f"{name}_steps"]) for name in self.dims},
-                self.dims,
-                ["word " * config.text_tokens],
-            )
-            for split, count in expected_counts(config).items()
-        }
+def _prompt(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    prompt, _ = build_prompt(
+        tokenizer,
+        config.dataset.labels,
+        config.dataset,
+        config.backbone,
+        config.adapter,
+        config.text,
+        config.prompt,
+    )
+    return prompt

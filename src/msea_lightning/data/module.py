@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config.logging import log_once
-from msea_lightning.data.options import SPLITS, DatasetConfig, LabelConfig
+from msea_lightning.data.options import EVALUATION_BATCH, SPLITS, DatasetConfig, LabelConfig
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
@@ -31,9 +31,6 @@ from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError, collate
 from msea_lightning.metrics.options import MetricKind
 
 _log = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 32
-"""Utterances per evaluation batch where none is given; more are no faster on a CPU."""
 
 _MOSTLY_ABSENT = 0.5
 """Where fewer utterances of a split have a feature, that is said."""

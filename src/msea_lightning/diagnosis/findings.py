@@ -33,7 +33,7 @@ from msea_lightning.paper import paper_table
 from msea_lightning.runs.files import write_json
 
 if TYPE_CHECKING:
-    from msea_lightning.cost.published import Cell
+    from msea_lightning.cost.published import ConfigurationCost
 
 _ANY_BACKBONE = "auto"
 """The choice of ``conf/backbone`` that stands for any language model."""
@@ -68,7 +68,7 @@ class Findings:
     datasets: list[Resource] = field(default_factory=list)
     backbones: list[Resource] = field(default_factory=list)
     rate: float | None = None
-    configurations: list[Cell] = field(default_factory=list)
+    configurations: list[ConfigurationCost] = field(default_factory=list)
     fitting: dict[str, dict[str, int]] = field(default_factory=dict)
     unchecked: dict[str, str] = field(default_factory=dict)
 
@@ -100,12 +100,15 @@ def diagnose(config: DoctorConfig) -> Findings:
         findings.backbones = find_backbones(configs, folders["backbones"])
 
     def configurations() -> None:
-        from msea_lightning.cost.published import examine_cells
+        import torch
+
+        from msea_lightning.cost.published import configuration_costs
 
         found = {resource.name: resource for resource in (*findings.datasets, *findings.backbones)}
         findings.rate = measured_rate(machine.device)
-        findings.configurations, findings.fitting = examine_cells(
-            paper_configurations(), machine.device, found, found, findings.rate
+        configs, device = paper_configurations(), torch.device(machine.device.name)
+        findings.configurations, findings.fitting = configuration_costs(
+            configs, device, machine.device.free, found, findings.rate
         )
 
     for section in (disks, datasets, backbones, configurations):

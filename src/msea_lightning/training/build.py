@@ -27,7 +27,7 @@ from msea_lightning.backbone.loading.memory import free_bytes, readable_bytes, r
 from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.options import BackboneConfig, Weights
 from msea_lightning.config.roots import RunConfig, TrainConfig
-from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
+from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import Store
 from msea_lightning.language.labels import LabelSpace
@@ -88,7 +88,7 @@ def make_ready(
     device = resolve_device(config.trainer.accelerator)
     language_model, estimate = None, None
     if issubclass(kind, AdaptedLM):
-        architecture, tokenizer = _read_backbone(config.backbone)
+        architecture, tokenizer = read_backbone(config.backbone)
         data.tokenize(partial(encode_all, tokenizer))
         estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
         language_model = load_config_backbone(config.backbone, device, tokenizer)
@@ -220,7 +220,7 @@ def load_config_backbone(
         tokenizer: Its tokenizer, where it is at hand.
     """
     if tokenizer is None:
-        _, tokenizer = _read_backbone(config)
+        _, tokenizer = read_backbone(config)
     language_model = load_language_model(
         backbone_place(config.path),
         weights=config.weights,
@@ -247,7 +247,7 @@ def _architecture(config: BackboneConfig) -> dict[str, Any]:
     )
 
 
-def _read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+def read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Architecture and tokenizer, which say what is wrong before anything large is loaded."""
     architecture = backbone_config(
         backbone_place(config.path), weights=config.weights, architecture=_architecture(config)
@@ -280,6 +280,14 @@ def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfi
         )
 
 
+def data_size(data: UtteranceDataModule) -> DataSize:
+    """How much data there is, of a data module that is set up and tokenised."""
+    splits = {
+        name: SplitSize.of(split.tokens or [], split.lengths) for name, split in data.splits.items()
+    }
+    return DataSize(splits, data.dims, data.labels)
+
+
 def _estimate(
     config: TrainConfig,
     memory_file: Path | None,
@@ -292,7 +300,7 @@ def _estimate(
 
     None where an architecture cannot be estimated and the user goes on all the same.
     """
-    estimator = MemoryEstimator(config, data, tokenizer, architecture, device)
+    estimator = MemoryEstimator(config, data_size(data), tokenizer, architecture, device)
     try:
         data.eval_batch_size = estimator.eval_batch_size
         estimate = estimator.estimate()

@@ -1,4 +1,4 @@
-"""What a language model takes of the memory, before it is loaded."""
+"""What the weights of a language model take of the memory, before they are loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from msea_lightning.backbone import BackboneError, load_language_model
 from msea_lightning.backbone.loading import memory
-from msea_lightning.backbone.loading.memory import Reading, Stored, activation_bytes, weight_memory
-from msea_lightning.backbone.options import Attention, Quantization, Weights
+from msea_lightning.backbone.loading.memory import Stored, weight_memory
+from msea_lightning.backbone.options import Quantization, Weights
 
 CPU = torch.device("cpu")
 LLAMA = {
@@ -27,7 +27,6 @@ LLAMA = {
     "num_key_value_heads": 4,
     "vocab_size": 300,
 }
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300}
 SEVEN_BILLION = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -47,13 +46,6 @@ def weight_bytes(config: PretrainedConfig, dtype: torch.dtype, how: Quantization
 def architecture(fields: dict[str, Any], **changes: Any) -> PretrainedConfig:
     """A config of transformers."""
     return AutoConfig.for_model(**(fields | changes))
-
-
-def activations(config: PretrainedConfig, reading: Reading, **how: Any) -> int:
-    """Activations in float32 on a CPU."""
-    attention, checkpointed = how.pop("attention", Attention.sdpa), how.pop("checkpointed", False)
-    stored = Stored(torch.float32, **how)
-    return activation_bytes(config, stored, attention, CPU, reading, checkpointed=checkpointed)
 
 
 def test_dense_weights_are_counted_exactly() -> None:
@@ -107,97 +99,12 @@ def test_a_checkpoint_of_another_dtype_is_read_beside_its_conversion() -> None:
     assert converted.loading_files == same.weights
 
 
-def test_a_checkpoint_on_the_disk_gives_the_embeddings_that_are_read() -> None:
-    config = architecture(LLAMA, vocab_size=32000)
-    whole = weight_memory(config, Stored(torch.float32), CPU).weights
-    some = weight_memory(config, Stored(torch.float32), CPU, rows=10).weights
-    assert whole - some == 32000 * 64 * 4 - 10 * 65536
-    tied = architecture(LLAMA, vocab_size=32000, tie_word_embeddings=True)
-    assert weight_memory(tied, Stored(torch.float32), CPU, rows=10) == weight_memory(
-        tied, Stored(torch.float32), CPU
-    )
-
-
-@pytest.mark.parametrize("fields", [LLAMA, GPT2], ids=lambda fields: fields["model_type"])
-@pytest.mark.parametrize("reading", [Reading(4, 50, labels=2), Reading(4, 50, nodes=3)])
-def test_activations_grow_linearly_with_the_batch(fields: dict[str, Any], reading: Reading) -> None:
-    config = architecture(fields)
-    sizes = [
-        activations(config, Reading(batch, reading.tokens, reading.labels, reading.nodes))
-        for batch in (4, 8, 12)
-    ]
-    assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.01)
-    assert sizes[1] > 1.8 * sizes[0]
-
-
-def test_attention_scores_are_kept_by_eager_attention_only() -> None:
-    config, reading = architecture(LLAMA), Reading(2, 300, labels=1)
-    fused = activations(config, reading)
-    plain = activations(config, reading, attention=Attention.eager)
-    assert plain - fused > 2 * (2 * 4 * 300 * 300 * 4)  # layers, and B heads S S floats
-
-
-def test_quantised_layers_keep_no_more_than_dense_ones() -> None:
-    """Where the allocator leaves no holes, a further layer takes what it takes when it is dense."""
-    few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
-    anywhere, reading = torch.device("meta"), Reading(4, 100, labels=1)
-
-    def growth(how: Quantization) -> int:
-        stored = Stored(torch.float32, how)
-        sizes = (
-            activation_bytes(config, stored, Attention.sdpa, anywhere, reading)
-            for config in (few, many)
-        )
-        smaller, larger = sizes
-        return larger - smaller
-
-    dense = growth(Quantization.none)
-    assert growth(Quantization.int8) == growth(Quantization.nf4) == dense > 0
-
-
-def test_training_keeps_what_evaluation_lets_go() -> None:
-    few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
-    train, evaluate = Reading(4, 100, labels=1), Reading(4, 100)
-    assert activations(many, train) > 2.5 * activations(few, train)
-    assert activations(many, evaluate) == activations(few, evaluate)
-
-
-def test_layers_that_compute_again_keep_little() -> None:
-    few, many = (architecture(LLAMA, num_hidden_layers=layers) for layers in (2, 8))
-    train, evaluate = Reading(4, 100, labels=1), Reading(4, 100)
-    growth = activations(many, train) - activations(few, train)
-    again = activations(many, train, checkpointed=True) - activations(few, train, checkpointed=True)
-    assert 0 < again < growth / 5
-    assert activations(many, evaluate, checkpointed=True) == activations(many, evaluate)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        *(LLAMA | {"model_type": kind, "head_dim": 16} for kind in ("qwen2", "qwen3", "mistral")),
-        *(LLAMA | {"model_type": kind, "head_dim": 16} for kind in ("glm", "glm4", "gemma2")),
-        LLAMA | {"model_type": "gemma3_text", "head_dim": 16},
-        LLAMA | {"model_type": "smollm3", "pad_token_id": 0},
-        GPT2,
-    ],
-    ids=lambda fields: fields["model_type"],
-)
-def test_every_architecture_runs_without_numbers(fields: dict[str, Any]) -> None:
-    padding = {} if fields is GPT2 else {"pad_token_id": 0}
-    config = architecture(fields, **padding)
-    # transformers has no other attention for Gemma 2.
-    how = {"attention": Attention.eager} if fields["model_type"] == "gemma2" else {}
-    train, evaluate = Reading(2, 20, labels=2), Reading(2, 20)
-    assert activations(config, train, **how) > activations(config, evaluate, **how) > 0
-
-
 def test_seven_billion_weights_are_estimated_without_memory_for_them() -> None:
     config = architecture(SEVEN_BILLION)
-    activations(architecture(LLAMA), Reading(1, 5, labels=1))  # what is imported only once
+    weight_bytes(architecture(LLAMA), torch.bfloat16, Quantization.none)  # imports
     before = memory.process_bytes(CPU)
     memory.reset_peak(CPU)
     assert weight_bytes(config, torch.bfloat16, Quantization.none) > 13 * 10**9
-    assert activations(config, Reading(16, 100, labels=2)) > 10 * 10**9
     assert memory.peak_bytes(CPU) - before < 100 << 20
 
 
@@ -295,4 +202,4 @@ def test_the_estimate_of_a_run_is_what_is_measured(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     (found,) = tmp_path.glob("runs/**/memory.json")
     values = json.loads(found.read_text("utf-8"))
-    assert values["total"] == pytest.approx(values["measured_peak"], rel=0.15)
+    assert values["total"] == pytest.approx(values["measured_peak"], rel=0.2)

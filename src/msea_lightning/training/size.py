@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-from msea_lightning.backbone import backbone_config, backbone_tokenizer, resolve_device
-from msea_lightning.backbone.loading.load import backbone_place
+from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.loading.memory import parameter_count, readable_bytes
-from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
-from msea_lightning.cost.published import CellEstimator, is_published, published_architecture
+from msea_lightning.cost.published import PublishedEstimator, is_published
 from msea_lightning.data.module import UtteranceDataModule
+from msea_lightning.language.prompt import encode_all
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
+from msea_lightning.training.build import data_size, read_backbone
 
 _log = logging.getLogger(__name__)
 
@@ -44,33 +45,18 @@ def measure_size(config: TrainConfig) -> RunFolder:
             return run
         device = resolve_device(config.trainer.accelerator)
         if is_published(config):
-            language = published_architecture(config)
-            estimator: MemoryEstimator = CellEstimator(config, device)
+            estimator: MemoryEstimator = PublishedEstimator(config, device)
         else:
             data = UtteranceDataModule(
                 config.dataset, batch_size=config.training.batch_size, seed=config.seed
             )
             data.prepare_data()
             data.setup()
-            backbone = config.backbone
-            language = backbone_config(
-                backbone_place(backbone.path),
-                weights=backbone.weights,
-                architecture=resized(
-                    backbone.architecture,
-                    hidden_size=backbone.hidden_size,
-                    num_layers=backbone.num_layers,
-                ),
-            )
-            tokenizer = backbone_tokenizer(
-                backbone.path,
-                tokenizer=backbone.tokenizer,
-                weights=backbone.weights,
-                special_tokens=backbone.special_tokens,
-            )
-            estimator = MemoryEstimator(config, data, tokenizer, language, device)
+            language, tokenizer = read_backbone(config.backbone)
+            data.tokenize(partial(encode_all, tokenizer))
+            estimator = MemoryEstimator(config, data_size(data), tokenizer, language, device)
         estimate = estimator.estimate()
-        frozen = parameter_count(language)
+        frozen = parameter_count(estimator.language)
         write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size))
         size = {
             "trainable_parameters": estimator.trainable,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.sizes import measure_size
 from msea_lightning.paper import paper_table
+from msea_lightning.training.size import measure_size
 
 Options = Callable[..., TrainConfig]
 
