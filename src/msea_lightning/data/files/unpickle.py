@@ -376,7 +376,7 @@ def _both(
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
-    """The standard unpickler with every door closed but the names in ``_KNOWN``."""
+    """The standard unpickler, restricted to the names in ``_KNOWN``."""
 
     def __init__(self, path: Path, file: _Stream) -> None:
         super().__init__(file)
@@ -385,7 +385,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         self._tuple_sizes: dict[int, int] = {}
 
     def items(self) -> Iterator[Any]:
-        """Yields the items of the pickled list in the file, and forgets what was heavy in them."""
+        """Yields the items of the pickled list in the file, and drops large objects from the memo."""
         self._ready, seen = [], 0
         for value in self._values():
             if not isinstance(value, list):
