@@ -385,7 +385,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         self._tuple_sizes: dict[int, int] = {}
 
     def items(self) -> Iterator[Any]:
-        """Yields the items of the pickled list in the file, and drops large objects from the memo."""
+        """Yields the items of the pickled list, and drops large objects from the memo."""
         self._ready, seen = [], 0
         for value in self._values():
             if not isinstance(value, list):
