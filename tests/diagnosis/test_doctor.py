@@ -526,7 +526,7 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -
             config.text,
             config.prompt,
         )
-        assert estimator._prompt.longest == prompt.longest
+        assert estimator.longest == prompt.longest
 
 
 def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.cost.published import PublishedEstimator
 from msea_lightning.paper import paper_table
+from msea_lightning.paper.lengths import LONGEST
 from msea_lightning.training.size import measure_size
 
 Options = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
 
 
 def size(options: Options, *words: str) -> dict[str, int]:
@@ -33,7 +39,7 @@ def paper(model: str, dataset: str) -> float:
     ("backbone", "model", "frozen"),
     [("qwen", "MSE-Qwen-1.8B", 1_836_828_672), ("chatglm3", "MSE-ChatGLM3-6B", 6_243_584_000)],
 )
-def test_a_cell_of_the_paper_is_measured_as_it_is_published(
+def test_a_configuration_of_the_paper_is_measured_as_it_is_published(
     options: Options, backbone: str, model: str, frozen: int
 ) -> None:
     measured = size(options, "dataset=mosei", f"backbone={backbone}")
@@ -52,6 +58,52 @@ def test_other_adapters_have_the_size_of_table_5(
     measured = size(options, "dataset=mosei", "backbone=chatglm3", f"adapter={adapter}")
     assert measured["trainable_parameters"] == parameters
     assert round(parameters / 1e6, 2) == paper(model, "mosei")
+
+
+@pytest.mark.parametrize(
+    ("word", "more"),
+    [
+        ("adapter.pseudo_tokens=9", 5),
+        ("adapter=mag", -4),
+        ("adapter=chfn", -4),
+        ("dataset.text_tokens=30", -20),
+        ("text.pad_to=60", 10),
+        ("prompt.task=Positive or negative?", None),
+    ],
+)
+def test_an_option_that_changes_a_published_length_counts(
+    options: Options, word: str, more: int | None
+) -> None:
+    pair = ["dataset=mosei", "backbone=qwen"]
+    published, changed = (
+        PublishedEstimator(options(*words), CPU) for words in (pair, [*pair, word])
+    )
+    assert published.longest == LONGEST["mosei", "qwen"]
+    if more is None:
+        assert changed.longest < published.longest
+    else:
+        assert changed.longest == published.longest + more
+
+
+def test_a_longer_sequence_takes_more_memory_and_operations(options: Options) -> None:
+    pair = ("dataset=mosei", "backbone=qwen")
+    short, long = (
+        PublishedEstimator(options(*pair, f"dataset.text_tokens={tokens}"), CPU)
+        for tokens in (10, 40)
+    )
+    assert long.estimate().activations > 1.2 * short.estimate().activations
+    assert long.flops()[0] > 1.2 * short.flops()[0]
+
+
+def test_a_language_model_that_is_named_is_read(options: Options, tmp_path: Path) -> None:
+    small = AutoConfig.for_model(
+        "llama", hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=6000
+    )
+    small.save_pretrained(tmp_path / "model")
+    words = ("dataset=mosei", "backbone=llama2", f"backbone.path={tmp_path / 'model'}")
+    estimator = PublishedEstimator(options(*words), CPU)
+    assert estimator.language.hidden_size == 64
+    assert estimator.longest == LONGEST["mosei", "llama2"]
 
 
 def test_any_other_pair_is_measured_on_its_files(options: Options) -> None:

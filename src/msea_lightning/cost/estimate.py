@@ -231,6 +231,11 @@ class MemoryEstimator:
         """Parameters of the adapter."""
         return trainable(self._adapter)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, the label not counted."""
+        return self._prompt.longest
+
     @cached_property
     def eval_batch_size(self) -> int:
         """Utterances per evaluation batch and device.
