@@ -182,20 +182,31 @@ def test_the_whole_training_part_is_no_sample(
     assert "part" not in caplog.text
 
 
-def test_a_third_feature_passes_from_the_store_to_the_standardizer(tmp_path: Path) -> None:
+def test_a_third_feature_passes_from_the_files_to_the_standardizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through reader, store and batch, by its name alone."""
+    monkeypatch.setenv("MSEA_CACHE", str(tmp_path / "cache"))
     random = np.random.default_rng(0)
-
-    def with_text_features(one: Utterance) -> Utterance:
-        frames = random.normal(3.0, 2.0, size=(random.integers(1, 9), 6)).astype(np.float32)
-        return replace(one, features={**one.features, "text_features": frames})
-
-    splits = corpus({"train": 22, "valid": 4, "test": 4})
-    store = stored(
-        tmp_path, {name: list(map(with_text_features, split)) for name, split in splits.items()}
+    lines = ["id,split,text,label"]
+    (tmp_path / "features").mkdir()
+    widths = {"audio": 4, "text_features": 6, "vision": 3}
+    arrays = {}
+    for number in range(30):
+        split = ("train", "valid", "test")[max(0, number // 4 - 5)]
+        lines.append(f"u{number},{split},words {number},{('sad', 'glad')[number % 2]}")
+        for name, width in widths.items():
+            frames = random.normal(3.0, 2.0, size=(random.integers(1, 9), width))
+            arrays[f"{name}/u{number}"] = frames.astype(np.float32)
+    (tmp_path / "features" / "utterances.csv").write_text("\n".join(lines) + "\n")
+    np.savez(tmp_path / "features" / "features.npz", **arrays)
+    data = UtteranceDataModule(
+        DatasetConfig(name="table", reader=Reader.table, path=str(tmp_path / "features")),
+        batch_size=4,
+        seed=1,
     )
-    data = build(store)
     data.setup()
-    assert data.dims == {"audio": 4, "text_features": 6, "vision": 3}
+    assert data.dims == widths
     standardizer = FeatureStandardizer(data.feature_statistics())
     seen = []
     for batch in data.train_dataloader():
