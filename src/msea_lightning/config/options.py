@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import functools
 import math
 import operator
 import types
@@ -164,6 +165,7 @@ def _default_name(root: type[Any], where: str) -> str:
     return str(typing.cast("Any", item.default_factory)().name)
 
 
+@functools.cache
 def _own_types(options: type[Any]) -> dict[str, Any]:
     """The types of a choice's own options, by name."""
     hints = typing.get_type_hints(options)

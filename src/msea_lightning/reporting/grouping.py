@@ -247,7 +247,7 @@ def _add_planned(
         sizes = sizes or "size_only=true" in words
         known = [begun[plan.fingerprint] for plan in in_order if plan.fingerprint in begun]
         never = [plan for plan in in_order if plan.fingerprint not in begun]
-        if old:
+        if old:  # names and seeds have to do
             same = [run for run in runs if run.config.size_only == sizes]
             known = [run for run in same if Names.of(run.config) == names]
             seeds = {run.config.seed for run in known}
