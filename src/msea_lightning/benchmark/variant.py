@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class Variant(ABC):
 
     @abstractmethod
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
-        """(N,) tokens of the texts of a split, without padding, and their N labels."""
+        """(N,) tokens of the texts of a split, cut but without padding, and their N labels."""
 
     # ---- stages of a step --------------------------------------------------------------------
 
@@ -155,16 +156,15 @@ class Variant(ABC):
     def _timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
         """A timing of utterances at these positions in a split, those of all devices."""
         if split not in self._flops:
+            prompt = copy.copy(self.prompt)
+            prompt.pad_to, prompt.attend_padding = None, False  # padding does not count
+            config, training = self.backbone.model.config, split == "train"
             self._flops[split] = utterance_flops(
-                self.backbone.model.config,
-                self.adapter,
-                self.prompt,
-                self.tree,
-                training=split == "train",
+                config, self.adapter, prompt, self.tree, training=training
             )
-        lengths = self.lengths(split)[list(indices)]
-        texts = np.minimum(self._texts(split)[0], self.prompt.text_tokens)[list(indices)]
-        operations = self._flops[split](texts).sum()
+        read = list(indices)
+        lengths, (texts, _) = self.lengths(split)[read], self._texts(split)
+        operations = self._flops[split](texts[read]).sum()
         return Timing(seconds, len(lengths), int(lengths.sum()), float(operations))
 
     def lengths(self, split: str) -> NDArray[np.int64]:
@@ -172,7 +172,7 @@ class Variant(ABC):
         tokens, labels = self._texts(split)
         prompt = self.prompt
         fixed = prompt.longest - (prompt.pad_to or prompt.text_tokens)
-        lengths = np.minimum(tokens, prompt.text_tokens) * self.adapter.use_text + fixed
+        lengths = tokens * self.adapter.use_text + fixed
         if split == "train":
             # The last token of a label is predicted, and not read.
             lengths = lengths + np.array([len(self.tree.ids(label)) - 1 for label in labels])
