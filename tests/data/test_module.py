@@ -124,6 +124,17 @@ def test_the_held_out_part_shares_no_group_with_train(tmp_path: Path) -> None:
     assert valid[0].id == valid.ids[0]
 
 
+def test_runs_of_a_release_that_drew_another_part_are_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = corpus({"train": 30, "test": 4})
+    build(stored(tmp_path / "a", splits), split_version=1).setup()
+    assert "held out another validation part, which may have been trained on" in caplog.text
+    caplog.clear()
+    build(stored(tmp_path / "b", splits | corpus({"valid": 4})), split_version=1).setup()
+    assert caplog.text == ""
+
+
 def test_groupless_data_sets_are_held_out_by_utterance(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

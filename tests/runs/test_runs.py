@@ -132,6 +132,8 @@ def test_a_run_of_another_split_is_another_run(
         run.config.write_text(written.replace("  split_version: 2\n", ""))
         assert "split_version" not in run.config.read_text()
         assert (run.fingerprint() != fingerprint(config)) is told_apart
+        assert run.load_config().dataset.split_version == 1
+        assert run.fingerprint() == fingerprint(run.load_config())
 
 
 @given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))

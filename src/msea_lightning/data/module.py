@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config.logging import log_once
-from msea_lightning.data.options import EVALUATION_BATCH, SPLITS, DatasetConfig, LabelConfig
+from msea_lightning.data.options import (
+    EVALUATION_BATCH,
+    SPLIT_VERSION,
+    SPLITS,
+    DatasetConfig,
+    LabelConfig,
+)
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
@@ -269,6 +275,13 @@ class UtteranceDataModule(LightningDataModule):
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
         """Takes the validation part out of the training split."""
         fraction, seed = self._dataset.valid_fraction, self._seed
+        if self._dataset.split_version != SPLIT_VERSION:
+            log_once(
+                _log,
+                "this run is of a release that held out another validation part, which may have "
+                "been trained on: results on train and valid are not those of the run",
+                level=logging.WARNING,
+            )
         held = hold_out(train.targets, train.groups, fraction=fraction, seed=seed)
         kept = np.setdiff1d(np.arange(len(train)), held)
         groups, held_groups = (

@@ -156,7 +156,7 @@ class DatasetConfig:
     split_version: int = option(
         SPLIT_VERSION,
         "how that part is drawn, so that runs with another one are told apart; do not set",
-        low=SPLIT_VERSION,
+        low=1,
         high=SPLIT_VERSION,
     )
     train_fraction: float = option(

@@ -98,6 +98,8 @@ class RunFolder:
         loaded = OmegaConf.load(self.config)
         if not isinstance(loaded, DictConfig):
             raise RunError(f"{self.config} holds no options: it is a list. It was changed by hand.")
+        if isinstance(loaded.get("dataset"), DictConfig):
+            loaded.dataset.setdefault("split_version", 1)  # which release 0.1 did not write
         return to_typed(loaded, TrainConfig)
 
     def fingerprint(self) -> str | None:

@@ -58,10 +58,7 @@ def written_fingerprint(written: Mapping[str, Any]) -> str:
         ConfigError: for an adapter that there is not, or options of another one.
     """
     values = dict(_flat(choose(written, TrainConfig)))
-    own_valid = values.get("dataset.reader") == "demo" or values.get("dataset.expected_valid")
-    if not own_valid:
-        # Release 0.1 drew a missing validation part in another way, and did not write that down.
-        values.setdefault("dataset.split_version", 1)
+    values.setdefault("dataset.split_version", 1)  # which release 0.1 did not write
     return _hash(values)
 
 
@@ -70,7 +67,10 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     return dict(_flat(config))
 
 
-def _hash(values: Mapping[str, Any]) -> str:
+def _hash(found: Mapping[str, Any]) -> str:
+    values = dict(found)
+    if values.get("dataset.reader") == "demo" or values.get("dataset.expected_valid"):
+        values.pop("dataset.split_version", None)  # there is a valid split: none is drawn
     names = {
         where: values.get(f"{where}.name", getattr(TrainConfig(), where).name)
         for where in registries(TrainConfig)
