@@ -237,6 +237,19 @@ def test_a_sweep_runs_every_combination(run: Callable[..., list[TrainConfig]]) -
     assert {config.recipe for config in seen} == {"mosei_llama2"}
 
 
+def test_what_is_typed_once_names_the_runs_of_a_sweep_as_it_is_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def job(config: TrainConfig) -> None:
+        raise UserError("no")
+
+    words = ["-m", "size_only=true", "training.learning_rate=1e-3", "seed=1,2"]
+    with pytest.raises(SystemExit):
+        launch(job, config_name="train", root=TrainConfig, arguments=words)
+    said = "job 2 of 2 (size_only=true training.learning_rate=1e-3 seed=2) failed"
+    assert said in capsys.readouterr().err
+
+
 def test_a_sweep_over_groups_takes_the_recipe_of_each(
     run: Callable[..., list[TrainConfig]],
 ) -> None:

@@ -228,5 +228,7 @@ class Composer(Generic[Root]):
 
 
 def _split(overrides: Sequence[Override]) -> list[list[str]]:
-    """Every combination of values, as Hydra's sweeper has them."""
-    return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]
+    """Every combination of values, as Hydra's sweeper has them; single values as they are typed."""
+    typed = {o.get_key_element(): str(o.input_line) for o in overrides if not o.is_sweep_override()}
+    (jobs,) = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)
+    return [[typed.get(word.partition("=")[0], word) for word in words] for words in jobs]
