@@ -40,7 +40,7 @@ def train(folder: Path, words: Sequence[str], *, kill: bool = False) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL": str(int(kill))}
     command = [sys.executable, "-m", "tests.training.killed", *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, timeout=1200, check=False
     )
     return done.returncode
 
