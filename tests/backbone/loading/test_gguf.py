@@ -9,14 +9,16 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone, load_tokenizer
 from msea_lightning.backbone.loading.gguf import gguf_config
 from msea_lightning.backbone.loading.load import backbone_config
 from msea_lightning.backbone.loading.tokenizers import _PROBES, has_tokenizer
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.training.build import load_config_backbone
+from msea_lightning.training.build import build_adapted_lm, build_data, load_config_backbone
 from tests.backbone.gguf_files import real_model, small_llama, write_gguf
+from tests.model.test_adapted_lm import part
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 IDS = torch.tensor([[5, 9, 70, 33, 101, 64]])
@@ -147,3 +149,39 @@ def test_a_real_tokenizer_reads_back_what_it_writes(real: FrozenBackbone) -> Non
         assert max(ids) < real.vocabulary
     digits = real.tokenizer("0123", add_special_tokens=False)["input_ids"]
     assert len(digits) == 4
+
+
+def test_a_real_model_learns_and_answers(
+    real: FrozenBackbone, options: Callable[..., TrainConfig]
+) -> None:
+    """Steps lower the loss, the language model stays, and answers are legal labels."""
+    config = options("backbone=auto", "backbone.path=anywhere.gguf", "training.batch_size=4")
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    seed_everything(0, verbose=False)
+    model = build_adapted_lm(config, data, real)
+    batch = part(next(iter(data.train_dataloader())), [0, 1, 2, 3])
+    weight = real.model.get_input_embeddings().weight
+    before = weight.clone()
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss, count = model.loss(batch)
+        (loss / count).backward()
+        optimizer.step()
+        losses.append(loss.item() / count)
+    assert losses[2] < losses[0]
+    assert torch.equal(weight, before)
+    answers = model.answers(batch)
+    assert set(answers.value.tolist()) <= set(range(7))
+    assert torch.allclose(answers.distribution.sum(-1), torch.ones(4).double())
+
+
+def test_a_real_model_in_int8_writes_the_same() -> None:
+    backbone = load_backbone(real_model(SMOLLM2), quantization="int8")
+    ids = torch.tensor([backbone.tokenizer("The capital of France is")["input_ids"]])
+    with torch.no_grad():
+        logits = backbone.model(ids).logits[:, -1]
+    assert backbone.tokenizer.decode(logits.argmax(-1)) == PARIS[SMOLLM2]

@@ -197,7 +197,7 @@ def load_language_model(
 
     Arguments and errors are those of :func:`load_backbone`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = _choice(Quantization, quantization)
     device = torch.device(device)
@@ -214,8 +214,15 @@ def load_language_model(
         check_memory(config, torch_dtype, quantization, device, dense_first=random or from_gguf)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
     if quantization is not Quantization.none:
-        options["quantization_config"] = _quantization_config(
-            quantization, torch_dtype, double_quantization=double_quantization
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if quantization is Quantization.int8
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=double_quantization,
+                bnb_4bit_compute_dtype=torch_dtype,
+            )
         )
         options["device_map"] = {"": str(device)}
     if random:
@@ -410,21 +417,6 @@ def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> tor
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen: torch.dtype = getattr(torch, dtype.value)
     return chosen
-
-
-def _quantization_config(
-    quantization: Quantization, dtype: torch.dtype, *, double_quantization: bool
-) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization is Quantization.int8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:

@@ -189,6 +189,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as splitters
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     from transformers.tokenization_utils_base import generate_merges
@@ -243,7 +244,12 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     specials = (*own, *_CHATGLM3_SPECIALS) if chatglm else own
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
     prefix = _CHATGLM3_PREFIX if chatglm else (begin,)
-    tokenizer.post_processor = _template(tokenizer, prefix)
+    front = " ".join(prefix)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{front} $A",
+        pair=f"{front} $A $B",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in prefix],
+    )
     converted = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=unknown,
@@ -255,17 +261,6 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     )
     _compare(model_file, converted, reference)
     return converted
-
-
-def _template(tokenizer: Any, prefix: Sequence[str]) -> Any:
-    from tokenizers.processors import TemplateProcessing
-
-    front = " ".join(prefix)
-    return TemplateProcessing(
-        single=f"{front} $A",
-        pair=f"{front} $A $B",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in prefix],
-    )
 
 
 def _check_kind(model_file: Path, proto: Any) -> None:
