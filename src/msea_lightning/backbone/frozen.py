@@ -239,7 +239,7 @@ class FrozenBackbone:
         pairwise = mask.dim() == 3
         if not pairwise:
             self._check_length(inputs_embeds.shape[1] + (prefix.tokens if prefix else 0))
-            if self.explicit_masks or mask.is_meta:
+            if self.explicit_masks:
                 # transformers computes the same, but waits for the device to look at the mask.
                 mask, pairwise = _causal(mask), True
         if prefix is not None:

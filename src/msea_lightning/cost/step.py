@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 META = torch.device("meta")
 
-_FEW, _MORE = 2, 3
-"""Layers of the copies: from two layers on, each further one costs the same."""
+_FEW, _MORE = 3, 4
+"""Layers of the copies: from three layers on, each further one costs the same."""
 
 _FEW_FRAMES = 2
 """Frames of a feature in the copies, where a batch has more."""
