@@ -202,7 +202,9 @@ class StepMeter:
         try:
             model = self._model(layers)
             # Operations are counted of the products that attention consists of, memory is not.
-            fused = _FusedAttention() if isinstance(watching, LiveBytes) else nullcontext()
+            # Recomputed layers run where the mode does not reach; their scores are counted.
+            fuse = isinstance(watching, LiveBytes) and not self._recompute
+            fused = _FusedAttention() if fuse else nullcontext()
             with fused, watching:
                 batch = batch_of(model, size, self._dims)
                 if training:
