@@ -46,7 +46,7 @@ DISTRIBUTIONS = {"sklearn": "scikit_learn", "yaml": "pyyaml"}
 
 
 def part_of(path: Path) -> str:
-    """The part of the project that a file belongs to: ``data``, ``prompt``, ``task``, ..."""
+    """The part of the project that a file belongs to: ``data``, ``adapter``, ``train``, ..."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +23,12 @@ from msea_lightning.language.options import Decode
 from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.folder import RunError, RunFolder
-from msea_lightning.training.build import build_data
-from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
+from msea_lightning.training.build import build_data, make_ready
+from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingError, TrainingModule
+from tests.data.published import table_rows, write_table
 from tests.rounding import assert_trained_alike
 
 Options = Callable[..., TrainConfig]
@@ -68,6 +70,19 @@ def test_run_folder_holds_everything(options: Options) -> None:
     environment = json.loads((run.path / "env.json").read_text())
     assert environment["packages"]["torch"] == metadata.version("torch")
     assert "epoch 1" in (run.path / "train.log").read_text()
+
+
+def test_features_that_no_adapter_reads_are_said(
+    tmp_path: Path, options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_table(tmp_path / "own", table_rows(), form="files")
+    shutil.copytree(folder / "audio", folder / "HuBERT")
+    own = options("dataset=table", f"dataset.path={folder}", "dataset.labels.kind=infer")
+    with caplog.at_level(logging.WARNING, logger="msea_lightning"):
+        make_ready(own)
+    assert "has the features HuBERT, which no adapter reads; adapters read audio and vision" in (
+        caplog.text
+    )
 
 
 def test_checkpoint_and_plugin_hold_adapter_tensors_only(options: Options) -> None:
@@ -171,7 +186,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "checkpoints" / "last.ckpt"
-    writer = WholeCheckpoints()
+    writer = AtomicCheckpoints()
     writer.save_checkpoint({"epoch": 1}, place)
     assert torch.load(place, weights_only=True) == {"epoch": 1}
 

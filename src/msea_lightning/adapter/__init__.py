@@ -1,9 +1,9 @@
 """Adapters: trainable plugins that let a frozen language model read audio and vision.
 
 Every adapter keeps one contract, ``forward(text, text_mask, audio, audio_lengths, vision,
-vision_lengths) -> (prefix, text)``, described at :class:`Adapter`. A new one is a module here and
-an entry in ``options``. Padded frames are masked by ``contract.real_frames``; the LSTM of the
-MSE-Adapter stops before them.
+vision_lengths) -> (pseudo_tokens, text)``, described at :class:`Adapter`. A new one is a module
+here and an entry in ``options``. Padded frames are masked by ``contract.real_frames``; the LSTM
+of the MSE-Adapter stops before them.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class MSEAdapter(Adapter):
         The text is averaged over its real tokens; an utterance without any has a mean of zero.
 
         Returns:
-            ``(prefix, text)``: (B, pseudo_tokens, text_dim) pseudo tokens, and the very same text,
+            ``(pseudo_tokens, text)``: (B, pseudo_tokens, text_dim), and the very same text,
             or its first 0 tokens in "w/o T".
         """
         self._check(text, text_mask, audio, vision)
@@ -246,8 +246,8 @@ class MSEAdapter(Adapter):
                 scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
                 mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
             up_BD = self.proj_up(mixed_BH)
-            prefix_BDN = self.proj_tokens(up_BD[:, :, None])
-        return prefix_BDN.transpose(1, 2), text if self.use_text else text[:, :0]
+            pseudo_BDN = self.proj_tokens(up_BD[:, :, None])
+        return pseudo_BDN.transpose(1, 2), text if self.use_text else text[:, :0]
 
     def _mix(
         self,

@@ -1,14 +1,14 @@
-"""The errors that a person at the keyboard can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """An error that the person at the keyboard can mend.
+    """An error that the user can fix.
 
     Its text says what is wrong, where, both values and what to do; entry points print it as one
-    paragraph, without a traceback. Every room of the project derives its errors from it. It is no
-    built-in error, so that an ``except ValueError`` does not swallow one.
+    paragraph, without a traceback. Every package of the project derives its errors from it. It is
+    no ``ValueError``, so that a broad handler does not swallow it.
     """
 
 

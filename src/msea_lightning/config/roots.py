@@ -1,6 +1,6 @@
 """The options of each command, composed of those of the components.
 
-Only rooms that join others import this module.
+Imported only by packages that combine components.
 """
 
 from __future__ import annotations

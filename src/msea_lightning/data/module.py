@@ -1,4 +1,4 @@
-"""From the store to batches: one :class:`UtteranceDataModule` per data set."""
+"""From the store to batches: the LightningDataModule of every data set."""
 
 from __future__ import annotations
 

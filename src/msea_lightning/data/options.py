@@ -15,7 +15,7 @@ EVALUATION_BATCH = 32
 
 
 class Reader(enum.Enum):
-    """Published file layouts, one reader each (DESIGN "Data")."""
+    """Published file layouts, one reader each."""
 
     mmsa = "mmsa"
     """``{train, valid, test: {raw_text, audio, vision, ...}}`` (MOSEI, MOSI, SIMS, SIMS-V2)."""

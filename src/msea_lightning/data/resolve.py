@@ -1,4 +1,4 @@
-"""What ``infer`` stands for: the label space and the metrics that a data set's labels call for."""
+"""Infers the label space and the metrics of a data set from its labels."""
 
 from __future__ import annotations
 

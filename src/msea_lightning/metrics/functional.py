@@ -1,8 +1,8 @@
 """Metrics of the paper, to the digit of the original implementation, as pure functions.
 
-:func:`score` is the one entrance; below it is one pure function per family of metrics. Everything
-about how a metric is named, written and compared is in :data:`METRICS`. Tensors are welcome, but
-PyTorch is not needed: whoever reads results from files is spared its seconds of loading.
+:func:`score` is the entry point; below it is one pure function per family of metrics. Everything
+about how a metric is named, written and compared is in :data:`METRICS`. Tensors are accepted, but
+PyTorch is not imported, so that reading results from files is fast.
 
 Rules that hold for all of them:
 

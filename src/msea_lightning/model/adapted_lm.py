@@ -6,7 +6,7 @@ tokens, A legal answers, M nodes of the answer tree, d width of the language mod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,9 +35,14 @@ class AdaptedLM(Model):
         tree: Legal answers as the language model's tokenizer writes them.
         rule: How an answer is picked.
 
+    Attributes:
+        reads: Names of the features that adapters read.
+
     Raises:
         ModelError: if sequences would be longer than the language model can read.
     """
+
+    reads: ClassVar[tuple[str, str]] = ("audio", "vision")
 
     def __init__(
         self,
@@ -166,7 +171,7 @@ class AdaptedLM(Model):
         """
         features = self.standardizer(batch.features)
         absent = (None, torch.zeros(len(batch), dtype=torch.int64))
-        audio, vision = (features.get(name, absent) for name in ("audio", "vision"))
+        audio, vision = (features.get(name, absent) for name in self.reads)
         if self.adapter.use_text:
             if batch.tokens is None:
                 texts = self.prompt.encode_texts(batch.texts)

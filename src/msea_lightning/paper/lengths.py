@@ -1,6 +1,6 @@
 """Lengths of the utterances in the paper's data sets: tokens of text, frames of audio and vision.
 
-Where the lengths come from is said by :attr:`Shape.source`. Three distributions are measured (the
+:attr:`Shape.source` says where the lengths come from. Three distributions are measured (the
 tokens and seconds of MELD's utterances, the tokens of MOSI's); the others are these, stretched to
 another average and cut at the published number of steps.
 """

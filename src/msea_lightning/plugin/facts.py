@@ -1,4 +1,4 @@
-"""What a plugin knows of itself: ``plugin.json``."""
+"""Plugin metadata: ``plugin.json``."""
 
 from __future__ import annotations
 

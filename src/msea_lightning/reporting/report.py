@@ -1,6 +1,6 @@
 """Tables, statistics and charts from run folders.
 
-:func:`write_report` is the one entrance. It reads folders (``folders``), joins the runs that differ
+:func:`write_report` is the entry point. It reads folders (``folders``), joins the runs that differ
 in the seed alone (``grouping``, ``statistics``), and shows them (``tables``, ``results``,
 ``formats``, ``charts``, ``page``).
 """

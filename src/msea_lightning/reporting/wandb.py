@@ -1,4 +1,4 @@
-"""Weights & Biases: one run of theirs for each of ours, and never a reason to stop or wait.
+"""Logs each run to Weights & Biases; never blocks training or makes it fail.
 
 What a W&B run holds, and how to make a table of many, is in ``docs/wandb.md``. Everything is
 recorded without a network as well, and uploaded later by ``wandb sync``. Whatever W&B cannot do is

@@ -1,4 +1,4 @@
-"""Which run is which: a run is its options, not the name of its folder."""
+"""Runs are identified by a hash of their resolved options, not by the name of their folder."""
 
 from __future__ import annotations
 

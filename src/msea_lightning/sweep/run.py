@@ -1,8 +1,9 @@
 """Sweeps: all runs of a grid, each trained once, whatever happens to the others.
 
-Which run is which, its resolved options say (:func:`msea_lightning.runs.identity.fingerprint`): one
-that is finished is left alone, one that was interrupted is resumed, one that failed is tried again,
-and one that another process is training is waited for. :func:`run_sweep` plans and reports; the
+Runs are identified by their resolved options
+(:func:`msea_lightning.runs.identity.fingerprint`): one that is finished is left alone, one that was
+interrupted is resumed, one that failed is tried again, and one that another process is training is
+waited for. :func:`run_sweep` plans and reports; the
 runs go through Hydra's launchers, in :func:`train_in_process`, each in a process of its own.
 """
 

@@ -26,6 +26,7 @@ from msea_lightning.backbone.loading.load import backbone_place
 from msea_lightning.backbone.loading.memory import free_bytes, readable_bytes, reset_peak
 from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.options import BackboneConfig, Weights
+from msea_lightning.config.logging import log_once
 from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
 from msea_lightning.data.module import UtteranceDataModule
@@ -192,6 +193,14 @@ def build_adapted_lm(
     Raises:
         UserError: where data, labels, language model and adapter do not go together.
     """
+    unread = [name for name in data.dims if name not in AdaptedLM.reads]
+    if unread:
+        log_once(
+            _log,
+            f"{config.dataset.name} has the features {', '.join(unread)}, which no adapter reads; "
+            f"adapters read {' and '.join(AdaptedLM.reads)}",
+            level=logging.WARNING,
+        )
     return build_model(
         language_model,
         data.labels,

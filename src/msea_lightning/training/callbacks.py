@@ -1,4 +1,4 @@
-"""What happens at the end of every epoch: history, a line for the reader, and whole checkpoints."""
+"""The end of every epoch: history, a line in the log, and checkpoints written atomically."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class EpochHistory(Callback):
             )
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints beside their place and moves them there when they are complete.
 
     Lightning's own writes into the folder of temporary files, which is often another file system:

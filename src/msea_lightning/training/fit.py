@@ -28,7 +28,7 @@ from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
-from msea_lightning.training.callbacks import EpochHistory, WholeCheckpoints
+from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory
 from msea_lightning.training.evaluation import (
     absent_features,
     better_than_test,
@@ -68,7 +68,7 @@ def fit(config: TrainConfig) -> RunFolder:
         with _loggers(config, run, ready) as loggers, _remedies_for_memory(config, ready.device):
             trainer = _trainer(config, run, ready, loggers)
             resume = run.last if config.ckpt is not None and run.last.exists() else None
-            if resume is None or not _had_stopped(resume, trainer):
+            if resume is None or not _patience_exhausted(resume, trainer):
                 _train(config, run, ready, trainer, resume)
             _finish(config, run, ready, trainer)
     return run
@@ -93,7 +93,7 @@ def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[
         ) from error
 
 
-def _had_stopped(checkpoint: Path, trainer: Trainer) -> bool:
+def _patience_exhausted(checkpoint: Path, trainer: Trainer) -> bool:
     """Whether a run had run out of patience when it was interrupted.
 
     Lightning asks for that at the end of an epoch only, and would train one too many, which may
@@ -172,7 +172,7 @@ def _trainer(config: TrainConfig, run: RunFolder, ready: Ready, loggers: list[Lo
         logger=loggers or False,
         log_every_n_steps=10,
         default_root_dir=run.path,
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpoints()],
     )
 
 
