@@ -115,7 +115,7 @@ def show_results(
     ablation: str,
     console: Console | None = None,
 ) -> None:
-    """Prints metrics as a table, the paper's number beside ours where the paper has the cell.
+    """Prints metrics as a table, the paper's number beside ours where the paper has one.
 
     Args:
         results: Split to metric name to value.
