@@ -59,18 +59,22 @@ def written_fingerprint(written: Mapping[str, Any]) -> str:
     """
     values = dict(_flat(choose(written, TrainConfig)))
     values.setdefault("dataset.split_version", 1)  # which release 0.1 did not write
-    return _hash(values)
+    return _hash(_effective(values))
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run what it is, by dotted key, as plain values."""
-    return dict(_flat(config))
+    return _effective(dict(_flat(config)))
 
 
-def _hash(found: Mapping[str, Any]) -> str:
-    values = dict(found)
+def _effective(values: dict[str, Any]) -> dict[str, Any]:
+    """The options without the version of a split that is not drawn: there is a valid split."""
     if values.get("dataset.reader") == "demo" or values.get("dataset.expected_valid"):
-        values.pop("dataset.split_version", None)  # there is a valid split: none is drawn
+        values.pop("dataset.split_version", None)
+    return values
+
+
+def _hash(values: Mapping[str, Any]) -> str:
     names = {
         where: values.get(f"{where}.name", getattr(TrainConfig(), where).name)
         for where in registries(TrainConfig)
@@ -87,7 +91,7 @@ def _defaults(names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The defaults of all options, given what is chosen by name."""
     found = registries(TrainConfig)
     chosen: dict[str, Any] = {where: found[where].options(name)() for where, name in names}
-    return comparable(TrainConfig(**chosen))
+    return dict(_flat(TrainConfig(**chosen)))
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
