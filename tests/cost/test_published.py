@@ -98,7 +98,7 @@ def test_every_cell_trains_from_its_recipe(
     assert run.finished
     assert f"sequence: {BEGINNINGS[backbone]}" in caplog.text
     results = json.loads(run.metrics.read_text())
-    assert set(results) == {"test", "valid"}
+    assert set(results) == {"test", "valid", "majority", "warnings"}
     legal = range(7) if dataset in ("meld", "cherma") else None
     found = rows(run)
     assert len(found) == COUNTS["test"]

@@ -45,6 +45,11 @@ _FRAGMENTATION = 1.5
 between blocks in use, and batches of other lengths do not always fit there: between 1.2 and 2
 times were measured (docs/log.md), so the activations of an estimate are right within a third."""
 
+_METERS: dict[str, StepMeter] = {}
+"""The meters of this process, by all that they measure. They hold no numbers."""
+
+_METERS_KEPT = 8
+
 _FLOAT = 4
 """Bytes of a float32, in which features are stored and the adapter computes."""
 
@@ -224,7 +229,6 @@ class MemoryEstimator:
                 width=language.get_text_config().hidden_size,
                 dims=data.dims,
             )
-        self._meters: dict[torch.dtype, StepMeter] = {}
 
     @property
     def trainable(self) -> int:
@@ -344,19 +348,27 @@ class MemoryEstimator:
         return {"batch_size": batch, "eval_batch_size": beside}
 
     def meter(self, dtype: torch.dtype) -> StepMeter:
-        """What measures the steps of the run in a dtype."""
-        if dtype not in self._meters:
-            backbone = self._config.backbone
-            self._meters[dtype] = StepMeter(
+        """What measures the steps of the run in a dtype; runs that differ in no step share it."""
+        config = self._config
+        measured = (
+            (dtype, self.language.to_json_string(), len(self._tokenizer), self._prompt.longest),
+            (self._data.labels, self._data.dims, config.dataset.standardize),
+            (config.backbone, config.adapter, config.ablation, config.text, self._prompt.task),
+        )
+        key = repr(measured)
+        if key not in _METERS:
+            if len(_METERS) == _METERS_KEPT:
+                _METERS.clear()
+            _METERS[key] = StepMeter(
                 self.language,
                 self._tokenizer,
                 self._in_front_of,
                 self._data.dims,
                 dtype=dtype,
-                attention=backbone.attention,
-                checkpoint_activations=backbone.checkpoint_activations,
+                attention=config.backbone.attention,
+                checkpoint_activations=config.backbone.checkpoint_activations,
             )
-        return self._meters[dtype]
+        return _METERS[key]
 
     def _in_front_of(self, frozen: FrozenBackbone) -> AdaptedLM:
         dims = self._data.dims if self._config.dataset.standardize else {}

@@ -315,3 +315,17 @@ def test_utterances_without_words_are_trained_on(
     predictions = list(csv.DictReader(lines))
     assert [row["text"] for row in predictions].count("") == 2
     assert all(math.isfinite(float(row["probability"])) for row in predictions)
+
+
+@pytest.mark.parametrize("column", range(2))
+def test_a_failed_lookup_is_no_id_and_no_split(tmp_path: Path, column: int) -> None:
+    fields = ["a", "train", "x", "joy"]
+    fields[column] = "#N/A"
+    (tmp_path / "utterances.csv").write_text(f"id,split,text,label\n{','.join(fields)}\n")
+    with pytest.raises(ReadError, match=r"line 2 has '#N/A' as (id|split): a spreadsheet"):
+        read(tmp_path)
+
+
+def test_line_ends_of_old_macs_with_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "utterances.csv").write_bytes(b"id;split;text;label\ra;train;x;joy\r")
+    assert [row.id for row in read(tmp_path)] == ["a"]

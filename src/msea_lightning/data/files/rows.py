@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _decode(path: Path) -> str:
 
 def _separator(content: str, required: Sequence[str]) -> str:
     """The separator with which the first line names the columns; the comma where none does."""
-    header = content.lstrip().partition("\n")[0].lower()
+    header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0].lower()
     for separator in _SEPARATORS:
         names = {name.strip().strip('"').strip() for name in header.split(separator)}
         if names.issuperset(required):

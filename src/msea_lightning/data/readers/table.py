@@ -102,7 +102,8 @@ class TableLayout(Layout):
 
     def _refuse_formula_errors(self, row: Row) -> None:
         for name, value in row.values.items():
-            if _FORMULA_ERROR.fullmatch(value.strip()):
+            failed = name in ("id", "split") and value.strip() == "#N/A"
+            if failed or _FORMULA_ERROR.fullmatch(value.strip()):
                 raise ReadError(
                     f"{self._table}, line {row.line} has '{value.strip()}' as {name}: a "
                     "spreadsheet took the entry for a formula (those begin with = + - @) and could "
