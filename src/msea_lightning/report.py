@@ -36,7 +36,7 @@ def report(config: ReportConfig) -> None:
     counts = (f"{name}: {number}" for name, number in written.counts.items())
     console.print("; ".join(counts))
     for path in (written.page, *written.results):
-        console.print(str(path), markup=False, highlight=False)
+        console.print(visible(str(path)), markup=False, highlight=False)
 
 
 def main() -> None:

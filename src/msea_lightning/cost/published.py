@@ -196,11 +196,12 @@ class PublishedEstimator(MemoryEstimator):
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        language = _architecture(config)  # refuses a place that is not there
         tokenizer, is_own = _tokenizer(config)
         if not is_own:
             task = _stand_in_task(config, tokenizer)
             config = replace(config, prompt=replace(config.prompt, task=task))
-        super().__init__(config, published_size(config), tokenizer, _architecture(config), device)
+        super().__init__(config, published_size(config), tokenizer, language, device)
 
     @property
     def dtype(self) -> str:

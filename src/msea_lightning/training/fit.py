@@ -18,6 +18,7 @@ from rich.console import Console
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.config.text import visible
 from msea_lightning.data.options import Split
 from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -234,7 +235,8 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
         adapter=config.adapter.name if adapted else config.model.name,
         ablation=config.ablation.name,
     )
-    Console(soft_wrap=True).print(f"best epoch {best['epoch']}; run folder: {run.path}")
+    text = f"best epoch {best['epoch']}; run folder: {run.path}"
+    Console(soft_wrap=True).print(visible(text), markup=False, highlight=False)
 
 
 @contextmanager
