@@ -44,7 +44,7 @@ _ENGLISH, _CHINESE = ("[a-z]{2,}", " "), ("[\u4e00-\u9fff]", "")
 _CANDIDATES, _ENOUGH = 20_000, 16
 """Tokens of the vocabulary that are tried as words; words that make texts varied enough."""
 
-_CORRECTIONS = 4
+_CORRECTIONS = 8
 """How often texts are counted and made longer or shorter."""
 
 
@@ -170,7 +170,9 @@ def _texts(
         missing = tokens - _count(tokenizer, [joint.join(text) for text in texts])
         for index in np.flatnonzero(missing).tolist():
             more, text = int(missing[index]), texts[index]
-            texts[index] = text + draw(more) if more > 0 else text[: max(1, len(text) + more)]
+            # A single word of too many tokens gives way to another.
+            shorter = text[: max(0, len(text) + more)] or draw(1)
+            texts[index] = text + draw(more) if more > 0 else shorter
     return [joint.join(text) for text in texts]
 
 
