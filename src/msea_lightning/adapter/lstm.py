@@ -50,7 +50,8 @@ class LastStateLSTM(nn.LSTM):
         if frames.device.type != "cuda" and not torch.is_grad_enabled():
             # Without a gradient padding costs less than packing.
             states_BLH, _ = super().forward(frames)
-            picked_BH: Tensor = states_BLH[torch.arange(len(lengths)), lengths - 1]
+            last_B = (lengths - 1).to(frames.device, non_blocking=True)
+            picked_BH: Tensor = states_BLH[torch.arange(len(lengths), device=frames.device), last_B]
             return picked_BH
         # Sorted here, on the CPU: pack_padded_sequence would wait for the device.
         sorted_B, order_B = lengths.sort(descending=True, stable=True)
