@@ -150,8 +150,8 @@ class TestAlign:
     ("options", "match"),
     [
         ({"beta": 0.0}, r"beta=0\.0: the longest shift"),
-        ({"dropout": 1.0}, r"dropout=1\.0: a share"),
-        ({"dropout": -0.1}, r"dropout=-0\.1: a share"),
+        ({"dropout": 1.0}, r"dropout=1\.0: must be 0 or more, and below 1"),
+        ({"dropout": -0.1}, r"dropout=-0\.1: must be 0 or more, and below 1"),
     ],
 )
 def test_refuses(options: dict[str, float], match: str) -> None:
