@@ -132,7 +132,7 @@ def test_runs_of_a_release_that_drew_another_part_are_told_so(
     assert "held out another validation part, which may have been trained on" in caplog.text
     caplog.clear()
     build(stored(tmp_path / "b", splits | corpus({"valid": 4})), split_version=1).setup()
-    assert caplog.text == ""
+    assert "validation part" not in caplog.text
 
 
 def test_groupless_data_sets_are_held_out_by_utterance(
@@ -271,7 +271,8 @@ def test_only_test_utterances_may_be_unlabelled(
             data.setup()
         return
     data.setup()
-    assert caplog.messages == ["1 of 4 test utterances are unlabelled: they are not scored"]
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["1 of 4 test utterances are unlabelled: they are not scored"]
     data.tokenize(by_words)
     batches = list(data.predict_dataloader())
     labels = flat(batch.labels["M"] for batch in batches)
