@@ -29,6 +29,7 @@ _MODULES = {
     "lightning": "lightning.pytorch",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
 }
 """Modules that are not called like their distribution."""
 
