@@ -96,6 +96,7 @@ def test_facts_of_local_files_hold_no_path(
     assert str(tmp_path) not in json.dumps(facts)
     digest = hashlib.sha256(b"weights").hexdigest() if place.endswith("gguf") else None
     assert (facts["file"], facts["path"], facts["sha256"]) == (place, None, digest)
+    assert (facts["tokenizer_file"], facts["tokenizer"]) == (tmp_path.name, None)
 
 
 def test_the_language_model_is_loaded_again_from_the_plugin_alone(
@@ -122,11 +123,37 @@ def test_a_local_language_model_is_loaded_from_the_place_that_is_given(
         load_plugin_backbone(local)
     assert load_plugin_backbone(local, tmp_path / "copy").width == 96
     gone = on(plugin, name="llama2", path=str(tmp_path / "gone"))
-    with pytest.raises(PluginError, match=r"llama2 .a local copy., which is not at its") as up:
+    with pytest.raises(PluginError, match=r"llama2 .a local copy.\. Say where it is here") as up:
         load_plugin_backbone(gone)
     assert str(tmp_path) not in str(up.value)
     with pytest.raises(PluginError, match="random weights"):
         load_plugin_backbone(on(plugin, name="llama2", path="a/b", weights="random"))
+
+
+def test_the_tokenizer_is_the_one_of_training(
+    tmp_path: Path, plugin: Plugin, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def load(path: str | Path | None, *, tokenizer: str | None, **_: Any) -> FrozenBackbone:
+        asked.append(tokenizer)
+        return backbone
+
+    monkeypatch.setattr("msea_lightning.plugin.loading.load_backbone", load)
+    for words, expected in (("some/tokenizer", "some/tokenizer"), (None, None)):
+        config = BackboneConfig(path=str(tmp_path), tokenizer=words)
+        facts = backbone_facts(config, backbone)
+        load_plugin_backbone(on(plugin, **facts), tmp_path)
+        assert asked.pop() == expected
+    (tmp_path / "words").mkdir()
+    config = BackboneConfig(path="some/model", tokenizer=str(tmp_path / "words"))
+    local = on(plugin, **backbone_facts(config, backbone))
+    assert 'load_plugin_backbone(plugin, tokenizer="<place' in readme(local.facts, 7)
+    for path in (None, tmp_path):
+        with pytest.raises(PluginError, match=r"the tokenizer words .*tokenizer=\.\.\."):
+            load_plugin_backbone(local, path)
+    load_plugin_backbone(local, tokenizer="here/words")
+    assert asked == ["here/words"]
 
 
 def test_another_storage_of_the_same_language_model_is_said(

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from torch import Tensor
+
 from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
@@ -54,16 +56,12 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
         pad_to=facts.prompt.pad_to,
         attend_padding=facts.prompt.attend_padding,
     )
-    own = {
-        part: {
-            name.removeprefix(part): tensor
-            for name, tensor in plugin.weights.items()
-            if name.startswith(part)
-        }
-        for part in ("adapter.", "standardizer.")
-    }
+    weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}}
+    for name, tensor in plugin.weights.items():
+        part, _, rest = name.partition(".")
+        weights[part][rest] = tensor
     try:
-        adapter.load_state_dict(own["adapter."])
+        adapter.load_state_dict(weights["adapter"])
     except RuntimeError as error:
         raise PluginError(
             f"The plugin's weights do not fit its plugin.json: {' '.join(str(error).split())}"
@@ -71,7 +69,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     model = AdaptedLM(
         backbone,
         adapter,
-        standardizer=FeatureStandardizer.from_state_dict(own["standardizer."]),
+        standardizer=FeatureStandardizer.from_state_dict(weights["standardizer"]),
         prompt=prompt,
         tree=AnswerTree(space, prompt.encode, prompt.decode),
         rule=facts.decode,

@@ -103,19 +103,20 @@ def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str
     Returns:
         ``name`` (of the preset), ``path`` (Hub id; None for the built-in model and for local
         files), ``file`` (last part of a local path, else None), ``sha256`` (of a GGUF file, else
-        None), ``tokenizer`` (Hub id, or last part of a local path; None where it is that of
-        ``path``), ``weights``, ``dtype``, ``quantization`` and ``double_quantization``.
+        None), ``tokenizer`` and ``tokenizer_file`` (as ``path`` and ``file``; both None where the
+        tokenizer is that of the model), ``weights``, ``dtype``, ``quantization`` and
+        ``double_quantization``.
     """
-    local = is_local(config.path)
-    is_gguf = config.path is not None and config.path.lower().endswith(".gguf")
+    path, file = _hub_id_or_file(config.path)
+    tokenizer, tokenizer_file = _hub_id_or_file(config.tokenizer)
+    is_gguf = file is not None and file.lower().endswith(".gguf")
     return {
         "name": config.name,
-        "path": None if local else config.path,
-        "file": Path(config.path).name if local and config.path else None,
-        "sha256": _sha256(Path(config.path)) if local and is_gguf and config.path else None,
-        "tokenizer": Path(config.tokenizer).name
-        if is_local(config.tokenizer) and config.tokenizer
-        else config.tokenizer,
+        "path": path,
+        "file": file,
+        "sha256": _sha256(str(config.path)) if is_gguf else None,
+        "tokenizer": tokenizer,
+        "tokenizer_file": tokenizer_file,
         "weights": config.weights.value,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "quantization": config.quantization.value,
@@ -123,17 +124,22 @@ def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str
     }
 
 
-def is_local(place: str | None) -> bool:
+def _hub_id_or_file(place: str | None) -> tuple[str | None, str | None]:
+    """A place as a Hub id, or else as the last part of a local path."""
+    if place is None or not is_local(place):
+        return place, None
+    return None, Path(place).name
+
+
+def is_local(place: str) -> bool:
     """Whether a place of a language model is on this machine, not on the Hub."""
-    if place is None:
-        return False
     path = Path(place).expanduser()
     return path.is_absolute() or place.startswith(".") or path.exists()
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: str) -> str:
     digest = hashlib.sha256()
-    with file.expanduser().open("rb") as stream:
+    with Path(file).expanduser().open("rb") as stream:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()

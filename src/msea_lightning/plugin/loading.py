@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -71,13 +73,13 @@ def load_plugin_backbone(
     Args:
         plugin: The plugin.
         path: Its place here, where the plugin was trained on local files.
-        tokenizer: The place of its tokenizer, where it is not with ``path``.
+        tokenizer: The place of its tokenizer here, where that was trained with local files.
         quantization: Storage of the linear layers; as in training where not given.
         dtype: Compute dtype; as in training where not given.
         device: Where to put it.
 
     Raises:
-        PluginError: where the plugin does not tell where its language model is.
+        PluginError: where the plugin does not tell where its language model or tokenizer is.
         BackboneError: where that cannot be loaded.
     """
     facts = plugin.facts.backbone
@@ -86,25 +88,38 @@ def load_plugin_backbone(
             "The plugin was trained on random weights (backbone.weights=random), which were for "
             "measuring. Load that language model with load_backbone(..., weights='random')."
         )
-    place = str(path) if path is not None else facts.get("path")
-    if place is None and (facts.get("file") is not None or facts.get("name") != "tiny"):
-        digest = f", SHA-256 {facts['sha256']}" if facts.get("sha256") else ""
+    if path is None:
+        path = _recorded_path(facts)
+    if tokenizer is None and (file := facts.get("tokenizer_file")) is not None:
         raise PluginError(
-            f"The plugin was trained on {backbone_title(facts)}: {facts.get('file')}{digest}. Say "
-            "where it is here: load_plugin_backbone(plugin, path)."
+            f"The plugin was trained with the tokenizer {file} (a local file or folder). Say where "
+            "it is here: load_plugin_backbone(plugin, path, tokenizer=...)."
         )
-    if path is None and place and is_local(place) and not Path(place).expanduser().exists():
-        raise PluginError(
-            f"The plugin was trained on {backbone_title(facts)}, which is not at its place in "
-            "training. Say where it is here: load_plugin_backbone(plugin, path)."
-        )
-    words = tokenizer if tokenizer is not None or path is not None else facts.get("tokenizer")
     return load_backbone(
-        place,
-        tokenizer=words,
+        path,
+        tokenizer=tokenizer or facts.get("tokenizer"),
         quantization=quantization or facts.get("quantization", "none"),
         double_quantization=facts.get("double_quantization", True),
         dtype=dtype or facts.get("dtype", "auto"),
         pad_token=plugin.facts.prompt.pad_token,
         device=device,
+    )
+
+
+def _recorded_path(facts: Mapping[str, Any]) -> str | None:
+    """Hub id of a plugin's language model, or its path in training; None for the built-in one."""
+    path: str | None = facts.get("path")
+    if path is None and facts.get("file") is None and facts.get("name") == "tiny":
+        return None
+    # Release 0.1 wrote local paths down.
+    if path is not None and (not is_local(path) or Path(path).expanduser().exists()):
+        return path
+    named = "".join(
+        f", {what} {facts[key]}"
+        for key, what in (("file", "called"), ("sha256", "SHA-256"))
+        if facts.get(key)
+    )
+    raise PluginError(
+        f"The plugin was trained on {backbone_title(facts)}{named}. Say where it is here: "
+        "load_plugin_backbone(plugin, path)."
     )

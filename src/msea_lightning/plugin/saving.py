@@ -46,19 +46,19 @@ def readme(facts: PluginFacts, parameters: int) -> str:
         facts: What it knows of itself.
         parameters: Numbers in its weights file.
     """
-    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
-    used = {
-        name: dim if facts.adapter.get(f"use_{name}", True) else None for name, dim in dims.items()
+    read, unread = [], ""
+    for name, dim in (("audio", facts.audio_dim), ("vision", facts.vision_dim)):
+        if dim is None:
+            unread += f" It does not read {name}, which its data did not have."
+        elif not facts.adapter.get(f"use_{name}", True):
+            unread += f" It does not read {name}, which was left out of it."
+        else:
+            read.append(f"{name} ({dim} values per frame)")
+    places = {
+        "file": ', "<place of that language model>"',
+        "tokenizer_file": ', tokenizer="<place of its tokenizer>"',
     }
-    read = [f"{name} ({dim} values per frame)" for name, dim in used.items() if dim is not None]
-    why = {
-        name: f"It does not read {name}, "
-        + ("which its data did not have." if dims[name] is None else "which was left out of it.")
-        for name, dim in used.items()
-        if dim is None
-    }
-    local = facts.backbone.get("file") is not None
-    place = 'plugin, "<place of that language model>"' if local else "plugin"
+    missing = "".join(place for key, place in places.items() if facts.backbone.get(key))
     scores = "\n".join(
         f"| {METRICS[name].title if name in METRICS else name} | {_written(name, value)} |"
         for name, value in facts.test.items()
@@ -66,7 +66,7 @@ def readme(facts: PluginFacts, parameters: int) -> str:
     return f"""# Plugin ({facts.adapter_name}): {facts.dataset} on {facts.backbone.get("name")}
 
 {parameters:,} numbers that let a frozen language model read {" and ".join(read) or "no features"} \
-beside text. {" ".join(why.values())}
+beside text.{unread}
 
 Base model: {backbone_title(facts.backbone)}. The features must be of the same kind as those of \
 {facts.dataset}.
@@ -79,7 +79,7 @@ Base model: {backbone_title(facts.backbone)}. The features must be of the same k
 from msea_lightning.plugin import attach, load_plugin, load_plugin_backbone
 
 plugin = load_plugin("<this folder>")
-model = attach(plugin, load_plugin_backbone({place}))
+model = attach(plugin, load_plugin_backbone(plugin{missing}))
 answers = model.answers(batch)
 ```
 """
