@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from msea_lightning.config.lazy import lazy
 from msea_lightning.metrics.functional import (
     METRIC_NAMES,
     METRICS,
     MetricError,
     MetricInfo,
-    emotion_scores,
-    mean_absolute_error,
-    mosei_scores,
-    pearson,
-    scale_scores,
     score,
     selection_metric,
-    simsv2_scores,
-    weighted_f1,
     zero_share,
 )
 
@@ -30,23 +24,10 @@ __all__ = [
     "MetricError",
     "MetricInfo",
     "UtteranceScore",
-    "emotion_scores",
-    "mean_absolute_error",
-    "mosei_scores",
-    "pearson",
-    "scale_scores",
     "score",
     "selection_metric",
-    "simsv2_scores",
-    "weighted_f1",
     "zero_share",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Loads the torchmetrics shell, and PyTorch with it, when it is asked for."""
-    if name == "UtteranceScore":
-        from msea_lightning.metrics.utterance_score import UtteranceScore
-
-        return UtteranceScore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The torchmetrics shell loads PyTorch.
+__getattr__ = lazy(__name__, {"UtteranceScore": "utterance_score"})

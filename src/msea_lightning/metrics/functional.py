@@ -17,11 +17,10 @@ Rules that hold for all of them:
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +36,6 @@ Values: TypeAlias = "Sequence[Any] | NDArray[Any] | Tensor"
 
 _Floats = NDArray[np.float32]
 _Mask = NDArray[np.bool_]
-
-NAN = float("nan")
 
 
 class MetricError(UserError):
@@ -113,17 +110,25 @@ METRIC_NAMES: dict[MetricKind, tuple[str, ...]] = {
 }
 """Names of the metrics of each kind, in the order of :func:`score`."""
 
-_SELECTION = {
-    MetricKind.mosei: "mae",
-    MetricKind.simsv2: "mae",
-    MetricKind.scale: "mae",
-    MetricKind.emotion: "wf1",
-}
-
 
 def selection_metric(kind: MetricKind | str) -> MetricInfo:
     """The metric by which the best validation epoch is chosen: MAE (MSA) or WF1 (ERC)."""
-    return METRICS[_SELECTION[kind_of(kind)]]
+    return METRICS["wf1" if kind_of(kind) is MetricKind.emotion else "mae"]
+
+
+def kind_of(kind: MetricKind | str) -> MetricKind:
+    """A kind of metrics by its name.
+
+    Raises:
+        MetricError: if there is none of that name.
+    """
+    name = kind.value if isinstance(kind, MetricKind) else kind
+    names = [known.value for known in METRIC_NAMES]
+    if name not in names:
+        raise MetricError(
+            f"there are no metrics of the kind '{name}': choose one of {', '.join(names)}."
+        )
+    return MetricKind(name)
 
 
 def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, float]:
@@ -140,15 +145,21 @@ def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, f
         Name to value, with the names of :data:`METRIC_NAMES`; shares lie between 0 and 1.
 
     Raises:
-        MetricError: if the kind is unknown, or the numbers of predictions and targets differ.
+        MetricError: if the kind is unknown, the numbers of predictions and targets differ, or
+            intensities are no numbers.
     """
     kind = kind_of(kind)
     if kind is MetricKind.emotion:
         return emotion_scores(preds, targets)
-    return _INTENSITY_SCORES[kind](preds, targets)
+    intensity_scores = {
+        MetricKind.mosei: mosei_scores,
+        MetricKind.simsv2: simsv2_scores,
+        MetricKind.scale: scale_scores,
+    }
+    return intensity_scores[kind](*intensities(preds, targets))
 
 
-def mosei_scores(preds: Values, targets: Values) -> dict[str, float]:
+def mosei_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
     """Metrics of CMU-MOSEI and CMU-MOSI (paper, Table 2, left half).
 
     * ``acc2``, ``f1``: negative (< 0) against non-negative (>= 0), over all utterances. These are
@@ -160,10 +171,9 @@ def mosei_scores(preds: Values, targets: Values) -> dict[str, float]:
       rounded to the even integer.
     * ``mae``, ``corr``: of the values as they are, without clipping.
     """
-    pred, true = intensities(preds, targets)
-    acc2, f1 = _sign_scores(pred, true, pred >= 0, true >= 0)
+    acc2, f1 = _two_class_scores(pred, pred >= 0, true >= 0)
     kept = true != 0
-    acc2_non0, f1_non0 = _sign_scores(pred[kept], true[kept], pred[kept] > 0, true[kept] > 0)
+    acc2_non0, f1_non0 = _two_class_scores(pred[kept], pred[kept] > 0, true[kept] > 0)
     return {
         "acc2": acc2,
         "f1": f1,
@@ -171,11 +181,11 @@ def mosei_scores(preds: Values, targets: Values) -> dict[str, float]:
         "f1_non0": f1_non0,
         "acc5": _share(np.rint(np.clip(pred, -2, 2)) == np.rint(np.clip(true, -2, 2))),
         "acc7": _share(np.rint(np.clip(pred, -3, 3)) == np.rint(np.clip(true, -3, 3))),
-        **_distances(pred, true),
+        **scale_scores(pred, true),
     }
 
 
-def simsv2_scores(preds: Values, targets: Values) -> dict[str, float]:
+def simsv2_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
     """Metrics of CH-SIMS and CH-SIMS v2.0 (paper, Table 2, right half).
 
     Predictions and truth are clipped to [-1, 1] before anything else. Bins are open on the left
@@ -187,22 +197,22 @@ def simsv2_scores(preds: Values, targets: Values) -> dict[str, float]:
     * ``acc5``: bins with the edges -0.7, -0.1, 0.1 and 0.7.
     * ``mae``, ``corr``: of the clipped values.
     """
-    pred, true = (np.clip(values, -1, 1) for values in intensities(preds, targets))
-    acc2, f1 = _sign_scores(pred, true, pred > 0, true > 0)
+    pred, true = np.clip(pred, -1, 1), np.clip(true, -1, 1)
+    acc2, f1 = _two_class_scores(pred, pred > 0, true > 0)
     weak = np.abs(true) <= np.float32(0.4)
     return {
         "acc2": acc2,
         "f1": f1,
-        "acc2_weak": _sign_scores(pred[weak], true[weak], pred[weak] > 0, true[weak] > 0)[0],
+        "acc2_weak": _two_class_scores(pred[weak], pred[weak] > 0, true[weak] > 0)[0],
         "acc3": _bin_accuracy(pred, true, (-0.1, 0.1)),
         "acc5": _bin_accuracy(pred, true, (-0.7, -0.1, 0.1, 0.7)),
-        **_distances(pred, true),
+        **scale_scores(pred, true),
     }
 
 
-def scale_scores(preds: Values, targets: Values) -> dict[str, float]:
+def scale_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
     """``mae`` and ``corr`` of intensities on any range, without clipping."""
-    return _distances(*intensities(preds, targets))
+    return {"mae": mean_absolute_error(pred, true), "corr": pearson(pred, true)}
 
 
 def emotion_scores(preds: Values, targets: Values) -> dict[str, float]:
@@ -211,7 +221,7 @@ def emotion_scores(preds: Values, targets: Values) -> dict[str, float]:
     * ``acc``: share of predictions that equal the truth (Acc).
     * ``wf1``: see :func:`weighted_f1` (WF1).
     """
-    pred, true = _objects(preds), _objects(targets)
+    pred, true = _flat(preds).tolist(), _flat(targets).tolist()
     _check_lengths(len(pred), len(true))
     _check_same_coding(pred, true)
     return {
@@ -227,7 +237,7 @@ def weighted_f1(preds: Sequence[Hashable], targets: Sequence[Hashable]) -> float
     NaN without utterances.
     """
     if not targets:
-        return NAN
+        return math.nan
     hits = Counter(t for p, t in zip(preds, targets, strict=True) if p == t)
     predicted, true = Counter(preds), Counter(targets)
     return math.fsum(
@@ -235,28 +245,26 @@ def weighted_f1(preds: Sequence[Hashable], targets: Sequence[Hashable]) -> float
     ) / len(targets)
 
 
-def mean_absolute_error(preds: Values, targets: Values) -> float:
-    """Mean absolute difference of float32 values; NaN without utterances (MAE)."""
-    pred, true = intensities(preds, targets)
+def mean_absolute_error(pred: _Floats, true: _Floats) -> float:
+    """Mean absolute difference (MAE); NaN without utterances."""
     if len(pred) == 0:
-        return NAN
+        return math.nan
     with np.errstate(invalid="ignore"):
-        return _sum(np.abs(pred.astype(np.float64) - true.astype(np.float64))) / len(pred)
+        return math.fsum(np.abs(pred.astype(np.float64) - true)) / len(pred)
 
 
-def pearson(preds: Values, targets: Values) -> float:
-    """Pearson's correlation of float32 values (Corr).
+def pearson(pred: _Floats, true: _Floats) -> float:
+    """Pearson's correlation (Corr).
 
     NaN with fewer than two utterances, and where predictions or truth are constant or not finite.
     """
-    pair = [values.astype(np.float64) for values in intensities(preds, targets)]
-    if any(len(v) < 2 or not np.isfinite(v).all() or v.min() == v.max() for v in pair):
-        return NAN
     # In float64 neither the squares of the largest nor of the smallest float32 leave the range.
-    left, right = (values - _sum(values) / len(values) for values in pair)
-    covariance = _sum(left * right)
-    deviations = math.sqrt(_sum(left * left)) * math.sqrt(_sum(right * right))
-    return min(1.0, max(-1.0, covariance / deviations))
+    pair = [values.astype(np.float64) for values in (pred, true)]
+    if any(len(v) < 2 or not np.isfinite(v).all() or v.min() == v.max() for v in pair):
+        return math.nan
+    left, right = (values - math.fsum(values) / len(values) for values in pair)
+    deviations = math.sqrt(math.fsum(left * left)) * math.sqrt(math.fsum(right * right))
+    return min(1.0, max(-1.0, math.fsum(left * right) / deviations))
 
 
 def zero_share(preds: Values) -> float:
@@ -268,22 +276,15 @@ def zero_share(preds: Values) -> float:
     return _share(_float32(preds) == 0)
 
 
-def kind_of(kind: MetricKind | str) -> MetricKind:
-    """A kind of metrics by its name.
+def intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
+    """Predictions and targets as two (N,) arrays of float32.
 
     Raises:
-        MetricError: if there is none of that name.
+        MetricError: if they are no numbers, or not equally many.
     """
-    try:
-        known = MetricKind(kind)
-    except ValueError:
-        known = MetricKind.infer
-    if known is MetricKind.infer:
-        raise MetricError(
-            f"there are no metrics of the kind '{getattr(kind, 'value', kind)}': choose one of "
-            f"{', '.join(name.value for name in METRIC_NAMES)}."
-        )
-    return known
+    pred, true = _float32(preds), _float32(targets)
+    _check_lengths(len(pred), len(true))
+    return pred, true
 
 
 def _check_lengths(preds: int, targets: int) -> None:
@@ -308,28 +309,20 @@ def _check_same_coding(pred: list[Any], true: list[Any]) -> None:
             )
 
 
-def _is_tensor(values: Values) -> TypeGuard[Tensor]:
-    """Whether values are a tensor; where PyTorch is not loaded there is none."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(values, torch.Tensor)
-
-
-def _objects(values: Values) -> list[Any]:
-    if _is_tensor(values):
-        values = values.detach().cpu()
-        return list((values.double() if values.is_floating_point() else values).flatten().tolist())
+def _flat(values: Values) -> NDArray[Any]:
+    """(N,) array; of Python's own objects where a sequence is given."""
+    if hasattr(values, "detach"):  # a tensor
+        return values.detach().cpu().double().numpy().ravel()
     if isinstance(values, np.ndarray):
-        return list(values.ravel().tolist())
-    return [value.item() if hasattr(value, "item") else value for value in values]
+        return values.ravel()
+    items = [value.item() if hasattr(value, "item") else value for value in values]
+    return np.array(items, dtype=object)
 
 
 def _float32(values: Values) -> _Floats:
-    if _is_tensor(values):
-        return values.detach().cpu().float().flatten().numpy()
-    array = np.asarray(values if isinstance(values, np.ndarray) else _objects(values))
     try:
         with np.errstate(over="ignore"):
-            return array.astype(np.float32).ravel()
+            return _flat(values).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise MetricError(
             f"intensities must be numbers, but one of these is not: {error}. Emotions are scored "
@@ -337,34 +330,13 @@ def _float32(values: Values) -> _Floats:
         ) from error
 
 
-def intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
-    """Predictions and targets as two (N,) arrays of float32.
-
-    Raises:
-        MetricError: if they are no numbers, or not equally many.
-    """
-    pred, true = _float32(preds), _float32(targets)
-    _check_lengths(len(pred), len(true))
-    return pred, true
-
-
-def _sum(values: NDArray[np.float64]) -> float:
-    """The exactly rounded sum, which does not depend on the order; NaN and inf as IEEE has it."""
-    if np.isfinite(values).all():
-        return math.fsum(values.tolist())
-    return float(values.sum())
-
-
 def _share(hits: _Mask) -> float:
-    return int(hits.sum()) / len(hits) if len(hits) else NAN
+    return int(hits.sum()) / len(hits) if len(hits) else math.nan
 
 
-def _sign_scores(
-    pred: _Floats, true: _Floats, pred_class: _Mask, true_class: _Mask
-) -> tuple[float, float]:
+def _two_class_scores(pred: _Floats, pred_class: _Mask, true_class: _Mask) -> tuple[float, float]:
     """Accuracy and weighted F1 of two classes; NaN counts as the other class than the truth."""
-    undefined = np.isnan(pred) | np.isnan(true)
-    answers = np.where(undefined, ~true_class, pred_class)
+    answers = np.where(np.isnan(pred), ~true_class, pred_class)
     return _share(answers == true_class), weighted_f1(answers.tolist(), true_class.tolist())
 
 
@@ -372,15 +344,4 @@ def _bin_accuracy(pred: _Floats, true: _Floats, edges: Sequence[float]) -> float
     """Accuracy over bins that are open on the left and closed on the right."""
     float32_edges = np.array(edges, dtype=np.float32)
     same = np.searchsorted(float32_edges, pred) == np.searchsorted(float32_edges, true)
-    return _share(same & ~np.isnan(pred) & ~np.isnan(true))
-
-
-def _distances(pred: _Floats, true: _Floats) -> dict[str, float]:
-    return {"mae": mean_absolute_error(pred, true), "corr": pearson(pred, true)}
-
-
-_INTENSITY_SCORES: Mapping[MetricKind, Callable[[Values, Values], dict[str, float]]] = {
-    MetricKind.mosei: mosei_scores,
-    MetricKind.simsv2: simsv2_scores,
-    MetricKind.scale: scale_scores,
-}
+    return _share(same & ~np.isnan(pred))

@@ -209,7 +209,7 @@ def confusion_classes(
 
     Emotions are classes already. Intensities are put into the classes of a metric: the seven of
     Acc-7 with the metrics of CMU-MOSEI, the two of Acc-2 with those of CH-SIMS v2.0 (see
-    :func:`msea_lightning.metrics.mosei_scores`, :func:`~msea_lightning.metrics.simsv2_scores`). On
+    :mod:`msea_lightning.metrics.functional`). On
     any other scale, for which no metric has classes, they are five equal parts of the scale.
 
     Args:
