@@ -15,7 +15,7 @@ _OTHERS = {
     b"\x93NUMPY": "a NumPy array (.npy), not a pickle. Check dataset.reader",
     b"\x89HDF": "an HDF5 file, not a pickle. Save its arrays in the layout of dataset=table",
 }
-_WRITTEN_AS_TEXT = (
+WRITTEN_AS_TEXT = (
     "was transferred in text mode: every line feed in it became carriage return and line feed, "
     "which damages a pickle. Fetch it again in binary mode (FTP: `binary`; git: `*.pkl -text` in "
     ".gitattributes)"
@@ -58,14 +58,14 @@ def instead_of_pickle(path: Path) -> str | None:
     # Pickles of protocol 0 are lines of text, and would load with a \r at the end of every word.
     is_text = not any(byte < 0x20 and byte not in b"\r\n\t" for byte in head)
     if is_text and not head.startswith(b"\x80") and _has_only_crlf(path):
-        return _WRITTEN_AS_TEXT
+        return WRITTEN_AS_TEXT
     return stand_in(path)
 
 
 def spoilt_by_text_mode(path: Path) -> str | None:
     """Whether a text-mode transfer explains that a pickle cannot be read; what to do then."""
     # A binary pickle has line feeds by chance, and hardly ever four with a return before each.
-    return _WRITTEN_AS_TEXT if _has_only_crlf(path, least=4) else None
+    return WRITTEN_AS_TEXT if _has_only_crlf(path, least=4) else None
 
 
 def tensor_remedy(path: Path) -> str:

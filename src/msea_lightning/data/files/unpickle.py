@@ -1,14 +1,14 @@
 """Reading pickles of published data sets without running what is in them.
 
 A pickle is a program: ``pickle.load`` calls whatever functions the file names. The published
-files hold NumPy arrays, scalars, dtypes and plain containers, so :func:`load_pickle` knows these
-and nothing else. Any other name is refused before it is looked up, let alone called.
+files hold NumPy arrays, scalars and plain containers, so :func:`load_pickle` knows these and
+nothing else. Any other name is refused before it is looked up, let alone called.
 
-The few names that are known are served by stand-ins of our own, never by NumPy's functions:
-``numpy.dtype.__setstate__``, for instance, believes whatever flags a file gives it, and a
-structured dtype with forged flags makes NumPy follow pointers that the file has chosen. Array and
-dtype states are therefore checked here and the objects built afresh. That is also why pickles of
-NumPy 1 (``numpy.core``) and NumPy 2 (``numpy._core``) load alike.
+NumPy's own functions are not called with what a file says either: ``numpy.dtype.__setstate__``, for
+instance, believes whatever flags it is given, and a structured dtype with forged flags makes NumPy
+follow pointers that the file has chosen. Shapes, dtypes and sizes are checked here and the objects
+built afresh. That is also why pickles of NumPy 1 (``numpy.core``) and NumPy 2 (``numpy._core``)
+load alike.
 
 The base is the standard library's unpickler in Python, because its C twin cannot be told to
 refuse extension codes and attribute states. Arrays are single opcodes, so it is fast enough.
@@ -22,17 +22,19 @@ import math
 import pickle
 import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import IO, Any, ClassVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.files.errors import ReadError
 from msea_lightning.data.files.formats import (
+    WRITTEN_AS_TEXT,
     instead_of_pickle,
     spoilt_by_text_mode,
     tensor_remedy,
@@ -41,11 +43,17 @@ from msea_lightning.data.files.formats import (
 _KINDS = "biufcSUO"
 """Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
 
-_NESTED = 1000
-"""Most parts of a tuple with tuples in it, counted as often as they can be reached."""
-
 _REPORTED = 1 << 20
 """Bytes after which progress is reported."""
+
+_LARGE = 1 << 12
+"""Bytes or characters from which on an object is not kept for later items of a list."""
+
+_FORGOTTEN = object()
+"""Takes the place of a large object of an item that has been handed out."""
+
+_ARGUMENT = object()
+"""A type that is an argument only: ``_reconstruct`` has ndarray, defaultdict its factory."""
 
 
 class PickleError(ReadError):
@@ -57,7 +65,7 @@ class _SharedArrayError(Exception):
 
 
 def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Any:
-    """Loads a pickle that may hold NumPy arrays, scalars, dtypes and plain containers only.
+    """Loads a pickle that may hold NumPy arrays, scalars and plain containers only.
 
     Pickles written by NumPy 1 and 2, by Python 2 and 3, in every protocol load. Byte strings of
     Python 2 come back as text.
@@ -75,7 +83,7 @@ def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> 
             or something else saved in its place.
     """
     with _open(path, advance) as stream:
-        return _finish(_Unpickler(path, stream).load(), set())
+        return _Unpickler(path, stream).load()
 
 
 def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[Any]:
@@ -94,8 +102,8 @@ def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) 
     count = 0
     try:
         with _open(path, advance) as stream:
-            for item in _Unpickler(path, stream).items():
-                yield _finish(item, set())
+            for item in _ListUnpickler(path, stream).items():
+                yield item
                 count += 1
     except _SharedArrayError:
         yield from load_pickle(path)[count:]
@@ -104,7 +112,6 @@ def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) 
 @contextmanager
 def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream]:
     """The file as a stream; whatever goes wrong with it becomes a :class:`PickleError`."""
-    size = 0
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -139,117 +146,85 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
 class _Stream:
     """The file with a hard end: reading past it is an error, and nothing is allocated for it."""
 
-    def __init__(
-        self, file: IO[bytes], size: int, advance: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, file: IO[bytes], size: int, advance: Callable[[int], None] | None) -> None:
         self._file = file
         self._left = size
         self._advance = advance
         self._unreported = 0
 
-    def _take(self, count: int) -> None:
+    def read(self, count: int) -> bytes:
         if count > self._left:
             raise EOFError
-        self._left -= count
-        self._unreported += count
-        if self._unreported >= _REPORTED:
-            self.report()
-
-    def report(self) -> None:
-        if self._advance is not None:
-            self._advance(self._unreported)
-        self._unreported = 0
-
-    def read(self, count: int) -> bytes:
-        self._take(count)
+        self._count(count)
         return self._file.read(count)
 
     def readline(self) -> bytes:
         line = self._file.readline()
         if not line.endswith(b"\n"):
             raise EOFError
-        self._take(len(line))
+        self._count(len(line))
         return line
 
+    def report(self) -> None:
+        if self._advance is not None:
+            self._advance(self._unreported)
+        self._unreported = 0
 
-class _Text(str):
-    """A byte string of Python 2: its text, and the bytes in case it is an array's data."""
+    def _count(self, count: int) -> None:
+        self._left -= count
+        self._unreported += count
+        if self._unreported >= _REPORTED:
+            self.report()
 
-    __slots__ = ("raw",)
-    raw: bytes
 
+class _Latin1(str):
+    """A byte string of Python 2 that is not UTF-8, one character a byte."""
 
-class _Call:
-    """A function that a pickle may call; without attributes that a pickle could set."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
+    __slots__ = ()
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype`` while its state arrives piece by piece."""
+    """Stands in for ``numpy.dtype``, whose state arrives after it has been made."""
 
-    __slots__ = ("dtype",)
-
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: Any, *_: Any) -> None:
         self.dtype: np.dtype[Any] = np.dtype(_text(spec))
-        plain = self.dtype.names is None and self.dtype.subdtype is None
-        if self.dtype.kind not in _KINDS or not plain:
+        if self.dtype.kind not in _KINDS:
             raise ValueError(f"arrays of {self.dtype} are not supported")
 
     def set_state(self, state: Any) -> None:
         """Takes byte order and item size from the state of a dtype; refuses fields."""
-        order = _text(state[1])
         if any(part is not None for part in state[2:5]):
             raise ValueError("structured arrays are not supported")
         kind = self.dtype.kind
         if kind in "SU" and state[5] >= 0:
             self.dtype = np.dtype(f"{kind}{state[5] // np.dtype(f'{kind}1').itemsize}")
+        order = _text(state[1])
         if order in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(cast("Any", order))
 
 
-class _Array(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose shape, dtype and data arrive after it has been made."""
-
-    def set_state(self, state: Any) -> None:
-        """Takes (version,) shape, dtype, Fortran order and data, as NumPy pickles them."""
-        shape, dtype, fortran, data = state[-4:]
-        shape, dtype = _shape(shape), _dtype_of(dtype)
-        if dtype.hasobject and not isinstance(data, list):
-            raise ValueError("an array of objects without its objects")
-        data = data if dtype.hasobject else _bytes(data)
-        size = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
-        if len(data) != size:
-            raise ValueError(f"an array of shape {shape} and type {dtype} with size {len(data)}")
-        super().__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
+def _set_array_state(array: NDArray[Any], state: Any) -> None:
+    """Takes (version,) shape, dtype, Fortran order and data, as NumPy pickles them."""
+    shape, dtype, fortran, data = state[-4:]
+    shape, dtype = _shape(shape), _dtype(dtype)
+    if not dtype.hasobject:
+        data = _bytes(data)
+    elif not isinstance(data, list):
+        raise ValueError("an array of objects without its objects")
+    size = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
+    if len(data) != size:
+        raise ValueError(f"an array of shape {shape} and type {dtype} with size {len(data)}")
+    array.__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
-def _refuse_call(*_: Any) -> None:
-    raise ValueError("a call of a name that is for arguments only")
-
-
-_NDARRAY = _Call(_refuse_call)
-"""What the name ``numpy.ndarray`` stands for: an argument of ``_reconstruct``."""
-
-_FACTORY = _Call(_refuse_call)
-"""What a defaultdict would fill itself with; never called."""
-
-
-def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:
-    if kind is not _NDARRAY:
+def _reconstruct(kind: Any, *_: Any) -> NDArray[Any]:
+    if kind is not _ARGUMENT:
         raise ValueError("a subclass of ndarray")
-    array: _Array = _Array((0,), np.int8)
-    return array
+    return np.empty(0, np.int8)
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
-    wanted = _dtype_of(dtype)
+    wanted = _dtype(dtype)
     if wanted.hasobject:
         return data
     raw = _bytes(data)
@@ -259,7 +234,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
-    wanted = _dtype_of(dtype)
+    wanted = _dtype(dtype)
     if wanted.hasobject:
         raise ValueError("an array of objects without its objects")
     values = np.frombuffer(_bytes(data), wanted)
@@ -268,34 +243,13 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None)
     return values.reshape(_shape(shape), order="F" if order == "F" else "C")
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes written in {short_repr(encoding)}")
-    return text.encode("latin1")
-
-
-def _copy(kind: type[bytes] | type[bytearray]) -> _Call:
-    """Makes bytes of bytes or text, never of a number: that would allocate what it says."""
-
-    def make(data: Any = b"", encoding: str = "latin1") -> bytes | bytearray:
-        if not isinstance(data, str | bytes | bytearray):
-            raise ValueError(f"bytes made of a {type(data).__name__}")
-        return kind(_encode(data, encoding) if isinstance(data, str) else data)
-
-    return _Call(make)
-
-
-def _default_dict(factory: Any = None, *_: Any) -> defaultdict[Any, Any]:
-    """A dictionary without its factory: nothing is to be made of what a file lacks."""
-    return defaultdict(None)
-
-
-def _items(values: Any = ()) -> Any:
-    """The items of a set, which are numbers and text: hashing anything else can take forever."""
-    for value in values:
-        if not isinstance(value, int | float | complex | str | bytes | np.generic | None):
-            raise ValueError(f"a set with a {type(value).__name__} in it")
-    return values
+def _encode(text: Any = b"", encoding: str = "latin1") -> bytes:
+    """Bytes made of bytes or text, never of a number: that would allocate what it says."""
+    if isinstance(text, str) and encoding in ("latin1", "latin-1"):
+        return text.encode("latin1")
+    if not isinstance(text, bytes):
+        raise ValueError(f"bytes made of {short_repr(text)}, written in {short_repr(encoding)}")
+    return text
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -305,14 +259,15 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def _dtype_of(dtype: Any) -> np.dtype[Any]:
+def _dtype(dtype: Any) -> np.dtype[Any]:
     if not isinstance(dtype, _Dtype):
         raise ValueError("an array without a dtype")
     return dtype.dtype
 
 
 def _bytes(data: Any) -> bytes | bytearray:
-    data = data.raw if isinstance(data, _Text) else data
+    if isinstance(data, str):  # Python 2 has no other bytes
+        return data.encode("latin1" if isinstance(data, _Latin1) else "utf-8")
     if not isinstance(data, bytes | bytearray):
         raise ValueError("an array without data")
     return data
@@ -325,68 +280,114 @@ def _text(value: Any) -> str:
 
 
 _NUMPY: dict[tuple[str, str], Any] = {
-    ("multiarray", "_reconstruct"): _Call(_reconstruct),
-    ("multiarray", "scalar"): _Call(_scalar),
-    ("numeric", "_frombuffer"): _Call(_frombuffer),
+    ("multiarray", "_reconstruct"): _reconstruct,
+    ("multiarray", "scalar"): _scalar,
+    ("numeric", "_frombuffer"): _frombuffer,
     # Variable-length text of NumPy 2: kept as text objects.
-    ("_internal", "_convert_to_stringdtype_kwargs"): _Call(lambda *_: _Dtype("O")),
+    ("_internal", "_convert_to_stringdtype_kwargs"): lambda *_: _Dtype("O"),
 }
 
 _KNOWN: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.{module}", name): value
        for core in ("core", "_core") for (module, name), value in _NUMPY.items()},
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Call(lambda spec, align=False, copy=True: _Dtype(spec)),
-    ("_codecs", "encode"): _Call(_encode),
+    ("numpy", "ndarray"): _ARGUMENT,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): _Call(_default_dict),
-    ("builtins", "set"): _Call(lambda values=(): set(_items(values))),
-    ("builtins", "frozenset"): _Call(lambda values=(): frozenset(_items(values))),
-    ("builtins", "complex"): _Call(complex),
-    ("builtins", "bytes"): _copy(bytes),
-    ("builtins", "bytearray"): _copy(bytearray),
-    # Without arguments: made of something, they could make much of little.
-    ("builtins", "list"): _Call(lambda: []),
-    ("builtins", "dict"): _Call(lambda: {}),
-    **{("builtins", kind): _FACTORY for kind in ("tuple", "int", "float", "str")},
+    # Without its factory: nothing is to be made of what a file lacks.
+    ("collections", "defaultdict"): lambda *_: defaultdict(None),
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "complex"): complex,
+    ("builtins", "bytes"): _encode,
+    ("builtins", "bytearray"): lambda *args: bytearray(_encode(*args)),
+    **{("builtins", kind): _ARGUMENT for kind in ("list", "dict", "tuple", "int", "float", "str")},
 }  # fmt: skip
-"""Every name that a pickle may use. All of them make data; none has attributes to be set."""
+"""Every name that a pickle may use. All of them make data of data."""
 
 
 _python_pickle: Any = pickle  # its Python parts are not in the typing stubs
-_PythonUnpickler: Any = _python_pickle._Unpickler
 
 
-def _both(
-    opcodes: Iterable[bytes],
-    before: Callable[[Any], None] = lambda _: None,
-    after: Callable[[Any], None] = lambda _: None,
-) -> dict[int, Callable[[Any], None]]:
-    """The standard unpickler's methods for some opcodes, with a check before or after each."""
-
-    def checked(load: Callable[[Any], None]) -> Callable[[Any], None]:
-        def method(self: Any) -> None:
-            before(self)
-            load(self)
-            after(self)
-
-        return method
-
-    return {opcode[0]: checked(_PythonUnpickler.dispatch[opcode[0]]) for opcode in opcodes}
-
-
-class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+class _Unpickler(_python_pickle._Unpickler):  # type: ignore[misc]
     """The standard unpickler, restricted to the names in ``_KNOWN``."""
 
     def __init__(self, path: Path, file: _Stream) -> None:
         super().__init__(file)
         self._path = path
-        self._ready: list[Any] | None = None
-        self._tuple_sizes: dict[int, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Serves a known name; refuses any other without importing it."""
+        if "\r" in module + name:
+            raise PickleError(f"{self._path} {WRITTEN_AS_TEXT}.")
+        if self.proto < 3:  # the names of Python 2, as the standard unpickler reads them
+            names, modules = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING
+            module, name = names.get((module, name), (modules.get(module, module), name))
+        if module.partition(".")[0] == "torch":
+            raise PickleError(f"{self._path} {tensor_remedy(self._path)}")
+        if (module, name) not in _KNOWN:
+            raise self._refusal(f"{module}.{name}")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise self._refusal("an object outside the file (a persistent id)")
+
+    def get_extension(self, code: int) -> None:
+        raise self._refusal(f"the extension code {code}")  # the process-wide registry of names
+
+    def _refusal(self, what: str) -> PickleError:
+        return PickleError(
+            f"{self._path} asks for {what}, which no file of arrays and text needs; nothing of it "
+            "was run. Pickles can carry programs: fetch the file from where it is published, or "
+            "have its data saved in the layout of dataset=table."
+        )
+
+    def _decode_string(self, value: bytes) -> str:
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return _Latin1(value.decode("latin1"))
+
+    def load_build(self) -> None:
+        """Sets the state of arrays and dtypes; refuses to set attributes of anything else."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.ndarray):
+            _set_array_state(target, state)
+        elif isinstance(target, _Dtype):
+            target.set_state(state)
+        else:
+            raise self._refusal(f"attributes of a {type(target).__name__} to be set")
+
+    def load_bytearray8(self) -> None:
+        """Reads the bytes before anything is allocated for them."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_python_pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
+
+
+class _Memo(dict[int, Any]):
+    """What an item may use of the items before it."""
+
+    def __getitem__(self, key: int) -> Any:
+        value = super().__getitem__(key)
+        if value is _FORGOTTEN:
+            raise _SharedArrayError
+        return value
+
+
+class _ListUnpickler(_Unpickler):
+    """Reads a list run by run, and forgets large objects of the runs before."""
 
     def items(self) -> Iterator[Any]:
-        """Yields the items of the pickled list, and drops large objects from the memo."""
-        self._ready, seen = [], 0
+        self._ready: list[Any] = []
+        self.memo = _Memo()
+        seen = 0
         for value in self._values():
             if not isinstance(value, list):
                 raise PickleError(
@@ -396,7 +397,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
             yield from self._ready
             self._ready.clear()
             for key, item in itertools.islice(self.memo.items(), seen, None):
-                if _heavy(item):
+                if _is_large(item):
                     self.memo[key] = _FORGOTTEN
             seen = len(self.memo)
 
@@ -416,124 +417,32 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         except _python_pickle._Stop as stop:
             yield stop.value
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Serves a known name; refuses any other without importing it."""
-        if self.proto < 3:  # the names of Python 2, as the standard unpickler reads them
-            names, modules = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING
-            module, name = names.get((module, name), (modules.get(module, module), name))
-        if module.partition(".")[0] == "torch":
-            raise PickleError(f"{self._path} {tensor_remedy(self._path)}")
-        if (module, name) not in _KNOWN:
-            raise self._refusal(f"{module}.{name}")
-        return _KNOWN[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise self._refusal("an object outside the file (a persistent id)")
-
-    def get_extension(self, code: int) -> None:
-        raise self._refusal(f"the extension code {code}")  # the process-wide registry of names
-
-    def load_build(self) -> None:
-        """Sets the state of arrays and dtypes; refuses to set attributes of anything else."""
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if not isinstance(target, _Array | _Dtype):
-            raise self._refusal(f"attributes of a {type(target).__name__} to be set")
-        target.set_state(state)
-
-    def _decode_string(self, value: bytes) -> str:
-        try:
-            text = _Text(value.decode("utf-8"))
-        except UnicodeDecodeError:
-            text = _Text(value.decode("latin1"))
-        text.raw = value
-        return text
-
-    def _refusal(self, what: str) -> PickleError:
-        return PickleError(
-            f"{self._path} asks for {what}, which no file of arrays and text needs; nothing of it "
-            "was run. Pickles can carry programs: fetch the file from where it is published, or "
-            "have its data saved in the layout of dataset=table."
-        )
-
     def load_append(self) -> None:
-        """Appends an item; to the list itself, where its items are asked for, sets it aside."""
-        if self._ready is None or len(self.stack) != 2 or self.metastack:
+        """Appends an item; to the list itself, sets it aside."""
+        if len(self.stack) != 2 or self.metastack:
             super().load_append()
         else:
             self._ready.append(self.stack.pop())
 
     def load_appends(self) -> None:
         """Appends a run of items, likewise."""
-        if self._ready is None or len(self.metastack) != 1 or len(self.metastack[0]) != 1:
+        if len(self.metastack) != 1 or len(self.metastack[0]) != 1:
             super().load_appends()
         else:
             self._ready.extend(self.pop_mark())
 
-    def load_bytearray8(self) -> None:
-        """Reads the bytes before anything is allocated for them."""
-        (size,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(size)))
-
-    def check_tuple(self) -> None:
-        """Refuses tuples of tuples that hold one another so often that walking them never ends."""
-        made = self.stack[-1]
-        inner = [part for part in made if isinstance(part, tuple)]
-        size = len(made) + sum(self._tuple_sizes.get(id(part), 0) for part in inner)
-        if inner and size > _NESTED:
-            raise ValueError(f"a tuple of tuples with more than {_NESTED} parts")
-        self._tuple_sizes[id(made)] = size
-
-    def check_memory(self) -> None:
-        """Stops where an item needs what an earlier one had and what has been forgotten."""
-        if self.stack[-1] is _FORGOTTEN:
-            raise _SharedArrayError
-
-    def check_items(self) -> None:
-        """Refuses sets of anything but numbers and text."""
-        _items(self.stack)
-
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **_PythonUnpickler.dispatch,
-        pickle.BUILD[0]: load_build,
+        **_Unpickler.dispatch,
         pickle.APPEND[0]: load_append,
         pickle.APPENDS[0]: load_appends,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-        **_both((pickle.ADDITEMS, pickle.FROZENSET), before=check_items),
-        **_both((pickle.GET, pickle.BINGET, pickle.LONG_BINGET), after=check_memory),
-        **_both((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), after=check_tuple),
     }
 
 
-_FORGOTTEN = _Call(lambda: None)
-"""Takes the place of a heavy object that an item already handed out had."""
-
-_HEAVY = 1 << 12
-"""Bytes or characters from which on an object is heavy."""
-
-
-def _heavy(value: Any) -> bool:
+def _is_large(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.nbytes >= _HEAVY
+        return value.nbytes >= _LARGE
     if isinstance(value, bytes | bytearray | str):
-        return len(value) >= _HEAVY
+        return len(value) >= _LARGE
     if isinstance(value, tuple):
-        return any(_heavy(item) for item in value)
+        return any(map(_is_large, value))
     return isinstance(value, list | dict)
-
-
-def _finish(value: Any, seen: set[int]) -> Any:
-    """Puts plain arrays and dtypes in the place of the stand-ins."""
-    if isinstance(value, _Array):
-        return value.view(np.ndarray)
-    if isinstance(value, _Dtype):
-        return value.dtype
-    if isinstance(value, tuple):
-        return tuple(_finish(item, seen) for item in value)
-    if isinstance(value, list | dict) and id(value) not in seen:
-        seen.add(id(value))
-        items = enumerate(value) if isinstance(value, list) else list(value.items())
-        for key, item in items:
-            if isinstance(item, list | dict | tuple | _Array | _Dtype):
-                value[key] = _finish(item, seen)
-    return value
