@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from msea_lightning.config.roots import TrainConfig
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.roots import EvaluateConfig, TrainConfig
+from msea_lightning.data.demo import AUDIO_DIM, EMOTIONS
+from msea_lightning.data.options import Split
+from msea_lightning.language.options import Decode
 from msea_lightning.model.contract import ModelError, Needs
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
+from msea_lightning.training.size import measure_size
+from tests.data.published import table_rows, write_table
 from tests.model import remembering
 from tests.places import ROOT
 from tests.rounding import assert_trained_alike
@@ -128,8 +137,11 @@ def test_a_statistic_of_the_batch_is_not_parted(
 @pytest.mark.parametrize(
     ("needs", "match"),
     [
-        (Needs(features=("audio", "text_features")), "needs the feature text_features, but .* has"),
-        (Needs(labels=("M", "T")), r"needs the label T, but the data set has M: choose another"),
+        (
+            Needs(features=("audio", "text_features")),
+            "needs the feature text_features of every .* has",
+        ),
+        (Needs(labels=("M", "T")), r"needs the label T of every .* has M: choose another"),
     ],
 )
 def test_a_data_set_without_what_it_needs_is_refused(
@@ -138,3 +150,29 @@ def test_a_data_set_without_what_it_needs_is_refused(
     monkeypatch.setattr(remembering.Remembering, "needs", needs)
     with pytest.raises(ModelError, match=match):
         fit(options(*MODEL))
+
+
+def test_dialogues_are_not_made_of_utterances_without_one(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering.Remembering, "needs", Needs(dialogues=True))
+    rows = [replace(row, group="") for row in table_rows()]
+    folder = write_table(tmp_path / "own", rows, form="files")
+    with pytest.raises(ModelError, match=r"reads whole dialogues, but .* the column group"):
+        fit(options(*MODEL, "dataset=table", f"dataset.path={folder}"))
+
+
+def test_its_run_is_evaluated_again(options: Options) -> None:
+    run = fit(options(*MODEL))
+    written = json.loads(run.metrics.read_text())
+    for split in (Split.test, Split.valid):
+        assert evaluate(EvaluateConfig(str(run.path), split=split)) == written[split.value]
+    with pytest.raises(ConfigError, match=r"decode=median: remembering writes no answer"):
+        evaluate(EvaluateConfig(str(run.path), decode=Decode.median))
+
+
+def test_its_size_is_its_own(options: Options) -> None:
+    run = measure_size(options(*MODEL, "model.width=4", "size_only=true"))
+    counted = json.loads(run.metrics.read_text())["size"]
+    encoder, head = 4 * (AUDIO_DIM + 1), len(EMOTIONS) * (4 + 1)
+    assert counted == {"trainable_parameters": encoder + head}

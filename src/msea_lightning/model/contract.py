@@ -74,12 +74,12 @@ class Needs:
     Attributes:
         features: Names of features without which there is no training.
         labels: Names of labels that every training utterance must have.
-        batches: "utterances" of similar length, or whole "dialogues".
+        dialogues: Whether batches hold whole dialogues instead of utterances of similar length.
     """
 
     features: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("M",)
-    batches: str = "utterances"
+    dialogues: bool = False
 
 
 @dataclass(frozen=True, eq=False)

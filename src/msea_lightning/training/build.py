@@ -83,9 +83,6 @@ def make_ready(
     kind: type[Model] = MODELS.load(config.model.name)
     check_parts(kind, parts=config.trainer.accumulate, ranks=config.trainer.devices)
     data = build_data(config, store=store)
-    data.prepare_data()
-    data.setup()
-    check_needs(kind, data)
     device = resolve_device(config.trainer.accelerator)
     language_model, estimate = None, None
     if issubclass(kind, AdaptedLM):
@@ -95,10 +92,11 @@ def make_ready(
         language_model = load_config_backbone(config.backbone, device, tokenizer)
     # Weights depend on the seed alone, not on what was drawn while loading.
     seed_everything(config.seed, workers=True, verbose=False)
-    if language_model is not None:
-        model: Model = build_adapted_lm(config, data, language_model)
-    else:
-        model = kind(_facts(config, data), **config.model.arguments())
+    model = (
+        build_standalone(config, data)
+        if language_model is None
+        else build_adapted_lm(config, data, language_model)
+    )
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
@@ -130,54 +128,73 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
     Raises:
         ModelError: naming what is missing, and what there is.
     """
-    train = data.splits["train"]
+    needs, train = model.needs, data.splits["train"]
+    labels = [name for name, values in train.labels.items() if None not in values]
     for what, needed, found in (
-        ("feature", model.needs.features, list(data.dims)),
-        (
-            "label",
-            model.needs.labels,
-            [n for n, found in train.labels.items() if None not in found],
-        ),
+        ("feature", needs.features, list(data.dims)),
+        ("label", needs.labels, labels),
     ):
         missing = [name for name in needed if name not in found]
         if missing:
             raise ModelError(
-                f"{model.__name__} needs the {what} {', '.join(missing)}, but the data set has "
-                f"{', '.join(found) or 'none'}: choose another model, or give the data set with it."
+                f"{model.__name__} needs the {what} {', '.join(missing)} of every training "
+                f"utterance, but the data set has {', '.join(found) or 'none'}: choose another "
+                "model, or give the data set with it."
             )
+    if needs.dialogues and not any(train.groups):
+        raise ModelError(
+            f"{model.__name__} reads whole dialogues, but no training utterance says which one it "
+            "is of: choose another model, or give the data set with its dialogues (in a table of "
+            "your own: the column group)."
+        )
 
 
-def _facts(config: RunConfig, data: UtteranceDataModule) -> DataFacts:
-    return DataFacts(
+def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDataModule:
+    """The data module of a run, set up.
+
+    Args:
+        config: All options of the run.
+        store: The prepared data set, where it is at hand.
+
+    Raises:
+        UserError: whatever is wrong with the data set, or does not go with the model.
+    """
+    kind: type[Model] = MODELS.load(config.model.name)
+    data = UtteranceDataModule(
+        config.dataset,
+        batch_size=config.training.batch_size,
+        eval_batch_size=config.training.eval_batch_size,
+        seed=config.seed,
+        parts=config.trainer.accumulate,
+        whole_dialogues=kind.needs.dialogues,
+        store=store,
+    )
+    data.prepare_data()
+    data.setup()
+    check_needs(kind, data)
+    return data
+
+
+def build_standalone(config: RunConfig, data: UtteranceDataModule) -> Model:
+    """The model that the options describe, which is not an adapted language model.
+
+    Args:
+        config: All options of the run.
+        data: The data module, set up.
+    """
+    facts = DataFacts(
         # Whether intensities have a sign is a matter of language models.
         space=LabelSpace.from_config(data.labels, signed=False, encode=lambda text: [len(text)]),
         dims=data.dims,
         statistics=_statistics(config, data),
         utterances=len(data.splits["train"]),
     )
+    model: Model = MODELS.load(config.model.name)(facts, **config.model.arguments())
+    return model
 
 
 def _statistics(config: RunConfig, data: UtteranceDataModule) -> Statistics | None:
     return data.feature_statistics() if config.dataset.standardize else None
-
-
-def build_data(config: TrainConfig, *, store: Store | None = None) -> UtteranceDataModule:
-    """The data module of a run.
-
-    Args:
-        config: All options of the run.
-        store: The prepared data set, where it is at hand.
-    """
-    kind: type[Model] = MODELS.load(config.model.name)
-    return UtteranceDataModule(
-        config.dataset,
-        batch_size=config.training.batch_size,
-        eval_batch_size=config.training.eval_batch_size,
-        seed=config.seed,
-        parts=config.trainer.accumulate,
-        whole_dialogues=kind.needs.batches == "dialogues",
-        store=store,
-    )
 
 
 def build_adapted_lm(

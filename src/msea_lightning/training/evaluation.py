@@ -14,24 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from msea_lightning.backbone import resolve_device
-from msea_lightning.config.roots import EvaluateConfig
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.roots import EvaluateConfig, TrainConfig
+from msea_lightning.config.text import visible
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, MetricInfo, UtteranceScore
-from msea_lightning.model.contract import Prediction
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.contract import Model, Prediction
+from msea_lightning.model.options import MODELS
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunError, RunFolder
-from msea_lightning.training.build import build_data, load_config_backbone, make_trainer
+from msea_lightning.training.build import (
+    build_data,
+    build_standalone,
+    load_config_backbone,
+    make_trainer,
+)
 from msea_lightning.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
@@ -41,11 +52,12 @@ _DOUBTFUL = 0.2
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
-    """Metrics of a run's plugin on a split.
+    """Metrics of what a run trained, on a split.
 
     With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
 
-    Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder.
+    Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder; of a
+    model that has no rule, ``evaluations/<split>``.
 
     Args:
         config: The run folder, the split, and how answers are picked.
@@ -66,8 +78,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     if config.dataset_path is not None:
         options.dataset.path = config.dataset_path
     data = build_data(options)
-    data.prepare_data()
-    data.setup()
     # Padding, and so the batch that an utterance is in, moves its numbers by rounding.
     recorded = run.eval_batch_size or data.eval_batch_size
     data.eval_batch_size = config.eval_batch_size or recorded
@@ -78,11 +88,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
             recorded,
         )
     device = resolve_device(config.accelerator)
-    plugin = load_plugin(run.plugin)
-    model = attach(plugin, load_config_backbone(options.backbone, device))
-    model.rule = config.decode or options.decode
-    data.tokenize(partial(encode_all, model.prompt.tokenizer))
-    module = TrainingModule(model, UtteranceScore(plugin.facts.metrics))
+    model = _trained_model(run, options, data, device)
+    name = config.split.value
+    if isinstance(model, AdaptedLM):
+        model.rule = config.decode or options.decode
+        name = f"{name}-{model.rule.value}"
+    elif config.decode is not None:
+        raise ConfigError(
+            f"decode={config.decode.value}: {options.model.name} writes no answer that could be "
+            "picked in several ways. Leave it out."
+        )
+    module = TrainingModule(model, UtteranceScore(data.metrics))
     trainer = make_trainer(
         device,
         logger=False,
@@ -92,44 +108,46 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     results = evaluate_split(trainer, module, data, config.split)
     folder = run.path / "evaluations"
     folder.mkdir(exist_ok=True)
-    name = f"{config.split.value}-{model.rule.value}"
     write_atomically(folder / f"{name}.csv", predictions_csv(module.predictions))
     write_json(folder / f"{name}.json", results)
-    show_results(
-        {config.split.value: results},
-        dataset=options.dataset.name,
-        backbone=options.backbone.name,
-        adapter=options.adapter.name,
-        ablation=options.ablation.name,
-    )
+    show_results({config.split.value: results}, options)
     defined: dict[str, float | None] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     return defined
 
 
+def _trained_model(
+    run: RunFolder, options: TrainConfig, data: UtteranceDataModule, device: torch.device
+) -> Model:
+    """What a finished run trained: its plugin on the language model, or all of another model."""
+    if options.model.name == MODELS.name_of(AdaptedLM):
+        plugin = load_plugin(run.plugin)
+        adapted = attach(plugin, load_config_backbone(options.backbone, device))
+        data.tokenize(partial(encode_all, adapted.prompt.tokenizer))
+        return adapted
+    model = build_standalone(options, data)
+    best = torch.load(run.best, map_location="cpu", weights_only=True)
+    model.load_state_dict(best["state_dict"])
+    return model
+
+
 def show_results(
-    results: Mapping[str, Mapping[str, Any]],
-    *,
-    dataset: str,
-    backbone: str,
-    adapter: str,
-    ablation: str,
-    console: Console | None = None,
+    results: Mapping[str, Mapping[str, Any]], options: TrainConfig, console: Console | None = None
 ) -> None:
     """Prints metrics as a table, the paper's number beside ours where the paper has one.
 
     Args:
         results: Split to metric name to value.
-        dataset: Name of the data set.
-        backbone: Name of the backbone; empty for a model without one.
-        adapter: Name of the adapter, or of the model.
-        ablation: Name of the ablation.
+        options: Those of the run.
         console: Where to print; standard output where not given.
     """
-    paper = paper_result(dataset, backbone, adapter, ablation) or {}
-    title = f"{dataset}: {adapter}"
-    if backbone:
-        title += f" on {backbone}, ablation {ablation}"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    dataset, model = options.dataset.name, options.model.name
+    title, paper = f"{dataset}: {model}", {}
+    if model == MODELS.name_of(AdaptedLM):
+        names = options.backbone.name, options.adapter.name, options.ablation.name
+        title = f"{dataset}: {names[1]} on {names[0]}, ablation {names[2]}"
+        paper = paper_result(dataset, *names) or {}
+    shown = Text(visible(title))
+    table = Table(title=shown, title_justify="left", min_width=len(shown))
     table.add_column("metric")
     for split in results:
         table.add_column(split, justify="right")

@@ -228,13 +228,7 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
     # Last of all: a run that has it is left alone from now on.
     share = majority(predictions, module.model.space)[1]
     write_json(run.metrics, {**results, "majority": share, "warnings": warnings})
-    show_results(
-        results,
-        dataset=config.dataset.name,
-        backbone=config.backbone.name if adapted else "",
-        adapter=config.adapter.name if adapted else config.model.name,
-        ablation=config.ablation.name,
-    )
+    show_results(results, config)
     text = f"best epoch {best['epoch']}; run folder: {run.path}"
     Console(soft_wrap=True).print(visible(text), markup=False, highlight=False)
 

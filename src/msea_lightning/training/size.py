@@ -10,13 +10,15 @@ from msea_lightning.backbone.loading.memory import parameter_count, readable_byt
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
 from msea_lightning.cost.published import PublishedEstimator, is_published
-from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.language.prompt import encode_all
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.build import trainable
+from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
-from msea_lightning.training.build import data_size, read_backbone
+from msea_lightning.training.build import build_data, build_standalone, data_size, read_backbone
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ def measure_size(config: TrainConfig) -> RunFolder:
     A data set and a backbone of the paper are taken as they are published, whether they are on this
     machine or not, so that the numbers are the same everywhere. Of any other pair the files are
     read. ``metrics.json`` holds ``{"size": {"trainable_parameters", "backbone_parameters",
-    "memory_bytes"}}``, ``memory.json`` the estimate by part.
+    "memory_bytes"}}``, ``memory.json`` the estimate by part. Of a model without a language model
+    only the trainable parameters are counted.
 
     Args:
         config: All options of the run.
@@ -43,18 +46,13 @@ def measure_size(config: TrainConfig) -> RunFolder:
         if run.finished:
             _log.info("finished earlier: %s", run.path)
             return run
-        device = resolve_device(config.trainer.accelerator)
-        if is_published(config):
-            estimator: MemoryEstimator = PublishedEstimator(config, device)
-        else:
-            data = UtteranceDataModule(
-                config.dataset, batch_size=config.training.batch_size, seed=config.seed
-            )
-            data.prepare_data()
-            data.setup()
-            language, tokenizer = read_backbone(config.backbone)
-            data.tokenize(partial(encode_all, tokenizer))
-            estimator = MemoryEstimator(config, data_size(data), tokenizer, language, device)
+        if config.model.name != MODELS.name_of(AdaptedLM):
+            count = trainable(build_standalone(config, build_data(config)))
+            write_json(run.metrics, {"size": {"trainable_parameters": count}})
+            named = f"{config.model.name} on {config.dataset.name}"
+            _log.info("%s: %s trainable parameters", named, f"{count:,}")
+            return run
+        estimator = _estimator(config)
         estimate = estimator.estimate()
         frozen = parameter_count(estimator.language)
         write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size))
@@ -74,3 +72,13 @@ def measure_size(config: TrainConfig) -> RunFolder:
             readable_bytes(estimate.total),
         )
     return run
+
+
+def _estimator(config: TrainConfig) -> MemoryEstimator:
+    device = resolve_device(config.trainer.accelerator)
+    if is_published(config):
+        return PublishedEstimator(config, device)
+    data = build_data(config)
+    language, tokenizer = read_backbone(config.backbone)
+    data.tokenize(partial(encode_all, tokenizer))
+    return MemoryEstimator(config, data_size(data), tokenizer, language, device)
