@@ -1,4 +1,4 @@
-"""Builds the frozen language model with an adapter, and its parts, from component options."""
+"""The parts of an adapted language model, from component options."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.adapter import Adapter
 from msea_lightning.adapter.options import ADAPTERS, AblationConfig, AdapterOptions
-from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.data.options import DatasetConfig, LabelConfig
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace, generated_prompt
-from msea_lightning.language.options import Decode, PromptConfig, TextConfig
+from msea_lightning.language.options import PromptConfig, TextConfig
 from msea_lightning.language.prompt import Prompt, encode
-from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.contract import Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,52 +89,6 @@ def build_adapter(
         dims.get("vision"),
         **adapter.arguments(),
         **ablation.arguments(adapter),
-    )
-
-
-def build_model(
-    language_model: FrozenBackbone,
-    labels: LabelConfig,
-    *,
-    dims: Mapping[str, int | None],
-    statistics: Statistics | None,
-    dataset: DatasetConfig,
-    backbone: BackboneConfig,
-    adapter: AdapterOptions,
-    ablation: AblationConfig,
-    text: TextConfig,
-    prompt: PromptConfig,
-    rule: Decode,
-) -> AdaptedLM:
-    """An untrained adapter in front of a frozen language model.
-
-    Args:
-        language_model: The frozen language model.
-        labels: Label space with nothing left to infer.
-        dims: Values per frame of the features that the data set has, by name.
-        statistics: Mean and standard deviation of each feature; None standardises nothing.
-        dataset: See :func:`build_prompt`.
-        backbone: See :func:`build_prompt`.
-        adapter: See :func:`build_adapter`.
-        ablation: See :func:`build_adapter`.
-        text: See :func:`build_prompt`.
-        prompt: See :func:`build_prompt`.
-        rule: How an answer is picked.
-
-    Raises:
-        UserError: where data, labels, language model and adapter do not go together.
-    """
-    tokenizer, pad_id = language_model.tokenizer, language_model.pad_id
-    made, tree = build_prompt(
-        tokenizer, labels, dataset, backbone, adapter, text, prompt, pad_id=pad_id
-    )
-    return AdaptedLM(
-        language_model,
-        build_adapter(adapter, ablation, width=language_model.width, dims=dims),
-        standardizer=FeatureStandardizer(statistics),
-        prompt=made,
-        tree=tree,
-        rule=rule,
     )
 
 

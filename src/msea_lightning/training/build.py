@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
+from msea_lightning.adapter import FeatureStandardizer
 from msea_lightning.backbone import (
     BackboneError,
     FrozenBackbone,
@@ -35,7 +36,7 @@ from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.build import build_model
+from msea_lightning.model.build import build_adapter, build_prompt
 from msea_lightning.model.contract import DataFacts, Model, ModelError, Statistics
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
@@ -218,17 +219,25 @@ def build_adapted_lm(
             f"adapters read {' and '.join(AdaptedLM.reads)}",
             level=logging.WARNING,
         )
-    return build_model(
-        language_model,
+    prompt, tree = build_prompt(
+        language_model.tokenizer,
         data.labels,
-        dims=data.dims,
-        statistics=_statistics(config, data),
-        dataset=config.dataset,
-        backbone=config.backbone,
-        adapter=config.adapter,
-        ablation=config.ablation,
-        text=config.text,
-        prompt=config.prompt,
+        config.dataset,
+        config.backbone,
+        config.adapter,
+        config.text,
+        config.prompt,
+        pad_id=language_model.pad_id,
+    )
+    adapter = build_adapter(
+        config.adapter, config.ablation, width=language_model.width, dims=data.dims
+    )
+    return AdaptedLM(
+        language_model,
+        adapter,
+        standardizer=FeatureStandardizer(_statistics(config, data)),
+        prompt=prompt,
+        tree=tree,
         rule=config.decode,
     )
 

@@ -7,7 +7,7 @@ parts and ranks in :meth:`TrainingModule.on_before_optimizer_step`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,17 +32,6 @@ _NEVER = 2**62
 
 class TrainingError(UserError):
     """Training that diverged, or a model that cannot be trained as the options say."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    """What is kept of an evaluation batch: no features, no distributions."""
-
-    index: Tensor
-    ids: list[str]
-    texts: list[str]
-    labels: list[Any]
-    answers: Answers
 
 
 class TrainingModule(LightningModule):
@@ -77,7 +66,7 @@ class TrainingModule(LightningModule):
         self._seed = seed
         self._count = 0
         self._current: tuple[Batch, Step] | None = None
-        self._decoded: list[_Decoded] = []
+        self._decoded: list[tuple[Batch, Answers]] = []
         self._metrics: dict[str, float] = {}
         self._diverged: Tensor | None = None
 
@@ -217,7 +206,7 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts a batch; the answers are read at the end, for reading waits for the device."""
         answers = replace(self.model.predict(batch), distribution=None)
-        self._decoded.append(_Decoded(batch.index, batch.ids, batch.texts, batch.targets, answers))
+        self._decoded.append((replace(batch, features={}), answers))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts a batch."""
@@ -246,24 +235,23 @@ class TrainingModule(LightningModule):
         """This rank's predictions, which also go into the metrics."""
         space, decoded = self.model.space, self._decoded
         self._decoded = []
-        if not decoded:
-            return []
-        values = torch.cat([item.answers.value for item in decoded]).tolist()
-        probabilities = torch.cat([item.answers.probability for item in decoded]).tolist()
-        labels = [label for item in decoded for label in item.labels]
-        self.score.update(values, [space.target(label) for label in labels])
-        return [
-            Prediction(index, utterance, text, label, space.label(value), probability)
-            for index, utterance, text, label, value, probability in zip(
-                torch.cat([item.index for item in decoded]).tolist(),
-                [utterance for item in decoded for utterance in item.ids],
-                [text for item in decoded for text in item.texts],
-                labels,
-                values,
-                probabilities,
-                strict=True,
-            )
-        ]
+        found = []
+        for batch, answers in decoded:
+            values = answers.value.tolist()
+            self.score.update(values, [space.target(label) for label in batch.targets])
+            found += [
+                Prediction(index, utterance, text, label, space.label(value), probability)
+                for index, utterance, text, label, value, probability in zip(
+                    batch.index.tolist(),
+                    batch.ids,
+                    batch.texts,
+                    batch.targets,
+                    values,
+                    answers.probability.tolist(),
+                    strict=True,
+                )
+            ]
+        return found
 
     def _log_metrics(self, stage: str) -> None:
         own = self._read()
