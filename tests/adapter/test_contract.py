@@ -19,7 +19,7 @@ from msea_lightning.adapter import ADAPTERS, Adapter, AdapterError
 from msea_lightning.adapter.options import AblationConfig
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
-from msea_lightning.data.utterance import Frames
+from msea_lightning.data.utterance import PaddedSequences
 from msea_lightning.plugin import attach, load_plugin
 from msea_lightning.training.build import build_adapted_lm, build_data
 from msea_lightning.training.evaluation import evaluate
@@ -433,7 +433,7 @@ def test_an_ablated_modality_is_not_read(
     task = build_adapted_lm(config, data, backbone)
     assert not [key for key, _ in task.named_parameters() if key.startswith("adapter.audio")]
     values, lengths = batch.features["audio"]
-    silence = {"audio": Frames(torch.zeros_like(values), lengths)}
+    silence = {"audio": PaddedSequences(torch.zeros_like(values), lengths)}
     silent = dataclasses.replace(batch, features={**batch.features, **silence})
     assert torch.equal(task.eval().answer_logp(batch), task.answer_logp(silent))
 

@@ -25,7 +25,7 @@ from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Language
-from msea_lightning.data.utterance import Batch, Frames
+from msea_lightning.data.utterance import Batch, PaddedSequences
 from msea_lightning.language.options import SegmentKind
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -142,7 +142,7 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
             batch,
             texts=TEXTS,
             features={
-                name: Frames(values, lengths.index_fill(0, absent[name], 0))
+                name: PaddedSequences(values, lengths.index_fill(0, absent[name], 0))
                 for name, (values, lengths) in batch.features.items()
             },
         )

@@ -155,7 +155,7 @@ def test_the_parts_of_a_step_stay_together(
     ours, _ = both
     data = ours.data
     monkeypatch.setattr(ours.config.trainer, "accumulate", 2)
-    monkeypatch.setattr(data, "_parts", 2)
+    monkeypatch.setattr(data, "_micro_batches", 2)
     read: list[list[list[int]]] = []
     loader = data.loader
 

@@ -29,7 +29,7 @@ from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, R
 from msea_lightning.data.sampler import SamplerError
 from msea_lightning.data.splits.held_out import ValidationError
 from msea_lightning.data.store import Store
-from msea_lightning.data.utterance import Batch, Frames, Utterance, collate
+from msea_lightning.data.utterance import Batch, PaddedSequences, Utterance, collate
 from msea_lightning.metrics.options import MetricKind
 from tests.data.corpus import corpus, stored, utterance
 
@@ -41,7 +41,7 @@ def build(store: Store, *, seed: int = 1, **options: Any) -> UtteranceDataModule
     """A data module over a ready store, training batches of 4, evaluation batches of 3."""
     options = {"name": "table", "reader": Reader.table} | options
     sizes = {"batch_size": 4, "eval_batch_size": 3} | {
-        name: options.pop(name) for name in ("parts", "whole_dialogues") if name in options
+        name: options.pop(name) for name in ("micro_batches", "whole_dialogues") if name in options
     }
     return UtteranceDataModule(DatasetConfig(**options), seed=seed, store=store, **sizes)
 
@@ -142,6 +142,7 @@ def test_groupless_data_sets_are_held_out_by_utterance(
     data = build(stored(tmp_path, {"train": train, "test": [utterance("t", label=1.0)]}))
     data.setup()
     assert "no valid split: 240 of 1,600 training utterances held out" in caplog.text
+    assert caplog.text.count("dialogues may be cut through") == 1
     assert sum(map(float, data.splits["valid"].targets)) == 120
 
 
@@ -234,7 +235,7 @@ def test_a_third_feature_passes_from_the_files_to_the_standardizer(
 
 
 def test_labels_go_by_name_down_to_the_batch(tmp_path: Path) -> None:
-    """Those that only some utterances have, too; utterances keep dialogue, speaker and place."""
+    """Those that only some utterances have, too; utterances keep dialogue, speaker and position."""
 
     def labelled(number: int) -> Utterance:
         labels: dict[str, float | str] = {"M": float(number % 2)}
@@ -259,32 +260,53 @@ def test_labels_go_by_name_down_to_the_batch(tmp_path: Path) -> None:
             assert batch.positions[row] == index % 4
 
 
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_only_test_utterances_may_be_unlabelled(
+@pytest.mark.parametrize("given", [True, False])
+def test_training_utterances_may_be_unlabelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, given: bool
+) -> None:
+    """Whether the model needs their labels is for its builder to check; metrics do need them."""
+    splits = corpus({"train": 40, "valid": 4, "test": 4}, labels=["joy", "anger"])
+    splits["train"] = [
+        replace(one, labels={}) if number % 3 else one for number, one in enumerate(splits["train"])
+    ]
+    if not given:
+        del splits["valid"]
+    data = build(stored(tmp_path, splits), train_fraction=0.9)
+    data.setup()
+    labels = data.splits["train"].labels["M"]
+    assert {"joy", "anger", None} == set(labels)
+    assert labels.count(None) / len(labels) == pytest.approx(26 / 40, abs=0.1)
+    assert None not in data.splits["valid"].labels["M"]
+    assert ("train" in caplog.text) != given
+    assert sorted(flat(batch.ids for batch in data.train_dataloader())) == sorted(
+        data.splits["train"].ids
+    )
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_unlabelled_utterances_are_not_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
 ) -> None:
     splits = corpus({"train": 12, "valid": 4, "test": 4}, labels=["joy", "anger"])
     splits[split][2] = replace(splits[split][2], labels={})
     data = build(stored(tmp_path, splits))
-    if split != "test":
-        with pytest.raises(DataError, match=f"'{split}-2' is unlabelled .* Label it, or leave it"):
-            data.setup()
-        return
     data.setup()
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warnings == ["1 of 4 test utterances are unlabelled: they are not scored"]
+    assert warnings == [f"1 of 4 {split} utterances are unlabelled: they are not scored"]
     data.tokenize(by_words)
-    batches = list(data.predict_dataloader())
-    labels = flat(batch.labels["M"] for batch in batches)
-    assert (len(labels), labels.count(None)) == (4, 1)
-    assert all(batch.tokens is not None for batch in batches)
-    with pytest.raises(DataError, match="'test-2' is unlabelled"):
-        _ = [batch.targets for batch in batches]
-    scored = flat(batch.ids for batch in data.test_dataloader())
-    assert sorted(scored) == ["test-0", "test-1", "test-3"]
-    splits["test"] = [replace(one, labels={}) for one in splits["test"]]
-    with pytest.raises(DataError, match="all 4 test utterances of 'table' are unlabelled, so"):
-        build(stored(tmp_path, splits)).setup()
+    scored = flat(batch.ids for batch in data.evaluation_dataloader(split))
+    assert sorted(scored) == [f"{split}-0", f"{split}-1", f"{split}-3"]
+    predicted = list(data.predict_dataloader())
+    assert sorted(flat(batch.ids for batch in predicted)) == sorted(
+        one.id for one in splits["test"]
+    )
+    assert all(batch.tokens is not None for batch in predicted)
+    if split == "test":
+        with pytest.raises(DataError, match="'test-2' is unlabelled"):
+            _ = [batch.targets for batch in predicted]
+    splits[split] = [replace(one, labels={}) for one in splits[split]]
+    with pytest.raises(DataError, match=f"all 4 {split} utterances of 'table' are unlabelled, so"):
+        build(stored(tmp_path / "unlabelled", splits)).setup()
 
 
 def test_features_that_most_of_a_split_lacks_are_said(
@@ -352,8 +374,8 @@ def test_evaluation_goes_from_the_longest_to_the_shortest(store: Store, split: s
     for loader in (loaders[split](), data.evaluation_dataloader(split)):
         found = list(loader)
         assert sorted(flat(batch.ids for batch in found)) == sorted(part.ids)
-        tokens = [-(-len(text) // 4) for text in flat(batch.texts for batch in found)]
-        assert tokens == sorted(tokens, reverse=True)
+        lengths = [len(text) for text in flat(batch.texts for batch in found)]
+        assert lengths == sorted(lengths, reverse=True)
         assert [len(batch) for batch in found][:-1] == [3] * (len(found) - 1)
         for batch in found:
             for row, index in enumerate(batch.index.tolist()):
@@ -370,7 +392,7 @@ def test_only_what_goes_to_another_device_may_be_under_way(
     data = build(store)
     data.setup()
     values, lengths = Mock(), torch.ones(4)
-    features = {"audio": Frames(values, lengths)}
+    features = {"audio": PaddedSequences(values, lengths)}
     moved = replace(next(iter(data.train_dataloader())), features=features).to(
         device, non_blocking=asked
     )
@@ -430,12 +452,11 @@ def with_texts(folder: Path, texts: list[str], frames: list[int] | None = None) 
 @pytest.mark.parametrize(
     ("text_tokens", "tokenised", "expected"),
     [
-        # 50, 3, 5 and 4 words; 25, 2, 3 and 2 tokens at four letters each.
+        # 50, 3, 5 and 4 words.
         (100, True, ["0", "2", "3", "1"]),
-        (100, False, ["0", "2", "1", "3"]),
+        (100, False, ["0", "2", "3", "1"]),
         (4, True, ["3", "2", "0", "1"]),
         (3, True, ["1", "3", "2", "0"]),
-        (2, False, ["1", "3", "2", "0"]),
     ],
 )
 def test_what_is_cut_off_a_text_costs_nothing(
@@ -458,7 +479,7 @@ def test_batches_by_real_lengths_hold_less_padding(tmp_path: Path) -> None:
     store = with_texts(tmp_path, [" ".join(["x" * letters] * words) for letters, words in sizes])
 
     def padding(*, tokenised: bool) -> float:
-        """Share of the places in the batches of an epoch that no token takes."""
+        """Share of the tokens in the batches of an epoch that are padding."""
         data = build(store)
         data.setup()
         if tokenised:
@@ -467,15 +488,15 @@ def test_batches_by_real_lengths_hold_less_padding(tmp_path: Path) -> None:
             np.array([len(text.split()) for text in batch.texts])
             for batch in data.train_dataloader()
         ]
-        places = sum(len(batch) * int(batch.max()) for batch in lengths)
-        return 1 - sum(int(batch.sum()) for batch in lengths) / places
+        padded = sum(len(batch) * int(batch.max()) for batch in lengths)
+        return 1 - sum(int(batch.sum()) for batch in lengths) / padded
 
     assert 2 * padding(tokenised=True) < padding(tokenised=False)
 
 
-def test_a_batch_in_parts_is_the_same_batch(store: Store) -> None:
-    def loaded(parts: int) -> list[Batch]:
-        data = build(store, parts=parts)
+def test_a_batch_in_micro_batches_is_the_same_batch(store: Store) -> None:
+    def loaded(micro_batches: int) -> list[Batch]:
+        data = build(store, micro_batches=micro_batches)
         data.setup()
         return list(data.train_dataloader())
 
@@ -484,7 +505,9 @@ def test_a_batch_in_parts_is_the_same_batch(store: Store) -> None:
     for number, batch in enumerate(whole):
         pieces = halves[2 * number : 2 * number + 2]
         assert flat(piece.ids for piece in pieces) == batch.ids
-    with pytest.raises(SamplerError, match=r"4 parts cannot share .* of 3 .* trainer\.accumulate"):
+    with pytest.raises(
+        SamplerError, match=r"4 micro-batches cannot share .* of 3 .* trainer\.accumulate"
+    ):
         loaded(4)
 
 
@@ -556,22 +579,20 @@ def test_statistics_of_the_training_part_only(tmp_path: Path) -> None:
         )
         mean, deviation = statistics[modality]
         assert mean.dtype == deviation.dtype == np.float64
-        expected = frames.std(axis=0)
-        if modality == "audio":
-            expected[0] = 1
         np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(deviation, expected, rtol=1e-9)
+        np.testing.assert_allclose(deviation, frames.std(axis=0), rtol=1e-9)
 
 
 def test_statistics_of_absent_modalities(tmp_path: Path) -> None:
-    """Vision that occurs in the test split only has neutral statistics, audio has none at all."""
+    """Vision that occurs in the test split only is left as it is, audio has no statistics."""
     train = [utterance(f"{n}", label=float(n % 2), audio=None, vision=None) for n in range(8)]
     data = build(stored(tmp_path, {"train": train, "test": [utterance("t", audio=None)]}))
     data.setup()
     statistics = data.feature_statistics()
     assert list(statistics) == ["vision"]
-    assert statistics["vision"][0].tolist() == [0] * 5
-    assert statistics["vision"][1].tolist() == [1] * 5
+    vision = PaddedSequences(torch.randn(1, 3, 5), torch.tensor([3]))
+    values, _ = FeatureStandardizer(statistics)({"vision": vision})["vision"]
+    assert torch.equal(values, vision.values)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -590,14 +611,12 @@ def test_workers_load_the_same_batches(store: Store, start: str) -> None:
             assert torch.equal(batch.features[name].lengths, lengths)
 
 
-def test_the_module_can_be_pickled_and_closed(store: Store) -> None:
+def test_the_module_can_be_pickled(store: Store) -> None:
     data = build(store)
     data.setup()
     expected = [batch.ids for batch in data.val_dataloader()]
     copy: UtteranceDataModule = pickle.loads(pickle.dumps(data))
     assert [batch.ids for batch in copy.val_dataloader()] == expected
-    data.teardown("fit")
-    assert [batch.ids for batch in data.val_dataloader()] == expected
 
 
 class Recorder(pl.LightningModule):
@@ -648,13 +667,13 @@ def trainer(epochs: int, folder: Path, *callbacks: pl.Callback) -> pl.Trainer:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("after_training", [True, False])
 def test_lightning_trains_in_the_order_of_seed_and_epoch(
-    store: Store, tmp_path: Path, workers: int, parts: int, after_training: bool
+    store: Store, tmp_path: Path, workers: int, micro_batches: int, after_training: bool
 ) -> None:
     """Also in the epoch that a run is resumed in, for which workers read ahead."""
-    options = {"workers": workers, "parts": parts}
+    options = {"workers": workers, "micro_batches": micro_batches}
     whole, first, resumed = Recorder(), Recorder(), Recorder()
     trainer(3, tmp_path / "whole").fit(whole, build(store, **options))
     assert sorted(whole.seen) == [f"{s} {e}" for s in ("train", "valid") for e in range(3)]
@@ -701,12 +720,11 @@ def test_lightning_tests_and_predicts_everything_once(store: Store, tmp_path: Pa
     assert flat(predicted) == expected
 
 
-def test_devices_share_the_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_share_the_work(store: Store) -> None:
     def loaded(rank: int, world: int) -> dict[str, list[list[str]]]:
         data = build(store)
         data.setup()
-        monkeypatch.setattr(UtteranceDataModule, "_rank", rank)
-        monkeypatch.setattr(UtteranceDataModule, "_world", world)
+        data.trainer = Mock(global_rank=rank, world_size=world)
         loaders = {"train": data.train_dataloader(), "test": data.test_dataloader()}
         return {name: [batch.ids for batch in loader] for name, loader in loaders.items()}
 

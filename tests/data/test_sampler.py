@@ -10,20 +10,18 @@ from numpy.typing import NDArray
 
 from msea_lightning.data.sampler import (
     DialogueBatchSampler,
-    EvaluationBatchSampler,
     SamplerError,
     TrainingBatchSampler,
     TrainingSampler,
-    estimated_tokens,
-    evaluation_dialogues,
-    reading_costs,
+    dialogues_of,
+    evaluation_batches,
 )
 
 costs = st.lists(st.integers(0, 50), min_size=1, max_size=300).map(np.array)
 batch_sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)
 worlds = st.integers(1, 5)
-parts_of_a_share = st.integers(1, 4)
+micro_batches_of_a_share = st.integers(1, 4)
 epochs = st.integers(0, 100)
 
 
@@ -62,21 +60,26 @@ def test_devices_share_the_batches_of_one_device(
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@given(costs, batch_sizes, seeds, epochs, worlds, parts_of_a_share)
-def test_parts_make_up_the_share_of_a_device_one_after_another(
-    values: NDArray[np.int64], batch_size: int, seed: int, epoch: int, world: int, parts: int
+@given(costs, batch_sizes, seeds, epochs, worlds, micro_batches_of_a_share)
+def test_micro_batches_make_up_the_share_of_a_device_one_after_another(
+    values: NDArray[np.int64],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    world: int,
+    micro_batches: int,
 ) -> None:
     alone = batches(TrainingBatchSampler(values, batch_size, seed=seed), epoch)
-    assume(min(len(batch) for batch in alone) >= world * parts)
+    assume(min(len(batch) for batch in alone) >= world * micro_batches)
     for rank in range(world):
         options = {"seed": seed, "rank": rank, "world": world}
         whole = batches(TrainingBatchSampler(values, batch_size, **options), epoch)
-        sampler = TrainingBatchSampler(values, batch_size, parts=parts, **options)
+        sampler = TrainingBatchSampler(values, batch_size, micro_batches=micro_batches, **options)
         taken = batches(sampler, epoch)
-        assert len(taken) == len(sampler) == parts * len(alone)
+        assert len(taken) == len(sampler) == micro_batches * len(alone)
         assert sampler.global_batches(epoch) == alone
         for number, share in enumerate(whole):
-            pieces = taken[number * parts : (number + 1) * parts]
+            pieces = taken[number * micro_batches : (number + 1) * micro_batches]
             assert [index for piece in pieces for index in piece] == share
             sizes = [len(piece) for piece in pieces]
             assert min(sizes) >= 1
@@ -133,68 +136,42 @@ def test_more_devices_than_a_batch_has_utterances() -> None:
         TrainingBatchSampler(np.zeros(8), 3, seed=0, world=3)
 
 
-def test_more_parts_than_a_batch_has_utterances() -> None:
-    TrainingBatchSampler(np.zeros(8), 4, seed=0, parts=4)
+def test_more_micro_batches_than_a_batch_has_utterances() -> None:
+    TrainingBatchSampler(np.zeros(8), 4, seed=0, micro_batches=4)
     with pytest.raises(
         SamplerError,
-        match=r"^5 parts cannot share training batches of 4 utterances \(8 utterances, "
+        match=r"^5 micro-batches cannot share training batches of 4 utterances \(8 utterances, "
         r"training\.batch_size=4\): each needs at least one\. Raise training\.batch_size or lower "
         r"trainer\.accumulate or trainer\.devices\.$",
     ):
-        TrainingBatchSampler(np.zeros(8), 4, seed=0, parts=5)
-    TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, parts=2)
-    with pytest.raises(SamplerError, match="6 parts cannot share training batches of 4"):
-        TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, parts=3)
+        TrainingBatchSampler(np.zeros(8), 4, seed=0, micro_batches=5)
+    TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, micro_batches=2)
+    with pytest.raises(SamplerError, match="6 micro-batches cannot share training batches of 4"):
+        TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, micro_batches=3)
 
 
-@given(costs, batch_sizes, worlds)
-def test_evaluation_from_the_longest_and_nothing_twice(
-    values: NDArray[np.int64], batch_size: int, world: int
+@given(st.integers(1, 300), batch_sizes, worlds)
+def test_evaluation_in_the_order_given_and_nothing_twice(
+    count: int, batch_size: int, world: int
 ) -> None:
-    assume(len(values) >= world)
-    orders = []
-    order = np.argsort(-values, kind="stable").tolist()
-    for rank in range(world):
-        sampler = EvaluationBatchSampler(values, batch_size, rank=rank, world=world)
-        found = list(sampler)
-        assert len(found) == len(sampler)
-        together = sampler.global_batches()
-        assert [index for batch in together for index in batch] == order
+    assume(count >= world)
+    units = [[index] for index in range(count)]
+    shares = [
+        evaluation_batches(units, batch_size, rank=rank, world=world) for rank in range(world)
+    ]
+    together = evaluation_batches(units, batch_size * world)
+    for rank, share in enumerate(shares):
         # A device may have no part of the last batch.
-        assert found == [batch[rank::world] for batch in together[: len(found)]]
-        assert {len(batch) for batch in found[:-1]} <= {batch_size}
-        assert 1 <= len(found[-1]) <= batch_size
-        orders.append([index for batch in found for index in batch])
-        assert np.all(np.diff(values[orders[-1]]) <= 0)
-    assert sorted(index for order in orders for index in order) == list(range(len(values)))
-    # Devices take turns, so that none has the long utterances.
-    alone = EvaluationBatchSampler(values, len(values))
-    (whole,) = alone
-    assert orders == [whole[rank::world] for rank in range(world)]
-
-
-def test_the_first_batch_of_an_evaluation_is_the_largest() -> None:
-    """What does not fit into the memory fails at once."""
-    values = np.random.default_rng(0).integers(1, 1000, 100)
-    sizes = [len(b) * values[b].max() for b in EvaluationBatchSampler(values, 8)]
-    assert sizes[0] == max(sizes)
+        assert share == [batch[rank::world] for batch in together[: len(share)]]
+        assert {len(batch) for batch in share[:-1]} <= {batch_size}
+        assert 1 <= len(share[-1]) <= batch_size
+    indices = [index for share in shares for batch in share for index in batch]
+    assert sorted(indices) == [index for batch in together for index in batch] == list(range(count))
 
 
 def test_more_devices_than_a_split_has_utterances() -> None:
     with pytest.raises(SamplerError, match="3 devices cannot share a split of 2 utterances"):
-        EvaluationBatchSampler(np.zeros(2), 8, world=3)
-
-
-def test_tokens_are_estimated_by_letters_and_wide_characters() -> None:
-    texts = ["", "a", "abcd", "abcde", "一二三", "あア가", "abcd一"]
-    assert estimated_tokens(texts).tolist() == [0, 1, 1, 2, 3, 3, 2]
-
-
-def test_costs_go_by_text_then_by_frames() -> None:
-    texts = ["abcd" * 5, "一二三四五", "abcd" * 5, "a" * 21, "あア가"]
-    audio, vision = np.array([9, 1, 0, 0, 100]), np.array([9, 1, 1, 0, 100])
-    order = np.argsort(reading_costs(estimated_tokens(texts), {"audio": audio, "vision": vision}))
-    assert order.tolist() == [4, 2, 1, 0, 3]
+        evaluation_batches([[0], [1]], 8, world=3)
 
 
 dialogue_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=60)
@@ -218,7 +195,7 @@ def whole_dialogues(
     """The dialogues of a batch, each of which stands there from its first utterance to its last."""
     names = [groups[index] for index in batch]
     told = list(dict.fromkeys(names))
-    expected = [(name, place) for name in told for place in range(groups.count(name))]
+    expected = [(name, position) for name in told for position in range(groups.count(name))]
     assert [(groups[index], int(positions[index])) for index in batch] == expected
     return told
 
@@ -228,41 +205,49 @@ def test_batches_of_whole_dialogues_in_order(
     sizes: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
     groups, positions = spoken(sizes)
-    sampler = DialogueBatchSampler(groups, positions, batch_size, seed=seed)
+    sampler = DialogueBatchSampler(dialogues_of(groups, positions), batch_size, seed=seed)
     found = batches(sampler, epoch)
     told = [name for batch in found for name in whole_dialogues(batch, groups, positions)]
     assert sorted(map(str, told)) == sorted(set(map(str, groups)))
     assert max(map(len, found)) <= max(batch_size, *sizes, 0)
     assert len(found) == len(sampler) == len(batches(sampler, epoch + 1))
-    assert found == batches(DialogueBatchSampler(groups, positions, batch_size, seed=seed), epoch)
+    assert found == batches(
+        DialogueBatchSampler(dialogues_of(groups, positions), batch_size, seed=seed), epoch
+    )
 
 
-@given(dialogue_sizes, batch_sizes, seeds, epochs, worlds, parts_of_a_share)
-def test_devices_and_parts_share_whole_dialogues(
-    sizes: list[int], batch_size: int, seed: int, epoch: int, world: int, parts: int
+@given(dialogue_sizes, batch_sizes, seeds, epochs, worlds, micro_batches_of_a_share)
+def test_devices_and_micro_batches_share_whole_dialogues(
+    sizes: list[int], batch_size: int, seed: int, epoch: int, world: int, micro_batches: int
 ) -> None:
     groups, positions = spoken(sizes)
-    alone = batches(DialogueBatchSampler(groups, positions, batch_size, seed=seed), epoch)
+    alone = batches(
+        DialogueBatchSampler(dialogues_of(groups, positions), batch_size, seed=seed), epoch
+    )
     fewest = min(len(whole_dialogues(batch, groups, positions)) for batch in alone)
 
     def shared(rank: int) -> list[list[int]]:
-        options = {"seed": seed, "rank": rank, "world": world, "parts": parts}
-        return batches(DialogueBatchSampler(groups, positions, batch_size, **options), epoch)
+        options = {"seed": seed, "rank": rank, "world": world, "micro_batches": micro_batches}
+        return batches(
+            DialogueBatchSampler(dialogues_of(groups, positions), batch_size, **options), epoch
+        )
 
-    if fewest < world * parts:
+    if fewest < world * micro_batches:
         with pytest.raises(SamplerError, match=f"share training batches of {fewest} dialogues"):
             shared(0)
         return
     ranks = [shared(rank) for rank in range(world)]
     for number, whole in enumerate(alone):
-        pieces = [p for rank in ranks for p in rank[number * parts : (number + 1) * parts]]
+        pieces = [
+            p for rank in ranks for p in rank[number * micro_batches : (number + 1) * micro_batches]
+        ]
         assert sorted(index for piece in pieces for index in piece) == sorted(whole)
         assert all(whole_dialogues(piece, groups, positions) for piece in pieces)
 
 
 def test_epochs_mix_dialogues_anew() -> None:
     groups, positions = spoken([5, 6, 7, 8] * 10)
-    sampler = DialogueBatchSampler(groups, positions, 16, seed=1)
+    sampler = DialogueBatchSampler(dialogues_of(groups, positions), 16, seed=1)
     members = [sorted(map(sorted, batches(sampler, epoch))) for epoch in range(4)]
     assert all(members[i] != members[j] for i in range(4) for j in range(i))
 
@@ -270,23 +255,18 @@ def test_epochs_mix_dialogues_anew() -> None:
 def test_utterances_without_a_dialogue_are_dialogues_of_their_own() -> None:
     groups = ["a", None, "a", None]
     positions = np.array([1, 0, 0, 0])
-    found = batches(DialogueBatchSampler(groups, positions, 2, seed=0), 0)
+    found = batches(DialogueBatchSampler(dialogues_of(groups, positions), 2, seed=0), 0)
     assert sorted(found) in ([[1, 3], [2, 0]], [[2, 0], [3, 1]])
 
 
 @given(dialogue_sizes, batch_sizes, worlds)
 def test_evaluation_of_whole_dialogues(sizes: list[int], batch_size: int, world: int) -> None:
+    assume(len(sizes) >= world)
     groups, positions = spoken(sizes)
-    if len(sizes) < world:
-        with pytest.raises(SamplerError, match=f"share a split of {len(sizes)} dialogues"):
-            evaluation_dialogues(groups, positions, batch_size, world=world)
-        return
     told = []
     for rank in range(world):
-        found = evaluation_dialogues(groups, positions, batch_size, rank=rank, world=world)
+        units = dialogues_of(groups, positions)
+        found = evaluation_batches(units, batch_size, rank=rank, world=world)
         assert max(map(len, found)) <= max(batch_size, *sizes, 0)
-        own = [name for batch in found for name in whole_dialogues(batch, groups, positions)]
-        lengths = [groups.count(name) for name in own]
-        assert lengths == sorted(lengths, reverse=True)
-        told += own
+        told += [name for batch in found for name in whole_dialogues(batch, groups, positions)]
     assert sorted(map(str, told)) == sorted(set(map(str, groups)))

@@ -13,7 +13,7 @@ from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule
-from msea_lightning.data.utterance import Batch, Frames
+from msea_lightning.data.utterance import Batch, PaddedSequences
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
@@ -52,7 +52,7 @@ def part(batch: Batch, rows: list[int]) -> Batch:
         texts=[batch.texts[row] for row in rows],
         labels={name: [labels[row] for row in rows] for name, labels in batch.labels.items()},
         features={
-            name: Frames(values[rows], lengths[rows])
+            name: PaddedSequences(values[rows], lengths[rows])
             for name, (values, lengths) in batch.features.items()
         },
         groups=[batch.groups[row] for row in rows],
@@ -155,7 +155,9 @@ def test_only_what_an_utterance_has_reaches_the_model(
     """Frames beyond a length are never read, whatever they hold."""
     task, _, batch = make(options(f"adapter={adapter}"), backbone)
     task.eval()
-    features = {name: Frames(v.clone(), lengths) for name, (v, lengths) in batch.features.items()}
+    features = {
+        name: PaddedSequences(v.clone(), lengths) for name, (v, lengths) in batch.features.items()
+    }
     spoilt = dataclasses.replace(batch, features=features)
     for values, lengths in features.values():
         for row, length in enumerate(lengths.tolist()):

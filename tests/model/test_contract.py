@@ -18,10 +18,12 @@ from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.demo import AUDIO_DIM, EMOTIONS
 from msea_lightning.data.options import Split
+from msea_lightning.data.utterance import DataError
 from msea_lightning.language.options import Decode
 from msea_lightning.model.contract import ModelError, Needs
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.build import build_data, check_needs
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
@@ -176,3 +178,15 @@ def test_its_size_is_its_own(options: Options) -> None:
     counted = json.loads(run.metrics.read_text())["size"]
     encoder, head = 4 * (AUDIO_DIM + 1), len(EMOTIONS) * (4 + 1)
     assert counted == {"trainable_parameters": encoder + head}
+
+
+def test_a_training_utterance_without_a_needed_label_is_named(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = build_data(options(*MODEL))
+    train = data.splits["train"]
+    monkeypatch.setitem(train.labels, "M", [None, *train.labels["M"][1:]])
+    with pytest.raises(DataError, match=rf"'{train.ids[0]}' is unlabelled \(1 of these"):
+        check_needs(remembering.Remembering, data)
+    monkeypatch.setattr(remembering.Remembering, "needs", Needs(labels=()))
+    check_needs(remembering.Remembering, data)

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
 from msea_lightning.backbone import FrozenBackbone, load_tokenizer
 from msea_lightning.data.options import Language
-from msea_lightning.data.utterance import Batch, Frames
+from msea_lightning.data.utterance import Batch, PaddedSequences
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import EmotionSet, SentimentScale
 from msea_lightning.language.options import Decode, SegmentConfig, SegmentKind
@@ -129,8 +129,8 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
         texts=case["texts"],
         labels={"M": labels},
         features={
-            "audio": Frames(tensors["in.audio"], tensors["in.audio_lengths"]),
-            "vision": Frames(tensors["in.video"], tensors["in.video_lengths"]),
+            "audio": PaddedSequences(tensors["in.audio"], tensors["in.audio_lengths"]),
+            "vision": PaddedSequences(tensors["in.video"], tensors["in.video_lengths"]),
         },
         groups=[None] * case["batch"],
         speakers=[None] * case["batch"],

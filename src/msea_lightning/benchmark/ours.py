@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msea_lightning.benchmark.variant import StageClock, Timing, Variant, evenly
-from msea_lightning.data.sampler import EvaluationBatchSampler, TrainingSampler
+from msea_lightning.data.sampler import TrainingSampler
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Label
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -68,9 +68,9 @@ class Ours(Variant):
         """See the base class."""
         clock = _EpochClock()
         trainer = self._trainer(clock)
-        sampler = cast("EvaluationBatchSampler", self.data.test_dataloader().sampler)
-        shares, batches = list(sampler), sampler.global_batches()
+        shares = list(self.data.test_dataloader().sampler)
         together = self.data.eval_batch_size * self.config.trainer.devices
+        batches = self.data.evaluation_batches("test", together)
         places = evenly(range(len(shares)), -(-utterances // together), offset)
         picked = [shares[place] for place in places]
         loader = self.data.loader(self.data.splits["test"], picked)

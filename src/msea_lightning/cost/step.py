@@ -30,7 +30,7 @@ from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.backbone.loading.attention import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
 from msea_lightning.backbone.options import Attention
-from msea_lightning.data.utterance import MAIN_LABEL, Batch, Frames
+from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences
 from msea_lightning.model.adapted_lm import AdaptedLM
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def batch_of(model: AdaptedLM, size: BatchSize, dims: Mapping[str, int]) -> Batc
     tree = model.tree
     longest = int((tree.answer_ids >= 0).sum(1).argmax())
     features = {
-        name: Frames(
+        name: PaddedSequences(
             torch.zeros(count, size.frames.get(name, 0), dim, device=model.device),
             torch.full((count,), size.frames.get(name, 0)),
         )

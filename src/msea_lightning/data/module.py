@@ -24,11 +24,9 @@ from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
 from msea_lightning.data.sampler import (
     DialogueBatchSampler,
-    EvaluationBatchSampler,
     TrainingBatchSampler,
-    estimated_tokens,
-    evaluation_dialogues,
-    reading_costs,
+    dialogues_of,
+    evaluation_batches,
 )
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
@@ -41,6 +39,9 @@ _log = logging.getLogger(__name__)
 _MOSTLY_ABSENT = 0.5
 """Where fewer utterances of a split have a feature, that is said."""
 
+Statistics = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Name of each feature to mean (d,) and standard deviation (d,)."""
+
 
 class UtteranceDataModule(LightningDataModule):
     """Batches of one data set; prepares it on first use.
@@ -49,11 +50,11 @@ class UtteranceDataModule(LightningDataModule):
     is built with ``use_distributed_sampler=False``.
 
     Args:
-        dataset: The data set's options; ``dataset.reader`` says in which layout its files are.
+        dataset: The data set's options; ``dataset.reader`` says in which format its files are.
         batch_size: Utterances per training batch, all devices together.
         eval_batch_size: Utterances per evaluation batch and device.
         seed: Seed of the training order, of a held-out validation part, and of a part to train on.
-        parts: A device takes its share of a training batch in as many parts, one after another.
+        micro_batches: A device takes its share of a training batch in as many, one after another.
         whole_dialogues: Batches are of whole dialogues in their order, instead of utterances of
             similar length.
         store: The prepared data set, where it is at hand; else it is prepared on first use.
@@ -69,7 +70,7 @@ class UtteranceDataModule(LightningDataModule):
         batch_size: int,
         eval_batch_size: int | None = None,
         seed: int,
-        parts: int = 1,
+        micro_batches: int = 1,
         whole_dialogues: bool = False,
         store: Store | None = None,
     ) -> None:
@@ -78,12 +79,12 @@ class UtteranceDataModule(LightningDataModule):
         self._batch_size = batch_size
         self.eval_batch_size = eval_batch_size or EVALUATION_BATCH
         self._seed = seed
-        self._parts = parts
+        self._micro_batches = micro_batches
         self._whole_dialogues = whole_dialogues
         self._store = store
         self._splits: dict[str, StoreSplit] | None = None
         self._labels: LabelConfig | None = None
-        self._statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+        self._statistics: Statistics | None = None
 
     def prepare_data(self) -> None:
         """Prepares the data set unless it has been prepared before; one process a machine."""
@@ -94,16 +95,18 @@ class UtteranceDataModule(LightningDataModule):
         """Opens the data set, settles its label space, and splits its utterances.
 
         A validation part is held out where there is none, then ``dataset.train_fraction`` of what
-        remains is sampled to train on. The label space comes before both. Test utterances without a
-        label are predicted (:meth:`predict_dataloader`), but not part of the test split.
+        remains is sampled to train on. The label space comes before both. Training utterances may
+        be unlabelled; whether the model needs their labels is for its builder to check. Validation
+        and test utterances without a label are not part of their splits, because they cannot be
+        scored; those of the test split are predicted (:meth:`predict_dataloader`).
 
         Args:
             stage: Lightning's stage; all stages use the same splits.
 
         Raises:
             UserError: where the data set has no training or test split, no validation part can be
-                held out, a label lies outside the label space, or an utterance that is trained or
-                validated on is unlabelled, or all of the test split are.
+                held out, a label lies outside the label space, or all utterances of the validation
+                or the test split are unlabelled.
         """
         if self._splits is not None:
             return
@@ -123,17 +126,11 @@ class UtteranceDataModule(LightningDataModule):
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
-        for split in ("train", "valid"):
-            _ = splits[split].targets  # refuses unlabelled utterances
         splits["predict"] = splits["test"]
-        splits["test"] = self._labelled(splits["test"])
+        for split in ("valid", "test"):
+            splits[split] = self._labelled(splits[split], split)
         self._splits = splits
         self._log_absent_features()
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Lets go of the memory-mapped files; reading opens them again."""
-        if self._store is not None:
-            self._store.close()
 
     @property
     def labels(self) -> LabelConfig:
@@ -157,18 +154,15 @@ class UtteranceDataModule(LightningDataModule):
         """Name of each feature of the data set to its values per frame."""
         return self.splits["train"].dims
 
-    def feature_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    def feature_statistics(self) -> Statistics:
         """Mean and standard deviation of each feature over all frames of the training part.
 
-        Returns:
-            For each named feature, mean (d,) and standard deviation (d,), summed up in float64.
-            The deviation of a value that does not vary is 1.
+        They are summed up in float64, the deviations from the mean after it is known, so that
+        nothing is lost where a mean is large beside its deviation; zero where there are no frames.
         """
         if self._statistics is None:
             train = self.splits["train"]
-            self._statistics = {
-                name: _frame_statistics(train, name, dim) for name, dim in train.dims.items()
-            }
+            self._statistics = {name: _frame_statistics(train, name) for name in train.dims}
         return self._statistics
 
     def tokenize(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
@@ -177,17 +171,18 @@ class UtteranceDataModule(LightningDataModule):
         Args:
             encode: Tokenises N texts, without special tokens and uncut.
         """
-        parts = {id(part): part for part in self._require_setup().values()}
-        encoded = {key: part.tokenized(encode) for key, part in parts.items()}
-        self._splits = {name: encoded[id(part)] for name, part in self._require_setup().items()}
+        splits = self._require_setup()
+        # The test split is there a second time, to predict, where all of it is labelled.
+        encoded = {id(part): part.tokenized(encode) for part in {*splits.values()}}
+        self._splits = {name: encoded[id(part)] for name, part in splits.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
-        train = self.splits["train"]
-        size, options = self._batch_size, {"seed": self._seed, "parts": self._parts, **self._ranks}
+        train, size = self.splits["train"], self._batch_size
+        options = {"seed": self._seed, "micro_batches": self._micro_batches, **self._devices}
         if self._whole_dialogues:
-            dialogues = DialogueBatchSampler(train.groups, train.positions, size, **options)
-            return self.loader(train, dialogues)
+            dialogues = dialogues_of(train.groups, train.positions)
+            return self.loader(train, DialogueBatchSampler(dialogues, size, **options))
         return self.loader(train, TrainingBatchSampler(self._costs(train), size, **options))
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
@@ -197,11 +192,19 @@ class UtteranceDataModule(LightningDataModule):
             split: ``train``, ``valid`` or ``test``; ``predict`` has the unlabelled utterances of
                 the test split, too.
         """
-        part, size = self._require_setup()[split], self.eval_batch_size
+        batches = self.evaluation_batches(split, self.eval_batch_size, **self._devices)
+        return self.loader(self._require_setup()[split], batches)
+
+    def evaluation_batches(
+        self, split: str, batch_size: int, *, rank: int = 0, world: int = 1
+    ) -> list[list[int]]:
+        """A device's batches of a split; see :func:`~.sampler.evaluation_batches`."""
+        part = self._require_setup()[split]
         if self._whole_dialogues:
-            dialogues = evaluation_dialogues(part.groups, part.positions, size, **self._ranks)
-            return self.loader(part, dialogues)
-        return self.loader(part, EvaluationBatchSampler(self._costs(part), size, **self._ranks))
+            units = sorted(dialogues_of(part.groups, part.positions), key=len, reverse=True)
+        else:
+            units = [[index] for index in np.argsort(-self._costs(part), kind="stable").tolist()]
+        return evaluation_batches(units, batch_size, rank=rank, world=world)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation part."""
@@ -216,13 +219,19 @@ class UtteranceDataModule(LightningDataModule):
         return self.evaluation_dataloader("predict")
 
     def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
+        """(N,) how long each utterance takes, for sorting.
+
+        The tokens of the text decide, because the language model takes most of the time; among
+        texts of equally many the frames do. What is cut off a text costs nothing.
+        """
         if split.tokens is None:
-            tokens = estimated_tokens(split.texts)
+            read = np.array([len(text) for text in split.texts])
         else:
             tokens = np.array([len(ids) for ids in split.tokens])
-        # What is cut off costs nothing.
-        read = np.minimum(tokens, self._dataset.text_tokens)
-        return reading_costs(read, split.lengths)
+            read = np.minimum(tokens, self._dataset.text_tokens)
+        frames = sum(split.lengths.values(), start=np.zeros(len(split), dtype=np.int64))
+        costs: NDArray[np.int64] = read * (frames.max() + 1) + frames
+        return costs
 
     def loader(
         self, split: StoreSplit, sampler: Sampler[list[int]] | Sequence[list[int]]
@@ -247,16 +256,11 @@ class UtteranceDataModule(LightningDataModule):
         )
 
     @property
-    def _ranks(self) -> dict[str, int]:
-        return {"rank": self._rank, "world": self._world}
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
-
-    @property
-    def _world(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
+    def _devices(self) -> dict[str, int]:
+        """This device's number, and how many there are."""
+        if self.trainer is None:
+            return {"rank": 0, "world": 1}
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
 
     def _require(self, splits: Mapping[str, StoreSplit], split: str, purpose: str) -> None:
         if split not in splits:
@@ -274,47 +278,53 @@ class UtteranceDataModule(LightningDataModule):
 
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
         """Takes the validation part out of the training split."""
-        fraction, seed = self._dataset.valid_fraction, self._seed
         if self._dataset.split_version != SPLIT_VERSION:
-            log_once(
-                _log,
+            self._warn(
                 "this run is of a release that held out another validation part, which may have "
-                "been trained on: results on train and valid are not those of the run",
-                level=logging.WARNING,
+                "been trained on: results on train and valid are not those of the run"
             )
-        held = hold_out(train.targets, train.groups, fraction=fraction, seed=seed)
+        held = hold_out(
+            train.labels[MAIN_LABEL],
+            train.groups,
+            fraction=self._dataset.valid_fraction,
+            seed=self._seed,
+        )
         kept = np.setdiff1d(np.arange(len(train)), held)
-        groups, held_groups = (
-            set(part) - {None} for part in (train.groups, train.select(held).groups)
-        )
+        valid = train.select(held)
+        groups, held_groups = (set(part.groups) - {None} for part in (train, valid))
         by_group = f", {len(held_groups):,} of {len(groups):,} groups," if groups else ""
-        log_once(
-            _log,
+        self._warn(
             f"no valid split: {len(held):,} of {len(train):,} training utterances{by_group} held "
-            f"out for validation, seed {seed}",
-            level=logging.WARNING,
+            f"out for validation, seed {self._seed}"
         )
-        return {"train": train.select(kept), "valid": train.select(held)}
+        if not groups:
+            self._warn(
+                "no utterance has a group (video or dialogue): dialogues may be cut through by the "
+                "held-out part, and their utterances give each other away"
+            )
+        return {"train": train.select(kept), "valid": valid}
 
-    def _labelled(self, test: StoreSplit) -> StoreSplit:
-        """The test utterances that can be scored."""
-        labels = test.labels[MAIN_LABEL]
+    def _labelled(self, part: StoreSplit, split: str) -> StoreSplit:
+        """The utterances of a split that can be scored."""
+        labels = part.labels[MAIN_LABEL]
         labelled = [index for index, label in enumerate(labels) if label is not None]
-        if len(labelled) == len(test):
-            return test
+        if len(labelled) == len(part):
+            return part
         if not labelled:
             raise DataError(
-                f"all {len(test):,} test utterances of '{self._dataset.name}' are unlabelled, so "
-                "there is nothing to score. Label some of them."
+                f"all {len(part):,} {split} utterances of '{self._dataset.name}' are unlabelled, "
+                "so there is nothing to score. Label some of them."
             )
-        missing = f"{len(test) - len(labelled):,} of {len(test):,} test utterances are unlabelled"
-        log_once(_log, f"{missing}: they are not scored", level=logging.WARNING)
-        return test.select(labelled)
+        missing = len(part) - len(labelled)
+        self._warn(
+            f"{missing:,} of {len(part):,} {split} utterances are unlabelled: they are not scored"
+        )
+        return part.select(labelled)
 
     def _sample(self, train: StoreSplit) -> StoreSplit:
         """Takes a part of the training utterances (paper, Figure 4)."""
         fraction, seed = self._dataset.train_fraction, self._seed
-        kept = sample(train.targets, fraction=fraction, seed=seed)
+        kept = sample(train.labels[MAIN_LABEL], fraction=fraction, seed=seed)
         log_once(
             _log,
             f"training on a part: {len(kept):,} of {len(train):,} utterances (train_fraction "
@@ -328,7 +338,10 @@ class UtteranceDataModule(LightningDataModule):
             for name, share in part.present.items():
                 if share < _MOSTLY_ABSENT:
                     utterances = f"{1 - share:.0%} of the {len(part):,} {split} utterances"
-                    log_once(_log, f"{utterances} have no {name}", level=logging.WARNING)
+                    self._warn(f"{utterances} have no {name}")
+
+    def _warn(self, message: str) -> None:
+        log_once(_log, message, level=logging.WARNING)
 
 
 class _Loader(DataLoader[Batch]):
@@ -364,24 +377,18 @@ class _Batches(Dataset[Batch]):
 
 
 def _frame_statistics(
-    split: StoreSplit, name: str, dim: int
+    split: StoreSplit, name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean (d,) and standard deviation (d,) over all frames, one utterance in memory at a time.
+    """Mean (d,) and standard deviation (d,) over all frames, one utterance in memory at a time."""
 
-    Means and squared deviations of utterances are merged (Chan, Golub and LeVeque 1983), which
-    loses nothing where a value's mean is large beside its deviation.
-    """
-    count, mean, squares = 0, np.zeros(dim), np.zeros(dim)
-    for index in np.flatnonzero(split.lengths[name]).tolist():
-        frames = split.frames(name, index)
-        assert frames is not None
-        part = frames.astype(np.float64)
-        difference = part.mean(axis=0) - mean
-        total = count + len(part)
-        squares += ((part - part.mean(axis=0)) ** 2).sum(axis=0)
-        squares += difference**2 * (count * len(part) / total)
-        mean += difference * (len(part) / total)
-        count = total
-    deviation = np.sqrt(squares / max(1, count))
-    constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
-    return mean, np.where(constant, 1.0, deviation)
+    def frames() -> Iterator[NDArray[np.float64]]:
+        for index in np.flatnonzero(split.lengths[name]).tolist():
+            found = split.frames(name, index)
+            assert found is not None
+            yield found.astype(np.float64)
+
+    count = max(1, split.lengths[name].sum())
+    zero = np.zeros(split.dims[name])
+    mean = sum((part.sum(axis=0) for part in frames()), start=zero) / count
+    squares = sum((((part - mean) ** 2).sum(axis=0) for part in frames()), start=zero)
+    return mean, np.sqrt(squares / count)

@@ -1,16 +1,15 @@
 """Which utterances form a batch, and in which order, on one device or several.
 
 Batches hold utterances of similar length, so that little of a batch is padding, or whole dialogues
-in their order. Training batches are *global*: the same whatever the number of devices and of parts
-that a device takes its share in, so that neither changes what is trained on.
+in their order. Training batches are *global*: the same whatever the number of devices and of
+micro-batches on each, so that neither changes what is trained on.
 """
 
 from __future__ import annotations
 
 import heapq
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,53 +17,13 @@ from torch.utils.data import Sampler
 
 from msea_lightning.config.errors import UserError
 
-_LETTERS_PER_TOKEN = 4
-# Scripts in which one character takes about as long to read as a short word in Latin letters:
-# Chinese, Japanese, Korean and full-width forms.
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-
 
 class SamplerError(UserError):
     """Fewer utterances, or dialogues, than devices to share them."""
 
 
-def estimated_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
-    """About how many tokens texts are, without a tokenizer: four Latin letters or one wide one.
-
-    Args:
-        texts: N texts.
-
-    Returns:
-        (N,) numbers.
-    """
-    letters = np.array(
-        [len(text) + (_LETTERS_PER_TOKEN - 1) * len(_WIDE.findall(text)) for text in texts],
-        dtype=np.int64,
-    )
-    return np.asarray(-(-letters // _LETTERS_PER_TOKEN), dtype=np.int64)
-
-
-def reading_costs(
-    tokens: NDArray[np.int64], lengths: Mapping[str, NDArray[np.int64]]
-) -> NDArray[np.int64]:
-    """How long each utterance takes, for sorting; the unit is arbitrary.
-
-    The tokens of the text decide, because the language model takes most of the time; among texts of
-    equally many the frames do.
-
-    Args:
-        tokens: (N,) tokens of the texts that are read.
-        lengths: Name of each feature to (N,) frames.
-
-    Returns:
-        (N,) costs.
-    """
-    frames = np.sum(list(lengths.values()), axis=0, dtype=np.int64) if lengths else 0 * tokens
-    return np.asarray(tokens * (frames.max(initial=0) + 1) + frames, dtype=np.int64)
-
-
 class TrainingSampler(Sampler[list[int]], ABC):
-    """Global training batches, of which each device takes its share in parts.
+    """Global training batches, of which each device takes its share in micro-batches.
 
     The order of an epoch depends on the seed and the epoch alone.
 
@@ -72,11 +31,12 @@ class TrainingSampler(Sampler[list[int]], ABC):
         seed: Seed of the order.
         rank: This device's number.
         world: Number of devices.
-        parts: A device takes its share of a batch in as many parts, one after another.
+        micro_batches: A device takes its share of a batch in as many, one after another.
     """
 
-    def __init__(self, *, seed: int, rank: int = 0, world: int = 1, parts: int = 1) -> None:
-        self._seed, self._rank, self._world, self._parts = seed, rank, world, parts
+    def __init__(self, *, seed: int, rank: int = 0, world: int = 1, micro_batches: int = 1) -> None:
+        self._seed, self._rank, self._world = seed, rank, world
+        self._micro_batches = micro_batches
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -85,26 +45,27 @@ class TrainingSampler(Sampler[list[int]], ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches(self._epoch):
-            yield from self.shares(batch)
+            yield from self.share(batch)
 
     @abstractmethod
     def global_batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch in order, all devices together, as positions in the split."""
 
     @abstractmethod
-    def shares(self, batch: list[int]) -> list[list[int]]:
-        """This device's parts of a global batch."""
+    def share(self, batch: list[int]) -> list[list[int]]:
+        """This device's micro-batches of a global batch."""
 
-    def _check_sharing(self, smallest: int, what: str, batch_size: int) -> None:
+    def _check_sharing(self, smallest: int, total: int, unit: str, batch_size: int) -> None:
         """Refuses batches that have fewer utterances or dialogues than there are shares."""
-        if smallest >= self._world * self._parts:
+        shares = self._world * self._micro_batches
+        if smallest >= shares:
             return
-        sharing, remedy = f"{self._world} devices", "trainer.devices"
-        if self._parts > 1:
-            sharing = f"{self._world * self._parts} parts"
+        sharing, remedy = f"{shares} devices", "trainer.devices"
+        if self._micro_batches > 1:
+            sharing = f"{shares} micro-batches"
             remedy = "trainer.accumulate or trainer.devices"
         raise SamplerError(
-            f"{sharing} cannot share training batches of {smallest} {what}, "
+            f"{sharing} cannot share training batches of {smallest} {unit} ({total} {unit}, "
             f"training.batch_size={batch_size}): each needs at least one. Raise "
             f"training.batch_size or lower {remedy}."
         )
@@ -119,33 +80,28 @@ class TrainingBatchSampler(TrainingSampler):
     device takes every world-th utterance of each batch.
 
     Args:
-        costs: (N,) what to sort by, see :func:`reading_costs`.
-        batch_size: Utterances per batch, all devices and parts together.
+        costs: (N,) how long an utterance takes, to sort by; the unit is arbitrary.
+        batch_size: Utterances per batch, all devices and micro-batches together.
         window: Batches per window; at most a quarter of the epoch is taken, because a window of the
             whole epoch would make the same batches in every epoch.
-        **options: ``seed``, ``rank``, ``world`` and ``parts``, as for :class:`TrainingSampler`.
+        **options: As for :class:`TrainingSampler`.
 
     Raises:
-        SamplerError: where a batch has fewer utterances than there are devices, or parts of it.
+        SamplerError: where a batch has fewer utterances than there are devices or micro-batches.
     """
 
     def __init__(
-        self,
-        costs: NDArray[np.int64],
-        batch_size: int,
-        *,
-        window: int = 50,
-        **options: int,
+        self, costs: NDArray[np.int64], batch_size: int, *, window: int = 50, **options: int
     ) -> None:
         super().__init__(**options)
-        self._costs = np.asarray(costs)
-        self._batches = -(-len(self._costs) // batch_size)
+        self._costs = costs
+        self._batches = -(-len(costs) // batch_size)
         self._window = max(1, min(window, self._batches // 4))
-        smallest = len(self._costs) // max(1, self._batches)
-        self._check_sharing(smallest, f"utterances ({len(costs)} utterances", batch_size)
+        smallest = len(costs) // max(1, self._batches)
+        self._check_sharing(smallest, len(costs), "utterances", batch_size)
 
     def __len__(self) -> int:
-        return self._batches * self._parts
+        return self._batches * self._micro_batches
 
     def global_batches(self, epoch: int) -> list[list[int]]:
         """See the base class."""
@@ -159,92 +115,82 @@ class TrainingBatchSampler(TrainingSampler):
         batches = np.split(order, bounds[1:-1])
         return [batches[index].tolist() for index in random.permutation(self._batches)]
 
-    def shares(self, batch: list[int]) -> list[list[int]]:
+    def share(self, batch: list[int]) -> list[list[int]]:
         """See the base class."""
-        own = np.array_split(batch[self._rank :: self._world], self._parts)
-        return [part.tolist() for part in own]
+        own = np.array_split(batch[self._rank :: self._world], self._micro_batches)
+        return [micro_batch.tolist() for micro_batch in own]
 
 
 class DialogueBatchSampler(TrainingSampler):
     """Shuffled batches of whole dialogues, every utterance exactly once per epoch.
 
-    The utterances of a dialogue stand one after another, in order. A dialogue goes into the batch
-    that has the fewest utterances so far, the longest dialogues first, those of one length in
-    random order; then the batches are shuffled. There are as many batches as it takes for none to
-    be larger than ``batch_size``, or than the longest dialogue; their number is the same in every
-    epoch. Devices and parts share a batch by whole dialogues.
+    A dialogue goes into the batch that has the fewest utterances so far, the longest dialogues
+    first, those of one length in random order; then the batches are shuffled. There are as many
+    batches as it takes for none to be larger than ``batch_size``, or than the longest dialogue;
+    their number is the same in every epoch. Devices and micro-batches share a batch by whole
+    dialogues.
 
     Args:
-        groups: N dialogues; an utterance of group None is a dialogue of its own.
-        positions: (N,) place of each utterance in its dialogue.
-        batch_size: Most utterances per batch, all devices and parts together.
-        **options: ``seed``, ``rank``, ``world`` and ``parts``, as for :class:`TrainingSampler`.
+        dialogues: Each as positions in the split, as :func:`dialogues_of` gives them.
+        batch_size: Most utterances per batch, all devices and micro-batches together.
+        **options: As for :class:`TrainingSampler`.
 
     Raises:
-        SamplerError: where a batch has fewer dialogues than there are devices, or parts of it.
+        SamplerError: where a batch has fewer dialogues than there are devices or micro-batches.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[str | None],
-        positions: NDArray[np.int64],
-        batch_size: int,
-        **options: int,
-    ) -> None:
+    def __init__(self, dialogues: Sequence[list[int]], batch_size: int, **options: int) -> None:
         super().__init__(**options)
-        self._dialogues = dialogues(groups, positions)
+        self._dialogues = dialogues
         self._dialogue_of = {
-            index: number for number, dialogue in enumerate(self._dialogues) for index in dialogue
+            index: number for number, dialogue in enumerate(dialogues) for index in dialogue
         }
-        sizes = [len(dialogue) for dialogue in self._dialogues]
+        sizes = [len(dialogue) for dialogue in dialogues]
         limit = max([batch_size, *sizes])
-        self._batches = min(-(-sum(sizes) // batch_size), len(sizes))
         order = range(len(sizes))
-        while max(self._load(packed) for packed in self._pack(order, self._batches)) > limit:
+        self._batches = min(-(-sum(sizes) // batch_size), len(sizes))
+        while max(map(len, self._flat(self._pack(order, self._batches)))) > limit:
             self._batches += 1
-        smallest = min(len(packed) for packed in self._pack(order, self._batches))
-        self._check_sharing(smallest, f"dialogues ({len(sizes)} dialogues", batch_size)
+        smallest = min(map(len, self._pack(order, self._batches)))
+        self._check_sharing(smallest, len(sizes), "dialogues", batch_size)
 
     def __len__(self) -> int:
-        return self._batches * self._parts
+        return self._batches * self._micro_batches
 
     def global_batches(self, epoch: int) -> list[list[int]]:
         """See the base class."""
         random = np.random.default_rng([self._seed, epoch])
         order = random.permutation(len(self._dialogues)).tolist()
-        packed = self._pack(order, self._batches)
-        return [
-            [index for number in packed[place] for index in self._dialogues[number]]
-            for place in random.permutation(self._batches)
-        ]
+        batches = self._flat(self._pack(order, self._batches))
+        return [batches[index] for index in random.permutation(self._batches)]
 
-    def shares(self, batch: list[int]) -> list[list[int]]:
+    def share(self, batch: list[int]) -> list[list[int]]:
         """See the base class."""
         order = list(dict.fromkeys(self._dialogue_of[index] for index in batch))
-        packed = self._pack(order, self._world * self._parts)
-        own = packed[self._rank * self._parts : (self._rank + 1) * self._parts]
-        return [[index for number in part for index in self._dialogues[number]] for part in own]
+        packed = self._flat(self._pack(order, self._world * self._micro_batches))
+        return packed[self._rank * self._micro_batches :][: self._micro_batches]
 
     def _pack(self, order: Sequence[int], bins: int) -> list[list[int]]:
-        """Dialogues in bins of about equally many utterances."""
+        """Numbers of dialogues in bins of about equally many utterances."""
         packed: list[list[int]] = [[] for _ in range(bins)]
-        heap = [(0, place) for place in range(bins)]
+        heap = [(0, index) for index in range(bins)]
         for number in sorted(order, key=lambda number: -len(self._dialogues[number])):
-            load, place = heap[0]
-            heapq.heapreplace(heap, (load + len(self._dialogues[number]), place))
-            packed[place].append(number)
+            load, index = heap[0]
+            heapq.heapreplace(heap, (load + len(self._dialogues[number]), index))
+            packed[index].append(number)
         return packed
 
-    def _load(self, packed: list[int]) -> int:
-        return sum(len(self._dialogues[number]) for number in packed)
+    def _flat(self, packed: list[list[int]]) -> list[list[int]]:
+        """The utterances of the dialogues in each bin."""
+        return [[index for number in bin_ for index in self._dialogues[number]] for bin_ in packed]
 
 
-def dialogues(groups: Sequence[str | None], positions: NDArray[np.int64]) -> list[list[int]]:
+def dialogues_of(groups: Sequence[str | None], positions: NDArray[np.int64]) -> list[list[int]]:
     """The utterances of each dialogue in order, as positions in the split.
 
     Args:
         groups: N dialogues; an utterance of group None is a dialogue of its own.
-        positions: (N,) place of each utterance in its dialogue.
+        positions: (N,) position of each utterance in its dialogue.
     """
     found: dict[object, list[int]] = {}
     for index, group in enumerate(groups):
@@ -252,82 +198,31 @@ def dialogues(groups: Sequence[str | None], positions: NDArray[np.int64]) -> lis
     return [sorted(members, key=lambda index: int(positions[index])) for members in found.values()]
 
 
-class EvaluationBatchSampler(Sampler[list[int]]):
-    """The utterances of a split from the costliest to the cheapest, in batches.
+def evaluation_batches(
+    units: Sequence[list[int]], batch_size: int, *, rank: int = 0, world: int = 1
+) -> list[list[int]]:
+    """A device's evaluation batches; no utterance is in two of them, or on two devices.
 
-    The first batch is the largest: what does not fit fails at once. Device r of k takes numbers r,
-    r + k, r + 2k, ... of that order, so that devices have equal work; every utterance belongs to
-    one device alone, and none is counted twice.
+    Device r of k takes units r, r + k, r + 2k, ..., so that devices have equal work.
 
     Args:
-        costs: (N,) what to sort by, see :func:`reading_costs`.
-        batch_size: Utterances per batch of a device.
+        units: Utterances or whole dialogues, each as positions in the split. The costliest come
+            first: what does not fit into the memory fails at once.
+        batch_size: Most utterances per batch; a longer dialogue is a batch of its own.
         rank: This device's number.
         world: Number of devices.
 
     Raises:
-        SamplerError: where there are fewer utterances than devices.
+        SamplerError: where there are fewer units than devices.
     """
-
-    def __init__(
-        self, costs: NDArray[np.int64], batch_size: int, *, rank: int = 0, world: int = 1
-    ) -> None:
-        _check_devices(len(costs), "utterances", world)
-        self._order = np.argsort(-np.asarray(costs), kind="stable")
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self._order[self._rank :: self._world]) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches():
-            if own := batch[self._rank :: self._world]:
-                yield own
-
-    def global_batches(self) -> list[list[int]]:
-        """What all devices together read at a time."""
-        step = self._batch_size * self._world
-        return [
-            self._order[start : start + step].tolist() for start in range(0, len(self._order), step)
-        ]
-
-
-def evaluation_dialogues(
-    groups: Sequence[str | None],
-    positions: NDArray[np.int64],
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world: int = 1,
-) -> list[list[int]]:
-    """Batches of whole dialogues of a split, the longest dialogues first.
-
-    Args:
-        groups: N dialogues; an utterance of group None is a dialogue of its own.
-        positions: (N,) place of each utterance in its dialogue.
-        batch_size: Most utterances per batch of a device; a longer dialogue is a batch of its own.
-        rank: This device's number.
-        world: Number of devices. Each takes every world-th dialogue.
-
-    Returns:
-        This device's batches, as positions in the split.
-
-    Raises:
-        SamplerError: where there are fewer dialogues than devices.
-    """
-    found = sorted(dialogues(groups, positions), key=len, reverse=True)
-    _check_devices(len(found), "dialogues", world)
-    batches: list[list[int]] = []
-    for dialogue in found[rank::world]:
-        if not batches or len(batches[-1]) + len(dialogue) > batch_size:
-            batches.append([])
-        batches[-1] += dialogue
-    return batches
-
-
-def _check_devices(count: int, what: str, world: int) -> None:
-    if count < world:
+    if len(units) < world:
         raise SamplerError(
-            f"{world} devices cannot share a split of {count} {what}: each device needs at least "
-            "one. Lower trainer.devices."
+            f"{world} devices cannot share a split of {len(units)} utterances, or dialogues: each "
+            "device needs at least one. Lower trainer.devices."
         )
+    batches: list[list[int]] = []
+    for unit in units[rank::world]:
+        if not batches or len(batches[-1]) + len(unit) > batch_size:
+            batches.append([])
+        batches[-1] += unit
+    return batches

@@ -16,17 +16,17 @@ a folder that is only partly written never looks like a store.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
-import os
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,16 +37,13 @@ from safetensors import SafetensorError, safe_open
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import SPLITS
-from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance, main_labels
+from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance, complete_labels
 
 FORMAT_VERSION = 2
 _READABLE = (1, FORMAT_VERSION)  # format 1 has audio and vision alone, and one label
 
 _INDEX = "store.json"
-_UNFINISHED = ("partial", "replaced")  # folders beside the store while it is written
-_FRAMES = np.dtype("<f4")  # on disk, little-endian on every machine
-_OFFSETS = np.dtype("<i8")
-_SAFETENSORS_NAMES = {_FRAMES: "F32", _OFFSETS: "I64"}
+_FRAMES, _OFFSETS = np.dtype("<f4"), np.dtype("<i8")  # on disk, little-endian on every machine
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +55,7 @@ class StoreError(UserError):
 class StoreSplit:
     """One split of a store, or a selection of it; ``split[i]`` reads utterance i alone.
 
-    Safe to hand to other processes: what is memory-mapped is opened anew in each.
+    Safe to hand to other processes: a copy opens the memory-mapped file anew.
 
     Attributes:
         ids: N ids.
@@ -67,8 +64,8 @@ class StoreSplit:
             utterance does not have it.
         groups: N groups (video or dialogue), None where an utterance has none.
         speakers: N speakers, None where an utterance has none.
-        positions: (N,) int64, place of each utterance among those of its group in the whole split;
-            0 where it has no group.
+        positions: (N,) int64, position of each utterance among those of its group in the whole
+            split; 0 where it has no group.
         dims: Name of each feature of the data set to its values per frame, sorted by name.
         lengths: Name of each feature to (N,) int64, frames of each utterance; 0 where it is absent.
         tokens: N arrays of token ids, where the texts have been tokenised.
@@ -116,7 +113,7 @@ class StoreSplit:
         Raises:
             DataError: naming the first utterance that is unlabelled.
         """
-        return main_labels(self.ids, self.labels)
+        return complete_labels(self.ids, self.labels)
 
     @property
     def present(self) -> dict[str, float]:
@@ -134,7 +131,7 @@ class StoreSplit:
             (L, d) float32, or None where the utterance does not have the feature.
         """
         start, stop = self._spans[name][index].tolist()
-        return self._frames.read(name, start, stop) if stop > start else None
+        return self._frames.file.get_slice(name)[start:stop] if stop > start else None
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> StoreSplit:
         """The utterances at the given positions, in the given order, as a split of its own."""
@@ -157,15 +154,10 @@ class StoreSplit:
         """
         encoded = encode(self.texts)
         # One array for all: thousands of small ones would cost more than the numbers in them.
-        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
+        flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32)
         copied = copy(self)
-        copied.tokens = np.split(flat, np.cumsum(lengths)[:-1])
+        copied.tokens = np.split(flat, np.cumsum([len(ids) for ids in encoded])[:-1])
         return copied
-
-    def close(self) -> None:
-        """Lets go of the memory-mapped file; reading opens it again."""
-        self._frames.close()
 
 
 @dataclass(frozen=True)
@@ -231,22 +223,16 @@ class Store:
                 "prepare the data set again."
             ) from error
 
-    def close(self) -> None:
-        """Lets go of all memory-mapped files; reading opens them again."""
-        for split in self.splits.values():
-            split.close()
-
 
 @contextmanager
 def store_lock(folder: Path | str) -> Iterator[None]:
     """Holds the right to write a store; a process that comes second waits.
 
-    A caller that looks for a store before writing it holds the lock around both. The lock may be
-    taken again by who holds it (:func:`write_store` does), and a process that dies gives it back.
+    A caller looks for a store and writes it inside; a process that dies gives the lock back.
     """
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -267,70 +253,46 @@ def write_store(
 ) -> Store:
     """Writes utterances to disk as they come, and puts the finished store in place in one step.
 
-    An earlier store in the folder is replaced. Frames go through a file, never all through memory.
+    Frames go through a file, never all through memory. Where others may write the same store, the
+    caller holds :func:`store_lock`.
 
     Args:
-        folder: Where the store will be.
-        splits: Utterances by split (``train``, ``valid``, ``test``). Features are stored as
-            float32, a label of -0.0 as 0.0, features of no frame as absent ones.
+        folder: Where the store will be: a folder that does not exist yet, or is empty.
+        splits: Utterances by split (``train``, ``valid``, ``test``); ids are unique in all of them.
+            Features are stored as float32, a label of -0.0 as 0.0, features of no frame as absent.
         info: What to note about the sources, in JSON's types.
         files: The file that each split was read from, for error messages.
 
     Raises:
-        StoreError: for an id that comes twice, an empty split, a label of another type than those
-            of its name before, features that are not (frames, values) or have another width than
-            those before, and for a folder that holds other files.
+        StoreError: for an empty split, a text that is not valid Unicode, a label of another type
+            than those of its name before, and features of another width than those before.
         OSError: where the folder cannot be written; nothing of what was written stays.
     """
     folder = Path(folder)
-    unknown = sorted(set(splits) - set(SPLITS))
-    if unknown or not splits:
-        raise StoreError(
-            f"the splits of a data set are among {', '.join(SPLITS)}; "
-            f"got {', '.join(unknown) or 'none'}."
-        )
-    with store_lock(folder):
-        if folder.exists() and not Store.exists(folder) and any(folder.iterdir()):
-            raise StoreError(
-                f"{folder} is to receive the prepared data set, but holds other files. Move them "
-                "away or choose another folder with dataset.cache."
-            )
-        partial, replaced = (folder.with_name(f".{folder.name}.{n}") for n in _UNFINISHED)
-        for left_over in (partial, replaced):  # of a killed writer
-            shutil.rmtree(left_over, ignore_errors=True)
-        partial.mkdir()
-        try:
-            _write_folder(partial, splits, info, _Checks(files or {}))
-            if folder.exists():
-                folder.rename(replaced)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed writer
+    partial.mkdir(parents=True)
+    try:
+        checks = _Checks()
+        counts = {
+            split: _write_split(partial, split, splits[split], checks, (files or {}).get(split))
+            for split in SPLITS
+            if split in splits
+        }
+        index = {
+            "version": FORMAT_VERSION,
+            "features": {name: width for name, (width, _) in sorted(checks.widths.items())},
+            "labels": [MAIN_LABEL, *sorted(set(checks.labels) - {MAIN_LABEL})],
+            "splits": {split: {"utterances": count} for split, count in counts.items()},
+            "info": dict(info),
+        }
+        text = json.dumps(index, ensure_ascii=False, indent=1)
+        (partial / _INDEX).write_text(text + "\n", encoding="utf-8")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return Store.open(folder)
-
-
-def _write_folder(
-    folder: Path,
-    splits: Mapping[str, Iterable[Utterance]],
-    info: Mapping[str, Any],
-    checks: _Checks,
-) -> None:
-    counts = {
-        split: _write_split(folder, split, splits[split], checks)
-        for split in SPLITS
-        if split in splits
-    }
-    index = {
-        "version": FORMAT_VERSION,
-        "features": {name: width for name, (width, _) in sorted(checks.widths.items())},
-        "labels": [MAIN_LABEL, *sorted(set(checks.labels) - {MAIN_LABEL})],
-        "splits": counts,
-        "info": dict(info),
-    }
-    text = json.dumps(index, ensure_ascii=False, indent=1)
-    (folder / _INDEX).write_text(text + "\n", encoding="utf-8")
 
 
 class _Checks:
@@ -341,23 +303,12 @@ class _Checks:
         labels: Name of each label found to the first one, and its utterance.
     """
 
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self._files = files
-        self._seen: dict[str, str] = {}
+    def __init__(self) -> None:
         self.widths: dict[str, tuple[int, str]] = {}
         self.labels: dict[str, tuple[Label, str]] = {}
 
-    def in_file(self, split: str) -> str:
-        return f" in {self._files[split]}" if split in self._files else ""
-
-    def row(self, split: str, utterance: Utterance, where: str) -> dict[str, Any]:
+    def row(self, utterance: Utterance, where: str) -> dict[str, Any]:
         """The checked line of an utterance in ``<split>.jsonl``."""
-        if utterance.id in self._seen:
-            raise StoreError(
-                f"{where} has the id of an earlier one in {self._seen[utterance.id]}. Ids are "
-                "unique in the whole data set, all splits together; rename or remove one of them."
-            )
-        self._seen[utterance.id] = f"{split}{self.in_file(split)}"
         try:
             utterance.text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -371,26 +322,14 @@ class _Checks:
             "text": utterance.text,
             "label": labels.pop(MAIN_LABEL, None),
             "labels": labels,
-            "group": utterance.group or None,
-            "speaker": utterance.speaker or None,
+            "group": utterance.group,
+            "speaker": utterance.speaker,
         }
 
     def features(self, utterance: Utterance, where: str) -> dict[str, NDArray[np.float32]]:
         """The checked features of an utterance by name, without those of no frame."""
-        found = {}
-        for name, frames in utterance.features.items():
-            if len(frames) == 0:
-                continue
-            if frames.ndim != 2 or frames.shape[1] == 0:
-                raise StoreError(
-                    f"{where} has {name} features of shape {frames.shape}; expected (frames, "
-                    "features). Give one row of features per frame."
-                )
-            if not name.isidentifier() or name.endswith("_offsets"):
-                raise StoreError(
-                    f"{where} has features called {name!r}. Give them a name of letters, digits "
-                    "and underscores that does not end in _offsets."
-                )
+        present = {name: frames for name, frames in utterance.features.items() if len(frames)}
+        for name, frames in present.items():
             width, first = self.widths.setdefault(name, (frames.shape[1], where))
             if width != frames.shape[1]:
                 raise StoreError(
@@ -398,8 +337,7 @@ class _Checks:
                     f"{width}. All utterances of a data set have the same features: extract those "
                     "of one of them anew, or remove it."
                 )
-            found[name] = np.ascontiguousarray(frames, dtype=_FRAMES)
-        return found
+        return {name: np.ascontiguousarray(frames, _FRAMES) for name, frames in present.items()}
 
     def _label(self, name: str, label: Label, where: str) -> Label:
         checked = label if isinstance(label, str) else float(label) + 0.0  # -0.0 becomes 0.0
@@ -414,109 +352,87 @@ class _Checks:
 
 
 def _write_split(
-    folder: Path, split: str, utterances: Iterable[Utterance], checks: _Checks
-) -> dict[str, Any]:
-    """Writes one split's two files and counts what is in them."""
-    raw: dict[str, Path] = {}
-    lengths: dict[str, list[int]] = {}
-    number = 0
+    folder: Path, split: str, utterances: Iterable[Utterance], checks: _Checks, file: str | None
+) -> int:
+    """Writes one split's two files; the number of its utterances."""
+    in_file = f" in {file}" if file else ""
+    lengths: list[dict[str, int]] = []
+    sinks: dict[str, BinaryIO] = {}
     with ExitStack() as opened:
         path = folder / f"{split}.jsonl"
         lines = opened.enter_context(path.open("w", encoding="utf-8", newline="\n"))
-        sinks: dict[str, BinaryIO] = {}
         for number, utterance in enumerate(utterances, start=1):
-            where = f"utterance '{utterance.id}' ({split}, number {number}{checks.in_file(split)})"
-            row = checks.row(split, utterance, where)
+            where = f"utterance '{utterance.id}' ({split}, number {number}{in_file})"
+            row = checks.row(utterance, where)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            found = checks.features(utterance, where)
-            for name in found.keys() - sinks.keys():
-                raw[name] = folder / f"{split}.{name}.raw"
-                sinks[name] = opened.enter_context(raw[name].open("wb"))
-                lengths[name] = [0] * (number - 1)
-            for name, sink in sinks.items():
-                frames = found.get(name)
-                lengths[name].append(0 if frames is None else len(frames))
-                if frames is not None:
-                    sink.write(frames.data)
-    if number == 0:
+            features = checks.features(utterance, where)
+            lengths.append({name: len(frames) for name, frames in features.items()})
+            for name, frames in features.items():
+                if name not in sinks:
+                    raw = (folder / f"{split}.{name}.raw").open("wb")
+                    sinks[name] = opened.enter_context(raw)
+                sinks[name].write(frames.data)
+    if not lengths:
         raise StoreError(
-            f"the split '{split}' has no utterance{checks.in_file(split)}. Add utterances to it, "
-            "or leave it out altogether."
+            f"the split '{split}' has no utterance{in_file}. Add utterances to it, or leave it out "
+            "altogether."
         )
-    widths = {name: checks.widths[name][0] for name in sorted(raw)}
-    _write_frames(folder / f"{split}.safetensors", raw, lengths, widths)
-    return {"utterances": number, "frames": {name: sum(lengths[name]) for name in widths}}
+    offsets = {
+        name: np.cumsum([0, *(found.get(name, 0) for found in lengths)], dtype=_OFFSETS)
+        for name in sorted(sinks)
+    }
+    widths = {name: checks.widths[name][0] for name in offsets}
+    raw_files = {name: Path(sinks[name].name) for name in offsets}
+    _write_tensors(folder / f"{split}.safetensors", raw_files, offsets, widths)
+    return len(lengths)
 
 
-def _write_frames(
+def _write_tensors(
     path: Path,
-    raw: Mapping[str, Path],
-    lengths: Mapping[str, list[int]],
+    raw_files: Mapping[str, Path],
+    offsets: Mapping[str, NDArray[np.int64]],
     widths: Mapping[str, int],
 ) -> None:
-    """Puts raw frames and their offsets into one safetensors file, without loading the frames.
+    """Moves raw frames behind their offsets into one safetensors file, without loading the frames.
 
     The format: the header's length (8 bytes, little-endian), the header (JSON, padded with spaces
     so that the data start on a multiple of 8), the tensors' bytes without gaps.
     """
-    header: dict[str, Any] = {}
-    position = 0
-
-    def declare(name: str, dtype: np.dtype[Any], *shape: int) -> None:
-        nonlocal position
-        end = position + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _SAFETENSORS_NAMES[dtype],
-            "shape": shape,
-            "data_offsets": [position, end],
-        }
-        position = end
-
-    offsets = {name: np.cumsum([0, *lengths[name]], dtype=_OFFSETS) for name in widths}
+    tensors: dict[str, tuple[str, np.dtype[Any], list[int]]] = {}
     for name, values in offsets.items():
-        declare(f"{name}_offsets", _OFFSETS, len(values))
+        tensors[f"{name}_offsets"] = ("I64", _OFFSETS, [len(values)])
     for name, width in widths.items():
-        declare(name, _FRAMES, int(offsets[name][-1]), width)
+        tensors[name] = ("F32", _FRAMES, [int(offsets[name][-1]), width])
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, numbers, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * numbers.itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as target:
         target.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in widths:
-            target.write(offsets[name].data)
-        for name in widths:
-            with raw[name].open("rb") as source:
+        for values in offsets.values():
+            target.write(values.data)
+        for raw in raw_files.values():
+            with raw.open("rb") as source:
                 shutil.copyfileobj(source, target, length=1 << 20)
-            raw[name].unlink()
+            raw.unlink()
 
 
 class _FrameFile:
-    """A memory-mapped safetensors file, opened on first use in each process."""
+    """A memory-mapped safetensors file; opened on first use, copied to other processes closed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._opened: Any = None
-        self._process: int | None = None
 
-    def read(self, name: str, start: int | None = None, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``start`` to ``stop`` of a tensor, and nothing else of the file."""
-        rows: NDArray[Any] = self._file().get_slice(name)[start:stop]
-        return rows
+    @cached_property
+    def file(self) -> Any:
+        """The file, of which a slice reads its own bytes alone."""
+        return safe_open(self._path, framework="np")
 
-    def names(self) -> set[str]:
-        """Names of the tensors."""
-        return set(self._file().keys())
-
-    def _file(self) -> Any:
-        if self._process != os.getpid():
-            self._opened = safe_open(self._path, framework="np")
-            self._process = os.getpid()
-        return self._opened
-
-    def close(self) -> None:
-        self._opened, self._process = None, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_opened": None, "_process": None}
+    def __reduce__(self) -> tuple[type[_FrameFile], tuple[Path]]:
+        return _FrameFile, (self._path,)
 
 
 def _open_split(folder: Path, split: str, index: Mapping[str, Any]) -> StoreSplit:
@@ -525,18 +441,22 @@ def _open_split(folder: Path, split: str, index: Mapping[str, Any]) -> StoreSpli
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
         rows = [_utterance(json.loads(line)) for line in lines]
     frames = _FrameFile(folder / f"{split}.safetensors")
+    stored = set(frames.file.keys())
     sizes, spans = {f"{split}.jsonl": len(rows)}, {}
     for name in index["features"]:
         offsets = np.zeros(count + 1, dtype=np.int64)
-        if f"{name}_offsets" in frames.names():  # not where other splits alone have the feature
-            offsets = frames.read(f"{name}_offsets")
+        if name in stored:  # not where other splits alone have the feature
+            offsets = frames.file.get_tensor(f"{name}_offsets")
         sizes[f"{name}_offsets of {split}.safetensors"] = len(offsets) - 1
         spans[name] = np.stack([offsets[:-1], offsets[1:]], axis=1)
     for name, number in sizes.items():
         if number != count:
             raise ValueError(f"{name} has {number} utterances, {_INDEX} says {count}")
-    positions = _positions([row.group for row in rows])
-    return StoreSplit(frames, rows, index["labels"], index["features"], spans, positions)
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    positions = [0 if row.group is None else next(numbers[row.group]) for row in rows]
+    return StoreSplit(
+        frames, rows, index["labels"], index["features"], spans, np.array(positions, dtype=np.int64)
+    )
 
 
 def _utterance(row: Mapping[str, Any]) -> Utterance:
@@ -544,13 +464,3 @@ def _utterance(row: Mapping[str, Any]) -> Utterance:
     labels = {MAIN_LABEL: row["label"], **row.get("labels", {})}
     known = {name: label for name, label in labels.items() if label is not None}
     return Utterance(row["id"], row["text"], known, {}, row["group"], row["speaker"])
-
-
-def _positions(groups: Sequence[str | None]) -> NDArray[np.int64]:
-    """(N,) place of each utterance among those of its group, 0 without a group."""
-    counts: Counter[str | None] = Counter()
-    positions = np.zeros(len(groups), dtype=np.int64)
-    for index, group in enumerate(groups):
-        positions[index] = 0 if group is None else counts[group]
-        counts[group] += 1
-    return positions

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from msea_lightning.config.errors import UserError
 
@@ -57,7 +58,7 @@ class Utterance:
         return self.labels.get(MAIN_LABEL)
 
 
-class Frames(NamedTuple):
+class PaddedSequences(NamedTuple):
     """One feature of a batch.
 
     Attributes:
@@ -81,7 +82,7 @@ class Batch:
         features: All features of the data set by name, in its order.
         groups: B groups (video or dialogue), None where an utterance has none.
         speakers: B speakers, None where an utterance has none.
-        positions: (B,) int64, place of each utterance in its group.
+        positions: (B,) int64, position of each utterance in its group.
         tokens: B arrays of token ids, uncut, where the texts have been tokenised beforehand.
     """
 
@@ -89,7 +90,7 @@ class Batch:
     ids: list[str]
     texts: list[str]
     labels: Mapping[str, list[Label | None]]
-    features: Mapping[str, Frames]
+    features: Mapping[str, PaddedSequences]
     groups: list[str | None]
     speakers: list[str | None]
     positions: Tensor
@@ -105,7 +106,7 @@ class Batch:
         Raises:
             DataError: naming the first utterance that is unlabelled.
         """
-        return main_labels(self.ids, self.labels)
+        return complete_labels(self.ids, self.labels)
 
     def to(self, device: torch.device | str, *, non_blocking: bool | None = None) -> Batch:
         """The batch with its feature values on another device; lengths stay on the CPU.
@@ -125,31 +126,33 @@ class Batch:
 
     def _with_values(self, move: Callable[[Tensor], Tensor]) -> Batch:
         moved = {
-            name: Frames(move(found.values), found.lengths) for name, found in self.features.items()
+            name: PaddedSequences(move(found.values), found.lengths)
+            for name, found in self.features.items()
         }
         return replace(self, features=moved)
 
 
-def main_labels(ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]]) -> list[Label]:
-    """The main labels of N utterances, all of which must have one.
+def complete_labels(
+    ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]], name: str = MAIN_LABEL
+) -> list[Label]:
+    """The labels of one name of N utterances, all of which must have it.
 
     Args:
         ids: N ids, for the error message.
         labels: Name of a label to N labels.
+        name: The name.
 
     Raises:
-        DataError: naming the first utterance that is unlabelled.
+        DataError: naming the first utterance without the label.
     """
-    found: list[Label] = []
-    for identity, label in zip(ids, labels[MAIN_LABEL], strict=True):
-        if label is None:
-            count = sum(other is None for other in labels[MAIN_LABEL])
-            raise DataError(
-                f"utterance '{identity}' is unlabelled ({count:,} of these {len(ids):,} are), but "
-                "training, validation and metrics need a label. Label it, or leave it out of what "
-                "is trained and scored; predictions need no label."
-            )
-        found.append(label)
+    found = [label for label in labels[name] if label is not None]
+    if len(found) < len(ids):
+        missing = f"has no label {name}" if name != MAIN_LABEL else "is unlabelled"
+        raise DataError(
+            f"utterance '{ids[labels[name].index(None)]}' {missing} ({len(ids) - len(found):,} of "
+            f"these {len(ids):,}). Label it, or leave it out of what is trained and "
+            "scored; predictions need no label."
+        )
     return found
 
 
@@ -167,7 +170,7 @@ def collate(
         utterances: B utterances.
         dims: Name of each feature of the data set to its values per frame.
         index: B positions in the split; 0, 1, ... where not given.
-        positions: B places of the utterances in their groups; 0 where not given.
+        positions: B positions of the utterances in their groups; 0 where not given.
         labels: Names of the data set's labels.
 
     Returns:
@@ -189,11 +192,8 @@ def collate(
     )
 
 
-def _pad(sequences: Sequence[NDArray[np.float32] | None], dim: int) -> Frames:
-    """B sequences (L, d) padded to the longest."""
-    lengths = torch.tensor([0 if frames is None else len(frames) for frames in sequences])
-    values = torch.zeros(len(sequences), max(1, int(lengths.max())), dim)
-    for row, frames in zip(values, sequences, strict=True):
-        if frames is not None:
-            row[: len(frames)] = torch.from_numpy(frames)
-    return Frames(values, lengths)
+def _pad(sequences: Sequence[NDArray[np.float32] | None], dim: int) -> PaddedSequences:
+    """B sequences (L, d) padded to the longest; one frame of zeros where there is none."""
+    values = [torch.zeros(1, dim) if s is None else torch.from_numpy(s) for s in sequences]
+    lengths = [0 if s is None else len(s) for s in sequences]
+    return PaddedSequences(pad_sequence(values, batch_first=True), torch.tensor(lengths))

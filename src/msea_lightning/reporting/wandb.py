@@ -209,8 +209,8 @@ def confusion_classes(
 
     Emotions are classes already. Intensities are put into the classes of a metric: the seven of
     Acc-7 with the metrics of CMU-MOSEI, the two of Acc-2 with those of CH-SIMS v2.0 (see
-    :mod:`msea_lightning.metrics.functional`). On
-    any other scale, for which no metric has classes, they are five equal parts of the scale.
+    :mod:`msea_lightning.metrics.functional`). On any other scale, for which no metric has classes,
+    they are five equal parts of the scale.
 
     Args:
         kind: The metrics of the data set.

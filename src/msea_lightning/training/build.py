@@ -32,6 +32,7 @@ from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import Store
+from msea_lightning.data.utterance import complete_labels
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
@@ -128,12 +129,12 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
 
     Raises:
         ModelError: naming what is missing, and what there is.
+        DataError: naming a training utterance without a label that is needed.
     """
     needs, train = model.needs, data.splits["train"]
-    labels = [name for name, values in train.labels.items() if None not in values]
     for what, needed, found in (
         ("feature", needs.features, list(data.dims)),
-        ("label", needs.labels, labels),
+        ("label", needs.labels, list(train.labels)),
     ):
         missing = [name for name in needed if name not in found]
         if missing:
@@ -142,6 +143,8 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
                 f"utterance, but the data set has {', '.join(found) or 'none'}: choose another "
                 "model, or give the data set with it."
             )
+    for name in needs.labels:
+        complete_labels(train.ids, train.labels, name)
     if needs.dialogues and not any(train.groups):
         raise ModelError(
             f"{model.__name__} reads whole dialogues, but no training utterance says which one it "
@@ -166,7 +169,7 @@ def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDat
         batch_size=config.training.batch_size,
         eval_batch_size=config.training.eval_batch_size,
         seed=config.seed,
-        parts=config.trainer.accumulate,
+        micro_batches=config.trainer.accumulate,
         whole_dialogues=kind.needs.dialogues,
         store=store,
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msea_lightning.data.splits.fraction import SamplingError, sample
+from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.strata import label_strata
 
 fractions = st.floats(0, 1, exclude_min=True)
@@ -76,12 +75,9 @@ def test_seeds_draw_differently() -> None:
     assert len(drawn) == 8
 
 
-def test_nothing_to_draw_from() -> None:
-    with pytest.raises(SamplingError, match=r"a part of 0\.5 of the training utterances .* none"):
-        sample([], fraction=0.5, seed=0)
-
-
 def test_strata_of_names_and_of_few_and_of_many_intensities() -> None:
     assert label_strata(["joy", "anger", "joy"]).tolist() == [1, 0, 1]
     assert label_strata([0.5, -1.0, 0.5]).tolist() == [1, 0, 1]
+    assert label_strata(["joy", None, "anger"]).tolist() == [2, 0, 1]
+    assert label_strata([None, None]).tolist() == [0, 0]
     assert np.bincount(label_strata(np.linspace(-3, 3, 1000).tolist())).tolist() == [200] * 5

@@ -13,15 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.config.errors import UserError
 from msea_lightning.data.splits.strata import label_strata
+from msea_lightning.data.utterance import Label
 
 
-class SamplingError(UserError):
-    """A training part of which nothing can be drawn."""
-
-
-def sample(labels: Sequence[float | str], *, fraction: float, seed: int) -> NDArray[np.int64]:
+def sample(labels: Sequence[Label | None], *, fraction: float, seed: int) -> NDArray[np.int64]:
     """Chooses the utterances to train on: stratified by label, seeded, nested.
 
     Every stratum is shuffled, then utterances are dealt from the strata one at a time so that at
@@ -31,7 +27,7 @@ def sample(labels: Sequence[float | str], *, fraction: float, seed: int) -> NDAr
     the beginning of that deal, so the one of a smaller fraction is part of the one of a larger.
 
     Args:
-        labels: N labels.
+        labels: N labels, at least one; None where an utterance is unlabelled.
         fraction: Part of the utterances to choose, above 0 and up to 1.
         seed: Seed of the draw.
 
@@ -39,15 +35,7 @@ def sample(labels: Sequence[float | str], *, fraction: float, seed: int) -> NDAr
         Their positions, ascending: n = round(fraction * N), halves to the even number, and at least
         1. Of a stratum of M utterances there are floor(n * M / N) or ceil(n * M / N), hence less
         than 1.5 more or fewer than ``fraction * M`` where n was not raised to 1.
-
-    Raises:
-        SamplingError: where there are no utterances.
     """
-    if len(labels) == 0:
-        raise SamplingError(
-            f"a part of {fraction} of the training utterances was asked for, but there are none: "
-            "give the data set training utterances, or lower dataset.valid_fraction."
-        )
     strata = label_strata(labels)
     sizes = np.bincount(strata)
     random = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.strata import label_strata
+from msea_lightning.data.utterance import Label
 
 _DRAWS = 500
 """Choices of groups, of which the one is taken whose labels are spread most like those of all."""
@@ -24,7 +25,7 @@ class ValidationError(UserError):
 
 
 def hold_out(
-    labels: Sequence[float | str],
+    labels: Sequence[Label | None],
     groups: Sequence[str | None],
     *,
     fraction: float,
@@ -38,7 +39,7 @@ def hold_out(
     (:func:`~msea_lightning.data.splits.fraction.sample`).
 
     Args:
-        labels: N labels.
+        labels: N labels, None where an utterance is unlabelled.
         groups: N groups; an utterance of group None is a group of its own.
         fraction: Part of the utterances to hold out, between 0 and 1.
         seed: Seed of the draw.
