@@ -30,7 +30,7 @@ from msea_lightning.data.options import (
     Repair,
 )
 from msea_lightning.data.prepare import PrepareError, prepare_store
-from msea_lightning.data.readers import read_files
+from msea_lightning.data.readers import Reading, read_files
 from msea_lightning.data.show import show
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Utterance
@@ -121,19 +121,13 @@ def test_changed_files_and_options_make_another_store(table: DatasetConfig) -> N
 def test_an_interrupted_preparation_leaves_nothing_and_runs_again(
     table: DatasetConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any, **options: Any) -> Any:
-        reading = read_files(*args, **options)
-        first = next(iter(reading["train"]))
+    def interrupted(reading: Reading, split: str) -> Iterator[Utterance]:
+        yield next(read(reading, split))
+        raise KeyboardInterrupt
 
-        def part(split: str) -> Iterator[Utterance]:
-            yield first
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(reading, "utterances", part)
-        return reading
-
+    read = Reading.__getitem__
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read_files", interrupted)
+        patch.setattr(Reading, "__getitem__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_store(table)
     assert not [path for path in (cache / "stores").iterdir() if path.is_dir()]

@@ -220,11 +220,11 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
     lengths = {split: part.lengths for split, part in data.splits.items()}
     warnings = [
         *degenerate(predictions, module.model.space),
-        *absent_features(lengths),
         *better_than_test(results, selection_metric(module.score.kind)),
     ]
     for warning in warnings:
         _log.warning("%s", warning)
+    warnings += absent_features(lengths)  # said when the data set was opened
     # Last of all: a run that has it is left alone from now on.
     share = majority(predictions, module.model.space)[1]
     write_json(run.metrics, {**results, "majority": share, "warnings": warnings})

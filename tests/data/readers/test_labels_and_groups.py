@@ -64,6 +64,12 @@ NAMED: dict[str, Any] = {
     "a field of the features": lambda item, i: item["features"].update(Dialogue_ID=str(i // 4)),
     "the id of IEMOCAP": lambda item, i: item.update(id=f"Ses01F_impro0{i // 4}_M{i:03d}"),
     "the id of MELD": lambda item, i: item.update(name=f"dia{i // 4}_utt{i % 4}"),
+    "a file of IEMOCAP": lambda item, i: item.update(
+        file=f"Ses01F/Ses01F_impro0{i // 4}_M{i:03d}.wav"
+    ),
+    "a file of MELD beside a number": lambda item, i: item.update(
+        id=i, filename=f"train/dia{i // 4}_utt{i % 4}.mp4"
+    ),
 }
 
 

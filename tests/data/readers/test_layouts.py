@@ -531,11 +531,11 @@ def archive_flaws() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         ),
         "shape": (
             lambda a: a.update({"audio/clip.1": np.ones((2, 5, 1))}),
-            r"'clip\.1' .* has audio features of shape \(2, 5, 1\), expected \(frames, features\)",
+            r"'clip\.1' .* has audio features of type .* and shape \(2, 5, 1\), expected numbers",
         ),
         "text": (
             lambda a: a.update({"audio/clip.1": np.array([["a"]])}),
-            r"'clip\.1' .* has audio features of type <U1, expected numbers",
+            r"'clip\.1' .* has audio features of type <U1 and shape \(1, 1\), expected numbers",
         ),
     }  # fmt: skip
 
@@ -562,7 +562,7 @@ def test_flaws_of_padded_arrays_are_named(tmp_path: Path) -> None:
         ({"audio_lengths": np.full(12, -1)}, r"has the audio length -1, but \d frames"),
         (
             {"audio_lengths": np.full(12, 1.5)},
-            r"has the audio length 1\.5, expected a whole",
+            r"has the audio length 1\.5, but \d frames .* expected a whole",
         ),
     ):
         np.savez(folder / "features.npz", **(arrays | changes))
@@ -636,8 +636,8 @@ def flawed_mmsa() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "width": (wider, r"'validVideo0\$_\$0' .* has 75 audio features per frame, but dataset.a"),
         "length": (set_in("audio_lengths", 501), where + "the audio length 501, but 500 frames"),
         "negative length": (set_in("audio_lengths", -1), where + "the audio length -1"),
-        "half a length": (set_in("audio_lengths", 2.5), where + r"the audio length 2\.5, expected"),
-        "no length": (set_in("audio_lengths", "long"), where + "the audio length 'long', expected"),
+        "half a length": (set_in("audio_lengths", 2.5), where + r"the audio length 2\.5, but 500"),
+        "no length": (set_in("audio_lengths", "long"), where + "the audio length 'long', but"),
         "high label": (set_in("regression_labels", 3.2), where + r"the label 3\.2, out of range"),
         "low label": (set_in("regression_labels", -9), where + "the label -9, out of range from"),
         "NaN label": (set_in("regression_labels", np.nan), where + "the label nan. Give it a"),

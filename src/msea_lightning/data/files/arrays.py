@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def open_archive(path: Path) -> Iterator[NpzFile]:
         yield stack.enter_context(archive)
 
 
-def read_member(archive: NpzFile, path: Path, key: str) -> NDArray[Any]:
+def read_member(archive: Mapping[str, Any], path: Path, key: str) -> NDArray[Any]:
     """Reads one array of an ``.npz`` file.
 
     Raises:

@@ -27,7 +27,9 @@ class Row:
     values: dict[str, str]
 
 
-def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+def read_rows(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[list[Row], str]:
     """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
 
     Args:
@@ -35,15 +37,19 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         required: Columns that must be there.
         optional: Columns that may be there; they are empty where they are not. Others are ignored.
 
+    Returns:
+        The rows, and the separator.
+
     Raises:
         ReadError: naming the file and the line, where it is not UTF-8, not CSV, lacks a column or
             has rows that do not fit its header.
     """
     content = _decode(path)
     separator = _separator(content, required)
-    (_, header), *rows = _parse(path, content, separator) or [(0, [])]
-    if not header:
+    parsed = _parse(path, content, separator)
+    if not parsed:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
+    (_, header), *rows = parsed
     columns = [name.strip().lower() for name in header]
     missing = [name for name in required if name not in columns]
     if missing:
@@ -52,8 +58,7 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
             f"{shorten(name.strip() for name in header)}. The first row names the columns, "
             "separated by commas, semicolons or tabs."
         )
-    wanted = [name for name in (*required, *optional) if name in columns]
-    doubles = [name for name in wanted if columns.count(name) > 1]
+    doubles = [name for name in (*required, *optional) if columns.count(name) > 1]
     if doubles:
         raise ReadError(f"{path} has more than one column {doubles[0]}. Keep one of them.")
     result = []
@@ -66,7 +71,7 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
             )
         found = dict(zip(columns, fields, strict=True))
         result.append(Row(line, {name: found.get(name, "") for name in (*required, *optional)}))
-    return result
+    return result, separator
 
 
 def _decode(path: Path) -> str:

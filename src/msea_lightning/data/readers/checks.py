@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.data.files.errors import ReadError
+from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.data.utterance import Label
 
 _RANGE_TOLERANCE = 1e-6
-_LARGEST = 1 << 28
-"""Most numbers in the features of one utterance that come as lists."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.ASCII | re.I)
 
 
@@ -43,6 +41,22 @@ class Frames(NamedTuple):
         """Frames that are all real; a single vector (d,) is one frame."""
         values = values[None] if values.ndim == 1 else values
         return cls(values, len(values) if values.ndim else 0)
+
+
+def members(item: Any, names: Sequence[str], where: str) -> Mapping[Any, Any]:
+    """The item, which must be a dictionary that has these keys."""
+    if not isinstance(item, Mapping):
+        raise ReadError(
+            f"{where} is a {type(item).__name__}, expected {', '.join(names)}. Check "
+            "dataset.reader and dataset.path."
+        )
+    missing = [name for name in names if name not in item]
+    if missing:
+        raise ReadError(
+            f"{where} lacks {', '.join(missing)}; found {shorten(map(str, item))}. Check "
+            "dataset.reader, or fetch the file again."
+        )
+    return item
 
 
 def to_number(text: str) -> float | None:
@@ -97,31 +111,29 @@ def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
     Raises:
         ReadError: where they are not numbers of this shape, or shorter than they should be.
     """
-    values = _array(name, found.values, where)
-    if values.dtype.kind not in "biuf":
+    try:
+        values = np.asarray(found.values)
+    except ValueError as error:
         raise ReadError(
-            f"{where} has {name} features of type {values.dtype}, expected numbers. Extract "
+            f"{where} has {name} features that are not a table of numbers ({error}). Extract "
             "them anew."
-        )
-    if values.ndim != 2:
+        ) from error
+    if values.dtype.kind not in "biuf" or values.ndim != 2:
         raise ReadError(
-            f"{where} has {name} features of shape {values.shape}, expected (frames, "
-            "features). Give one row of features per frame."
+            f"{where} has {name} features of type {values.dtype} and shape {values.shape}, "
+            "expected numbers (frames, features). Extract them anew, one row per frame."
         )
     if found.length is None:
         # Comparing with 0 keeps NaN: a frame of NaN is broken, not padding.
         filled = np.flatnonzero((values != 0).any(axis=1))
         return values[filled[0] : filled[-1] + 1] if len(filled) else values[:0]
     length = _single(found.length)
-    if isinstance(length, bool) or not isinstance(length, int | float) or length != length // 1:
+    is_count = isinstance(length, int | float) and length == length // 1
+    if not is_count or not 0 <= length <= len(values):
         raise ReadError(
-            f"{where} has the {name} length {short_repr(length)}, expected a whole number of "
-            "frames. Mend the length or fetch the file again."
-        )
-    if not 0 <= length <= len(values):
-        raise ReadError(
-            f"{where} has the {name} length {int(length)}, but {len(values)} frames of "
-            f"{name} features. Mend the length or fetch the file again."
+            f"{where} has the {name} length {short_repr(length)}, but {len(values)} frames of "
+            f"{name} features; expected a whole number up to it. Mend the length or fetch the file "
+            "again."
         )
     return values[: int(length)]
 
@@ -148,17 +160,15 @@ def _single(value: Any) -> Any:
 
 
 def _emotion(value: Any, names: Sequence[str], where: str) -> str:
-    if isinstance(value, str) and value in names:
-        return value
     # Class numbers: 3, 3.0 and "3" are the same name.
-    number = to_number(str(value)) if isinstance(value, str | int | float) else None
-    same = [name for name in names if number is not None and to_number(name) == number]
-    if not same:
-        raise ReadError(
-            f"{where} has the unknown label {short_repr(value)}; dataset.labels.names lists "
-            f"{', '.join(names)}. Mend the label, remove the utterance, or add the name."
-        )
-    return same[0]
+    number = to_number(str(value))
+    for name in names:
+        if value == name or (number is not None and number == to_number(name)):
+            return name
+    raise ReadError(
+        f"{where} has the unknown label {short_repr(value)}; dataset.labels.names lists "
+        f"{', '.join(names)}. Mend the label, remove the utterance, or add the name."
+    )
 
 
 def _intensity(value: Any, config: LabelConfig, where: str) -> float:
@@ -171,38 +181,12 @@ def _intensity(value: Any, config: LabelConfig, where: str) -> float:
         )
     if not math.isfinite(number):
         raise ReadError(f"{where} has the label {number}. Give it a finite intensity or remove it.")
-    below = config.low is not None and number < config.low - _RANGE_TOLERANCE
-    above = config.high is not None and number > config.high + _RANGE_TOLERANCE
-    if below or above:
-        low, high = (
-            "anything" if bound is None else f"{bound:g}" for bound in (config.low, config.high)
-        )
+    low = -math.inf if config.low is None else config.low
+    high = math.inf if config.high is None else config.high
+    if not low - _RANGE_TOLERANCE <= number <= high + _RANGE_TOLERANCE:
         raise ReadError(
-            f"{where} has the label {number:g}, out of range from {low} to {high} "
+            f"{where} has the label {number:g}, out of range from {low:g} to {high:g} "
             "(dataset.labels.low and dataset.labels.high). Mend the label, remove the utterance, "
             "or widen the range."
         )
     return float(number)
-
-
-def _array(name: str, values: Any, where: str) -> NDArray[Any]:
-    if isinstance(values, list | tuple):
-        _refuse_endless(name, values, where)
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise ReadError(
-            f"{where} has {name} features that are not a table of numbers ({error}). Extract "
-            "them anew."
-        ) from error
-
-
-def _refuse_endless(name: str, rows: Sequence[Any], where: str) -> None:
-    """Refuses lists of lists of lists, and lists that repeat a row until they fill the memory."""
-    lists = [row for row in rows if isinstance(row, list | tuple)]
-    inner = any(isinstance(value, list | tuple) for row in lists for value in row)
-    if inner or sum(map(len, lists)) > _LARGEST:
-        raise ReadError(
-            f"{where} has {name} features that are not a table of numbers, but lists inside of "
-            "lists. Extract them anew."
-        )

@@ -25,8 +25,16 @@ import numpy as np
 from msea_lightning.data.files.arrays import load_array
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.rows import read_rows
+from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
-from msea_lightning.data.readers.reading import SPLIT_NAMES, Advance, Layout, Record, Source
+from msea_lightning.data.readers.reading import (
+    NEEDED_SPLITS,
+    SPLIT_NAMES,
+    Advance,
+    Layout,
+    Record,
+    Source,
+)
 
 _NEEDED = ("audio_file", "video_label")
 _LABELS = {"M": "video_label", "T": "txt_label", "A": "audio_label", "V": "visual_label"}
@@ -50,7 +58,7 @@ class ChermaLayout(Layout):
         for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*/*.json"))]:
             if file.stem in SPLIT_NAMES:
                 self.by_split.setdefault(SPLIT_NAMES[file.stem], file)
-        missing = [f"{split}.json" for split in ("train", "test") if split not in self.by_split]
+        missing = [f"{split}.json" for split in NEEDED_SPLITS if split not in self.by_split]
         if missing:
             raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
         folder = self.by_split["train"].parent
@@ -65,7 +73,7 @@ class ChermaLayout(Layout):
         """Reads the JSON files and the transcripts."""
         transcripts = {}
         if self._transcripts.is_file():
-            rows = read_rows(self._transcripts, ("id", "text"))
+            rows, _ = read_rows(self._transcripts, ("id", "text"))
             transcripts = {row.values["id"]: row.values["text"] for row in rows}
         entries = {split: _entries(file) for split, file in self.by_split.items()}
         return {
@@ -97,16 +105,12 @@ def _records(
     entries: list[Any], split: str, file: Path, transcripts: dict[str, str]
 ) -> Iterator[Record]:
     for number, entry in enumerate(entries, start=1):
-        fields = entry if isinstance(entry, dict) else {}
-        missing = [name for name in _NEEDED if not isinstance(fields.get(name), str)]
-        if missing:
-            raise ReadError(
-                f"{file}: number {number} ({split}) lacks {', '.join(missing)}; found "
-                f"{shorten(fields)}. Check dataset.reader, or fetch the file again."
-            )
+        if isinstance(entry, dict):
+            entry = {name: value for name, value in entry.items() if isinstance(value, str)}
+        fields = checks.members(entry, _NEEDED, f"{file}: number {number} ({split})")
         identity = fields["audio_file"].removesuffix(".wav")
         where = f"{file}: utterance '{identity}' ({split}, number {number})"
-        video = str(fields.get("video_file") or f"{identity}.mp4")
+        video = fields.get("video_file") or f"{identity}.mp4"
         stems = [f"{identity}.mp4", video, f"{video.removesuffix('.mp4')}.mp4"]
         yield Record(
             position=f"number {number}",
@@ -134,11 +138,11 @@ def _features(file: Path, name: str, stems: list[str], where: str) -> Frames:
 
 
 def _transcript(
-    file: Path, identity: str, fields: dict[str, Any], transcripts: dict[str, str], where: str
+    file: Path, identity: str, fields: Mapping[str, str], transcripts: dict[str, str], where: str
 ) -> str:
-    words = [fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str)]
+    words = [fields[name] for name in _TEXT_FIELDS if name in fields]
     if words or identity in transcripts:
-        return str(words[0] if words else transcripts[identity])
+        return words[0] if words else transcripts[identity]
     path = file.parent / "text" / file.stem / f"{identity}.npy"
     if path.is_file():
         values = load_array(path, where)

@@ -19,6 +19,7 @@ from msea_lightning.data.files.unpickle import iterate_pickle
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
+    NEEDED_SPLITS,
     SPLIT_NAMES,
     Advance,
     Layout,
@@ -27,6 +28,7 @@ from msea_lightning.data.readers.reading import (
     dialogue_of,
     without_hidden,
 )
+from msea_lightning.data.utterance import MAIN_LABEL
 
 _DIALOGUES = ("dialogueid", "dialogid", "dialogue", "dialog", "conversationid", "conversation")
 _IDS = ("id", "uttid", "utteranceid", "utterancename", "name", "file", "filename", "vid")
@@ -64,9 +66,7 @@ class DialogueLayout(Layout):
                 "the files themselves with dataset.path=..."
             )
         self.by_split = found.get(name) or next(iter(found.values()), {})
-        missing = [
-            f"{name}_{split}.pkl" for split in ("train", "test") if split not in self.by_split
-        ]
+        missing = [f"{name}_{split}.pkl" for split in NEEDED_SPLITS if split not in self.by_split]
         if missing:
             raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
         return list(self.by_split.values())
@@ -81,10 +81,14 @@ class DialogueLayout(Layout):
     def _records(self, split: str, file: Path, advance: Advance | None) -> Iterator[Record]:
         for index, item in enumerate(iterate_pickle(file, advance=advance)):
             where = f"{file}: utterance '{split}-{index}' ({split}, number {index + 1})"
-            label, features = _take(item, where, "label", "features")
-            text, audio, vision = _take(features, f"{where}, features,", "text", "audio", "video")
-            about = {_plain(name): value for name, value in (*features.items(), *item.items())}
-            group = _find(about, _DIALOGUES) or dialogue_of(_find(about, _IDS) or "")
+            features = checks.members(item, ("label", "features"), where)["features"]
+            checks.members(features, ("text", "audio", "video"), f"{where}, features,")
+            about = {
+                str(name).lower().replace("_", "").replace(" ", ""): value
+                for name, value in (*features.items(), *item.items())
+            }
+            dialogues = (*_values(about, _DIALOGUES), *map(dialogue_of, _values(about, _IDS)))
+            group = next(filter(None, dialogues), None)
             if index == 0 and split == "train" and "valid" not in self.by_split and not group:
                 _log.warning(
                     "there is no valid file, and %s names no dialogues: the validation part will "
@@ -95,37 +99,19 @@ class DialogueLayout(Layout):
             yield Record(
                 position=f"number {index + 1}",
                 id=f"{split}-{index}",
-                text=text,
-                labels={"M": label},
+                text=features["text"],
+                labels={MAIN_LABEL: item["label"]},
                 features={
-                    "audio": None if audio is None else Frames(audio, features.get("audio_len")),
-                    "vision": None if vision is None else Frames(vision, features.get("video_len")),
+                    name: None
+                    if features[key] is None
+                    else Frames(features[key], features.get(f"{key}_len"))
+                    for name, key in (("audio", "audio"), ("vision", "video"))
                 },
                 group=group,
-                speaker=_find(about, _SPEAKERS),
+                speaker=next(iter(_values(about, _SPEAKERS)), None),
             )
 
 
-def _take(item: Any, where: str, *keys: str) -> tuple[Any, ...]:
-    if not isinstance(item, Mapping):
-        raise ReadError(
-            f"{where} is a {type(item).__name__}, expected {', '.join(keys)}. Check "
-            "dataset.reader and dataset.path."
-        )
-    missing = [key for key in keys if key not in item]
-    if missing:
-        raise ReadError(
-            f"{where} lacks {', '.join(missing)}; found {shorten(map(str, item))}. Check "
-            "dataset.reader, or fetch the file again."
-        )
-    return tuple(item[key] for key in keys)
-
-
-def _plain(name: Any) -> str:
-    return str(name).lower().replace("_", "").replace(" ", "")
-
-
-def _find(about: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The first of some fields that is there, as text."""
-    found = (about[name] for name in names if about.get(name) is not None)
-    return next(map(checks.identity, found), None)
+def _values(about: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """The fields of these names that are there, as text."""
+    return [checks.identity(about[name]) for name in names if about.get(name) is not None]

@@ -24,6 +24,7 @@ from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
+    NEEDED_SPLITS,
     SPLIT_NAMES,
     Advance,
     Layout,
@@ -86,23 +87,12 @@ def _load(file: Path, advance: Advance | None) -> dict[str, dict[str, Any]]:
     for split, key in _split_keys(content, file).items():
         part = content.pop(key)
         where = f"{file}: the split '{key}'"
-        if not isinstance(part, dict):
-            raise ReadError(
-                f"{where} is a {type(part).__name__}, expected {', '.join(_NEEDED)}. Check "
-                "dataset.reader and dataset.path."
-            )
-        if part.get("regression_labels") is None:
-            part["regression_labels"] = part.get("regression_labels_M")
-        missing = [name for name in _NEEDED if part.get(name) is None]
-        if missing:
-            found = (str(name) for name, values in part.items() if values is not None)
-            raise ReadError(
-                f"{where} lacks {', '.join(missing)}; found {shorten(found)}. Check "
-                "dataset.reader, or fetch the file again."
-            )
-        parts[split] = {
-            name: part[name] for name in (*_NEEDED, *_OPTIONAL) if part.get(name) is not None
-        }
+        if isinstance(part, dict):
+            part = {name: values for name, values in part.items() if values is not None}
+            if "regression_labels_M" in part:
+                part.setdefault("regression_labels", part["regression_labels_M"])
+        checks.members(part, _NEEDED, where)
+        parts[split] = {name: part[name] for name in (*_NEEDED, *_OPTIONAL) if name in part}
         _check_sizes(parts[split], where)
     return parts
 
@@ -117,7 +107,7 @@ def _split_keys(content: dict[Any, Any], file: Path) -> dict[str, str]:
                 "Remove one of them."
             )
         keys[split] = name
-    missing = [split for split in ("train", "test") if split not in keys]
+    missing = [split for split in NEEDED_SPLITS if split not in keys]
     if missing:
         raise ReadError(
             f"{file} has no split '{missing[0]}'; found {shorten(map(str, content))}. Check "

@@ -12,7 +12,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import SPLITS, DatasetConfig, EmptyText, Repair
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
-from msea_lightning.data.utterance import Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Utterance
 
 SPLIT_NAMES: dict[str, str] = {
     "train": "train",
@@ -35,9 +34,12 @@ SPLIT_NAMES: dict[str, str] = {
 }
 """What published files call the splits, and what we do."""
 
+NEEDED_SPLITS = ("train", "test")
+"""The splits that a published data set must have; a missing valid split is drawn from train."""
+
 _DIALOGUES = (
-    re.compile(r"(.*dia\d+)_?utt\d+", re.I),  # dia12_utt3 (MELD)
-    re.compile(r"(Ses\d+[FM]_\w+)_[FM]\d+", re.I),  # Ses01F_impro01_M003 (IEMOCAP)
+    re.compile(r"(.*dia\d+)_?utt\d+(\.\w+)?", re.I),  # dia12_utt3.mp4 (MELD)
+    re.compile(r"(?:.*/)?(Ses\d+[FM]_\w+)_[FM]\d+(\.\w+)?", re.I),  # Ses01F_impro01_M003 (IEMOCAP)
 )
 
 _log = logging.getLogger(__name__)
@@ -85,32 +87,30 @@ class Source:
 
 
 class Layout(ABC):
-    """The published files of a data set in one layout.
+    """The published files of a data set in one layout, which are found but not yet read.
 
     Attributes:
         dataset: The data set's options.
         files: All files that belong to it.
+
+    Raises:
+        MissingFileError: naming what is not there.
+        ReadError: where it is not clear which files are meant.
     """
 
-    files: list[Path]
-
     def __init__(self, path: Path, dataset: DatasetConfig) -> None:
-        """Finds the files, and reads none of them.
-
-        Args:
-            path: The published file or folder.
-            dataset: The data set's options.
-
-        Raises:
-            MissingFileError: naming what is not there.
-            ReadError: where it is not clear which files are meant.
-        """
         self.dataset = dataset
         self.files = self.find(path)
+        broken = [str(file) for file in self.files if not file.is_file()]
+        if broken:
+            raise ReadError(
+                f"{shorten(broken)}: a folder, or a link to what is not there, in place of a file. "
+                "Mend or remove it."
+            )
 
     @abstractmethod
     def find(self, path: Path) -> list[Path]:
-        """All files of the data set."""
+        """All files of the data set in a published file or folder."""
 
     @abstractmethod
     def sources(self, advance: Advance | None) -> Mapping[str, Source]:
@@ -136,8 +136,8 @@ class Counts:
     unlabelled: int = 0
 
 
-class Reading(Mapping[str, Iterable[Utterance]]):
-    """The splits of a data set, each an iterable of checked utterances that are read as they come.
+class Reading(Mapping[str, Iterator[Utterance]]):
+    """The splits of a data set, each an iterator over checked utterances, read as they come.
 
     Attributes:
         files: The file that each split is read from.
@@ -153,18 +153,16 @@ class Reading(Mapping[str, Iterable[Utterance]]):
         self.sizes = {split: source.size for split, source in self._sources.items()}
         self.counts = {split: Counts() for split in self._sources}
 
-    def __getitem__(self, split: str) -> Iterable[Utterance]:
-        return _Part(self, split)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
 
     def __len__(self) -> int:
         return len(self._sources)
 
-    def utterances(self, split: str) -> Iterator[Utterance]:
+    def __getitem__(self, split: str) -> Iterator[Utterance]:
         """Reads a split from its first utterance on."""
         source = self._sources[split]
+        empty_text = self._dataset.empty_text
         counts = self.counts[split] = Counts()
         self._seen[split] = set()
         for record in source.records():
@@ -176,16 +174,19 @@ class Reading(Mapping[str, Iterable[Utterance]]):
                 raise self._repeated()
             self._seen[split].add(identity)
             text = checks.words(record.text, where)
-            if not text:
-                self._refuse_empty(where)
-                counts.empty_text += 1
-                if self._dataset.empty_text is EmptyText.drop:
-                    continue
+            if not text and empty_text is EmptyText.refuse:
+                raise ReadError(
+                    f"{where} has an empty text. Give it its transcript, or set "
+                    "dataset.empty_text=keep (it is read without words) or dataset.empty_text=drop."
+                )
+            counts.empty_text += not text
+            if not text and empty_text is EmptyText.drop:
+                continue
             labels = {
                 name: checks.label(value, self._dataset.labels, where)
                 for name, value in record.labels.items()
             }
-            counts.unlabelled += "M" not in labels
+            counts.unlabelled += MAIN_LABEL not in labels
             found = {
                 name: self._features(name, frames, where, counts)
                 for name, frames in record.features.items()
@@ -199,15 +200,8 @@ class Reading(Mapping[str, Iterable[Utterance]]):
                 speaker=record.speaker or None,
             )
         if counts.empty_text:
-            what = "dropped" if self._dataset.empty_text is EmptyText.drop else "kept"
+            what = "dropped" if empty_text is EmptyText.drop else "kept"
             _log.warning("%d utterances of %s have no words: %s", counts.empty_text, split, what)
-
-    def _refuse_empty(self, where: str) -> None:
-        if self._dataset.empty_text is EmptyText.refuse:
-            raise ReadError(
-                f"{where} has an empty text. Give it its transcript, or set "
-                "dataset.empty_text=keep (it is read without words) or dataset.empty_text=drop."
-            )
 
     def _features(
         self, name: str, frames: Frames | None, where: str, counts: Counts
@@ -258,16 +252,6 @@ class Reading(Mapping[str, Iterable[Utterance]]):
             "in MELD, put the split before each id and group (train_dia0_utt0, train_dia0), and "
             "into the names of the features; else rename or remove one of each."
         )
-
-
-class _Part(Iterable[Utterance]):
-    """One split of a reading; each iteration reads it from its first utterance on."""
-
-    def __init__(self, reading: Reading, split: str) -> None:
-        self._read = partial(reading.utterances, split)
-
-    def __iter__(self) -> Iterator[Utterance]:
-        return self._read()
 
 
 def without_hidden(folder: Path, paths: Iterable[Path]) -> list[Path]:

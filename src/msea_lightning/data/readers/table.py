@@ -14,24 +14,24 @@ one of these places, or nowhere:
 features of its own, or with a length of 0, lacks them. Hidden files are ignored, and features of an
 id that no row has are counted and named.
 
-Labels that are all numbers are intensities, any others names. A label that is empty or ``nan`` is
-missing.
+Labels of one column that are all numbers are intensities, any others names; ``1,5`` is a number
+where commas do not separate the columns. A label that is empty or ``nan`` is missing.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from msea_lightning.data.files.arrays import load_array, open_archive, read_member
@@ -48,13 +48,16 @@ from msea_lightning.data.readers.reading import (
     dialogue_of,
     without_hidden,
 )
+from msea_lightning.data.utterance import MAIN_LABEL, Label
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
-_COLUMNS = ("id", "split", "text", "label")
-_FURTHER_LABELS = {"label_t": "T", "label_a": "A", "label_v": "V"}
+_LABELS = {"label": MAIN_LABEL, "label_t": "T", "label_a": "A", "label_v": "V"}
+_NEEDED = ("id", "split", "text", "label")
 _FEATURES = ("audio", "vision")
-_ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"}
+_ALIASES = {"audio": "audio", "acoustic": "audio"} | dict.fromkeys(
+    ("vision", "video", "visual"), "vision"
+)
 _LENGTHS = "_lengths"
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null"))
@@ -72,15 +75,19 @@ class TableLayout(Layout):
     def find(self, path: Path) -> list[Path]:
         """The table, the archive, and all arrays in folders beside them."""
         self._table = path if path.is_file() else path / _TABLE
-        if not self._table.is_file():
+        folder = self._table.parent
+        if not os.path.lexists(self._table):
             raise MissingFileError(f"{path} holds no {_TABLE}")
-        archive = self._table.parent / _ARCHIVE
-        arrays = (file for path in _folders(self._table.parent) for file in _arrays(path))
-        return [self._table, *([archive] if archive.is_file() else []), *arrays]
+        archives = [file for file in (folder / _ARCHIVE,) if os.path.lexists(file)]
+        return [
+            self._table,
+            *archives,
+            *(file for inside in _folders(folder) for file in _arrays(inside)),
+        ]
 
     def sources(self, advance: Advance | None) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
-        rows = read_rows(self._table, _COLUMNS, ("group", "speaker", *_FURTHER_LABELS))
+        rows, separator = read_rows(self._table, _NEEDED, ("group", "speaker", *_LABELS))
         if not rows:
             raise ReadError(
                 f"{self._table} has a header and no utterance. Give it one row per utterance."
@@ -91,7 +98,10 @@ class TableLayout(Layout):
             splits.setdefault(self._split(row), []).append(index)
         if any(dialogue_of(row.values["id"]) and not row.values["group"] for row in rows):
             _log.info("the dialogues of utterances without a group are taken from their ids")
-        labels = self._labels(rows)
+        labels: list[dict[str, Label]] = [{} for _ in rows]
+        for column, name in _LABELS.items():
+            for index, label in self._labels(column, rows, separator).items():
+                labels[index][name] = label
         features = _Features(self._table.parent, [row.values["id"].strip() for row in rows])
         return {
             split: Source(
@@ -120,76 +130,68 @@ class TableLayout(Layout):
             )
         return SPLIT_NAMES[name.lower()]
 
-    def _labels(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """The labels of each row: numbers where all are numbers, without those that are missing."""
+    def _labels(self, column: str, rows: list[Row], separator: str) -> dict[int, Label]:
+        """The labels of one column by row, numbers where all are; without those missing."""
         config = self.dataset.labels
-        columns = {"label": "M", **_FURTHER_LABELS}
-        found = [
-            {
-                name: text
-                for column, name in columns.items()
-                if (text := row.values[column].strip()) in config.names
-                or text.lower() not in _MISSING
-            }
-            for row in rows
-        ]
-        without = [row for row, labels in zip(rows, found, strict=True) if "M" not in labels]
-        if without:
-            listed = shorten(f"line {row.line} '{row.values['label'].strip()}'" for row in without)
+        texts = {index: row.values[column].strip() for index, row in enumerate(rows)}
+        found = {
+            index: text
+            for index, text in texts.items()
+            if text in config.names or text.lower() not in _MISSING
+        }
+        if column == "label" and len(found) < len(rows):
+            without = texts.keys() - found.keys()
+            listed = shorten(f"line {rows[i].line} '{texts[i]}'" for i in sorted(without))
             _log.warning(
                 "%d of %d utterances have no label (%s): they are kept without one. Where such a "
                 "word is the name of an emotion, list all names in dataset.labels.names",
                 *(len(without), len(rows), listed),
             )
-        if config.kind is not LabelKind.infer or config.names:
-            return found
-        words = [
-            (row.line, text)
-            for row, labels in zip(rows, found, strict=True)
-            for text in labels.values()
-            if to_number(text) is None
-        ]
-        if not words:
-            return [{name: float(text) for name, text in labels.items()} for labels in found]
-        if len(words) < len(rows) / 2:
-            reason = "most labels are numbers, but line %d has '%s': all labels are taken for names"
-            _log.warning(reason, *words[0])
-        return found
+        if config.kind is LabelKind.emotions or config.names:
+            return dict(found)
+        numbers = {
+            index: number
+            for index, text in found.items()
+            if (number := _to_number(text, separator)) is not None
+        }
+        if config.kind is LabelKind.scale or len(numbers) == len(found):
+            return {**found, **numbers}
+        if len(numbers) > len(found) / 2:
+            first = min(found.keys() - numbers.keys())
+            _log.warning(
+                "most labels are numbers, but line %d has '%s': all labels are taken for names",
+                *(rows[first].line, found[first]),
+            )
+        return dict(found)
+
+
+def _to_number(text: str, separator: str) -> float | None:
+    """The number in a field; with a decimal comma where commas do not separate the fields."""
+    return to_number(text if separator == "," else text.replace(",", "."))
 
 
 def _records(
-    rows: list[Row], indices: list[int], labels: list[dict[str, Any]], features: _Features
+    rows: list[Row], indices: list[int], labels: list[dict[str, Label]], features: _Features
 ) -> Iterator[Record]:
-    with features.open() as fetch:
+    with features.open() as archive:
         for index in indices:
             row = rows[index]
+            identity = row.values["id"].strip()
+            position = f"line {row.line}"
             yield Record(
-                position=f"line {row.line}",
-                id=row.values["id"].strip(),
+                position=position,
+                id=identity,
                 text=row.values["text"],
                 labels=labels[index],
-                features={name: get(index, row.line) for name, get in fetch.items()},
-                group=row.values["group"].strip() or dialogue_of(row.values["id"].strip()),
+                features={
+                    name: features.fetch(
+                        name, index, archive, f"utterance '{identity}' ({position})"
+                    )
+                    for name in features.places
+                },
+                group=row.values["group"].strip() or dialogue_of(identity),
                 speaker=row.values["speaker"].strip(),
             )
-
-
-def _arrays(folder: Path) -> list[Path]:
-    """The arrays in a folder and below it, without hidden files."""
-    return without_hidden(folder, sorted(folder.rglob("*.npy")))
-
-
-def _feature(name: str, where: str) -> str:
-    """The feature that a folder or key is called after."""
-    lower = name.lower()
-    if lower in _ALIASES or lower in _FEATURES:
-        return _ALIASES.get(lower, lower)
-    if not _NAME.fullmatch(name):
-        raise ReadError(
-            f"{where}: '{name}' cannot be the name of a feature, which is a word of letters, "
-            "digits and underscores, such as audio, vision or text_features. Rename or remove it."
-        )
-    return name
 
 
 @dataclass
@@ -199,8 +201,8 @@ class _Place:
     Attributes:
         where: The place in words.
         key: The key in the archive, or the folder.
-        names: What each utterance's features are called there, by its id; empty where they are in
-            the order of the rows.
+        names: What each utterance's features are called there, by its id in NFC, because file
+            systems may have decomposed its accents; empty where they are in the order of the rows.
     """
 
     where: str
@@ -208,21 +210,20 @@ class _Place:
     names: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str) -> None:
-        """Adds the features of an utterance; file systems may have decomposed its accents."""
-        self.names.setdefault(unicodedata.normalize("NFC", name), name)
-        self.names[name] = name
+        """Adds the features of an utterance."""
+        self.names[unicodedata.normalize("NFC", name)] = name
 
     def name_of(self, identity: str) -> str | None:
         """What the features of an utterance are called; None where it has none."""
-        return self.names.get(identity) or self.names.get(unicodedata.normalize("NFC", identity))
-
-
-Fetch = Callable[[int, int], Frames | None]
-"""Gives the features of the utterance in a row, by the row's index and line."""
+        return self.names.get(unicodedata.normalize("NFC", identity))
 
 
 class _Features:
-    """The features beside a table; found and compared with its rows, but not yet read."""
+    """The features beside a table; found and compared with its rows, but not yet read.
+
+    Attributes:
+        places: Where the features of each name are; None of audio or vision that there is not.
+    """
 
     def __init__(self, folder: Path, ids: list[str]) -> None:
         self._archive = folder / _ARCHIVE
@@ -232,41 +233,42 @@ class _Features:
         if self._archive.is_file():
             with open_archive(self._archive) as archive:
                 self._keys = archive.files
-        places: dict[str, list[_Place]] = {}
-        for place in (*self._in_archive(), *_in_folders(folder)):
-            key = place.key if isinstance(place.key, str) else place.key.name
-            is_folder = isinstance(place.key, Path) and key.lower() not in (*_FEATURES, *_ALIASES)
-            if is_folder and not any(map(place.name_of, ids)):
-                _log.warning("%s holds no .npy file that is called after an id: not read", key)
-                continue
-            places.setdefault(_feature(key, place.where), []).append(place)
-        for name, found in places.items():
-            if len(found) > 1:
-                listed = "; ".join(place.where for place in found)
+        found: dict[str, _Place] = {}
+        for place in (*self._in_archive(), *self._in_folders(folder)):
+            name = _feature(place)
+            if name in found:
                 raise ReadError(
-                    f"the {name} features are in more than one place: {listed}. Keep one of them."
+                    f"the {name} features are in more than one place: {found[name].where}; "
+                    f"{place.where}. Keep one of them."
                 )
-            if found[0].names:
-                self._compare(name, found[0])
-        for name in _FEATURES:
-            if name not in places:
-                _log.info("%s has no %s features", folder, name)
-        further = sorted(set(places) - set(_FEATURES))
+            found[name] = place
+            if place.names:
+                self._compare(name, place)
+        further = sorted(set(found) - set(_FEATURES))
         if further:
             _log.info("further features beside audio and vision: %s", ", ".join(further))
-        self._places = {
-            name: places[name][0] if name in places else None for name in (*_FEATURES, *further)
-        }
+        self.places = {name: found.get(name) for name in (*_FEATURES, *further)}
 
-    @contextmanager
-    def open(self) -> Iterator[Mapping[str, Fetch]]:
-        """What fetches the features of each name, while the archive is open."""
-        with ExitStack() as stack:
-            archive = stack.enter_context(open_archive(self._archive)) if self._keys else None
-            yield {
-                name: partial(self._fetch, name, place, archive)
-                for name, place in self._places.items()
-            }
+    def open(self) -> AbstractContextManager[Mapping[str, Any]]:
+        """The archive; empty where there is none."""
+        return open_archive(self._archive) if self._keys else nullcontext({})
+
+    def fetch(self, name: str, index: int, archive: Mapping[str, Any], where: str) -> Frames | None:
+        """The features of the utterance in a row; None where it has none."""
+        place = self.places[name]
+        if place is None:
+            return None
+        if not place.names:
+            if name not in self._arrays:
+                self._arrays[name] = self._read_rows(str(place.key), archive)
+            values, lengths = self._arrays[name]
+            return Frames(values[index], None if lengths is None else lengths[index])
+        called = place.name_of(self._ids[index])
+        if called is None:
+            return None
+        if isinstance(place.key, Path):
+            return Frames.whole(load_array(place.key / f"{called}.npy", where))
+        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{called}"))
 
     def _in_archive(self) -> list[_Place]:
         by_id: dict[str, _Place] = {}
@@ -286,9 +288,22 @@ class _Features:
                 )
         return [*by_row, *by_id.values()]
 
+    def _in_folders(self, folder: Path) -> Iterator[_Place]:
+        for path in _folders(folder):
+            place = _Place(str(path), path)
+            for file in _arrays(path):
+                place.add(file.relative_to(path).as_posix().removesuffix(".npy"))
+            is_feature = path.name.lower() in _ALIASES
+            if place.names and (is_feature or any(map(place.name_of, self._ids))):
+                yield place
+            elif place.names:
+                _log.warning("%s holds no .npy file that is called after an id: not read", path)
+            elif is_feature:
+                _log.warning("%s holds no .npy files: no features are read from it", path)
+
     def _compare(self, name: str, place: _Place) -> None:
         """Says which features no row has; refuses them where no row has any."""
-        used = {place.name_of(identity) for identity in self._ids} - {None}
+        used = set(map(place.name_of, self._ids)) - {None}
         extra = sorted(set(place.names.values()) - used)
         if not used:
             raise ReadError(
@@ -303,30 +318,10 @@ class _Features:
                 *(place.where, name, len(extra), _TABLE, shorten(extra)),
             )
 
-    def _fetch(
-        self, name: str, place: _Place | None, archive: NpzFile | None, index: int, line: int
-    ) -> Frames | None:
-        if place is None:
-            return None
-        if not place.names:
-            if name not in self._arrays:
-                self._arrays[name] = self._read_rows(str(place.key), archive)
-            values, lengths = self._arrays[name]
-            return Frames(values[index], None if lengths is None else lengths[index])
-        called = place.name_of(self._ids[index])
-        if called is None:
-            return None
-        if isinstance(place.key, Path):
-            where = f"utterance '{self._ids[index]}' (line {line})"
-            return Frames.whole(load_array(place.key / f"{called}.npy", where))
-        assert archive is not None
-        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{called}"))
-
     def _read_rows(
-        self, key: str, archive: NpzFile | None
+        self, key: str, archive: Mapping[str, Any]
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """All features of a name as (N, L, d), and their lengths (N,) where they are given."""
-        assert archive is not None
         values = read_member(archive, self._archive, key)
         count = len(self._ids)
         if values.ndim not in (2, 3) or len(values) != count:
@@ -349,18 +344,23 @@ class _Features:
         return values, lengths
 
 
+def _feature(place: _Place) -> str:
+    """The feature that a folder or key is called after."""
+    name = Path(place.key).name
+    if name.lower() in _ALIASES:
+        return _ALIASES[name.lower()]
+    if not _NAME.fullmatch(name):
+        raise ReadError(
+            f"{place.where}: '{name}' cannot be the name of a feature, which is a word of letters, "
+            "digits and underscores, such as audio, vision or text_features. Rename or remove it."
+        )
+    return name
+
+
 def _folders(folder: Path) -> list[Path]:
     return without_hidden(folder, sorted(path for path in folder.iterdir() if path.is_dir()))
 
 
-def _in_folders(folder: Path) -> list[_Place]:
-    places = []
-    for path in _folders(folder):
-        place = _Place(str(path), path)
-        for file in _arrays(path):
-            place.add(file.relative_to(path).as_posix().removesuffix(".npy"))
-        if place.names:
-            places.append(place)
-        elif path.name.lower() in (*_FEATURES, *_ALIASES):
-            _log.warning("%s holds no .npy files: no features are read from it", path)
-    return places
+def _arrays(folder: Path) -> list[Path]:
+    """The arrays in a folder and below it, without hidden files."""
+    return without_hidden(folder, sorted(folder.rglob("*.npy")))
