@@ -23,19 +23,19 @@ TABLES = (
     [
         (
             ("mosei", "llama2"),
-            {"acc2": 0.8674, "f1": 0.8651, "acc7": 0.5557, "mae": 0.501, "corr": 0.787},
+            {"acc2": "86.74", "f1": "86.51", "acc7": "55.57", "mae": "0.501", "corr": "0.787"},
         ),
         (
             ("simsv2", "chatglm3", "mse", "none"),
-            {"acc2": 0.8377, "f1": 0.8376, "acc2_weak": 0.7524, "mae": 0.296, "corr": 0.72},
+            {"acc2": "83.77", "f1": "83.76", "acc2_weak": "75.24", "mae": "0.296", "corr": "0.720"},
         ),
-        (("cherma", "qwen"), {"acc": 0.7038, "wf1": 0.7021}),
-        (("meld", "chatglm3", "chfn"), {"acc": 0.6303, "wf1": 0.6208}),
-        (("meld", "chatglm3", "mse", "no_text"), {"acc": 0.4644, "wf1": 0.3653}),
-        (("simsv2", "chatglm3", "mse", "no_audio_vision"), {"acc2": 0.7654, "f1": 0.7598}),
+        (("cherma", "qwen"), {"acc": "70.38", "wf1": "70.21"}),
+        (("meld", "chatglm3", "chfn"), {"acc": "63.03", "wf1": "62.08"}),
+        (("meld", "chatglm3", "mse", "no_text"), {"acc": "46.44", "wf1": "36.53"}),
+        (("simsv2", "chatglm3", "mse", "no_audio_vision"), {"acc2": "76.54", "f1": "75.98"}),
     ],
 )
-def test_cells(cell: tuple[str, ...], expected: dict[str, float]) -> None:
+def test_cells(cell: tuple[str, ...], expected: dict[str, str]) -> None:
     assert paper_result(*cell) == expected
 
 
@@ -52,16 +52,15 @@ def test_cells(cell: tuple[str, ...], expected: dict[str, float]) -> None:
     ],
 )
 def test_what_the_paper_does_not_report(cell: tuple[str, ...]) -> None:
-    assert paper_result(*cell) is None
+    assert paper_result(*cell) == {}
 
 
 def test_every_cell_of_the_grid_has_known_metrics() -> None:
     for dataset in ("mosei", "simsv2", "meld", "cherma"):
         for backbone in ("qwen", "llama2", "chatglm3"):
             result = paper_result(dataset, backbone)
-            assert result is not None
+            assert result
             assert set(result) <= set(METRICS)
-            assert all(0 < value < 1 for value in result.values())
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -77,6 +76,5 @@ def test_the_full_model_of_table_4_is_that_of_tables_2_and_3() -> None:
     (row,) = (row for row in paper_table("ablation") if row["variant"] == "MSE-Adapter")
     for dataset, names in (("meld", ("acc", "wf1")), ("simsv2", ("acc2", "f1"))):
         result = paper_result(dataset, "chatglm3")
-        assert result is not None
         for name in names:
-            assert result[name] == pytest.approx(float(row[f"{dataset}_{name}"]) / 100)
+            assert result[name] == row[f"{dataset}_{name}"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES, score, selection_metric, zero_share
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.runs.folder import config_text
 from msea_lightning.runs.identity import fingerprint
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -39,8 +39,7 @@ def make_config(*words: str, seed: int = 1111) -> TrainConfig:
 def write_config(folder: Path, config: TrainConfig) -> None:
     """A run that has begun: a folder with its options alone."""
     folder.mkdir(parents=True)
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_text(config_text(config), encoding="utf-8")
 
 
 def write_run(
@@ -138,33 +137,11 @@ def _write_history(folder: Path, kind: MetricKind, luck: np.random.Generator, ep
             writer.writerow([epoch, 10 * epoch, 5e-4, 12.5 + luck.normal(0, 0.5), loss, *values])
 
 
-def write_manifest(
-    root: Path,
-    plans: Sequence[tuple[TrainConfig, Sequence[str]]],
-    *,
-    name: str = "sweep",
-    experiment: str | None = None,
-    version: bool = True,
-) -> None:
-    """The manifest of a sweep over these options, each with the words that made them."""
+def write_plan(root: Path, configs: Iterable[TrainConfig], name: str = "sweep") -> None:
+    """The plan of a sweep over these options."""
     (root / "sweeps").mkdir(exist_ok=True)
-    cells = [
-        {
-            "fingerprint": fingerprint(config),
-            "dataset": config.dataset.name,
-            "backbone": config.backbone.name,
-            "adapter": config.adapter.name,
-            "ablation": config.ablation.name,
-            "train_fraction": config.dataset.train_fraction,
-            "seed": config.seed,
-            "overrides": [*words, f"seed={config.seed}"],
-        }
-        for config, words in plans
-    ]
-    manifest: dict[str, Any] = {"version": 2, "experiment": experiment, "cells": cells}
-    if not version:  # as release 0.1 wrote it
-        del manifest["version"]
-    (root / "sweeps" / f"{name}.json").write_text(json.dumps(manifest))
+    cells = [{"config": config_text(config)} for config in configs]
+    (root / "sweeps" / f"{name}.json").write_text(json.dumps({"cells": cells}))
 
 
 def sample(root: Path, *, seeds: Sequence[int] = SEEDS, utterances: int = 1000) -> int:

@@ -21,9 +21,6 @@ _RESULTS = {"Table 2": "results_msa", "Table 3": "results_erc"}
 _ABLATED = ("mse", "chatglm3")
 """Adapter and backbone of Table 4."""
 
-_AS_THEY_ARE = ("mae", "corr")
-"""Columns that are no percentages."""
-
 
 def paper_table(name: str) -> list[dict[str, str]]:
     """The rows of one table, as text.
@@ -80,7 +77,7 @@ def result_rows(dataset: str) -> tuple[str, list[dict[str, str]]]:
 
 def paper_result(
     dataset: str, backbone: str, adapter: str = "mse", ablation: str = FULL
-) -> dict[str, float] | None:
+) -> dict[str, str]:
     """What the paper reports for a model: the mean over its five seeds on the test part.
 
     Args:
@@ -90,30 +87,22 @@ def paper_result(
         ablation: ``ablation.name``.
 
     Returns:
-        Metric name (as in :mod:`msea_lightning.metrics`) to value, with shares between 0 and 1;
-        None where the paper reports nothing.
+        Metric name (as in :mod:`msea_lightning.metrics`) to the number as it is printed there,
+        shares in percent; empty where the paper reports nothing.
     """
+    found: dict[str, str] = {}
     if ablation == FULL:
         title = model_title(adapter, backbone)
-        found = [row for row in result_rows(dataset)[1] if row["model"] == title]
-        return _numbers(found[0]) if found else None
-    if (adapter, backbone) != _ABLATED:
-        return None
-    prefix = f"{dataset}_"
-    for row in paper_table("ablation"):
-        if row["variant"] == ABLATIONS.title(ablation):
-            own = {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)}
-            return _numbers(own) or None
-    return None
-
-
-def _numbers(row: dict[str, str]) -> dict[str, float]:
-    """Percentages as shares; names and empty fields are left out."""
-    return {
-        name: float(value) if name in _AS_THEY_ARE else round(float(value) / 100, 6)
-        for name, value in row.items()
-        if value and name not in ("model", "cited")
-    }
+        for row in result_rows(dataset)[1]:
+            if row["model"] == title:
+                found = {name: row[name] for name in row if name not in ("model", "cited")}
+    elif (adapter, backbone) == _ABLATED:
+        prefix = f"{dataset}_"
+        for row in paper_table("ablation"):
+            if row["variant"] == ABLATIONS.title(ablation):
+                own = (name for name in row if name.startswith(prefix))
+                found = {name.removeprefix(prefix): row[name] for name in own}
+    return {name: number for name, number in found.items() if number}
 
 
 def paper_parameters(adapter: str, backbone: str, dataset: str) -> str:

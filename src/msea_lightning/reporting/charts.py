@@ -1,18 +1,16 @@
-"""Charts as inline SVG: text stays text, colours are the page's, and each fits a narrow window.
+"""Charts as inline SVG whose texts are set by the browser; sizes are in CSS pixels.
 
-Matplotlib draws with sentinel colours, which become CSS variables of the page, so that a chart
-follows its light and dark scheme. Series differ in marker and line style besides colour, and maps
-are one hue whose opacity grows with the value, so that they read in grey. Sizes are in CSS pixels.
+Matplotlib draws for a light page (``charts.mplstyle``), and the page inverts the charts in its dark
+scheme. Series differ in marker besides colour, and maps are one hue, so that they read in grey.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,9 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import binned_statistic  # type: ignore[import-untyped]
@@ -30,35 +26,18 @@ from scipy.stats import binned_statistic  # type: ignore[import-untyped]
 from msea_lightning.config.text import visible
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting.folders import Predictions, Run, metric_info
+from msea_lightning.reporting.folders import Predictions, metric_info
 from msea_lightning.reporting.grouping import Configuration, by_dataset
 from msea_lightning.reporting.statistics import reliability
 from msea_lightning.reporting.tables import table_metrics, volume_series
 
-WIDTH = 344
+_WIDTH = 344
 """Width of every chart in pixels: it fits a window of 400 without shrinking."""
-
-_INK, _MUTED, _GRID, _PAPER, _MAP = "#010203", "#010204", "#010205", "#010206", "#010207"
-_SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--line)",
-    _PAPER: "var(--paper)",
-    _MAP: "var(--map)",
-    **{colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, start=1)},
-}
-"""Sentinel colour to the page's variable."""
-
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-
-_MAIN = _SERIES[0]
 
 _STYLE = resources.files("msea_lightning.reporting") / "charts.mplstyle"
 
-_PALE = 0.85
-"""Share up to which a square of a map is pale enough for text in ink."""
+_LABEL = 52
+"""Characters of a configuration's label that fit into a chart."""
 
 _STEP = 0.1
 """Distance of the intensities that can be written, where the options leave it to the data."""
@@ -69,13 +48,16 @@ _MOST_CLASSES = 12
 _BINS = 13
 """Squares per side of the map of intensities."""
 
+_RANGES = 6
+"""Ranges of the true intensity, for each of which there is a mean error."""
+
 
 class Chart(NamedTuple):
-    """A drawing, its title, and one sentence below it; both texts unescaped."""
+    """A drawing, its title, and what is said beside the title; both texts unescaped."""
 
     title: str
-    svg: Markup
     caption: str
+    svg: Markup
 
 
 class ChartGroup(NamedTuple):
@@ -86,198 +68,53 @@ class ChartGroup(NamedTuple):
     charts: list[Chart]
 
 
-class _Canvas:
-    """A figure whose places and sizes are in pixels from the top left corner."""
-
-    def __init__(self, height: float) -> None:
-        self.height = height
-        # One point is one unit of the SVG's own coordinates, which the page shows as one pixel.
-        self.figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-        self.figure.patch.set_visible(False)
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes whose frame lies there."""
-        bottom = self.height - top - height
-        axes = self.figure.add_axes(
-            (left / WIDTH, bottom / self.height, width / WIDTH, height / self.height)
-        )
-        axes.patch.set_visible(False)
-        return axes
-
-    def chart(self, title: str, caption: str, *parts: str) -> Chart:
-        """The finished chart.
-
-        Args:
-            title: Its title.
-            caption: One sentence below it.
-            *parts: What tells it from all others in the page.
-        """
-        self.figure.text(2 / WIDTH, 1 - 13 / self.height, title, fontsize=11.5, weight="bold")
-        name = _id(*parts)
-        buffer = io.StringIO()
-        with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-            # The browser sets the text, with fonts that have more glyphs than Matplotlib's.
-            warnings.filterwarnings("ignore", message=".*[Gg]lyph")
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return Chart(title, _page_svg(buffer.getvalue(), name, title, self.height), caption)
-
-
-def _page_svg(svg: str, name: str, title: str, height: float) -> Markup:
-    """Matplotlib's document as a part of the page."""
-    svg = visible(svg)
-    inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    inside = re.sub(r"<metadata>.*?</metadata>", "", inside, count=1, flags=re.DOTALL)
-    inside = re.sub(r"<style.*?</style>", "", inside, flags=re.DOTALL)
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside)
-    inside = re.sub(r"font-family: [^;\"]*;? ?", "", inside)
-    inside = re.sub(r'\bid="', f'id="{name}-', inside)
-    inside = inside.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    inside = re.sub(r"<!--.*?-->\n?", "", inside, flags=re.DOTALL)
-    inside = re.sub(r"<defs>\s*</defs>", "", inside)
-    inside = re.sub(r"\n\s*", "\n", inside).strip()
-    for colour, variable in _VARIABLES.items():
-        inside = inside.replace(colour, variable)
-    text = escape(visible(title))
-    # The drawing is Matplotlib's, which escapes the texts that it is given.
-    return Markup(
-        f'<svg role="img" aria-label="{text}" width="{WIDTH}" height="{height:g}" '
-        f'viewBox="0 0 {WIDTH} {height:g}"><title>{text}</title>{inside}</svg>'
-    )
-
-
-_Drawing: TypeAlias = "tuple[_Canvas, str, str]"
-"""A canvas, what its title says after the label of the configuration, and so the caption."""
+Drawings: TypeAlias = Iterator[tuple[str, str, Figure]]
+"""Title, caption and drawing of charts."""
 
 
 def draw_all(configurations: Sequence[Configuration]) -> dict[str, list[ChartGroup]]:
     """All charts: data set to the groups of its charts, empty groups left out."""
-    drawn = {}
+    groups: dict[str, list[ChartGroup]] = {}
+    number = 0
     with resources.as_file(_STYLE) as style, mpl.rc_context(fname=style):
-        for dataset, own in by_dataset(configurations).items():
-            finished = [one for one in own if one.runs]
-            groups = [
-                _seed_spread(dataset, finished),
-                _volume(dataset, finished),
-                *(_each(dataset, finished, *kind) for kind in _KINDS),
-                _costs(dataset, finished),
-            ]
-            drawn[dataset] = [group for group in groups if group.charts]
-    return drawn
+        for dataset, own in by_dataset(one for one in configurations if one.runs).items():
+            for heading, note, draw in _KINDS:
+                group = ChartGroup(heading, note, [])
+                for title, caption, figure in draw(own):
+                    number += 1
+                    svg = _as_svg(figure, title, f"chart-{number}")
+                    group.charts.append(Chart(title, caption, svg))
+                if group.charts:
+                    groups.setdefault(dataset, []).append(group)
+    return groups
 
 
-def _each(
-    dataset: str,
-    configurations: Sequence[Configuration],
-    title: str,
-    note: str,
-    draw: Callable[[Configuration], _Drawing | None],
-) -> ChartGroup:
-    """One chart for each configuration of which there is something to draw."""
-    group = ChartGroup(title, note, [])
-    for index, one in enumerate(configurations):
-        drawing = draw(one)
-        if drawing is not None:
-            canvas, rest, caption = drawing
-            chart = canvas.chart(
-                _named(one, rest), f"{one.label}{caption}.", title, dataset, str(index)
-            )
-            group.charts.append(chart)
-    return group
+def _as_svg(figure: Figure, title: str, name: str) -> Markup:
+    """A drawing as a part of the page, in which its ids begin with its name."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser's fonts have more glyphs than Matplotlib's.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+    svg = visible(buffer.getvalue())
+    inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    inside = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", inside)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    # The drawing is Matplotlib's, which escapes the texts that it is given.
+    return Markup(
+        f'<svg role="img" aria-label="{escape(visible(title))}" width="{width:g}" '
+        f'height="{height:g}" viewBox="0 0 {width:g} {height:g}">'
+        f"{inside.replace('xlink:href', 'href')}"
+    )
 
 
-def _finish_axes(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, labelpad=3)
-    axes.set_ylabel(y, labelpad=3)
-    axes.tick_params(length=3, pad=4)
-
-
-def _named(one: Configuration, rest: str, width: int = 42) -> str:
-    """The label of a configuration, cut where it would leave the chart, and what follows it whole.
-
-    The caption of a chart has the whole label. Chinese characters are two wide.
-    """
-    room, cut = width - len(rest), ""
-    for character in one.label:
-        room -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if room < 1 and len(cut) + 1 < len(one.label):
-            return f"{cut.rstrip(', ')}…{rest}"
-        cut += character
-    return f"{one.label}{rest}"
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(_WIDTH / 72, height / 72), dpi=72, layout="constrained")
 
 
 def _seeds(count: int) -> str:
     return f"{count} seed" + ("" if count == 1 else "s")
-
-
-def _strips(
-    unit: str,
-    rows: Sequence[tuple[str, Sequence[tuple[float, int]]]],
-    *,
-    from_zero: bool = False,
-    legend: Sequence[str] = (),
-) -> _Canvas:
-    """One line of points per row, its label above it; of a single series also the mean.
-
-    Args:
-        unit: Label of the axis.
-        rows: Label, and points with the index of their series.
-        from_zero: Whether the axis begins at zero.
-        legend: Names of the series, where there is more than one.
-    """
-    pitch, top = 34, 30 + (18 if legend else 0)
-    canvas = _Canvas(top + pitch * len(rows) + 38)
-    axes = canvas.axes(14, top, WIDTH - 32, pitch * len(rows))
-    for index, (label, _) in enumerate(rows):
-        axes.text(
-            0, 0.24 - index, label, transform=axes.get_yaxis_transform(), va="center", fontsize=10.5
-        )
-    for series in range(max(1, len(legend))):
-        places = [
-            (value, -index - 0.22)
-            for index, (_, points) in enumerate(rows)
-            for value, own in points
-            if own == series
-        ]
-        axes.plot(
-            [x for x, _ in places],
-            [y for _, y in places],
-            marker=_MARKERS[series],
-            color=_SERIES[series],
-            markersize=6.5,
-            markerfacecolor="none",
-            markeredgewidth=1.3,
-            linestyle="none",
-            clip_on=False,
-            label=legend[series] if legend else None,
-        )
-    if not legend:
-        axes.plot(
-            [math.fsum(value for value, _ in points) / len(points) for _, points in rows],
-            [-index - 0.22 for index in range(len(rows))],
-            marker="|",
-            color=_INK,
-            markersize=12,
-            markeredgewidth=2.2,
-            linestyle="none",
-        )
-    axes.set_ylim(-len(rows) + 0.45, 0.55)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.margins(x=0.04)
-    if from_zero:
-        axes.set_xlim(left=0)
-    _finish_axes(axes, unit, "")
-    if legend:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(-0.03, 1.0),
-            ncols=len(legend),
-            handletextpad=0.2,
-            columnspacing=1.2,
-            borderaxespad=0,
-        )
-    return canvas
 
 
 def _unit(metric: str) -> str:
@@ -287,271 +124,245 @@ def _unit(metric: str) -> str:
 
 def _metrics(configurations: Sequence[Configuration]) -> list[str]:
     """The metrics that the tables of these configurations show."""
-    dataset = configurations[0].names.dataset if configurations else ""
     known = {metric for one in configurations for metric in one.summaries}
-    return [metric for metric in table_metrics(dataset, configurations) if metric in known]
+    shown = table_metrics(configurations[0].names.dataset, configurations)
+    return [metric for metric in shown if metric in known]
 
 
-def _seed_spread(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    note = "One point per seed on the test part; the bar is the mean."
-    group = ChartGroup("Spread over seeds", note, [])
+def _strips(
+    unit: str, rows: Sequence[tuple[str, Sequence[Sequence[float]]]], legend: Sequence[str] = ()
+) -> Figure:
+    """One line of points per row, below its label; of a single series also the mean.
+
+    Args:
+        unit: Label of the axis.
+        rows: Label, and the values of each series.
+        legend: Names of the series, where there is more than one.
+    """
+    figure = _figure(40 + 34 * len(rows) + (18 if legend else 0))
+    axes = figure.subplots()
+    for index, (label, _) in enumerate(rows):
+        label = label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+        place = axes.get_yaxis_transform()
+        axes.text(0, index - 0.4, label, transform=place, va="center", in_layout=False)
+    for number in range(max(1, len(legend))):
+        points = [(value, index) for index, (_, own) in enumerate(rows) for value in own[number]]
+        axes.plot(
+            *np.transpose(points),
+            linestyle="",
+            markersize=6.5,
+            fillstyle="none",
+            clip_on=False,
+            label=legend[number] if legend else None,
+        )
+    if legend:
+        figure.legend(loc="outside upper left", ncols=len(legend))
+    else:
+        means = [np.mean(own[0]) for _, own in rows]
+        axes.plot(means, range(len(rows)), "k|", markersize=12, markeredgewidth=2.2)
+    axes.set(xlabel=unit, ylim=(len(rows) - 0.6, -0.7), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+def _seed_spread(configurations: Sequence[Configuration]) -> Drawings:
     for metric in _metrics(configurations):
         rows = [
-            (
-                _named(one, f", n={summary.n}", 50),
-                [(value, 0) for value in summary.values.values()],
-            )
+            (f"{one.label}, n={summary.n}", [list(summary.values.values())])
             for one in configurations
             if (summary := one.summaries.get(metric)) is not None and summary.n
         ]
         if rows:
-            title = f"{metric_info(metric).title} per seed"
-            canvas = _strips(_unit(metric), rows)
-            group.charts.append(canvas.chart(title, "Test part.", "spread", dataset, metric))
-    return group
+            yield f"{metric_info(metric).title} per seed", "", _strips(_unit(metric), rows)
 
 
-def _id(*parts: str) -> str:
-    """An id of letters, digits and hyphens; different parts give different ids."""
-    safe = (re.sub(r"[^A-Za-z0-9]", lambda m: f"_{ord(m[0]):x}_", part) for part in parts)
-    return "-".join(safe)
-
-
-def _volume(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    note = "Mean over seeds; whiskers are one sample standard deviation (layout of Figure 4)."
-    group = ChartGroup("Amount of training data", note, [])
+def _volume(configurations: Sequence[Configuration]) -> Drawings:
     series = volume_series(configurations)
-    most = len(_MARKERS)
-    # Six lines are told apart by their markers; more go into further charts.
-    parts = [series[start : start + most] for start in range(0, len(series), most)]
-    for metric in _metrics(configurations):
-        for number, part in enumerate(parts):
-            canvas = _Canvas(220 + 16 * len(part))
-            axes = canvas.axes(48, 26, WIDTH - 64, 150)
-            counts = []
-            for index, own in enumerate(part):
-                known = [
-                    (one.names.train_fraction, summary)
-                    for one in own
-                    if (summary := one.summaries.get(metric)) is not None and summary.n
-                ]
-                counts += [summary.n for _, summary in known]
-                axes.errorbar(
-                    [100 * share for share, _ in known],
-                    [summary.mean for _, summary in known],
-                    yerr=[0 if math.isnan(summary.sd) else summary.sd for _, summary in known],
-                    color=_SERIES[index],
-                    linestyle=_LINES[index],
-                    marker=_MARKERS[index],
-                    markersize=5,
-                    linewidth=1.5,
-                    capsize=3,
-                    label=own[-1].label,
-                )
-            axes.set_xlim(0, 105)
-            _finish_axes(axes, "training data [%]", _unit(metric))
-            axes.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.22), handlelength=3.2)
-            few, many = min(counts, default=0), max(counts, default=0)
-            n = f"n={few}" if few == many else f"n={few} to {many}"
-            title = f"{metric_info(metric).title} by training data, {n} seeds"
-            chart = canvas.chart(title, "Test part.", "volume", dataset, metric, str(number))
-            group.charts.append(chart)
-    return group
-
-
-def _learning(one: Configuration) -> _Drawing | None:
-    runs = [run for run in one.runs if run.history]
-    if not runs or one.kind is None:
-        return None
-    info = selection_metric(one.kind)
-    canvas = _Canvas(272)
-    columns = (
-        ("train/loss", "training loss", 1.0),
-        (f"valid/{info.name}", f"valid {_unit(info.name)}", 100.0 if info.percent else 1.0),
-    )
-    for place, (column, label, unit) in enumerate(columns):
-        axes = canvas.axes(52, 28 + 112 * place, WIDTH - 66, 94)
-        curves = [
-            np.array([(row["epoch"], unit * row[column]) for row in run.history]) for run in runs
-        ]
-        for number, curve in enumerate(curves):
-            axes.plot(
-                *curve.T,
-                color=_SERIES[number % len(_SERIES)],
-                linestyle=_LINES[number % len(_LINES)],
-                linewidth=1,
-                marker="." if len(curve) == 1 else None,
+    for metric in _metrics(configurations) if series else ():
+        figure = _figure(210 + 16 * len(series))
+        axes = figure.subplots()
+        counts = []
+        for own in series:
+            known = [one for one in own if metric in one.summaries and one.summaries[metric].n]
+            summaries = [one.summaries[metric] for one in known]
+            counts += [summary.n for summary in summaries]
+            axes.errorbar(
+                [100 * one.names.train_fraction for one in known],
+                [summary.mean for summary in summaries],
+                yerr=[summary.sd for summary in summaries],
+                capsize=3,
+                label=own[-1].label,
             )
-        if len(curves) > 1:
-            shared = min(map(len, curves))
-            mean = np.mean([curve[:shared, 1] for curve in curves], axis=0)
-            axes.plot(curves[0][:shared, 0], mean, color=_INK, linewidth=2.2)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        _finish_axes(axes, "epoch" if place else "", label)
-        if not place:
-            axes.tick_params(labelbottom=False)
-    seeds = ", ".join(str(run.config.seed) for run in runs)
-    return canvas, f", {_seeds(len(runs))}", f"; seeds {seeds}"
+        axes.set(xlim=(0, 105), xlabel="training data [%]", ylabel=_unit(metric))
+        figure.legend(loc="outside lower left", handlelength=3.2)
+        few, many = min(counts, default=0), max(counts, default=0)
+        n = f"n={few}" if few == many else f"n={few} to {many}"
+        yield f"{metric_info(metric).title} by training data", f"{n} seeds", figure
+
+
+def _learning(configurations: Sequence[Configuration]) -> Drawings:
+    for one in configurations:
+        histories = [run.history for run in one.runs if run.history]
+        if not histories or one.kind is None:
+            continue
+        info = selection_metric(one.kind)
+        figure = _figure(250)
+        above, below = figure.subplots(2, 1, sharex=True)
+        for axes, column, label, unit in (
+            (above, "train/loss", "training loss", 1),
+            (below, f"valid/{info.name}", f"valid {_unit(info.name)}", 100 if info.percent else 1),
+        ):
+            curves = [unit * history[column] for history in histories]
+            for history, curve in zip(histories, curves, strict=True):
+                marker = "." if len(curve) == 1 else ""
+                axes.plot(history["epoch"], curve, linewidth=1, marker=marker)
+            if len(curves) > 1:
+                shared = min(map(len, curves))
+                mean = np.mean([curve[:shared] for curve in curves], axis=0)
+                axes.plot(histories[0]["epoch"][:shared], mean, "k-", marker="", linewidth=2.2)
+            axes.set_ylabel(label)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        below.set_xlabel("epoch")
+        below.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        seeds = ", ".join(str(run.config.seed) for run in one.runs if run.history)
+        yield one.label, f"seeds {seeds}", figure
 
 
 def _answers(one: Configuration) -> list[Predictions]:
     return [run.predictions for run in one.runs if run.predictions is not None]
 
 
-def _map(
-    axes: Axes, counts: NDArray[np.float64], share: NDArray[np.float64], *, numbers: bool
-) -> None:
-    """Fills the squares of a map, (rows, columns), the first row on top; opacity is the share."""
-    rows, columns = counts.shape
-    filled = [
-        (row, column) for row in range(rows) for column in range(columns) if counts[row, column]
-    ]
-    patches = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
-    base = mpl.colors.to_rgb(_MAP)
-    colours = [(*base, 0.06 + 0.94 * float(share[place])) for place in filled]
-    axes.add_collection(
-        PatchCollection(patches, facecolors=colours, edgecolors="none", linewidths=0)
-    )
-    if numbers:
-        for row, column in filled:
+def _shares(counts: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Counts by their sums along an axis; NaN, which is not drawn, where nothing is counted."""
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(axis, keepdims=True)
+    return np.where(counts > 0, shares, np.nan)
+
+
+def _confusion(configurations: Sequence[Configuration]) -> Drawings:
+    for one in configurations:
+        answers = _answers(one)
+        pairs = Counter(
+            pair for part in answers for pair in zip(part.labels, part.answers, strict=True)
+        )
+        found = {name for pair in pairs for name in pair}
+        known = [name for name in one.config.dataset.labels.names if name in found]
+        names: list[Any] = [*known, *sorted(found.difference(known))]
+        if one.kind is not MetricKind.emotion or not 0 < len(names) <= _MOST_CLASSES:
+            continue
+        counts = np.array([[pairs[truth, answer] for answer in names] for truth in names], float)
+        shares = _shares(counts, axis=1)
+        figure = _figure(340)
+        axes = figure.subplots()
+        axes.pcolormesh(shares, vmin=0, vmax=1)
+        for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
-                column,
-                row,
+                column + 0.5,
+                row + 0.5,
                 f"{counts[row, column]:.0f}",
                 ha="center",
                 va="center",
-                fontsize=9.5 if counts[row, column] < 1e4 else 7.5,
-                color=_PAPER if share[row, column] > _PALE else _INK,
+                color="white" if shares[row, column] > 0.6 else "black",
             )
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.grid(visible=False)
+        places = np.arange(len(names)) + 0.5
+        shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
+        axes.set_xticks(places, shown, rotation=50, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, shown)
+        axes.set(xlabel="answer", ylabel="truth", ylim=(len(names), 0))
+        axes.grid(visible=False)
+        yield one.label, f"{_seeds(len(answers))}, n={counts.sum():.0f}", figure
 
 
-def _class_names(one: Configuration, answers: Sequence[Predictions]) -> list[str]:
-    """Emotions in the order of the label space; further ones by name."""
-    found = {str(name) for part in answers for name in (*part.labels, *part.answers)}
-    known = [] if one.config is None else one.config.dataset.labels.names
-    return [*(name for name in known if name in found), *sorted(found - set(known))]
-
-
-def _confusion(one: Configuration) -> _Drawing | None:
-    answers = _answers(one)
-    names = _class_names(one, answers)
-    if one.kind is not MetricKind.emotion or not 0 < len(names) <= _MOST_CLASSES:
-        return None
-    place = {name: index for index, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)))
-    for part in answers:
-        rows, columns = (
-            [place[str(name)] for name in side] for side in (part.labels, part.answers)
-        )
-        np.add.at(counts, (rows, columns), 1)
-    totals = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    side = WIDTH - 96
-    canvas = _Canvas(side + 112)
-    axes = canvas.axes(82, 28, side, side)
-    _map(axes, counts, share, numbers=True)
-    shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=50, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), shown)
-    _finish_axes(axes, "", "")
-    canvas.figure.text(0.62, 6 / canvas.height, "answer", ha="center")
-    canvas.figure.text(4 / WIDTH, 0.62, "truth", rotation=90, va="center")
-    return canvas, f", {_seeds(len(answers))}, n={int(counts.sum())}", ""
-
-
-def _intensity(one: Configuration) -> _Drawing | None:
-    answers = _answers(one)
-    if one.kind in (None, MetricKind.emotion) or not answers:
-        return None
-    truth = np.concatenate([np.asarray(part.labels, dtype=np.float64) for part in answers])
-    answer = np.concatenate([np.asarray(part.answers, dtype=np.float64) for part in answers])
-    known = np.isfinite(truth) & np.isfinite(answer)
-    truth, answer = truth[known], answer[known]
-    if not len(truth):
-        return None
-    canvas = _Canvas(432)
-    low, high = _range(one, truth, answer)
-    _intensity_map(canvas.axes(52, 28, 240, 196), truth, answer, low, high)
-    _error_bars(canvas.axes(52, 282, WIDTH - 66, 104), truth, answer, low, high)
-    return canvas, f", {_seeds(len(answers))}, n={len(truth)}", ""
-
-
-def _range(
-    one: Configuration, truth: NDArray[np.float64], answer: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Lowest and highest intensity: the label space's, else those found."""
-    labels = None if one.config is None else one.config.dataset.labels
-    low = min(truth.min(), answer.min()) if labels is None or labels.low is None else labels.low
-    high = max(truth.max(), answer.max()) if labels is None or labels.high is None else labels.high
-    return (float(low), float(high)) if low < high else (float(low) - 0.5, float(low) + 0.5)
+def _intensity(configurations: Sequence[Configuration]) -> Drawings:
+    for one in configurations:
+        answers = _answers(one)
+        if one.kind is MetricKind.emotion or not answers:
+            continue
+        truth = np.concatenate([np.asarray(part.labels, float) for part in answers])
+        answer = np.concatenate([np.asarray(part.answers, float) for part in answers])
+        known = np.isfinite(truth) & np.isfinite(answer)
+        truth, answer = truth[known], answer[known]
+        if not len(truth):
+            continue
+        labels = one.config.dataset.labels
+        low = min(truth.min(), answer.min()) if labels.low is None else labels.low
+        high = max(truth.max(), answer.max()) if labels.high is None else labels.high
+        limits = (low, high) if low < high else (low - 0.5, low + 0.5)
+        figure = _figure(400)
+        above, below = figure.subplots(2, 1, height_ratios=(2, 1))
+        _intensity_map(above, truth, answer, limits)
+        _error_bars(below, truth, answer, limits)
+        yield one.label, f"{_seeds(len(answers))}, n={len(truth)}", figure
 
 
 def _intensity_map(
-    axes: Axes, truth: NDArray[np.float64], answer: NDArray[np.float64], low: float, high: float
+    axes: Axes,
+    truth: NDArray[np.float64],
+    answer: NDArray[np.float64],
+    limits: tuple[float, float],
 ) -> None:
-    edges = np.linspace(low, high, _BINS + 1)
-    counts, _, _ = np.histogram2d(
-        np.clip(answer, low, high), np.clip(truth, low, high), bins=[edges, edges]
+    counts, edges, _ = np.histogram2d(
+        np.clip(truth, *limits), np.clip(answer, *limits), bins=_BINS, range=[limits, limits]
     )
-    totals = counts.sum(axis=0, keepdims=True)
-    share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    _map(axes, counts, share / (share.max() or 1), numbers=False)
-    axes.set_ylim(-0.5, _BINS - 0.5)
-    axes.plot([-0.5, _BINS - 0.5], [-0.5, _BINS - 0.5], color=_INK, linewidth=1, linestyle="--")
-    ticks = np.linspace(low, high, 5)
-    places = np.linspace(-0.5, _BINS - 0.5, 5)
-    axes.set_xticks(places, [f"{tick:g}" for tick in ticks])
-    axes.set_yticks(places, [f"{tick:g}" for tick in ticks])
-    _finish_axes(axes, "true intensity", "predicted intensity")
+    axes.pcolormesh(edges, edges, _shares(counts, axis=1).T, vmin=0)
+    axes.plot(limits, limits, "k--", marker="", linewidth=1)
+    axes.set(xlabel="true intensity", ylabel="predicted intensity")
+    axes.grid(visible=False)
 
 
 def _error_bars(
-    axes: Axes, truth: NDArray[np.float64], answer: NDArray[np.float64], low: float, high: float
+    axes: Axes,
+    truth: NDArray[np.float64],
+    answer: NDArray[np.float64],
+    limits: tuple[float, float],
 ) -> None:
-    errors, bins = np.abs(answer - truth), {"bins": 6, "range": (low, high)}
-    counts, edges, _ = binned_statistic(np.clip(truth, low, high), errors, "count", **bins)
-    sums, _, _ = binned_statistic(np.clip(truth, low, high), errors, "sum", **bins)
-    heights = np.divide(sums, counts, out=np.zeros(6), where=counts > 0)
-    axes.bar(range(6), heights, width=0.8, color=_MAIN, hatch="///", edgecolor=_INK, linewidth=0.8)
-    for index, count in enumerate(counts):
-        axes.text(index, heights[index], f"n={count:.0f}", ha="center", va="bottom", fontsize=9)
-    axes.set_ylim(0, (heights.max() or 1) * 1.2)
-    axes.set_xticks(np.arange(7) - 0.5, [f"{edge:.2g}" for edge in edges])
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    places, errors = np.clip(truth, *limits), np.abs(answer - truth)
+    counts, edges, _ = binned_statistic(places, errors, "count", _RANGES, limits)
+    means, _, _ = binned_statistic(places, errors, "mean", _RANGES, limits)
+    bars = axes.bar(
+        (edges[1:] + edges[:-1]) / 2,
+        np.nan_to_num(means),
+        width=0.8 * (edges[1] - edges[0]),
+        hatch="///",
+        edgecolor="black",
+        linewidth=0.8,
+    )
+    axes.bar_label(bars, [f"n={count:.0f}" for count in counts], fontsize=9)
+    axes.margins(y=0.2)
+    axes.set_xticks(edges, [f"{edge:.2g}" for edge in edges])
+    axes.set(xlabel="range of the true intensity", ylabel="MAE")
     axes.grid(visible=False, axis="x")
-    _finish_axes(axes, "range of the true intensity", "MAE")
 
 
-def _reliability(one: Configuration) -> _Drawing | None:
-    answers = _answers(one)
-    if not answers:
-        return None
-    probabilities = np.concatenate([part.probabilities for part in answers])
-    right = np.concatenate([_right(one, part) for part in answers])
-    found = reliability(probabilities, right)
-    canvas = _Canvas(258)
-    axes = canvas.axes(48, 28, WIDTH - 64, 184)
-    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--")
-    filled = found.counts > 0
-    centres = ((np.arange(len(found.counts)) + 0.5) / len(found.counts))[filled]
-    accuracy, counts = found.accuracy[filled], found.counts[filled]
-    width = 0.86 / len(found.counts)
-    axes.bar(centres, accuracy, width=width, color=_MAIN, edgecolor=_INK, linewidth=0.7, alpha=0.55)
-    axes.plot(found.confidence[filled], accuracy, color=_INK, marker="o", markersize=4, linewidth=1)
-    for centre, height, count in zip(centres, accuracy, counts, strict=True):
-        size = 9 if count < 1e4 else 7
-        axes.text(centre, height + 0.035, str(count), ha="center", fontsize=size)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.12)
-    axes.set_xticks(np.linspace(0, 1, 5))
-    axes.set_yticks(np.linspace(0, 1, 5))
-    _finish_axes(axes, "probability of the answer", "share right")
-    rest = f", ECE {found.ece:.3f}, n={int(found.counts.sum())}"
-    return canvas, rest, f"; {_seeds(len(answers))}"
+def _reliability(configurations: Sequence[Configuration]) -> Drawings:
+    for one in configurations:
+        answers = _answers(one)
+        if not answers:
+            continue
+        probabilities = np.concatenate([part.probabilities for part in answers])
+        right = np.concatenate([_right(one, part) for part in answers])
+        found = reliability(probabilities, right)
+        filled = found.counts > 0
+        width = 1 / len(found.counts)
+        figure = _figure(235)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], "k--", marker="", linewidth=1)
+        bars = axes.bar(
+            (np.arange(len(found.counts))[filled] + 0.5) * width,
+            found.accuracy[filled],
+            width=0.86 * width,
+            edgecolor="black",
+            linewidth=0.7,
+            alpha=0.55,
+        )
+        axes.bar_label(bars, [f"{count:.0f}" for count in found.counts[filled]], padding=4)
+        axes.plot(found.confidence[filled], found.accuracy[filled], "ko-", markersize=4)
+        axes.set(xlim=(0, 1), ylim=(0, 1.12), xticks=np.linspace(0, 1, 5))
+        axes.set(yticks=np.linspace(0, 1, 5), xlabel="probability of the answer")
+        axes.set_ylabel("share right")
+        n = f"{_seeds(len(answers))}, n={found.counts.sum():.0f}"
+        yield one.label, f"ECE {found.ece:.3f}, {n}", figure
 
 
 def _right(one: Configuration, part: Predictions) -> NDArray[np.bool_]:
@@ -559,14 +370,48 @@ def _right(one: Configuration, part: Predictions) -> NDArray[np.bool_]:
     if one.kind is MetricKind.emotion:
         same: NDArray[np.bool_] = np.asarray(part.labels) == np.asarray(part.answers)
         return same
-    step = None if one.config is None else one.config.dataset.labels.step
+    step = one.config.dataset.labels.step or _STEP
     distance = np.abs(np.asarray(part.answers, dtype=float) - np.asarray(part.labels, dtype=float))
     # Intensities were float32 on their way.
-    close: NDArray[np.bool_] = distance <= (step or _STEP) / 2 + 1e-6
+    close: NDArray[np.bool_] = distance <= step / 2 + 1e-6
     return close
 
 
-_KINDS = (
+def _costs(configurations: Sequence[Configuration]) -> Drawings:
+    timed, memory = [], []
+    for one in configurations:
+        seconds = [run.epoch_seconds for run in one.runs if run.epoch_seconds is not None]
+        if seconds:
+            timed.append((f"{one.label}, n={len(seconds)}", [seconds]))
+        sizes = [run.size for run in one.runs if run.size is not None]
+        known = [
+            [value / 2**30 for value in values if value is not None]
+            for values in ([s.estimated for s in sizes], [s.measured for s in sizes])
+        ]
+        if any(known):
+            memory.append((f"{one.label}, n={len(sizes)}", known))
+    if timed:
+        figure = _strips("seconds", timed)
+        figure.axes[0].set_xlim(left=0)
+        yield "Time per epoch", "Mean over the epochs of a run.", figure
+    if memory:
+        figure = _strips("GiB", memory, legend=("estimated", "measured peak"))
+        figure.axes[0].set_xlim(left=0)
+        yield "Memory", "Of the device that trained.", figure
+
+
+_KINDS: tuple[tuple[str, str, Callable[[Sequence[Configuration]], Drawings]], ...] = (
+    (
+        "Spread over seeds",
+        "One point per seed on the test part; the bar is the mean.",
+        _seed_spread,
+    ),
+    (
+        "Amount of training data",
+        "Mean over seeds on the test part; whiskers are one sample standard deviation (layout of "
+        "Figure 4).",
+        _volume,
+    ),
     (
         "Learning curves",
         "One thin line per seed; the thick one is their mean, as far as all of them go.",
@@ -593,41 +438,10 @@ _KINDS = (
         "calibration error with these bins. The numbers are answers per bin.",
         _reliability,
     ),
+    (
+        "Time and memory",
+        "Training alone, without loading the backbone and without the test; one point per seed.",
+        _costs,
+    ),
 )
-"""Title, note and drawing of the charts that each configuration has."""
-
-
-def _costs(dataset: str, configurations: Sequence[Configuration]) -> ChartGroup:
-    note = "Training alone, without loading the backbone and without the test; one point per seed."
-    group = ChartGroup("Time and memory", note, [])
-    timed, memory = [], []
-    for one in configurations:
-        seconds = [(value, 0) for run in one.runs if (value := epoch_seconds(run)) is not None]
-        if seconds:
-            timed.append((_named(one, f", n={len(seconds)}", 50), seconds))
-        known = [run.size for run in one.runs if run.size is not None]
-        points = [(size.estimated / 2**30, 0) for size in known if size.estimated is not None]
-        points += [(size.measured / 2**30, 1) for size in known if size.measured is not None]
-        if points:
-            memory.append((_named(one, f", n={len(known)}", 50), points))
-    if timed:
-        canvas = _strips("seconds", timed, from_zero=True)
-        caption = "Mean over the epochs of a run."
-        group.charts.append(canvas.chart("Time per epoch", caption, "time", dataset))
-    if memory:
-        canvas = _strips("GiB", memory, from_zero=True, legend=("estimated", "measured peak"))
-        caption = "Of the device that trained."
-        group.charts.append(canvas.chart("Memory", caption, "memory", dataset))
-    return group
-
-
-def epoch_seconds(run: Run) -> float | None:
-    """Mean seconds of a run's epochs; None where its history does not say."""
-    seconds = [row["seconds"] for row in run.history if math.isfinite(row["seconds"])]
-    return math.fsum(seconds) / len(seconds) if seconds else None
-
-
-def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None where nothing is."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+"""Title, note and drawings of each group of charts."""

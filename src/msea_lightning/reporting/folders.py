@@ -1,4 +1,4 @@
-"""Reading run folders and manifests of sweeps, whatever state they are in.
+"""Reading run folders and plans of sweeps, whatever state they are in.
 
 Nothing here judges or averages. What a file of a run cannot give becomes a line in
 :attr:`Run.problems`, so that one broken run is shown as such and hides none of the others.
@@ -12,17 +12,16 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.config.options import check, to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import (
     METRIC_NAMES,
@@ -35,7 +34,7 @@ from msea_lightning.metrics import (
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.options import AdaptedLMOptions
 from msea_lightning.paper import FULL, model_title
-from msea_lightning.runs.folder import RunFolder, find_runs
+from msea_lightning.runs.folder import RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
 
 Content = TypeVar("Content")
@@ -50,8 +49,6 @@ _TOLERANCE = 1e-9
 of the same numbers, each at most a few thousand units of the last place apart."""
 
 _SEED_LINE = re.compile(r"^seed: (\d+)\n", re.MULTILINE)
-
-_COLUMNS = ("id", "text", "label", "prediction", "probability")
 
 
 class ReportError(UserError):
@@ -99,22 +96,21 @@ class Names(NamedTuple):
         return model_title(self.adapter, self.backbone)
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """``predictions.csv`` of a run: N utterances of the test part, in the run's order.
 
     Attributes:
         ids: N utterance ids.
         texts: N texts.
-        labels: (N,) true intensities (float64), or N names of emotions.
-        answers: Predicted ones, of the same kind.
+        labels: N true intensities, or names of emotions.
+        answers: N predicted ones, of the same kind.
         probabilities: (N,) probability of each answer among all legal ones, 0..1.
     """
 
     ids: list[str]
     texts: list[str]
-    labels: NDArray[np.float64] | list[str]
-    answers: NDArray[np.float64] | list[str]
+    labels: list[Any]
+    answers: list[Any]
     probabilities: NDArray[np.float64]
 
 
@@ -128,12 +124,11 @@ class Size(NamedTuple):
 
 @dataclass
 class Run:
-    """One run folder.
+    """One run folder, or a run that a sweep was to make.
 
     Attributes:
-        name: The folder, relative to the folder of all runs.
+        name: The folder, relative to the folder of all runs; empty where there is none yet.
         config: Its options.
-        fingerprint: What makes the run what it is, its seed included.
         finished_at: When ``metrics.json`` was written, in seconds since the epoch; None for a run
             that is not finished or whose ``metrics.json`` is broken.
         test: Metrics of the test part, recomputed from ``predictions.csv`` where that can be read;
@@ -141,8 +136,8 @@ class Run:
         kind: Definition of the metrics; None in an unfinished run.
         size: Size of a finished run: what ``size_only`` measured, or ``memory.json``.
         predictions: Answers on the test part, of a finished run.
-        history: One row an epoch, of a finished run: epoch, seconds, loss, and the metric that
-            chooses the epoch; NaN for empty fields.
+        history: Column to its (E,) values, one an epoch, of a finished run: epoch, seconds, loss,
+            and the metric that chooses the epoch; NaN for empty fields.
         error: Why a run is not finished, where it says so.
         warnings: What ``metrics.json`` says of results that are worth little, in sentences.
         problems: Files of a finished run that are missing or broken, in words.
@@ -151,48 +146,59 @@ class Run:
 
     name: str
     config: TrainConfig
-    fingerprint: str
     finished_at: float | None = None
     test: dict[str, float] = field(default_factory=dict)
     kind: MetricKind | None = None
     size: Size | None = None
     predictions: Predictions | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     discrepancies: list[str] = field(default_factory=list)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What makes the run what it is, its seed included."""
+        return fingerprint(self.config)
+
+    @property
+    def names(self) -> Names:
+        """What it is called by."""
+        return Names.of(self.config)
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended well and its results can be read."""
         return self.finished_at is not None
 
+    @property
+    def missing(self) -> str:
+        """Why there is no result of an unfinished run."""
+        if not self.name:
+            return "planned, not begun"
+        return self.error or "not finished (no metrics.json), and it left no error"
 
-class Planned(NamedTuple):
-    """One run that a sweep was to make.
-
-    ``fingerprint`` is None in a manifest of release 0.1, whose fingerprints are of another kind;
-    ``overrides`` are the words of the command line.
-    """
-
-    fingerprint: str | None
-    names: Names
-    seed: int
-    overrides: tuple[str, ...]
-    experiment: str | None
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Mean seconds of its epochs; None where its history does not say."""
+        seconds = self.history.get("seconds", np.array([]))
+        known = seconds[np.isfinite(seconds)]
+        return float(known.mean()) if len(known) else None
 
 
 class Folder(NamedTuple):
-    """All that lies beneath a folder of runs; what cannot be read by its path, with the reason."""
+    """All runs beneath a folder, also those that are only planned.
+
+    What cannot be read is in ``unreadable``: its path to the reason.
+    """
 
     runs: list[Run]
-    planned: list[Planned]
     unreadable: dict[str, str]
 
 
 def read_folder(root: Path) -> Folder:
-    """Reads all run folders and manifests beneath a folder.
+    """Reads all run folders and plans of sweeps beneath a folder.
 
     A run folder is what holds a ``config.yaml``, however it is called; folders inside of it are its
     own. Links to folders are not followed.
@@ -208,65 +214,58 @@ def read_folder(root: Path) -> Folder:
             f"runs={root}: there is no such folder. Give the folder in which training put its run "
             "folders; training prints where that is."
         )
-    folders = [run.path for run in find_runs(root)]
-    manifests = sorted((root / "sweeps").glob("[!.]*.json"))
-    if not folders and not manifests:
+    folders = list(find_runs(root))
+    plans = sorted((root / "sweeps").glob("[!.]*.json"))
+    if not folders and not plans:
         raise ReportError(
             f"runs={root}: no run folder (a folder with config.yaml) is in it. Give the folder in "
             "which training put its run folders, such as runs."
         )
-    read_config = _ConfigReader()
-    runs, planned, unreadable = [], [], {}
-    for path in folders:
-        name = path.relative_to(root).as_posix()
+    read_config = _config_reader()
+    found = Folder([], {})
+    for folder in folders:
+        name = folder.path.relative_to(root).as_posix()
         try:
-            runs.append(_read_run(path, name, read_config(path)))
+            config = read_config(folder.config.read_text(encoding="utf-8"))
+            found.runs.append(_read_run(folder, name, config))
         except (UserError, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-            unreadable[name] = f"config.yaml: {error}"
-    for path in manifests:
+            found.unreadable[name] = f"config.yaml: {error}"
+    for path in plans:
         try:
-            planned += _read_manifest(path)
-        except _BrokenFileError as error:
-            unreadable[path.relative_to(root).as_posix()] = str(error)
-    return Folder(runs, planned, unreadable)
+            cells = _read_json(path)["cells"]
+            found.runs.extend(Run("", read_config(cell["config"])) for cell in cells)
+        except (_BrokenFileError, UserError, LookupError, TypeError) as error:
+            found.unreadable[path.relative_to(root).as_posix()] = (
+                f"the plan of this sweep cannot be read ({error}); the same sweep writes it anew"
+            )
+    return found
 
 
-class _ConfigReader:
-    """Loads options, once for all runs whose files differ in nothing but the line of the seed.
+def _config_reader() -> Callable[[str], TrainConfig]:
+    """Reads the text of a ``config.yaml``, once for all that differ in the line of the seed alone.
 
-    Composing and checking a file takes some 50 ms, which is 10 s for 200 runs.
+    Checking the options takes some 50 ms, which is 10 s for 200 runs.
     """
+    parse = cache(parse_config)
 
-    def __init__(self) -> None:
-        self._known: dict[str, TrainConfig] = {}
+    def read(text: str) -> TrainConfig:
+        seed = _SEED_LINE.search(text)
+        if seed is None:
+            return parse(text)
+        return replace(parse(_SEED_LINE.sub("seed: 0\n", text)), seed=int(seed[1]))
 
-    def __call__(self, path: Path) -> TrainConfig:
-        text = RunFolder(path).config.read_text(encoding="utf-8")
-        seeds = _SEED_LINE.findall(text)
-        rest = _SEED_LINE.sub("", text)
-        if len(seeds) == 1 and rest in self._known:
-            config = replace(self._known[rest], seed=int(seeds[0]))
-            check(config)
-            return config
-        loaded = OmegaConf.create(text)
-        if not isinstance(loaded, DictConfig) or not loaded:
-            raise ReportError("it holds no options")
-        config = to_typed(loaded, TrainConfig)
-        if len(seeds) == 1:
-            self._known[rest] = config
-        return config
+    return read
 
 
-def _read_run(path: Path, name: str, config: TrainConfig) -> Run:
-    folder = RunFolder(path)
-    run = Run(name, config, fingerprint(config))
+def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
+    run = Run(name, config)
     if not folder.metrics.exists():
         run.error = _read_error(folder.error)
         return run
     try:
         results = _read_json(folder.metrics)
         if config.size_only:
-            run.size = _size(_section(results, "size"), "metrics.json")
+            run.size = _size(_section(results, "size"), "metrics.json", "memory_bytes")
             if run.size.trainable is None:
                 raise _BrokenFileError("metrics.json is broken: size has no trainable_parameters")
         else:
@@ -278,11 +277,10 @@ def _read_run(path: Path, name: str, config: TrainConfig) -> Run:
     if run.kind is None:
         return run
     kind = run.kind
-    warnings = results.get("warnings")
-    run.warnings = [str(text) for text in warnings] if isinstance(warnings, list) else []
+    run.warnings = [str(text) for text in results.get("warnings") or ()]
     run.predictions = _noted(run, lambda: _read_predictions(folder.predictions, kind))
-    run.history = _noted(run, lambda: _read_history(folder.history, kind)) or []
-    run.size = _noted(run, lambda: _size(_read_json(folder.memory), "memory.json"))
+    run.history = _noted(run, lambda: _read_history(folder.history, kind)) or {}
+    run.size = _noted(run, lambda: _size(_read_json(folder.memory), "memory.json", "total"))
     if run.predictions is not None:
         _recompute(run, kind, run.predictions)
     return run
@@ -302,14 +300,12 @@ def _recompute(run: Run, kind: MetricKind, predictions: Predictions) -> None:
     recomputed = score(kind, predictions.answers, predictions.labels)
     if ZERO_SHARE.name in run.test:
         recomputed[ZERO_SHARE.name] = zero_share(predictions.answers)
-    for metric, value in recomputed.items():
-        stated = run.test[metric]
-        both_undefined = math.isnan(stated) and math.isnan(value)
-        if not both_undefined and not abs(stated - value) <= _TOLERANCE:
-            run.discrepancies.append(
-                f"metrics.json states {metric} {stated!r}, but predictions.csv gives {value!r}; "
-                "the latter is used"
-            )
+    run.discrepancies = [
+        f"metrics.json states {metric} {run.test[metric]!r}, but predictions.csv gives {value!r}; "
+        "the latter is used"
+        for metric, value in recomputed.items()
+        if not np.isclose(run.test[metric], value, rtol=0, atol=_TOLERANCE, equal_nan=True)
+    ]
     run.test = recomputed
 
 
@@ -340,31 +336,28 @@ def _number(values: dict[str, Any], key: str, where: str) -> float | None:
 
 
 def _test_metrics(test: dict[str, Any]) -> tuple[MetricKind, dict[str, float]]:
-    values = {
-        name: math.nan if (value := _number(test, name, "metrics.json")) is None else float(value)
-        for name in test
-        if name in METRICS or name == ZERO_SHARE.name
-    }
-    fitting = [kind for kind, names in METRIC_NAMES.items() if set(names) <= set(values)]
+    fitting = [kind for kind, names in METRIC_NAMES.items() if set(names) <= set(test)]
     if not fitting:
         raise _BrokenFileError(
             f"metrics.json is broken: its test metrics ({', '.join(test)}) are no known set"
         )
     kind = max(fitting, key=lambda kind: len(METRIC_NAMES[kind]))
-    names = [*METRIC_NAMES[kind], ZERO_SHARE.name]
-    return kind, {name: values[name] for name in names if name in values}
+    values = {}
+    for name in (*METRIC_NAMES[kind], ZERO_SHARE.name):
+        if name in test:
+            value = _number(test, name, "metrics.json")
+            values[name] = math.nan if value is None else float(value)
+    return kind, values
 
 
-def _size(values: dict[str, Any], where: str) -> Size:
-    """The size in ``memory.json``, or in the section that ``size_only`` writes."""
-    estimated = "total" if where == "memory.json" else "memory_bytes"
+def _size(values: dict[str, Any], where: str, estimated: str) -> Size:
     names = ("trainable_parameters", estimated, "measured_peak")
     numbers = [_number(values, name, where) for name in names]
     return Size(*(None if number is None else int(number) for number in numbers))
 
 
-def _rows(path: Path, columns: tuple[str, ...], content: str) -> list[dict[str, str]]:
-    """The rows of a CSV file that has some, with at least these columns."""
+def _read_columns(path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """These columns of a CSV file that has at least one row."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
@@ -378,74 +371,40 @@ def _rows(path: Path, columns: tuple[str, ...], content: str) -> list[dict[str, 
                 f"{path.name} is broken: record {number} has more or fewer fields than the header"
             )
     if not rows:
-        raise _BrokenFileError(f"{path.name} is broken: it holds no {content}")
+        raise _BrokenFileError(f"{path.name} is broken: it holds nothing below its header")
     missing = [name for name in columns if name not in rows[0]]
     if missing:
         raise _BrokenFileError(f"{path.name} is broken: it has no column {', '.join(missing)}")
-    return rows
+    return {name: [row[name] for row in rows] for name in columns}
+
+
+def _numbers(path: Path, texts: list[str]) -> NDArray[np.float64]:
+    try:
+        return np.array([float(text or math.nan) for text in texts])
+    except ValueError as error:
+        raise _BrokenFileError(f"{path.name} is broken: {error}") from error
 
 
 def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
-    rows = _rows(path, _COLUMNS, "predictions")
-    labels: Any = [row["label"] for row in rows]
-    answers: Any = [row["prediction"] for row in rows]
+    columns = _read_columns(path, ("id", "text", "label", "prediction", "probability"))
+    ids, texts, labels, answers, probabilities = columns.values()
     if kind is not MetricKind.emotion:
         # Plus zero: there is one zero, not a negative one besides.
-        labels, answers = (_numbers(path.name, values) + 0.0 for values in (labels, answers))
-    return Predictions(
-        ids=[row["id"] for row in rows],
-        texts=[row["text"] for row in rows],
-        labels=labels,
-        answers=answers,
-        probabilities=_numbers(path.name, [row["probability"] for row in rows]),
-    )
+        labels, answers = ((_numbers(path, part) + 0.0).tolist() for part in (labels, answers))
+    return Predictions(ids, texts, labels, answers, _numbers(path, probabilities))
 
 
-def _numbers(where: str, texts: list[str]) -> NDArray[np.float64]:
-    try:
-        return np.array([float(text) if text else math.nan for text in texts])
-    except ValueError as error:
-        raise _BrokenFileError(f"{where} is broken: {error}") from error
-
-
-def _read_history(path: Path, kind: MetricKind) -> list[dict[str, float]]:
+def _read_history(path: Path, kind: MetricKind) -> dict[str, NDArray[np.float64]]:
     columns = ("epoch", "seconds", "train/loss", f"valid/{selection_metric(kind).name}")
-    rows = _rows(path, columns, "epochs")
-    values = {name: _numbers(path.name, [row[name] for row in rows]).tolist() for name in columns}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return {name: _numbers(path, texts) for name, texts in _read_columns(path, columns).items()}
 
 
 def _read_error(path: Path) -> str | None:
     """Why an attempt failed; None where it left no error."""
+    if not path.exists():
+        return None
     try:
         values = _read_json(path)
     except _BrokenFileError as error:
-        return str(error) if path.exists() else None
-    kind, text = values.get("kind"), values.get("error")
-    return ": ".join(str(part) for part in (kind, text) if part) or "error.json says nothing"
-
-
-def _read_manifest(path: Path) -> list[Planned]:
-    manifest = _read_json(path)
-    try:
-        experiment = manifest["experiment"]
-        return [
-            Planned(
-                fingerprint=str(run["fingerprint"]) if "version" in manifest else None,
-                names=Names(
-                    dataset=str(run["dataset"]),
-                    adapter=str(run["adapter"]),
-                    backbone=str(run["backbone"]),
-                    ablation=str(run["ablation"]),
-                    train_fraction=float(run["train_fraction"]),
-                ),
-                seed=int(run["seed"]),
-                overrides=tuple(str(word) for word in run["overrides"]),
-                experiment=None if experiment is None else str(experiment),
-            )
-            for run in manifest["cells"]
-        ]
-    except KeyError as error:
-        raise _BrokenFileError(f"the manifest is broken: {error} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise _BrokenFileError(f"the manifest is broken: {error}") from error
+        return str(error)
+    return f"{values.get('kind')}: {values.get('error')}"

@@ -1,4 +1,4 @@
-"""Configurations: runs that differ in nothing but the seed, beside the runs planned for them.
+"""Configurations: runs that differ in nothing but the seed, finished or not.
 
 Which options make a run what it is, :mod:`msea_lightning.runs.identity` says; nothing here lists
 options of its own. Configurations, runs and seeds have one order, which depends on neither time nor
@@ -7,12 +7,12 @@ names of folders.
 
 from __future__ import annotations
 
+import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
@@ -23,7 +23,6 @@ from msea_lightning.reporting.folders import (
     ZERO_SHARE,
     Folder,
     Names,
-    Planned,
     Run,
     Size,
     metric_info,
@@ -31,26 +30,8 @@ from msea_lightning.reporting.folders import (
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.identity import comparable, fingerprint
 
-_NAMING = ("dataset", "backbone", "adapter", "ablation", "dataset.train_fraction")
-"""Options that the names of a configuration tell."""
-
-_APART = ("seed", "runs", "ckpt", "experiment", "trainer", "logger", "hydra")
-"""Options and sections of a command line that do not tell configurations apart."""
-
 _SEEDLESS = 0
 """The seed that stands for all seeds of a configuration."""
-
-_SIZES = "table1"
-"""The experiment that measures sizes alone."""
-
-
-class Missing(NamedTuple):
-    """A run that was planned or begun and is not finished; ``failed`` where it left an error."""
-
-    names: Names
-    seed: int
-    reason: str
-    failed: bool = False
 
 
 @dataclass
@@ -59,8 +40,8 @@ class Configuration:
 
     Attributes:
         names: What it is called by.
-        identity: Its fingerprint, or the words of the plan where no run of it has begun.
-        config: The options, with the seed of no run; None where no run of it has begun.
+        identity: Its fingerprint.
+        config: The options, with the seed of no run.
         runs: Finished runs, by seed.
         missing: Runs that are planned or begun and not finished, by seed.
         options: ``option=value`` for each in which configurations of the same names differ.
@@ -70,9 +51,9 @@ class Configuration:
 
     names: Names
     identity: str
-    config: TrainConfig | None = None
+    config: TrainConfig
     runs: list[Run] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
+    missing: list[Run] = field(default_factory=list)
     options: tuple[str, ...] = ()
     summaries: dict[str, Summary] = field(default_factory=dict)
     tests: dict[str, PairedTest] = field(default_factory=dict)
@@ -126,41 +107,39 @@ class Grouped:
     configurations: list[Configuration]
     sizes: list[tuple[Names, Size]]
     measured: list[tuple[Names, Size]]
-    missing_sizes: list[Missing]
+    missing_sizes: list[Run]
     duplicates: dict[str, str]
 
 
 def group(folder: Folder) -> Grouped:
-    """Sorts runs and plans into configurations, and summarises each.
+    """Sorts runs into configurations, and summarises each.
 
     Of several finished runs of the same options and seed the one that was finished last counts.
     """
     counted, duplicates = _without_duplicates(folder.runs)
     found: dict[str, Configuration] = {}
-    missing_sizes = []
     for run in counted:
         if run.config.size_only:
-            if not run.finished:
-                missing_sizes.append(_begun(run))
-        elif run.finished:
-            _of(found, run.config).runs.append(run)
-        else:
-            _of(found, run.config).missing.append(_begun(run))
-    missing_sizes += _add_planned(found, folder.planned, counted)
-    for one in found.values():
-        one.runs.sort(key=lambda run: run.config.seed)
-        one.missing.sort(key=lambda missing: missing.seed)
+            continue
+        config = replace(run.config, seed=_SEEDLESS)
+        identity = fingerprint(config)
+        one = found.setdefault(identity, Configuration(run.names, identity, config))
+        (one.runs if run.finished else one.missing).append(run)
+    _name_differences(found.values())
+    ordered = sorted(
+        found.values(), key=lambda one: (names_order(one.names), one.options, one.identity)
+    )
+    for one in ordered:
         _summarize(one)
-    _name_differences(list(found.values()))
-    ordered = sorted(found.values(), key=_order)
     _test_ablations(ordered)
     sizes = [run for run in counted if run.config.size_only]
+    missing_sizes = [run for run in sizes if not run.finished]
     return Grouped(
-        ordered,
-        _sizes(sizes, ordered),
-        _sizes(sizes, []),
-        sorted(missing_sizes, key=lambda size: (names_order(size.names), size.seed)),
-        duplicates,
+        configurations=ordered,
+        sizes=_sizes(sizes, ordered),
+        measured=_sizes(sizes, []),
+        missing_sizes=sorted(missing_sizes, key=lambda run: names_order(run.names)),
+        duplicates=duplicates,
     )
 
 
@@ -173,10 +152,6 @@ def names_order(names: Names) -> tuple[Any, ...]:
         _place(names.ablation, ABLATIONS.names()),
         -names.train_fraction,
     )
-
-
-def _order(one: Configuration) -> tuple[Any, ...]:
-    return (*names_order(one.names), one.options, one.identity)
 
 
 def _place(name: str, known: Iterable[str]) -> tuple[int, str]:
@@ -197,87 +172,26 @@ def by_kind(configurations: Sequence[Configuration]) -> list[list[Configuration]
 
     One without a finished run goes with the first kind of metrics of its data set.
     """
-    parts = []
-    for own in by_dataset(configurations).values():
-        kinds: list[MetricKind | None] = []
-        kinds += dict.fromkeys(one.kind for one in own if one.kind is not None)
-        for kind in kinds or [None]:
-            fitting = (kind, None) if kind in kinds[:1] else (kind,)
-            parts.append([one for one in own if one.kind in fitting])
-    return parts
+    parts: dict[tuple[str, MetricKind | None], list[Configuration]] = {}
+    for dataset, own in by_dataset(configurations).items():
+        first = next((one.kind for one in own if one.kind is not None), None)
+        for one in own:
+            parts.setdefault((dataset, one.kind or first), []).append(one)
+    return list(parts.values())
 
 
 def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
-    """One run per fingerprint: the last that finished, else the last by name that did not."""
-    by_print: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_print[run.fingerprint].append(run)
-    counted, duplicates = [], {}
-    for same in by_print.values():
-        same.sort(key=lambda run: (run.finished_at or -math.inf, run.error or "", run.name))
-        counted.append(same[-1])
-        duplicates.update({run.name: same[-1].name for run in same[:-1] if run.finished})
+    """One run per fingerprint, by seed: the last that finished, else the last by name."""
+    same: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(
+        runs, key=lambda run: (run.finished_at or -math.inf, run.error or "", run.name)
+    ):
+        same[run.fingerprint].append(run)
+    counted = sorted((part[-1] for part in same.values()), key=lambda run: run.config.seed)
+    duplicates = {
+        run.name: part[-1].name for part in same.values() for run in part[:-1] if run.finished
+    }
     return counted, duplicates
-
-
-def _of(found: dict[str, Configuration], config: TrainConfig) -> Configuration:
-    """The configuration of a run, new where it is the first of it."""
-    config = replace(config, seed=_SEEDLESS)
-    identity = fingerprint(config)
-    return found.setdefault(identity, Configuration(Names.of(config), identity, config))
-
-
-def _add_planned(
-    found: dict[str, Configuration], planned: Sequence[Planned], runs: Sequence[Run]
-) -> list[Missing]:
-    """Adds what was planned and never begun; gives the missing runs that only measure sizes.
-
-    Plans whose words differ in nothing but the seed are one configuration: that of any run of
-    theirs that has begun, else one of their own.
-    """
-    begun = {run.fingerprint: run for run in runs}
-    groups: dict[tuple[Any, ...], dict[int, Planned]] = defaultdict(dict)
-    for plan in planned:
-        words = tuple(sorted(filter(_tells_apart, plan.overrides)))
-        old = plan.fingerprint is None
-        groups[plan.names, words, plan.experiment == _SIZES, old][plan.seed] = plan
-    missing_sizes = []
-    for (names, words, sizes, old), plans in groups.items():
-        in_order = [plans[seed] for seed in sorted(plans)]
-        sizes = sizes or "size_only=true" in words
-        known = [begun[plan.fingerprint] for plan in in_order if plan.fingerprint in begun]
-        never = [plan for plan in in_order if plan.fingerprint not in begun]
-        if old:  # names and seeds have to do
-            same = [run for run in runs if run.config.size_only == sizes]
-            known = [run for run in same if Names.of(run.config) == names]
-            seeds = {run.config.seed for run in known}
-            never = [plan for plan in in_order if plan.seed not in seeds]
-        missing = [Missing(names, plan.seed, "planned, not begun") for plan in never]
-        if sizes or any(run.config.size_only for run in known):
-            missing_sizes += missing
-            continue
-        if not missing:
-            continue
-        if known:
-            one = _of(found, known[0].config)
-        else:
-            identity = " ".join(("planned", *map(str, names), *words))
-            one = found.setdefault(identity, Configuration(names, identity, options=words))
-        # An earlier plan of the same words may have had other defaults.
-        there = {run.config.seed for run in one.runs} | {item.seed for item in one.missing}
-        one.missing += [item for item in missing if item.seed not in there]
-    return missing_sizes
-
-
-def _begun(run: Run) -> Missing:
-    reason = run.error or "not finished (no metrics.json), and it left no error"
-    return Missing(Names.of(run.config), run.config.seed, reason, failed=run.error is not None)
-
-
-def _tells_apart(word: str) -> bool:
-    """Whether an override such as ``training.patience=3`` makes a configuration of its own."""
-    key = word.partition("=")[0].lstrip("+~")
-    return key not in _NAMING and re.split("[./]", key)[0] not in _APART
 
 
 def _summarize(one: Configuration) -> None:
@@ -290,32 +204,25 @@ def _summarize(one: Configuration) -> None:
             one.summaries[name] = summarize(metric_info(name), by_seed, directed=directed)
 
 
-def _name_differences(configurations: Sequence[Configuration]) -> None:
-    """Gives configurations of the same names the options in which they differ.
-
-    One that is only planned keeps the words of its plan.
-    """
+def _name_differences(configurations: Iterable[Configuration]) -> None:
+    """Gives configurations of the same names the options in which they differ."""
     by_names: dict[Names, list[Configuration]] = defaultdict(list)
     for one in configurations:
         by_names[one.names].append(one)
     for same in by_names.values():
-        if len(same) == 1:
-            same[0].options = ()
-            continue
-        begun = [(one, comparable(one.config)) for one in same if one.config is not None]
-        keys = list(dict.fromkeys(key for _, options in begun for key in options))
+        every = [comparable(one.config) for one in same]
         differing = [
-            key for key in keys if len({repr(options.get(key)) for _, options in begun}) > 1
+            key
+            for key in dict.fromkeys(key for options in every for key in options)
+            if any(options.get(key) != every[0].get(key) for options in every)
         ]
-        for one, options in begun:
+        for one, options in zip(same, every, strict=True):
             one.options = tuple(f"{key}={_written(options.get(key))}" for key in differing)
 
 
 def _written(value: Any) -> str:
     """A value as it is written on the command line."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _test_ablations(configurations: Sequence[Configuration]) -> None:
@@ -326,13 +233,11 @@ def _test_ablations(configurations: Sequence[Configuration]) -> None:
     full = {one.identity: one for one in configurations if one.names.ablation == FULL}
     families: dict[str, list[Configuration]] = defaultdict(list)
     for one in configurations:
-        if one.names.ablation != FULL and one.config is not None:
-            whole = fingerprint(replace(one.config, ablation=AblationConfig()))
-            if whole in full:
-                families[whole].append(one)
-    for whole, ablations in families.items():
+        if one.names.ablation != FULL:
+            families[fingerprint(replace(one.config, ablation=AblationConfig()))].append(one)
+    for whole in full.keys() & families.keys():
         for metric, theirs in full[whole].summaries.items():
-            own = [one for one in ablations if metric in one.summaries]
+            own = [one for one in families[whole] if metric in one.summaries]
             tests = [paired_test(one.summaries[metric], theirs) for one in own]
             corrected = holm([test.p for test in tests])
             for one, test, p_holm in zip(own, tests, corrected, strict=True):
@@ -344,7 +249,7 @@ def _sizes(
 ) -> list[tuple[Names, Size]]:
     """Sizes of full models: of runs that only measure, and what training runs counted."""
     found = {
-        (Names(*Names.of(run.config)[:3]), run.size)
+        (Names(*run.names[:3]), run.size)
         for run in size_runs
         if run.size is not None and run.config.ablation.name == FULL
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from importlib import resources
+from statistics import fmean
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from markupsafe import Markup
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import dataset_title
-from msea_lightning.reporting.charts import draw_all, epoch_seconds, mean_or_none
+from msea_lightning.reporting.charts import draw_all
 from msea_lightning.reporting.disagreement import most_disputed
 from msea_lightning.reporting.folders import Folder
 from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset, by_kind
@@ -26,10 +27,20 @@ from msea_lightning.reporting.tables import (
     warnings_table,
 )
 
+_MINORITY = (
+    "Sorted by the share of runs that do not give the most frequent answer (minority). Per model: "
+    "its most frequent answer, and how many of its seeds gave it."
+)
+
+_DEVIATION = (
+    "Sorted by the sample standard deviation (sd) of the answers of all runs. Per model: the mean "
+    "answer over its seeds."
+)
+
 
 def count(grouped: Grouped) -> dict[str, int]:
     """How many of what there is; what is missing was planned or begun and is not finished."""
-    missing = [missing for one in grouped.configurations for missing in one.missing]
+    missing = [run for one in grouped.configurations for run in one.missing]
     missing += grouped.missing_sizes
     runs = [run for one in grouped.configurations for run in one.runs]
     return {
@@ -38,7 +49,7 @@ def count(grouped: Grouped) -> dict[str, int]:
         "seeds": len({run.config.seed for run in runs}),
         "sizes": len({names for names, _ in grouped.sizes}),
         "missing": len(missing),
-        "of these failed": sum(item.failed for item in missing),
+        "of these failed": sum(run.error is not None for run in missing),
     }
 
 
@@ -50,11 +61,11 @@ def best_table(configurations: Sequence[Configuration]) -> Table:
         if not known or known[0].kind is None:
             continue
         info = selection_metric(known[0].kind)
-        sign = -1 if info.higher_is_better else 1
-        best = min(known, key=lambda one: sign * one.summaries[info.name].mean)
+        choose = max if info.higher_is_better else min
+        best = choose(known, key=lambda one: one.summaries[info.name].mean)
         mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
         title = dataset_title(best.names.dataset)
-        rows.append(Row("", (title, best.label, info.title, mean, seeds_text(best))))
+        rows.append(Row((title, best.label, info.title, mean, seeds_text(best))))
     return Table(
         key="best",
         title="Best mean on the test part",
@@ -62,28 +73,27 @@ def best_table(configurations: Sequence[Configuration]) -> Table:
         "the sample standard deviation. The best of many is chosen on the test part here, which "
         "flatters it.",
         columns=("Data set", "Best mean on test", "Metric", "Mean ± sd", "n"),
-        rows=tuple(rows),
+        rows=rows,
         words=3,
     )
 
 
 def missing_table(grouped: Grouped) -> Table:
     """Runs that were planned or begun and are not finished, with what stopped them."""
-    found = [(one.label, missing) for one in grouped.configurations for missing in one.missing]
-    found += [(f"{item.names.model}, size only", item) for item in grouped.missing_sizes]
-    rows = [
-        Row(
-            "failed" if missing.failed else "",
-            (dataset_title(missing.names.dataset), label, str(missing.seed), missing.reason),
-        )
-        for label, missing in found
-    ]
+    found = [(one.label, run) for one in grouped.configurations for run in one.missing]
+    found += [(f"{run.names.model}, size only", run) for run in grouped.missing_sizes]
     return Table(
         key="missing-runs",
         title="Missing runs",
         note="Planned by a sweep or begun, and not finished.",
         columns=("Data set", "Model", "Seed", "What is known"),
-        rows=tuple(rows),
+        rows=[
+            Row(
+                (dataset_title(run.names.dataset), label, str(run.config.seed), run.missing),
+                "failed" if run.error is not None else "",
+            )
+            for label, run in found
+        ],
         words=4,
     )
 
@@ -102,7 +112,7 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
         title="Problems",
         note="Every metric is recomputed from predictions.csv and compared with metrics.json.",
         columns=("Run", "What is wrong"),
-        rows=tuple(Row("", item) for item in found),
+        rows=[Row(entries) for entries in found],
     )
 
 
@@ -113,12 +123,13 @@ def cost_tables(grouped: Grouped) -> list[Table]:
         Table(
             key=f"costs-{dataset}",
             title=f"Time and memory: {dataset_title(dataset)}",
-            note="Means over seeds; training alone. Memory is that of the device that trained.",
+            note="Means over seeds; training alone, in hours, minutes and seconds. Memory is that "
+            "of the device that trained.",
             columns=(
                 *("Model", "n", "Epochs", "Per epoch", "Training"),
                 *("Memory estimated", "Memory measured"),
             ),
-            rows=tuple(_cost_row(one) for one in own),
+            rows=[_cost_row(one) for one in own],
             words=1,
         )
         for dataset, own in by_dataset(finished).items()
@@ -126,35 +137,25 @@ def cost_tables(grouped: Grouped) -> list[Table]:
 
 
 def _cost_row(one: Configuration) -> Row:
-    epochs = [float(len(run.history)) for run in one.runs if run.history]
-    seconds = [epoch_seconds(run) for run in one.runs]
-    total = [
-        None if value is None else value * len(run.history)
-        for run, value in zip(one.runs, seconds, strict=True)
-    ]
+    epochs = [len(run.history["epoch"]) if run.history else None for run in one.runs]
+    seconds = [run.epoch_seconds for run in one.runs]
+    total = _mean(a and b and a * b for a, b in zip(epochs, seconds, strict=True))
     sizes = [run.size for run in one.runs if run.size is not None]
-    entries = (
-        one.label,
-        str(len(one.runs)),
-        _number(mean_or_none(epochs), "{:.1f}"),
-        _number(mean_or_none(seconds), "{:.1f} s"),
-        _duration(mean_or_none(total)),
-        _number(mean_or_none(size.estimated for size in sizes), "{:.2f} GiB", 2**30),
-        _number(mean_or_none(size.measured for size in sizes), "{:.2f} GiB", 2**30),
+    means = (
+        ("{:.1f}", _mean(epochs)),
+        ("{:.1f} s", _mean(seconds)),
+        ("{}", None if total is None else timedelta(seconds=round(total))),
+        ("{:.2f} GiB", _mean(size.estimated and size.estimated / 2**30 for size in sizes)),
+        ("{:.2f} GiB", _mean(size.measured and size.measured / 2**30 for size in sizes)),
     )
-    return Row("", entries)
+    texts = ("unknown" if mean is None else text.format(mean) for text, mean in means)
+    return Row((one.label, str(len(one.runs)), *texts))
 
 
-def _number(value: float | None, template: str, unit: int = 1) -> str:
-    return "unknown" if value is None else template.format(value / unit)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def disputed_tables(grouped: Grouped) -> list[Table]:
@@ -162,18 +163,11 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
     tables = []
     for part in by_kind(grouped.configurations):
         own = [one for one in part if one.kind is not None]
-        found = most_disputed(own) if own else []
-        if not found:
+        rows = [Row(entries) for entries in most_disputed(own)]
+        if not rows:
             continue
         emotions = own[0].kind is MetricKind.emotion
-        spread = "Minority" if emotions else "sd"
-        note = (
-            "Sorted by the share of runs that do not give the most frequent answer (minority). Per "
-            "model: its most frequent answer, and how many of its seeds gave it."
-            if emotions
-            else "Sorted by the sample standard deviation (sd) of the answers of all runs. Per "
-            "model: the mean answer over its seeds."
-        )
+        spread, note = ("Minority", _MINORITY) if emotions else ("sd", _DEVIATION)
         dataset = own[0].names.dataset
         tables.append(
             Table(
@@ -181,7 +175,7 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
                 title=dataset_title(dataset),
                 note=note,
                 columns=("Utterance", "Text", "Truth", *(one.label for one in own), spread),
-                rows=tuple(Row("", entries) for entries in found),
+                rows=rows,
                 words=3 + len(own),
             )
         )
@@ -207,7 +201,6 @@ def write_page(
     )
     own = resources.files("msea_lightning.reporting")
     template = (own / "page.html.jinja").read_text(encoding="utf-8")
-    charts = draw_all(grouped.configurations)
     # Anchor, heading, class, and the tables: what is shown before and after the charts.
     before = (
         ("problems", "Problems", "errors", [problems]),
@@ -229,6 +222,7 @@ def write_page(
         ),
         before=[part for part in before if any(table.rows for table in part[3])],
         after=[part for part in after if part[3]],
-        charts=[(dataset_title(name), groups) for name, groups in charts.items() if groups],
+        charts=draw_all(grouped.configurations),
+        dataset_title=dataset_title,
         style=Markup((own / "page.css").read_text("utf-8")),
     )

@@ -46,7 +46,7 @@ def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
                         "tables": ";".join(shown.get(one.identity, [])),
                         "options": ";".join(one.options),
                         **_metric_columns(one, metric),
-                        "missing_seeds": ";".join(str(missing.seed) for missing in one.missing),
+                        "missing_seeds": ";".join(str(run.config.seed) for run in one.missing),
                     }
                 )
     for names, size in grouped.measured:
@@ -75,20 +75,21 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
         "paper": paper_text(one.names, metric),
         "n": "0",
     }
-    summary, test = one.summaries.get(metric), one.tests.get(metric)
+    summary = one.summaries.get(metric)
     if summary is None:
         return columns
+    test = one.tests.get(metric)
     values = summary.values
     numbers = {
         "mean": summary.mean,
         "sd": summary.sd,
-        "best": values.get(summary.best) if summary.best is not None else None,
-        "median": values.get(summary.median) if summary.median is not None else None,
-        "min": min(values.values(), default=None),
-        "max": max(values.values(), default=None),
+        "best": math.nan if summary.best is None else values[summary.best],
+        "median": math.nan if summary.median is None else values[summary.median],
+        "min": min(values.values(), default=math.nan),
+        "max": max(values.values(), default=math.nan),
         "difference": paper_difference(one, metric),
-        "p_value": test.p if test else None,
-        "p_holm": test.holm if test else None,
+        "p_value": test.p if test else math.nan,
+        "p_holm": test.holm if test else math.nan,
     }
     return {
         **columns,
@@ -97,8 +98,5 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
         "best_seed": "" if summary.best is None else str(summary.best),
         "median_seed": "" if summary.median is None else str(summary.median),
         "undefined_seeds": ";".join(map(str, summary.undefined)),
-        **{
-            name: "" if value is None or math.isnan(value) else repr(value)
-            for name, value in numbers.items()
-        },
+        **{name: "" if math.isnan(value) else repr(value) for name, value in numbers.items()},
     }

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+from scipy.stats import binned_statistic, ttest_rel  # type: ignore[import-untyped]
 
 from msea_lightning.metrics import MetricInfo
 
-_SAME = 1e-12
-"""Differences of metrics (in shares) that lie this close together are equal but for rounding."""
+_SAME = 1e-10
+"""Differences of metrics that lie this close together, in the unit of the paper's tables, are equal
+but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,14 @@ def summarize(info: MetricInfo, by_seed: Mapping[int, float], *, directed: bool 
     values = {seed: unit * by_seed[seed] for seed in sorted(by_seed)}
     defined = {seed: value for seed, value in values.items() if not math.isnan(value)}
     n = len(defined)
-    in_order = sorted(defined, key=lambda seed: (defined[seed], seed))
-    sign = -1.0 if info.higher_is_better else 1.0
-    best = min(defined, key=lambda seed: (sign * defined[seed], seed)) if n and directed else None
+    in_order = sorted(defined, key=defined.__getitem__)
+    best = max if info.higher_is_better else min
     return Summary(
         values=defined,
         undefined=tuple(seed for seed in values if seed not in defined),
-        mean=math.fsum(defined.values()) / n if n else math.nan,
+        mean=statistics.fmean(defined.values()) if n else math.nan,
         sd=statistics.stdev(defined.values()) if n > 1 else math.nan,
-        best=best,
+        best=best(defined, key=defined.__getitem__) if n and directed else None,
         median=in_order[(n - 1) // 2] if n else None,
     )
 
@@ -78,16 +78,16 @@ class PairedTest:
         seeds: Seeds that both have.
         difference: Mean of ablation minus full model over these seeds, in the table's unit; NaN
             without common seeds.
-        p: The p value; None where there is none.
+        p: The p value; NaN where there is none.
         reason: Why there is none.
-        holm: The p value after Holm's correction; None where there is no p value.
+        holm: The p value after Holm's correction; NaN where there is no p value.
     """
 
     seeds: tuple[int, ...]
     difference: float
-    p: float | None
-    reason: str | None = None
-    holm: float | None = None
+    p: float = math.nan
+    reason: str = ""
+    holm: float = math.nan
 
 
 def paired_test(ablation: Summary, full: Summary) -> PairedTest:
@@ -97,36 +97,33 @@ def paired_test(ablation: Summary, full: Summary) -> PairedTest:
     zero, the statistic divides by a variance of zero, and p is undefined.
     """
     seeds = tuple(seed for seed in ablation.values if seed in full.values)
+    if not seeds:
+        return PairedTest(seeds, math.nan, reason="no common seed")
     ours = [ablation.values[seed] for seed in seeds]
     theirs = [full.values[seed] for seed in seeds]
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if not seeds:
-        return PairedTest(seeds, math.nan, None, "no common seed")
-    mean = math.fsum(differences) / len(differences)
+    mean = statistics.fmean(differences)
     if len(seeds) < 2:
-        return PairedTest(seeds, mean, None, "needs two seeds")
-    tolerance = 100 * _SAME
-    if max(abs(value) for value in differences) <= tolerance:
+        return PairedTest(seeds, mean, reason="needs two seeds")
+    if max(map(abs, differences)) <= _SAME:
         return PairedTest(seeds, mean, 1.0)
-    if max(differences) - min(differences) <= tolerance:
-        return PairedTest(seeds, mean, None, "undefined: the differences do not vary")
+    if max(differences) - min(differences) <= _SAME:
+        return PairedTest(seeds, mean, reason="undefined: the differences do not vary")
     return PairedTest(seeds, mean, float(ttest_rel(ours, theirs).pvalue))
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """P values after the step-down correction of Holm (1979), in the given order.
 
     The k-th smallest of m is multiplied by m - k + 1, made at least as large as the one before it,
-    and at most 1. What is None stays so and does not count.
+    and at most 1. What is NaN stays so and does not count.
     """
-    known = [index for index, p in enumerate(p_values) if p is not None]
-    p = np.array([p_values[index] for index in known], dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    corrected: list[float | None] = [None] * len(p_values)
-    for place, value in zip(order, stepped, strict=True):
-        corrected[known[place]] = float(value)
-    return corrected
+    p = np.array(p_values, dtype=np.float64)
+    order = np.argsort(p)  # NaN comes last
+    factors = np.isfinite(p).sum() - np.arange(len(p))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return [float(value) for value in corrected]
 
 
 class Reliability(NamedTuple):
@@ -140,7 +137,7 @@ class Reliability(NamedTuple):
             with the counts; NaN without answers.
     """
 
-    counts: NDArray[np.int64]
+    counts: NDArray[np.float64]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
     ece: float
@@ -157,12 +154,11 @@ def reliability(
         bins: K, the number of bins; a probability on an edge belongs to the upper bin.
     """
     known = np.isfinite(probabilities)
-    values, hits = probabilities[known], right[known].astype(np.float64)
-    index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    sums = [np.bincount(index, weights=weights, minlength=bins) for weights in (values, hits)]
-    with np.errstate(invalid="ignore"):
-        confidence, accuracy = (part / counts for part in sums)
-    gaps = np.abs(sums[1] - sums[0]).sum()
-    ece = float(gaps / len(values)) if len(values) else math.nan
-    return Reliability(counts, confidence, accuracy, ece)
+    values = np.array([probabilities[known], right[known]], dtype=np.float64)
+    if not values.size:
+        nothing = np.full(bins, np.nan)
+        return Reliability(np.zeros(bins), nothing, nothing, math.nan)
+    counts, _, _ = binned_statistic(values[0], values[0], "count", bins, (0, 1))
+    (confidence, accuracy), _, _ = binned_statistic(values[0], values, "mean", bins, (0, 1))
+    ece = np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum()
+    return Reliability(counts, confidence, accuracy, float(ece))

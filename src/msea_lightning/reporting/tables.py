@@ -7,8 +7,8 @@ A :class:`Table` holds finished texts. Of the paper's numbers none is computed: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
@@ -58,10 +58,10 @@ _TEST = (
 
 
 class Row(NamedTuple):
-    """A row: where its numbers come from (``cited`` to ``warning``, or empty), a text a column."""
+    """A row: a text for each column, and its class in the page (``cited`` to ``warning``)."""
 
-    source: str
     entries: tuple[str, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Table:
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     words: int = 2
-    configurations: tuple[Configuration, ...] = field(default=(), repr=False)
+    configurations: Sequence[Configuration] = field(default=(), repr=False)
 
     @property
     def number(self) -> str:
@@ -99,23 +99,27 @@ def paper_text(names: Names, metric: str) -> str:
     """
     if names.train_fraction != 1:
         return ""
-    found = paper_result(names.dataset, names.backbone, names.adapter, names.ablation) or {}
-    return metric_info(metric).format(found[metric]) if metric in found else ""
+    found = paper_result(names.dataset, names.backbone, names.adapter, names.ablation)
+    return found.get(metric, "")
+
+
+def paper_difference(one: Configuration, metric: str) -> float:
+    """Our mean minus the paper's number, in the unit of the tables; NaN where one is missing."""
+    text, summary = paper_text(one.names, metric), one.summaries.get(metric)
+    return summary.mean - float(text) if text and summary is not None else math.nan
 
 
 def mean_text(metric: str, summary: Summary) -> str:
     """Mean ± standard deviation as the paper writes its numbers."""
-    if not summary.n:
-        return "undefined"
     text = number_text(metric, summary.mean)
     if summary.n > 1:
         text += f" ± {number_text(metric, summary.sd)}"
-    return f"{text} (n={summary.n})" if summary.undefined else text
+    return f"{text} (n={summary.n})" if summary.n and summary.undefined else text
 
 
 def number_text(metric: str, value: float) -> str:
     """One number of a metric, in the unit of the tables."""
-    return "undefined" if math.isnan(value) else f"{value:.{digits(metric)}f}"
+    return "undefined" if math.isnan(value) else f"{value:.{_digits(metric)}f}"
 
 
 def seeds_text(one: Configuration) -> str:
@@ -124,20 +128,23 @@ def seeds_text(one: Configuration) -> str:
     return f"{n} of {n + len(one.missing)} seeds" if one.missing else str(n)
 
 
-def p_text(value: float | None) -> str:
+def _difference_text(metric: str, value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.{_digits(metric)}f}"
+
+
+def _p_text(value: float) -> str:
     """A p value with three digits that count; empty where there is none."""
-    if value is None:
+    if math.isnan(value):
         return ""
     return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
 
 
-def digits(metric: str) -> int:
+def _digits(metric: str) -> int:
     """Decimals of a metric in the paper's tables."""
     return 2 if metric_info(metric).percent else 3
 
 
-def heading(metric: str) -> str:
-    """Title of a metric."""
+def _heading(metric: str) -> str:
     return "Result" if metric == UNKNOWN else metric_info(metric).title
 
 
@@ -154,32 +161,43 @@ def table_metrics(dataset: str, configurations: Sequence[Configuration]) -> tupl
     return tuple(dict.fromkeys(known)) or (UNKNOWN,)
 
 
-def paper_difference(one: Configuration, metric: str) -> float | None:
-    """Our mean minus the paper's number, in the unit of the tables."""
-    text, summary = paper_text(one.names, metric), one.summaries.get(metric)
-    if not text or summary is None or not summary.n:
-        return None
-    return summary.mean - float(text)
-
-
 @dataclass(frozen=True)
 class _Part:
-    """What the tables of one data set and one kind of metrics are made of."""
+    """What the tables of one data set and one kind of metrics are made of.
 
-    dataset: str
+    ``kind`` is None where no run is finished; ``apart`` names it where the data set has several.
+    """
+
     configurations: list[Configuration]
-    metrics: tuple[str, ...]
     sizes: list[tuple[Names, Size]]
+    apart: str
+
+    @property
+    def dataset(self) -> str:
+        return self.configurations[0].names.dataset
+
+    @property
+    def kind(self) -> MetricKind | None:
+        return next((one.kind for one in self.configurations if one.kind is not None), None)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return table_metrics(self.dataset, self.configurations)
 
     @property
     def in_paper(self) -> bool:
         return self.dataset in paper_titles("dataset")
 
+    @property
+    def whole(self) -> list[Configuration]:
+        """The full models that all training data made."""
+        return [one for one in self.configurations if one.is_whole]
+
     def table(
         self,
         number: str,
-        rows: Iterable[Row],
-        own: Iterable[Configuration],
+        rows: Sequence[Row],
+        own: Sequence[Configuration],
         *,
         shown: str = "",
         key: str = "",
@@ -191,98 +209,74 @@ class _Part:
         """A table in the layout of the paper's, with a column per metric."""
         place = (shown or number) if self.in_paper else f"Layout of {number}"
         return Table(
-            key=f"{number.lower().replace(' ', '')}-{self.dataset}{key}",
-            title=f"{place}: {dataset_title(self.dataset)}{title}",
+            key=f"{number.lower().replace(' ', '')}-{self.dataset}{key}"
+            + (f"-{self.apart}" if self.apart else ""),
+            title=f"{place}: {dataset_title(self.dataset)}{title}"
+            + (f" ({self.apart})" if self.apart else ""),
             note=note,
-            columns=(first, "Source", "n", *map(heading, self.metrics), *last),
-            rows=tuple(rows),
-            configurations=tuple(own),
+            columns=(first, "Source", "n", *map(_heading, self.metrics), *last),
+            rows=rows,
+            configurations=own,
         )
 
     def rows(self, names: Names, label: str, own: Sequence[Configuration]) -> list[Row]:
         """The paper's row where it has one, then ours and the difference for each configuration."""
         paper = [paper_text(names, metric) for metric in self.metrics]
-        rows = [Row(PAPER, (label, PAPER, "", *paper))] if any(paper) else []
+        rows = [Row((label, PAPER, "", *paper), PAPER)] if any(paper) else []
         for one in own:
             name = label if not one.options else f"{label} ({', '.join(one.options)})"
             entries = [
                 mean_text(metric, one.summaries[metric]) if metric in one.summaries else MISSING
                 for metric in self.metrics
             ]
-            rows.append(Row(OURS, (name, OURS, seeds_text(one), *entries)))
+            rows.append(Row((name, OURS, seeds_text(one), *entries), OURS))
             differences = [
-                ""
-                if (value := paper_difference(one, metric)) is None
-                else f"{value:+.{digits(metric)}f}"
-                for metric in self.metrics
+                _difference_text(metric, paper_difference(one, metric)) for metric in self.metrics
             ]
             if any(differences):
-                rows.append(Row(DIFFERENCE, (name, DIFFERENCE, "", *differences)))
+                rows.append(Row((name, DIFFERENCE, "", *differences), DIFFERENCE))
             if warnings := sum(bool(run.warnings) for run in one.runs):
                 text = f"see warnings: {warnings} of {len(one.runs)} runs"
                 blank = [""] * (len(self.metrics) - 1)
-                rows.append(Row(WARNING, (name, WARNING, "", text, *blank)))
+                rows.append(Row((name, WARNING, "", text, *blank), WARNING))
         if not own:
-            rows.append(Row(OURS, (label, OURS, "0", *(MISSING for _ in self.metrics))))
+            rows.append(Row((label, OURS, "0", *(MISSING for _ in self.metrics)), OURS))
         return rows
 
 
 def paper_layouts(grouped: Grouped) -> list[Table]:
     """Every table of the paper that the runs touch, per data set, and the same for other data."""
+    groups = by_kind(grouped.configurations)
+    datasets = [own[0].names.dataset for own in groups]
+    parts = []
+    for dataset, own in zip(datasets, groups, strict=True):
+        kind = next((one.kind for one in own if one.kind is not None), None)
+        apart = kind.value if kind is not None and datasets.count(dataset) > 1 else ""
+        parts.append(_Part(own, grouped.sizes, apart))
     tables = _size_table(grouped.sizes)
-    builders: tuple[Callable[[_Part], list[Table]], ...] = (
-        _main_table,
-        _ablation_tables,
-        _adapter_table,
-        _volume_table,
-    )
-    parts = by_kind(grouped.configurations)
-    for own in parts:
-        dataset = own[0].names.dataset
-        part = _Part(dataset, own, table_metrics(dataset, own), grouped.sizes)
-        built = [table for build in builders for table in build(part)]
-        kind = _kind(own)
-        if kind is not None and sum(other[0].names.dataset == dataset for other in parts) > 1:
-            built = [
-                replace(t, key=f"{t.key}-{kind.value}", title=f"{t.title} ({kind.value})")
-                for t in built
-            ]
-        tables += built
-    # In the paper's order: Table 2 of all data sets, then Table 3, and so on.
-    order = ("table1", "table2", "table3", "table4", "table5", "table10", "figure4")
-    return sorted(tables, key=lambda table: order.index(table.number))
-
-
-def _kind(configurations: Sequence[Configuration]) -> MetricKind | None:
-    return next((one.kind for one in configurations if one.kind is not None), None)
-
-
-def _main_adapter() -> str:
-    """The adapter of Tables 2 to 4, which is registered first."""
-    return ADAPTERS.names()[0]
+    for build in (_main_table, _ablation_tables, _adapter_table, _volume_table):
+        tables += [table for part in parts for table in build(part)]
+    return tables
 
 
 def _main_table(part: _Part) -> list[Table]:
     """Tables 2 and 3: the full models, without the adapters of Tables 5 and 10."""
-    full = [
-        one
-        for one in part.configurations
-        if one.is_whole and one.names.adapter not in ADAPTERS.names()[1:]
-    ]
+    main, *others = ADAPTERS.names()
+    full = [one for one in part.whole if one.names.adapter not in others]
     if not full:
         return []
     number, published = result_rows(part.dataset)
     rows = [
-        Row(CITED, (row["model"], CITED, "", *(row[metric] for metric in part.metrics)))
+        Row((row["model"], CITED, "", *(row[metric] for metric in part.metrics)), CITED)
         for row in published
         if row["cited"] == "yes"
     ]
     backbones = list(paper_titles("backbone")) if published else []
-    models = [Names(part.dataset, _main_adapter(), backbone) for backbone in backbones]
+    models = [Names(part.dataset, main, backbone) for backbone in backbones]
     for names in dict.fromkeys([*models, *(one.names for one in full)]):
         rows += part.rows(names, names.model, [one for one in full if one.names == names])
     if not number:
-        number = "Table 3" if _kind(full) is MetricKind.emotion else "Table 2"
+        number = "Table 3" if part.kind is MetricKind.emotion else "Table 2"
     note = f"Cited: numbers that the paper quotes from others. {_SEEDS}" if published else _SEEDS
     return [part.table(number, rows, full, note=note)]
 
@@ -294,7 +288,7 @@ def _ablation_tables(part: _Part) -> list[Table]:
     tables = []
     for adapter, backbone in models:
         own = [one for one in whole if one.names[1:3] == (adapter, backbone)]
-        is_main = adapter == _main_adapter()
+        is_main = adapter == ADAPTERS.names()[0]
         listed = ABLATIONS.names() if is_main else ()
         variants = dict.fromkeys([*listed, *(one.names.ablation for one in own)])
         rows = []
@@ -319,18 +313,18 @@ def _ablation_tables(part: _Part) -> list[Table]:
 
 def _adapter_table(part: _Part) -> list[Table]:
     """Tables 5 and 10: other adapters in front of the same frozen backbone."""
-    full = [one for one in part.configurations if one.is_whole]
     main, *others = ADAPTERS.names()
-    backbones = dict.fromkeys(one.names.backbone for one in full if one.names.adapter in others)
+    backbones = dict.fromkeys(
+        one.names.backbone for one in part.whole if one.names.adapter in others
+    )
     if not backbones:
         return []
     rows = []
     for backbone in backbones:
         for adapter in [*others, main]:
             names = Names(part.dataset, adapter, backbone)
-            own = [one for one in full if one.names == names]
-            in_paper = paper_text(names, part.metrics[0]) != ""
-            if not own and not (part.in_paper and in_paper):
+            own = [one for one in part.whole if one.names == names]
+            if not own and not paper_text(names, part.metrics[0]):
                 continue
             counted = [size.trainable for other, size in part.sizes if other == names]
             last = {
@@ -338,10 +332,10 @@ def _adapter_table(part: _Part) -> list[Table]:
                 OURS: _joined(map(_millions, counted)) or MISSING,
             }
             rows += [
-                Row(row.source, (*row.entries, last.get(row.source, "")))
+                Row((*row.entries, last.get(row.source, "")), row.source)
                 for row in part.rows(names, names.model, own)
             ]
-    own = [one for one in full if one.names.backbone in backbones]
+    own = [one for one in part.whole if one.names.backbone in backbones]
     note = f"{_SEEDS} Paras: trainable parameters in millions."
     return [
         part.table("Table 5", rows, own, shown="Tables 5 and 10", note=note, last=["Paras [M]"])
@@ -374,17 +368,15 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
     """Tables 1 and 10: trainable parameters, and the memory that training is estimated to take."""
     if not sizes:
         return []
-    in_order = sorted((names for names, _ in sizes), key=names_order)
-    datasets = list(dict.fromkeys(names.dataset for names in in_order))
-    models = sorted(in_order, key=lambda names: names_order(names._replace(dataset="")))
+    datasets = list(dict.fromkeys(names.dataset for names, _ in sizes))
+    models = sorted({names._replace(dataset="") for names, _ in sizes}, key=names_order)
     rows = []
-    for adapter, backbone in dict.fromkeys(names[1:3] for names in models):
-        title = model_title(adapter, backbone)
-        paper = [paper_parameters(adapter, backbone, dataset) for dataset in datasets]
+    for model in models:
+        paper = [paper_parameters(model.adapter, model.backbone, dataset) for dataset in datasets]
         if any(paper):
-            rows.append(Row(PAPER, (title, PAPER, *paper)))
+            rows.append(Row((model.model, PAPER, *paper), PAPER))
         found = [
-            [size for names, size in sizes if names[:3] == (dataset, adapter, backbone)]
+            [size for names, size in sizes if names == model._replace(dataset=dataset)]
             for dataset in datasets
         ]
         # Only what the paper reports is missed.
@@ -392,10 +384,10 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
             _joined(_millions(size.trainable) for size in own) or (MISSING if there else "")
             for own, there in zip(found, paper, strict=True)
         ]
-        rows.append(Row(OURS, (title, OURS, *ours)))
-        memory = [_gib_range(size.estimated for size in own) for own in found]
+        rows.append(Row((model.model, OURS, *ours), OURS))
+        memory = [_gib(size.estimated for size in own) for own in found]
         if any(memory):
-            rows.append(Row(DIFFERENCE, (title, "memory", *memory)))
+            rows.append(Row((model.model, "memory", *memory), DIFFERENCE))
     return [
         Table(
             key="table1-parameters",
@@ -406,20 +398,19 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
                 "other options than those of the recipe."
             ),
             columns=("Model", "Source", *map(dataset_title, datasets)),
-            rows=tuple(rows),
+            rows=rows,
         )
     ]
 
 
-def _gib_range(sizes: Iterable[int | None]) -> str:
-    """Memory in GiB, from the least to the most where seeds or options differ."""
-    known = sorted(size for size in sizes if size is not None)
-    texts = dict.fromkeys(f"{size / 2**30:.2f}" for size in (*known[:1], *known[-1:]))
-    return f"{' to '.join(texts)} GiB" if texts else ""
-
-
 def _joined(texts: Iterable[str]) -> str:
     return " / ".join(dict.fromkeys(texts))
+
+
+def _gib(sizes: Iterable[int | None]) -> str:
+    """The least and the most memory, where seeds or options differ."""
+    known = sorted(size for size in sizes if size is not None)
+    return _joined(f"{size / 2**30:.2f} GiB" for size in (*known[:1], *known[-1:]))
 
 
 def _millions(count: int | None) -> str:
@@ -432,93 +423,83 @@ def significance_tables(grouped: Grouped) -> list[Table]:
     for one in grouped.configurations:
         if one.tests:
             families.setdefault(one.names[:3], []).append(one)
-    tables = []
-    for (dataset, adapter, backbone), own in families.items():
-        metrics = table_metrics(dataset, own)
-        rows = [
-            Row(
-                "",
-                (
-                    one.label.removeprefix(f"{one.names.model}, "),
-                    heading(metric),
-                    str(len(test.seeds)),
-                    "" if math.isnan(test.difference) else f"{test.difference:+.{digits(metric)}f}",
-                    p_text(test.p) or test.reason or "",
-                    p_text(test.holm),
-                ),
-            )
-            for one in own
-            for metric, test in one.tests.items()
-            if metric in metrics
-        ]
-        tables.append(
-            Table(
-                key=f"test-{dataset}-{adapter}-{backbone}",
-                title=(
-                    f"Ablations against the full model: {dataset_title(dataset)}, "
-                    f"{model_title(adapter, backbone)}"
-                ),
-                note=_TEST,
-                columns=("Variant", "Metric", "Pairs", "Mean difference", "p", "p (Holm)"),
-                rows=tuple(rows),
-            )
+    return [
+        Table(
+            key=f"test-{dataset}-{adapter}-{backbone}",
+            title=(
+                f"Ablations against the full model: {dataset_title(dataset)}, "
+                f"{model_title(adapter, backbone)}"
+            ),
+            note=_TEST,
+            columns=("Variant", "Metric", "Pairs", "Mean difference", "p", "p (Holm)"),
+            rows=[
+                Row(
+                    (
+                        one.label.removeprefix(f"{one.names.model}, "),
+                        _heading(metric),
+                        str(len(test.seeds)),
+                        _difference_text(metric, test.difference),
+                        _p_text(test.p) or test.reason,
+                        _p_text(test.holm),
+                    )
+                )
+                for one in own
+                for metric, test in one.tests.items()
+                if metric in table_metrics(dataset, own)
+            ],
         )
-    return tables
+        for (dataset, adapter, backbone), own in families.items()
+    ]
 
 
 def warnings_table(grouped: Grouped) -> Table:
     """What runs say of results that are worth little, such as one answer to every utterance."""
-    rows = [
-        Row("", (dataset_title(one.names.dataset), one.label, str(run.config.seed), text))
-        for one in grouped.configurations
-        for run in one.runs
-        for text in run.warnings
-    ]
     return Table(
         key="warnings-runs",
         title="Results with warnings",
         note="From metrics.json: a class that is never answered, a modality that is absent, or one "
         "answer to everything, beside the share of the most frequent class.",
         columns=("Data set", "Model", "Seed", "What is the matter"),
-        rows=tuple(rows),
+        rows=[
+            Row((dataset_title(one.names.dataset), one.label, str(run.config.seed), text))
+            for one in grouped.configurations
+            for run in one.runs
+            for text in run.warnings
+        ],
         words=4,
     )
 
 
 def seed_tables(grouped: Grouped) -> list[Table]:
     """Every metric of every configuration: mean, spread, best and median run."""
-    tables = []
-    for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items():
-        rows = [
-            Row(
-                "",
-                (
-                    one.label,
-                    heading(metric),
-                    str(summary.n),
-                    mean_text(metric, summary),
-                    _of_seed(metric, summary, summary.best),
-                    _of_seed(metric, summary, summary.median),
-                    number_text(metric, min(summary.values.values(), default=math.nan)),
-                    number_text(metric, max(summary.values.values(), default=math.nan)),
-                ),
-            )
-            for one in own
-            for metric, summary in one.summaries.items()
-        ]
-        tables.append(
-            Table(
-                key=f"seeds-{dataset}",
-                title=f"All metrics: {dataset_title(dataset)}",
-                note=(
-                    "Test part. Best and median: the value and its seed; of an even number of "
-                    "seeds the lower of the two in the middle. Undefined values are in no mean."
-                ),
-                columns=("Model", "Metric", "n", "Mean ± sd", "Best", "Median", "Min", "Max"),
-                rows=tuple(rows),
-            )
+    return [
+        Table(
+            key=f"seeds-{dataset}",
+            title=f"All metrics: {dataset_title(dataset)}",
+            note=(
+                "Test part. Best and median: the value and its seed; of an even number of "
+                "seeds the lower of the two in the middle. Undefined values are in no mean."
+            ),
+            columns=("Model", "Metric", "n", "Mean ± sd", "Best", "Median", "Min", "Max"),
+            rows=[
+                Row(
+                    (
+                        one.label,
+                        _heading(metric),
+                        str(summary.n),
+                        mean_text(metric, summary),
+                        _of_seed(metric, summary, summary.best),
+                        _of_seed(metric, summary, summary.median),
+                        number_text(metric, min(summary.values.values(), default=math.nan)),
+                        number_text(metric, max(summary.values.values(), default=math.nan)),
+                    )
+                )
+                for one in own
+                for metric, summary in one.summaries.items()
+            ],
         )
-    return tables
+        for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items()
+    ]
 
 
 def _of_seed(metric: str, summary: Summary, seed: int | None) -> str:

@@ -95,12 +95,7 @@ class RunFolder:
                 f"{self.path} is not a run folder: config.yaml is missing. Give the folder that "
                 "training printed, such as runs/demo/mse-tiny/<time>/seed-1111."
             )
-        loaded = OmegaConf.load(self.config)
-        if not isinstance(loaded, DictConfig):
-            raise RunError(f"{self.config} holds no options: it is a list. It was changed by hand.")
-        if isinstance(loaded.get("dataset"), DictConfig):
-            loaded.dataset.setdefault("split_version", 1)  # which release 0.1 did not write
-        return to_typed(loaded, TrainConfig)
+        return parse_config(self.config.read_text(encoding="utf-8"), str(self.config))
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the run's options; None where they cannot be read.
@@ -112,6 +107,30 @@ class RunFolder:
             return written_fingerprint(written) if isinstance(written, dict) else None
         except (OSError, ValueError, yaml.YAMLError, ConfigError):
             return None
+
+
+def config_text(config: TrainConfig) -> str:
+    """All options as ``config.yaml`` holds them."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def parse_config(text: str, where: str = "it") -> TrainConfig:
+    """The options in the text of a ``config.yaml``.
+
+    Args:
+        text: The text.
+        where: What the error calls it.
+
+    Raises:
+        RunError: if it holds no options.
+        ConfigError: if an option is unknown or its value is not legal.
+    """
+    loaded = OmegaConf.create(text)
+    if not isinstance(loaded, DictConfig) or not loaded:
+        raise RunError(f"{where} holds no options: it was changed by hand.")
+    if isinstance(loaded.get("dataset"), DictConfig):
+        loaded.dataset.setdefault("split_version", 1)  # which release 0.1 did not write
+    return to_typed(loaded, TrainConfig)
 
 
 def model_folder(config: TrainConfig) -> Path:

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -64,7 +64,7 @@ def written_fingerprint(written: Mapping[str, Any]) -> str:
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run what it is, by dotted key, as plain values."""
-    return _effective(dict(_flat(config)))
+    return _effective(dict(_flat(_plain(config))))
 
 
 def _effective(values: dict[str, Any]) -> dict[str, Any]:
@@ -91,36 +91,30 @@ def _defaults(names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The defaults of all options, given what is chosen by name."""
     found = registries(TrainConfig)
     chosen: dict[str, Any] = {where: found[where].options(name)() for where, name in names}
-    return dict(_flat(TrainConfig(**chosen)))
+    return dict(_flat(_plain(TrainConfig(**chosen))))
 
 
-def _flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """The compared options of a dataclass, or of the mapping that a file has of it."""
-    for name, part in _items(value):
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The options as ``config.yaml`` holds them."""
+
+    def section(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {
+            name: value.value if isinstance(value, enum.Enum) else value for name, value in items
+        }
+
+    return dataclasses.asdict(config, dict_factory=section)
+
+
+def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The compared options of a section, by dotted key."""
+    for name, value in section.items():
         key = f"{where}{name}"
         if key in _NOT_COMPARED:
             continue
-        if dataclasses.is_dataclass(part) or (isinstance(part, dict) and key not in _MAPPINGS):
-            yield from _flat(part, f"{key}.")
+        if isinstance(value, dict) and key not in _MAPPINGS:
+            yield from _flat(value, f"{key}.")
         else:
-            yield key, _plain(part)
-
-
-def _items(value: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return value.items()
-    return [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
-
-
-def _plain(value: Any) -> Any:
-    """The value of an option as JSON has it."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        return {name: _plain(part) for name, part in _items(value)}
-    return value
+            yield key, value
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:

@@ -12,14 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import Timeout
-from omegaconf import OmegaConf
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.config.text import VisibleFormatter
 from msea_lightning.runs.environment import environment
 from msea_lightning.runs.files import write_atomically, write_json
-from msea_lightning.runs.folder import RunError, RunFolder, model_folder, runs_of
+from msea_lightning.runs.folder import RunError, RunFolder, config_text, model_folder, runs_of
 from msea_lightning.runs.identity import comparable
 from msea_lightning.runs.lock import locked
 
@@ -150,7 +149,7 @@ def new_folder(config: TrainConfig) -> RunFolder:
         (above / shared).mkdir(exist_ok=True)
         path = _make(above / shared / f"seed-{config.seed}")
     folder = RunFolder(path)
-    write_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomically(folder.config, config_text(config))
     write_atomically(path / "env.json", json.dumps(environment(), indent=2) + "\n")
     return folder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.reporting.folders import Names
 from msea_lightning.runs.files import write_json
+from msea_lightning.runs.folder import config_text
 from msea_lightning.runs.identity import fingerprint, with_absolute_places
 
 _log = logging.getLogger(__name__)
@@ -73,16 +73,8 @@ def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
     experiment = runs[0].config.experiment
     path = root / "sweeps" / f"{experiment or 'sweep'}-{identity.hexdigest()[:8]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    planned = [
-        {
-            "fingerprint": run.fingerprint,
-            **Names.of(run.config)._asdict(),
-            "seed": run.config.seed,
-            "overrides": run.job.overrides,
-        }
-        for run in runs
-    ]
+    planned = [{"overrides": run.job.overrides, "config": config_text(run.config)} for run in runs]
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    manifest = {"version": 2, "command": command, "experiment": experiment, "cells": planned}
+    manifest = {"version": 3, "command": command, "experiment": experiment, "cells": planned}
     write_json(path, manifest)
     return path

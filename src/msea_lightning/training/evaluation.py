@@ -145,7 +145,7 @@ def show_results(
     if model == MODELS.name_of(AdaptedLM):
         names = options.backbone.name, options.adapter.name, options.ablation.name
         title = f"{dataset}: {names[1]} on {names[0]}, ablation {names[2]}"
-        paper = paper_result(dataset, *names) or {}
+        paper = paper_result(dataset, *names)
     shown = Text(visible(title))
     table = Table(title=shown, title_justify="left", min_width=len(shown))
     table.add_column("metric")
@@ -160,7 +160,7 @@ def show_results(
         row = [f"{info.title} [%]" if info.percent else info.title]
         row += [info.format(values[name]) for values in results.values()]
         if paper:
-            row.append(info.format(paper[name]) if name in paper else "")
+            row.append(paper.get(name, ""))
         table.add_row(*row)
     (console or Console()).print(table)
 
