@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.language.answers import Answers
 from msea_lightning.language.labels import EmotionSet, LabelSpace, SentimentScale
+from msea_lightning.metrics import METRICS
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.contract import Prediction
-from msea_lightning.training.evaluation import absent_features, degenerate, majority
+from msea_lightning.training.evaluation import (
+    absent_features,
+    better_than_test,
+    degenerate,
+    majority,
+    show_results,
+)
 from msea_lightning.training.fit import fit
 
 EMOTIONS = EmotionSet(["neutral", "joy", "anger"])
@@ -79,6 +90,36 @@ def test_absent_features(
         for split, frames in (("train", train), ("test", test))
     }
     assert absent_features(lengths) == expected
+
+
+def test_names_are_shown_as_they_are_in_the_table_of_results() -> None:
+    options = compose("train", TrainConfig)
+    options = replace(options, dataset=replace(options.dataset, name="[red]mine[/] \x1b[2J"))
+    console = Console(file=io.StringIO(), width=100)
+    show_results({"test": {"acc": 0.5, "wf1": 0.4}}, options, console)
+    shown = console.file.getvalue()
+    assert "[red]mine[/] \\x1b[2J: mse on tiny" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("valid", "test", "size", "said"),
+    [
+        (0.9, 0.5, 200, True),
+        (0.9, 0.5, 10, False),  # nine and five of ten: may be chance
+        (0.6, 0.5, 2000, False),  # no chance, but not much
+        (0.5, 0.9, 200, False),
+        (float("nan"), 0.5, 200, False),
+    ],
+)
+def test_validation_far_above_test_is_said_where_it_is_no_chance(
+    valid: float, test: float, size: int, said: bool
+) -> None:
+    results = {"valid": {"wf1": valid}, "test": {"wf1": test}}
+    found = better_than_test(results, {"valid": size, "test": size}, METRICS["wf1"])
+    assert [text.partition(":")[0] for text in found] == said * [
+        "WF1 is 90.00 in validation and 50.00 in test"
+    ]
 
 
 def test_a_run_that_gives_one_answer_says_so(

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import fisher_exact  # type: ignore[import-untyped]
 
 from msea_lightning.backbone import resolve_device
 from msea_lightning.config.errors import ConfigError
@@ -48,7 +49,10 @@ from msea_lightning.training.module import TrainingModule
 _log = logging.getLogger(__name__)
 
 _DOUBTFUL = 0.2
-"""Validation this much above test is no luck of the draw."""
+"""Validation this much above test says that the validation part is not independent."""
+
+_CHANCE = 0.01
+"""Largest p value with which two splits are said to differ by more than chance."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
@@ -218,16 +222,24 @@ def degenerate(predictions: Sequence[Prediction], space: LabelSpace) -> list[str
 
 
 def better_than_test(
-    results: Mapping[str, Mapping[str, float]], selection: MetricInfo
+    results: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int], selection: MetricInfo
 ) -> list[str]:
     """A sentence where validation was far better than the test confirms.
 
+    Nothing where the splits are so small that the difference may be chance: Fisher's exact test,
+    one-sided, with the metric as the share of right answers.
+
     Args:
         results: Metrics of ``valid`` and ``test``.
+        sizes: Utterances of each.
         selection: The metric that chose the epoch.
     """
-    valid, test = results["valid"][selection.name], results["test"][selection.name]
-    if not selection.percent or valid - test <= _DOUBTFUL:
+    valid, test = (results[split][selection.name] for split in ("valid", "test"))
+    if not selection.percent or not valid - test > _DOUBTFUL:
+        return []
+    right = [round(valid * sizes["valid"]), round(test * sizes["test"])]
+    wrong = [sizes["valid"] - right[0], sizes["test"] - right[1]]
+    if fisher_exact([right, wrong], alternative="greater").pvalue > _CHANCE:
         return []
     return [
         f"{selection.title} is {selection.format(valid)} in validation and "

@@ -218,9 +218,10 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
             best_epoch=best["epoch"],
         )
     lengths = {split: part.lengths for split, part in data.splits.items()}
+    counts = {split: len(part) for split, part in data.splits.items()}
     warnings = [
         *degenerate(predictions, module.model.space),
-        *better_than_test(results, selection_metric(module.score.kind)),
+        *better_than_test(results, counts, selection_metric(module.score.kind)),
     ]
     for warning in warnings:
         _log.warning("%s", warning)
