@@ -18,7 +18,8 @@ from rich.console import Console
 
 from msea_lightning import prepare as entry
 from msea_lightning.commands import command_line as cli
-from msea_lightning.config.errors import UserError
+from msea_lightning.config.errors import ConfigError, UserError
+from msea_lightning.config.options import check
 from msea_lightning.config.roots import PrepareConfig
 from msea_lightning.data import prepare
 from msea_lightning.data.options import (
@@ -256,6 +257,14 @@ def test_files_are_fetched_only_where_they_are_missing(
     assert fetched == [cache / "downloads" / "mosi"]
     with pytest.raises(PrepareError, match=r"holds no meld_train\.pkl .* although a/b was fetched"):
         prepare_store(dataclasses.replace(dataset, name="meld", reader=Reader.dialogue))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../../x", "a/b", "a\\b", "/tmp/x", "a\nb", "\x1b[2J"]
+)
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.name=.* cannot be the name of a folder"):
+        check(PrepareConfig(dataset=DatasetConfig(name=name)))
 
 
 def test_a_cache_that_cannot_be_written_is_named(table: DatasetConfig, tmp_path: Path) -> None:

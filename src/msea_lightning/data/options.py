@@ -175,7 +175,13 @@ class DatasetConfig:
     workers: int = option(0, "processes that read ahead", low=0)
 
     def check(self, where: str) -> None:
-        """Refuses a data set without files or without a source for them."""
+        """Refuses a name that is no folder's, and files to be fetched from nowhere."""
+        name = self.name
+        if name in ("", ".", "..") or not name.isprintable() or not {"/", "\\"}.isdisjoint(name):
+            raise ConfigError(
+                f"{where}.name={name!r} cannot be the name of a folder, which runs and stores of "
+                "the data set have. Use printable characters without / and \\."
+            )
         if self.reader is not Reader.demo and self.download and self.hub_id is None:
             raise ConfigError(
                 f"{where}.download=true, but {self.name} is not published on the Hugging Face "

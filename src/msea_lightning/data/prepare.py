@@ -13,9 +13,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from msea_lightning.data.readers import MissingFileError, Reading, find_files, r
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 from msea_lightning.data.utterance import Utterance
 
-CONVERSION = 2
+CONVERSION = 3
 """Raised whenever a reader makes other utterances of the same files: older stores are set aside."""
 
 _PROBE = 1 << 16
@@ -68,9 +66,7 @@ def prepare_store(dataset: DatasetConfig) -> Store:
             if Store.exists(folder):  # written by another process in the meantime
                 return Store.open(folder)
             _log.info("preparing %s in %s", dataset.name, folder)
-            return (
-                _convert_demo(dataset, folder) if path is None else _convert(dataset, path, folder)
-            )
+            return _convert(dataset, path, folder)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full; what was written has been removed" if full else str(error)
@@ -112,9 +108,11 @@ def find_places(dataset: DatasetConfig) -> Places:
 
 def earlier_sources(dataset: DatasetConfig) -> list[Path]:
     """What the stores of a data set that lie in the cache were made of, the latest store first."""
-    folders = (cache_folder(dataset) / "stores").glob(f"{_file_name(dataset.name)}-*")
+    folders = (cache_folder(dataset) / "stores").glob("*")
     found: dict[Path, None] = {}
     for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
+        if not folder.name.startswith(f"{dataset.name}-"):
+            continue
         try:
             info = Store.open(folder).info
         except StoreError:
@@ -132,11 +130,7 @@ def cache_folder(dataset: DatasetConfig) -> Path:
 
 def download_folder(dataset: DatasetConfig) -> Path:
     """Where the files of a data set are fetched to, and looked for without ``dataset.path``."""
-    return cache_folder(dataset) / "downloads" / _file_name(dataset.name)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".") or "dataset"
+    return cache_folder(dataset) / "downloads" / dataset.name
 
 
 def _locate(dataset: DatasetConfig) -> Path:
@@ -201,42 +195,32 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
 
 def _store_folder(dataset: DatasetConfig, path: Path | None) -> Path:
     """Where the store of these files and options lies; of the demo, where there is no path."""
-    content = (
-        _demo(dataset) if path is None else _options(dataset) | {"files": _marks(dataset, path)}
-    )
-    content |= {"conversion": CONVERSION, "format": FORMAT_VERSION}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return cache_folder(dataset) / "stores" / f"{_file_name(dataset.name)}-{digest[:12]}"
+    content: dict[str, Any] = {"conversion": CONVERSION, "format": FORMAT_VERSION}
+    if path is None:
+        from msea_lightning.data import demo
 
-
-def _options(dataset: DatasetConfig) -> dict[str, Any]:
-    """The options that change what is stored, or whether it may be."""
-    labels = dataset.labels
-    return {
-        "reader": dataset.reader.value,
-        "repair": dataset.repair.value,
-        "empty_text": dataset.empty_text.value,
-        "audio_dim": dataset.audio_dim,
-        "vision_dim": dataset.vision_dim,
-        "labels": [labels.kind.value, labels.low, labels.high, labels.names],
-    }
-
-
-def _demo(dataset: DatasetConfig) -> dict[str, Any]:
-    from msea_lightning.data import demo
-
-    return {
-        "demo": [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed],
+        content["demo"] = [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed]
         # The corpus is its generator: where that changes, so does the corpus.
-        "generator": hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest(),
-    }
+        content["generator"] = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()
+    else:
+        labels = dataset.labels
+        content |= {
+            "reader": dataset.reader.value,
+            "repair": dataset.repair.value,
+            "empty_text": dataset.empty_text.value,
+            "audio_dim": dataset.audio_dim,
+            "vision_dim": dataset.vision_dim,
+            "labels": [labels.kind.value, labels.low, labels.high, labels.names],
+            "files": _marks(find_files(path, dataset), path.parent if path.is_file() else path),
+        }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache_folder(dataset) / "stores" / f"{dataset.name}-{digest[:12]}"
 
 
-def _marks(dataset: DatasetConfig, path: Path) -> list[Any]:
-    """What tells versions of the files apart: size, time of change, both ends."""
-    root = path.parent if path.is_file() else path
-    files = []
-    for file in find_files(path, dataset):
+def _marks(files: list[Path], root: Path) -> list[Any]:
+    """What tells versions of files apart: name, size, time of change, both ends."""
+    marks = []
+    for file in files:
         status = file.stat()
         # Folders of arrays have tens of thousands of files: those are not opened.
         probe = b""
@@ -246,36 +230,28 @@ def _marks(dataset: DatasetConfig, path: Path) -> list[Any]:
                 stream.seek(max(status.st_size - _PROBE, 0))
                 probe += stream.read(_PROBE)
         name = Path(os.path.relpath(file, root)).as_posix()
-        digest = hashlib.sha256(probe).hexdigest()
-        files.append([name, status.st_size, status.st_mtime_ns, digest])
-    return files
+        marks.append([name, status.st_size, status.st_mtime_ns, hashlib.sha256(probe).hexdigest()])
+    return marks
 
 
-def _convert_demo(dataset: DatasetConfig, folder: Path) -> Store:
-    from msea_lightning.data.demo import demo_utterances
-
-    splits = demo_utterances(
-        dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
-    )
-    return write_store(folder, splits, info=_info(dataset, "generated"))
-
-
-def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
+def _convert(dataset: DatasetConfig, path: Path | None, folder: Path) -> Store:
     """Reads the files and writes the store, with progress bars where somebody is watching."""
-    files = find_files(path, dataset)
-    pickles = [file for file in files if file.suffix in (".pkl", ".pickle")]
     found: dict[str, Any] = {}
+    info: dict[str, Any] = {"name": dataset.name, "reader": dataset.reader.value, "found": found}
+    if path is None:
+        from msea_lightning.data.demo import demo_utterances
+
+        splits = demo_utterances(
+            dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
+        )
+        return write_store(folder, splits, info=info | {"source": "generated", "files": 0})
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-        advance = None
-        if pickles:
-            size = sum(file.stat().st_size for file in pickles)
-            advance = partial(bars.advance, bars.add_task("reading", total=size))
-        reading = read_files(path, dataset, advance=advance)
-        splits = {split: _followed(reading, split, bars, found) for split in reading}
-        # The counts in info are complete when it is written, after the last utterance.
-        info = _info(dataset, str(path)) | {"files": len(files), "found": found}
-        store = write_store(folder, splits, info=info, files=reading.files)
+        reading = read_files(path, dataset)
+        info |= {"source": str(path), "files": len(find_files(path, dataset))}
+        # What was found is complete when the info is written, after the last utterance.
+        parts = {split: _followed(reading, split, bars, found) for split in reading}
+        store = write_store(folder, parts, info=info, files=reading.files)
     for split, expected in expected_counts(dataset).items():
         count = len(store.splits[split]) if split in store.splits else 0
         if expected is not None and count != expected:
@@ -284,19 +260,13 @@ def _convert(dataset: DatasetConfig, path: Path, folder: Path) -> Store:
     return store
 
 
-def _info(dataset: DatasetConfig, source: str) -> dict[str, Any]:
-    about = {"name": dataset.name, "reader": dataset.reader.value, "source": source}
-    return about | {"files": 0, "found": {}}
-
-
 def _followed(
     reading: Reading, split: str, bars: Progress, found: dict[str, Any]
 ) -> Iterator[Utterance]:
     """A split's utterances, counted on a bar; notes at its end what was found in it."""
-    task = bars.add_task(f"converting {split}", total=reading.sizes[split])
-    for utterance in reading[split]:
-        yield utterance
-        bars.advance(task)
+    yield from bars.track(
+        reading[split], total=reading.sizes[split], description=f"converting {split}"
+    )
     found[split] = dataclasses.asdict(reading.counts[split])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ from msea_lightning.metrics.options import MetricKind
 
 _GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
 _RANGE_TOLERANCE = 1e-6
-
-
 _FEW = 20
 """Different whole numbers from which on labels are hardly class numbers."""
 
@@ -28,10 +26,6 @@ _log = logging.getLogger(__name__)
 
 class LabelError(UserError):
     """A label outside the label space, or labels that make none."""
-
-
-_Labelled = Mapping[str, list[tuple[str, Label]]]
-"""Split to id and main label of each utterance that has one."""
 
 
 def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> LabelConfig:
@@ -59,23 +53,53 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> Lab
     """
     labelled = {
         split: [
-            (identity, label)
+            (f"utterance '{identity}' ({split}) has the label", label)
             for identity, label in zip(part.ids, part.labels[MAIN_LABEL], strict=True)
             if label is not None
         ]
         for split, part in splits.items()
     }
-    train = labelled["train"]
+    train = [label for _, label in labelled["train"]]
     if not train:
         raise LabelError(
             "no training utterance has a label, which leaves nothing to learn. Label them."
         )
-    numeric = not isinstance(train[0][1], str)
-    if config.kind is LabelKind.scale or (
-        config.kind is LabelKind.infer and numeric and not config.names
-    ):
-        return _resolve_scale(config, labelled)
-    return _resolve_emotions(config, labelled)
+    is_scale = config.kind is LabelKind.scale or (
+        config.kind is LabelKind.infer and not config.names and not isinstance(train[0], str)
+    )
+    if is_scale and config.names:
+        raise LabelError(
+            f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
+            f"dataset.labels.names lists {', '.join(config.names)}. Give one of the two."
+        )
+    everything = [found for part in labelled.values() for found in part]
+    for where, label in everything:
+        if isinstance(label, str) == is_scale:
+            raise LabelError(
+                f"{where} {label!r}, but dataset.labels.kind={config.kind.value} expects "
+                f"{'a number' if is_scale else 'the name of an emotion'}. Change the labels, or "
+                "use dataset.labels.kind=infer without dataset.labels.names."
+            )
+    if len(set(train)) < 2 and not config.names:
+        raise LabelError(
+            f"all training utterances have the label {_written(train[0])}, which leaves nothing to "
+            "learn. Label them with at least two."
+        )
+    if is_scale:
+        resolved = _scale(config, train)
+    else:
+        names = config.names or sorted(set(map(str, train)))
+        resolved = LabelConfig(kind=LabelKind.emotions, names=list(names))
+    for where, label in everything:
+        if not _is_inside(label, resolved):
+            given = config.names or config.low is not None or config.high is not None
+            options = "low and dataset.labels.high" if is_scale else "names"
+            raise LabelError(
+                f"{where} {_written(label)}, but the labels are {describe_labels(resolved)}, "
+                f"{'as configured' if given else 'inferred from the training split'}. Mend the "
+                f"label, remove the utterance, or set dataset.labels.{options}."
+            )
+    return resolved
 
 
 def resolve_metrics(metrics: MetricKind, labels: LabelConfig) -> MetricKind:
@@ -125,43 +149,19 @@ def describe_labels(labels: LabelConfig) -> str:
     return f"intensities from {low:g} to {high:g} in steps of {labels.step:g}"
 
 
-def _resolve_emotions(config: LabelConfig, splits: _Labelled) -> LabelConfig:
-    _need_type(str, config, splits)
-    names = config.names or sorted({str(label) for _, label in splits["train"]})
-    if len(names) < 2:
-        raise LabelError(
-            f"all training utterances have the label '{names[0]}', which leaves nothing to learn. "
-            "Label them with at least two emotions."
-        )
-    for split, utterances in splits.items():
-        for identity, label in utterances:
-            if label not in names:
-                origin = (
-                    "is not in dataset.labels.names"
-                    if config.names
-                    else "does not occur in the training split, which the emotions are taken from"
-                )
-                raise LabelError(
-                    f"utterance '{identity}' ({split}) has the label '{label}', which {origin}: "
-                    f"{', '.join(names)}. Mend the label, remove the utterance, or list all "
-                    "emotions in dataset.labels.names."
-                )
-    return LabelConfig(kind=LabelKind.emotions, names=list(names))
+def _written(label: Label) -> str:
+    return f"'{label}'" if isinstance(label, str) else f"{label:g}"
 
 
-def _resolve_scale(config: LabelConfig, splits: _Labelled) -> LabelConfig:
-    if config.names:
-        raise LabelError(
-            f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
-            f"dataset.labels.names lists {', '.join(config.names)}. Give one of the two."
-        )
-    _need_type(float, config, splits)
-    found = np.unique(np.array([label for _, label in splits["train"]], dtype=np.float64))
-    if len(found) < 2:
-        raise LabelError(
-            f"all training utterances have the label {found[0]:g}, which leaves nothing to learn. "
-            "Label them with at least two intensities."
-        )
+def _is_inside(label: Label, labels: LabelConfig) -> bool:
+    if isinstance(label, str):
+        return label in labels.names
+    low, high = bounds(labels)
+    return low - _RANGE_TOLERANCE <= label <= high + _RANGE_TOLERANCE
+
+
+def _scale(config: LabelConfig, train: Sequence[Label]) -> LabelConfig:
+    found = np.unique(np.array(train, dtype=np.float64))
     if config.kind is LabelKind.infer and config.low is None and config.high is None:
         _warn_of_class_numbers(found)
     low, high = _outer_bounds(float(found[0]), float(found[-1]))
@@ -173,19 +173,6 @@ def _resolve_scale(config: LabelConfig, splits: _Labelled) -> LabelConfig:
             f"lie between {found[0]:g} and {found[-1]:g}. Set dataset.labels.low and "
             "dataset.labels.high."
         )
-    for split, utterances in splits.items():
-        for identity, label in ((identity, float(label)) for identity, label in utterances):
-            if not low - _RANGE_TOLERANCE <= label <= high + _RANGE_TOLERANCE:
-                origin = (
-                    "inferred from the training split"
-                    if config.low is None and config.high is None
-                    else "configured"
-                )
-                raise LabelError(
-                    f"utterance '{identity}' ({split}) has the label {label:g}, outside the "
-                    f"scale from {low:g} to {high:g} ({origin}). Mend the label, remove the "
-                    "utterance, or set dataset.labels.low and dataset.labels.high."
-                )
     step = _step(np.append(found, [low, high])) if config.step is None else config.step
     return dataclasses.replace(config, kind=LabelKind.scale, low=low, high=high, step=step)
 
@@ -201,18 +188,6 @@ def _warn_of_class_numbers(labels: NDArray[np.float64]) -> None:
             ", ".join(numbers),
             ",".join(numbers),
         )
-
-
-def _need_type(expected: type[str | float], config: LabelConfig, splits: _Labelled) -> None:
-    for split, utterances in splits.items():
-        identity, label = next(iter(utterances), ("", None))
-        if label is not None and not isinstance(label, expected):
-            wanted = "a number" if expected is float else "the name of an emotion"
-            raise LabelError(
-                f"utterance '{identity}' ({split}) has the label {label!r}, but "
-                f"dataset.labels.kind={config.kind.value} expects {wanted}. Change the labels, or "
-                "use dataset.labels.kind=infer without dataset.labels.names."
-            )
 
 
 def _outer_bounds(low: float, high: float) -> tuple[float, float]:

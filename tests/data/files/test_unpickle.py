@@ -381,14 +381,6 @@ def test_a_folder_in_place_of_the_pickle_is_named(tmp_path: Path) -> None:
         load_pickle(tmp_path)
 
 
-def test_progress_adds_up_to_the_size(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.pkl", [np.zeros(300_000), "x" * 10])
-    read: list[int] = []
-    load_pickle(path, advance=read.append)
-    assert sum(read) == path.stat().st_size
-    assert len(read) < 10
-
-
 @protocols
 @pytest.mark.parametrize("count", [0, 1, 2, 1000, 1001, 2500])
 def test_items_of_a_list_come_one_by_one(tmp_path: Path, protocol: int, count: int) -> None:

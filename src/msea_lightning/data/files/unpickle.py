@@ -43,9 +43,6 @@ from msea_lightning.data.files.formats import (
 _KINDS = "biufcSUO"
 """Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
 
-_REPORTED = 1 << 20
-"""Bytes after which progress is reported."""
-
 _LARGE = 1 << 12
 """Bytes or characters from which on an object is not kept for later items of a list."""
 
@@ -64,7 +61,7 @@ class _SharedArrayError(Exception):
     """An item of a list that is read in parts uses an array of an earlier part."""
 
 
-def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Any:
+def load_pickle(path: Path) -> Any:
     """Loads a pickle that may hold NumPy arrays, scalars and plain containers only.
 
     Pickles written by NumPy 1 and 2, by Python 2 and 3, in every protocol load. Byte strings of
@@ -72,7 +69,6 @@ def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> 
 
     Args:
         path: The file.
-        advance: Called with the number of bytes read since its last call, for a progress bar.
 
     Returns:
         What the pickle holds; arrays may be read-only.
@@ -82,11 +78,11 @@ def load_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> 
             above (given in full; it is never imported nor called), a truncated or damaged pickle,
             or something else saved in its place.
     """
-    with _open(path, advance) as stream:
+    with _open(path) as stream:
         return _Unpickler(path, stream).load()
 
 
-def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[Any]:
+def iterate_pickle(path: Path) -> Iterator[Any]:
     """Yields the items of a pickled list while it is read, so that memory holds a part of it.
 
     Pickles write long lists in runs of a thousand items; one run at a time is in memory. (CHERMA's
@@ -94,14 +90,13 @@ def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) 
 
     Args:
         path: The file, a pickled list; what it may hold is as for :func:`load_pickle`.
-        advance: Called with the number of bytes read since its last call, for a progress bar.
 
     Raises:
         PickleError: as :func:`load_pickle` does, and where the pickle holds no list.
     """
     count = 0
     try:
-        with _open(path, advance) as stream:
+        with _open(path) as stream:
             for item in _ListUnpickler(path, stream).items():
                 yield item
                 count += 1
@@ -110,7 +105,7 @@ def iterate_pickle(path: Path, *, advance: Callable[[int], None] | None = None) 
 
 
 @contextmanager
-def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream]:
+def _open(path: Path) -> Iterator[_Stream]:
     """The file as a stream; whatever goes wrong with it becomes a :class:`PickleError`."""
     try:
         size = path.stat().st_size
@@ -118,9 +113,7 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
             found = instead_of_pickle(path)
             if found is not None:
                 raise PickleError(f"{path} {found}.")
-            stream = _Stream(file, size, advance)
-            yield stream
-            stream.report()
+            yield _Stream(file, size)
     except (UserError, _SharedArrayError):
         raise
     except MemoryError as error:
@@ -146,35 +139,22 @@ def _open(path: Path, advance: Callable[[int], None] | None) -> Iterator[_Stream
 class _Stream:
     """The file with a hard end: reading past it is an error, and nothing is allocated for it."""
 
-    def __init__(self, file: IO[bytes], size: int, advance: Callable[[int], None] | None) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
         self._left = size
-        self._advance = advance
-        self._unreported = 0
 
     def read(self, count: int) -> bytes:
-        if count > self._left:
+        self._left -= count
+        if self._left < 0:
             raise EOFError
-        self._count(count)
         return self._file.read(count)
 
     def readline(self) -> bytes:
         line = self._file.readline()
+        self._left -= len(line)
         if not line.endswith(b"\n"):
             raise EOFError
-        self._count(len(line))
         return line
-
-    def report(self) -> None:
-        if self._advance is not None:
-            self._advance(self._unreported)
-        self._unreported = 0
-
-    def _count(self, count: int) -> None:
-        self._left -= count
-        self._unreported += count
-        if self._unreported >= _REPORTED:
-            self.report()
 
 
 class _Latin1(str):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError
 from msea_lightning.data.options import READERS, DatasetConfig
-from msea_lightning.data.readers.reading import Advance, Counts, Layout, Reading
+from msea_lightning.data.readers.reading import Counts, Layout, Reading
 
 __all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "read_files"]
 
@@ -25,19 +25,17 @@ def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
     return _layout(path, dataset).files
 
 
-def read_files(path: Path, dataset: DatasetConfig, *, advance: Advance | None = None) -> Reading:
+def read_files(path: Path, dataset: DatasetConfig) -> Reading:
     """Opens published files.
 
     Args:
         path: The published file or folder.
         dataset: The data set's options.
-        advance: Called with the number of bytes of pickles read since its last call; the other
-            layouts know their number of utterances instead (``Reading.sizes``).
 
     Raises:
         UserError: naming the file, and where it concerns one, the utterance and the remedy.
     """
-    return Reading(dataset, _layout(path, dataset).sources(advance))
+    return Reading(dataset, _layout(path, dataset).sources())
 
 
 def _layout(path: Path, dataset: DatasetConfig) -> Layout:

@@ -30,7 +30,6 @@ from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
     NEEDED_SPLITS,
     SPLIT_NAMES,
-    Advance,
     Layout,
     Record,
     Source,
@@ -69,7 +68,7 @@ class ChermaLayout(Layout):
             *(file for name in _FOLDERS for file in sorted((folder / name).rglob("*.npy"))),
         ]
 
-    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """Reads the JSON files and the transcripts."""
         transcripts = {}
         if self._transcripts.is_file():

@@ -21,7 +21,6 @@ from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
     NEEDED_SPLITS,
     SPLIT_NAMES,
-    Advance,
     Layout,
     Record,
     Source,
@@ -71,15 +70,15 @@ class DialogueLayout(Layout):
             raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
         return list(self.by_split.values())
 
-    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """Where the records of each split come from; nothing is opened yet."""
         return {
-            split: Source(file, partial(self._records, split, file, advance))
+            split: Source(file, partial(self._records, split, file))
             for split, file in self.by_split.items()
         }
 
-    def _records(self, split: str, file: Path, advance: Advance | None) -> Iterator[Record]:
-        for index, item in enumerate(iterate_pickle(file, advance=advance)):
+    def _records(self, split: str, file: Path) -> Iterator[Record]:
+        for index, item in enumerate(iterate_pickle(file)):
             where = f"{file}: utterance '{split}-{index}' ({split}, number {index + 1})"
             features = checks.members(item, ("label", "features"), where)["features"]
             checks.members(features, ("text", "audio", "video"), f"{where}, features,")

@@ -26,7 +26,6 @@ from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
     NEEDED_SPLITS,
     SPLIT_NAMES,
-    Advance,
     Layout,
     Record,
     Source,
@@ -62,22 +61,22 @@ class MmsaLayout(Layout):
             "itself with dataset.path=..."
         )
 
-    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """Loads the file."""
         (file,) = self.files
-        parts = _load(file, advance)
+        parts = _load(file)
         sizes = {split: len(part["raw_text"]) for split, part in parts.items()}
 
         def records(split: str) -> Iterator[Record]:
             if split not in parts:  # read before, and dropped
-                parts.update(_load(file, None))
+                parts.update(_load(file))
             return _records(parts.pop(split))
 
         return {split: Source(file, partial(records, split), size) for split, size in sizes.items()}
 
 
-def _load(file: Path, advance: Advance | None) -> dict[str, dict[str, Any]]:
-    content = load_pickle(file, advance=advance)
+def _load(file: Path) -> dict[str, dict[str, Any]]:
+    content = load_pickle(file)
     if not isinstance(content, dict):
         raise ReadError(
             f"{file} holds a {type(content).__name__}, where dataset.reader=mmsa expects the "

@@ -44,9 +44,6 @@ _DIALOGUES = (
 
 _log = logging.getLogger(__name__)
 
-Advance = Callable[[int], None]
-"""Takes the number of bytes read since its last call, for a progress bar."""
-
 
 @dataclass(frozen=True)
 class Record:
@@ -113,7 +110,7 @@ class Layout(ABC):
         """All files of the data set in a published file or folder."""
 
     @abstractmethod
-    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """Opens the files: where the records of each split come from."""
 
 

@@ -41,7 +41,6 @@ from msea_lightning.data.options import LabelKind
 from msea_lightning.data.readers.checks import Frames, to_number
 from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
-    Advance,
     Layout,
     Record,
     Source,
@@ -85,7 +84,7 @@ class TableLayout(Layout):
             *(file for inside in _folders(folder) for file in _arrays(inside)),
         ]
 
-    def sources(self, advance: Advance | None) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
         rows, separator = read_rows(self._table, _NEEDED, ("group", "speaker", *_LABELS))
         if not rows:
