@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msea_lightning.adapter import CHFNAdapter
 from msea_lightning.paper import paper_table
+from tests.adapter.counts import parameter_counts
 
 WIDTH, AUDIO, VISION = 16, 3, 5
 COUNTS = {"mosei": 50_786_304, "simsv2": 51_167_232, "meld": 50_864_128, "cherma": 62_922_752}
@@ -43,7 +44,7 @@ def inputs(audio: int = 4, vision: int = 2) -> dict[str, Tensor]:
 def test_parameters(row: dict[str, str]) -> None:
     audio, vision = int(row["audio_dim"]), int(row["vision_dim"])
     with torch.device("meta"):
-        counts = CHFNAdapter(4096, audio, vision).parameter_counts()
+        counts = parameter_counts(CHFNAdapter(4096, audio, vision))
     assert counts == {
         "audio": 4096 * audio + 4096,
         "vision": 4096 * vision + 4096,

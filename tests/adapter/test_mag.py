@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msea_lightning.adapter import AdapterError, MAGAdapter
+from msea_lightning.adapter import MAGAdapter
 from msea_lightning.adapter.mag import align
 from msea_lightning.paper import paper_table
+from tests.adapter.counts import parameter_counts
 
 WIDTH, AUDIO, VISION = 16, 3, 5
 COUNTS = {"mosei": 34_471_936, "simsv2": 35_233_792, "meld": 34_627_584, "cherma": 58_744_832}
@@ -48,7 +49,7 @@ def aligned_batch(tokens: int = 4, scale: float = 1.0) -> dict[str, Tensor]:
 def test_parameters(row: dict[str, str]) -> None:
     audio, vision = int(row["audio_dim"]), int(row["vision_dim"])
     with torch.device("meta"):
-        counts = MAGAdapter(4096, audio, vision).parameter_counts()
+        counts = parameter_counts(MAGAdapter(4096, audio, vision))
     assert counts == {
         "audio_gate": 4096 * (audio + 4096) + 4096,
         "audio_map": 4096 * audio + 4096,
@@ -144,16 +145,3 @@ class TestAlign:
         torch.testing.assert_close(found[:, 0], torch.ones(tokens))
         assert found[:, 1].mean().item() == pytest.approx((frames - 1) / 2, abs=1e-4)
         assert (found[:, 1].diff() >= -1e-5).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"beta": 0.0}, r"beta=0\.0: the longest shift"),
-        ({"dropout": 1.0}, r"dropout=1\.0: must be 0 or more, and below 1"),
-        ({"dropout": -0.1}, r"dropout=-0\.1: must be 0 or more, and below 1"),
-    ],
-)
-def test_refuses(options: dict[str, float], match: str) -> None:
-    with pytest.raises(AdapterError, match=match):
-        build(**options)

@@ -34,16 +34,14 @@ class ToyAdapter(TextAdapter):
         use_audio: bool = True,
         use_vision: bool = True,
     ) -> None:
-        given = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        given = locals()
 
         def branch(features: int) -> nn.Module:
             return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, text_dim))
 
         super().__init__(given, branch)
 
-    def _adapt(self, text: Tensor, real: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
         for branch, frames, is_real in modalities:
             mean = frames.sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)
             text = text + branch(mean)[:, None]

@@ -2,7 +2,7 @@
 
 Every adapter keeps one contract, ``forward(text, text_mask, audio, audio_lengths, vision,
 vision_lengths) -> (pseudo_tokens, text)``, described at :class:`Adapter`. A new one is a module
-here and an entry in ``options``. Padded frames are masked by ``contract.real_frames``; the LSTM
+here and an entry in ``options``. Padded frames are masked by ``contract.frame_mask``; the LSTM
 of the MSE-Adapter stops before them.
 """
 

@@ -64,30 +64,23 @@ class CHFNAdapter(TextAdapter):
         use_audio: bool = True,
         use_vision: bool = True,
     ) -> None:
-        super().__init__(
-            {
-                "text_dim": text_dim,
-                "audio_dim": audio_dim,
-                "vision_dim": vision_dim,
-                "use_audio": use_audio,
-                "use_vision": use_vision,
-            },
-            partial(nn.Linear, out_features=text_dim),
-        )
+        super().__init__(locals(), partial(nn.Linear, out_features=text_dim))
         self.query = nn.Linear(text_dim, text_dim, bias=False)
         self.key = nn.Linear(text_dim, text_dim, bias=False)
         self.value = nn.Linear(text_dim, text_dim, bias=False)
         nn.init.zeros_(self.value.weight)
 
-    def _adapt(self, text: Tensor, real: Tensor, modalities: Sequence[Modality]) -> Tensor:
-        sequence_BLD = torch.cat([branch(frames) for branch, frames, _ in modalities], dim=1)
-        real_B1L = torch.cat([frames.real for frames in modalities], dim=1)[:, None, :]
+    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
+        sequence_BLD = torch.cat(
+            [branch(frames_BLF) for branch, frames_BLF, _ in modalities], dim=1
+        )
+        mask_B1L = torch.cat([mask_BL for *_, mask_BL in modalities], dim=1)[:, None, :]
         # The key map is applied to the queries and the value map to the result: there are fewer
         # tokens than frames, so this is the same for a fraction of the time and memory.
         asked_BTD = self.query(text) @ self.key.weight / math.sqrt(text.shape[-1])
         scores_BTL = asked_BTD @ sequence_BLD.mT
         # Not minus infinity: an utterance without any frame would give NaN.
-        scores_BTL = scores_BTL.masked_fill(~real_B1L, torch.finfo(scores_BTL.dtype).min)
-        weights_BTL = scores_BTL.softmax(dim=-1).masked_fill(~real_B1L, 0.0)
+        scores_BTL = scores_BTL.masked_fill(~mask_B1L, torch.finfo(scores_BTL.dtype).min)
+        weights_BTL = scores_BTL.softmax(dim=-1).masked_fill(~mask_B1L, 0.0)
         adapted_BTD: Tensor = text + self.value(weights_BTL @ sequence_BLD)
         return adapted_BTD

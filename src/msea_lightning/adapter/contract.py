@@ -27,12 +27,14 @@ class Adapter(nn.Module, ABC):
     """A trainable plugin in front of a frozen language model.
 
     Args:
-        options: The constructor arguments as plain values, among them ``text_dim``,
-            ``audio_dim`` and ``vision_dim``.
+        arguments: ``locals()`` of the constructor, that is its arguments by name, among them
+            ``text_dim``, ``audio_dim`` and ``vision_dim``.
 
     Attributes:
         use_text: False where the language model reads no text.
         pseudo_tokens: Number N of pseudo tokens; 0 where the adapter changes the text instead.
+        audio: What reads audio; None where the adapter reads none.
+        vision: What reads vision; None where the adapter reads none.
 
     Raises:
         AdapterError: if a size is not positive.
@@ -40,10 +42,16 @@ class Adapter(nn.Module, ABC):
 
     use_text: bool = True
     pseudo_tokens: int = 0
+    audio: nn.Module | None
+    vision: nn.Module | None
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
-        self._options = dict(options)
+        self._options: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in arguments.items()
+            if name not in ("self", "__class__")
+        }
         for name, size in self._options.items():
             for value in size if isinstance(size, list) else [size]:
                 if type(value) is int and value < 1:
@@ -89,17 +97,7 @@ class Adapter(nn.Module, ABC):
         """The constructor arguments as plain values, fit for JSON."""
         return copy.deepcopy(self._options)
 
-    def parameter_counts(self) -> dict[str, int]:
-        """Exact number of trainable parameters by part; their sum is the adapter's size."""
-        counts: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
-            part = name.rpartition(".")[0].replace(".", "_")
-            counts[part] = counts.get(part, 0) + parameter.numel()
-        return counts
-
-    def _check(
-        self, text: Tensor, text_mask: Tensor, audio: Tensor | None, vision: Tensor | None
-    ) -> None:
+    def _check_text(self, text: Tensor, text_mask: Tensor) -> None:
         text_dim = self._options["text_dim"]
         if text.dim() != 3 or text.shape[2] != text_dim:
             raise AdapterError(
@@ -112,18 +110,87 @@ class Adapter(nn.Module, ABC):
                 f"text_mask has shape {tuple(text_mask.shape)}, but text has "
                 f"{tuple(text.shape[:2])} utterances and tokens: give one mask value per token."
             )
-        for name, frames in (("audio", audio), ("vision", vision)):
-            if frames is not None and self._options[f"{name}_dim"] is None:
+
+    def _modalities(
+        self,
+        batch: int,
+        audio: Tensor | None,
+        audio_lengths: Tensor,
+        vision: Tensor | None,
+        vision_lengths: Tensor,
+    ) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        """The modalities of B utterances that the adapter reads, with the part that reads each.
+
+        Returns:
+            The part; (B, L, F) features in the dtype of the weights, one frame of zeros where there
+            are none at all; (B,) int64 lengths on the CPU.
+        """
+        weight = next(self.parameters())
+        modalities = []
+        for name, branch, frames, lengths in (
+            ("audio", self.audio, audio, audio_lengths),
+            ("vision", self.vision, vision, vision_lengths),
+        ):
+            features = self._options[f"{name}_dim"]
+            if frames is not None and features is None:
                 raise AdapterError(
                     f"{name} has shape {tuple(frames.shape)}, but the adapter was built without "
                     f"{name} ({name}_dim=None): give None, or build it with "
                     f"{name}_dim={frames.shape[-1]}."
                 )
+            if branch is None:
+                continue
+            lengths_B = lengths.to("cpu", torch.int64)
+            _check_frames(name, features, batch, frames, lengths_B)
+            if frames is None or frames.shape[1] == 0:
+                frames = weight.new_zeros(batch, 1, features)
+            modalities.append((branch, frames.to(weight.dtype), lengths_B))
+        return modalities
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Computes in the dtype of the weights, also where autocast is on; "meta" has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def frame_mask(frames: Tensor, lengths: Tensor) -> Tensor:
+    """Which frames are no padding.
+
+    Args:
+        frames: (B, L, F) features.
+        lengths: (B,) frames of each utterance, at most L, on any device.
+
+    Returns:
+        (B, L) bool, on the device of the frames.
+    """
+    index_L = torch.arange(frames.shape[1], device=frames.device)
+    return index_L < lengths.to(frames.device, non_blocking=True)[:, None]
+
+
+def _check_frames(
+    name: str, features: int, batch: int, frames: Tensor | None, lengths: Tensor
+) -> None:
+    if lengths.shape != (batch,):
+        raise AdapterError(
+            f"{name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
+            f"utterances: give one length for each, ({batch},)."
+        )
+    longest = 0
+    if frames is not None:
+        if frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != features:
+            raise AdapterError(
+                f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
+                f"{features} {name} features per frame and the text has {batch} "
+                f"utterances, that is ({batch}, frames, {features}): give the features "
+                f"that it was trained on, or build it with another {name}_dim."
+            )
+        longest = frames.shape[1]
+    low, high = map(int, lengths.aminmax())
+    if low < 0 or high > longest:
+        raise AdapterError(
+            f"{name}_lengths ranges from {low} to {high}, but {name} has {longest} frames: every "
+            f"length must be between 0 (absent) and {longest}."
+        )
 
 
 class Modality(NamedTuple):
@@ -132,19 +199,19 @@ class Modality(NamedTuple):
     Attributes:
         branch: The part of the adapter that reads it.
         frames: (B, L, F) features in the adapter's dtype, zero beyond each length.
-        real: (B, L) bool, where frames are real.
+        mask: (B, L) bool, False at padding.
     """
 
     branch: nn.Module
     frames: Tensor
-    real: Tensor
+    mask: Tensor
 
 
 class TextAdapter(Adapter):
     """An adapter that changes the embeddings of the text and makes no pseudo tokens.
 
     Args:
-        options: As for :class:`Adapter`; with ``use_audio`` and ``use_vision``, which of the
+        arguments: As for :class:`Adapter`; with ``use_audio`` and ``use_vision``, which of the
             modalities that the data set has are read.
         make_branch: Makes the part that reads a modality, from its number of features.
 
@@ -152,15 +219,17 @@ class TextAdapter(Adapter):
         AdapterError: if a size is not positive, or there is neither audio nor vision to read.
     """
 
-    def __init__(self, options: Mapping[str, Any], make_branch: Callable[[int], nn.Module]) -> None:
-        super().__init__(options)
+    def __init__(
+        self, arguments: Mapping[str, Any], make_branch: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__(arguments)
         read = {
-            name: options[f"{name}_dim"] if options[f"use_{name}"] else None
+            name: arguments[f"{name}_dim"] if arguments[f"use_{name}"] else None
             for name in ("audio", "vision")
         }
         if not any(read.values()):
             found = (
-                f"{name}_dim={options[f'{name}_dim']} with use_{name}={options[f'use_{name}']}"
+                f"{name}_dim={arguments[f'{name}_dim']} with use_{name}={arguments[f'use_{name}']}"
                 for name in read
             )
             raise AdapterError(
@@ -186,94 +255,29 @@ class TextAdapter(Adapter):
             ``(None, text)``: (B, T, D) in the dtype of the weights; the other tokens are
             unchanged.
         """
-        self._check(text, text_mask, audio, vision)
-        weight = next(self.parameters())
-        real_BT1 = text_mask.to(torch.bool)[:, :, None]
-        text_BTD = text.to(weight.dtype)
+        self._check_text(text, text_mask)
+        mask_BT = text_mask.to(torch.bool)
+        text_BTD = text.to(next(self.parameters()).dtype)
         modalities = []
-        for name, branch, frames, lengths in (
-            ("audio", self.audio, audio, audio_lengths),
-            ("vision", self.vision, vision, vision_lengths),
-        ):
-            if branch is not None:
-                features = self._options[f"{name}_dim"]
-                checked = checked_frames(name, features, len(text), frames, lengths, weight)
-                modalities.append(Modality(branch, *real_frames(*checked)))
+        inputs = (audio, audio_lengths, vision, vision_lengths)
+        for branch, frames_BLF, lengths in self._modalities(len(text), *inputs):
+            mask_BL = frame_mask(frames_BLF, lengths)
+            zeroed_BLF = frames_BLF.masked_fill(~mask_BL[:, :, None], 0.0)
+            modalities.append(Modality(branch, zeroed_BLF, mask_BL))
         with own_precision(text.device):
-            read_BTD = text_BTD.masked_fill(~real_BT1, 0.0)
-            adapted_BTD = self._adapt(read_BTD, real_BT1[:, :, 0], modalities)
-        return None, torch.where(real_BT1, adapted_BTD, text_BTD)
+            read_BTD = text_BTD.masked_fill(~mask_BT[:, :, None], 0.0)
+            adapted_BTD = self._adapt(read_BTD, mask_BT, modalities)
+        return None, torch.where(mask_BT[:, :, None], adapted_BTD, text_BTD)
 
     @abstractmethod
-    def _adapt(self, text: Tensor, real: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
         """The changed embeddings.
 
         Args:
             text: (B, T, D) embeddings, zero where there is no real token.
-            real: (B, T) bool, where tokens are real.
+            mask: (B, T) bool, where tokens are real.
             modalities: Audio and vision, of which each may be missing.
 
         Returns:
             (B, T, D), of which only real tokens are used.
         """
-
-
-def checked_frames(
-    name: str, features: int, batch: int, frames: Tensor | None, lengths: Tensor, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The frames of a batch in the adapter's dtype, and their lengths on the CPU.
-
-    Args:
-        name: "audio" or "vision", for error messages.
-        features: Features F per frame that the adapter was built for.
-        batch: Number of utterances B.
-        frames: (B, L, F) features, or None.
-        lengths: (B,) frames of each utterance.
-        like: A tensor of the dtype and on the device that the frames shall have.
-
-    Returns:
-        (B, L, F) frames, one frame of zeros where there are none at all; and (B,) int64.
-
-    Raises:
-        AdapterError: if the shapes do not fit, or a length is negative or beyond L.
-    """
-    lengths = lengths.to("cpu", torch.int64)
-    if lengths.shape != (batch,):
-        raise AdapterError(
-            f"{name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
-            f"utterances: give one length for each, ({batch},)."
-        )
-    longest = 0
-    if frames is not None:
-        if frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != features:
-            raise AdapterError(
-                f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
-                f"{features} {name} features per frame and the text has {batch} "
-                f"utterances, that is ({batch}, frames, {features}): give the features "
-                f"that it was trained on, or build it with another {name}_dim."
-            )
-        longest = frames.shape[1]
-    low, high = lengths.aminmax() if batch else (lengths.new_zeros(()),) * 2
-    if int(low) < 0 or int(high) > longest:
-        raise AdapterError(
-            f"{name}_lengths ranges from {int(low)} to {int(high)}, but {name} has "
-            f"{longest} frames: every length must be between 0 (absent) and {longest}."
-        )
-    if frames is None or longest == 0:
-        return like.new_zeros(batch, 1, features), lengths
-    return frames.to(like.dtype), lengths
-
-
-def real_frames(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames with zeros beyond each length, whatever stood there, and where they are real.
-
-    Args:
-        frames: (B, L, F) features.
-        lengths: (B,) frames of each utterance, at most L.
-
-    Returns:
-        (B, L, F) features and (B, L) bool.
-    """
-    positions = torch.arange(frames.shape[1], device=frames.device)
-    real_BL = positions < lengths.to(frames.device, non_blocking=True)[:, None]
-    return frames.masked_fill(~real_BL[:, :, None], 0.0), real_BL

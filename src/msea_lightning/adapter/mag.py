@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msea_lightning.adapter.contract import AdapterError, Modality, TextAdapter
+from msea_lightning.adapter.contract import Modality, TextAdapter
 
 _SMALLEST = 1e-6
 """Smallest norm of a shift that is divided by."""
@@ -78,8 +78,7 @@ class MAGAdapter(TextAdapter):
         use_vision: False leaves out the vision part of the shift.
 
     Raises:
-        AdapterError: if a size or ``beta`` is not positive, if ``dropout`` is not a share below 1,
-            or if neither audio nor vision is left.
+        AdapterError: if a size is not positive, or neither audio nor vision is left.
     """
 
     def __init__(
@@ -93,32 +92,17 @@ class MAGAdapter(TextAdapter):
         use_audio: bool = True,
         use_vision: bool = True,
     ) -> None:
-        super().__init__(
-            {
-                "text_dim": text_dim,
-                "audio_dim": audio_dim,
-                "vision_dim": vision_dim,
-                "beta": beta,
-                "dropout": dropout,
-                "use_audio": use_audio,
-                "use_vision": use_vision,
-            },
-            partial(ShiftBranch, text_dim=text_dim),
-        )
-        if not beta > 0:
-            raise AdapterError(f"beta={beta}: the longest shift must be positive.")
-        if not 0 <= dropout < 1:
-            raise AdapterError(f"dropout={dropout}: must be 0 or more, and below 1.")
+        super().__init__(locals(), partial(ShiftBranch, text_dim=text_dim))
         self.beta = beta
         self.norm = nn.LayerNorm(text_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def _adapt(self, text: Tensor, real: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
         shift_BTD = torch.zeros_like(text)
-        for branch, frames_BLF, real_BL in modalities:
-            aligned_BTF = align(frames_BLF, real_BL.sum(dim=1), real)
+        for branch, frames_BLF, mask_BL in modalities:
+            aligned_BTF = align(frames_BLF, mask_BL.sum(dim=1), mask)
             # The biases would shift the text of an utterance without the modality, too.
-            present_B11 = real_BL.any(dim=1)[:, None, None]
+            present_B11 = mask_BL.any(dim=1)[:, None, None]
             shift_BTD = shift_BTD + branch(aligned_BTF, text).masked_fill(~present_B11, 0.0)
         norm_BT1 = shift_BTD.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST)
         ratio_BT1 = text.norm(dim=-1, keepdim=True) / norm_BT1
@@ -127,7 +111,7 @@ class MAGAdapter(TextAdapter):
         return adapted_BTD
 
 
-def align(frames: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
+def align(frames: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
     """Brings frames to the text's length: each token gets the mean of its share of the time.
 
     The L frames of an utterance fill its time, and its n real tokens share that time equally: token
@@ -138,14 +122,14 @@ def align(frames: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
     Args:
         frames: (B, L, F) features, finite also beyond each length.
         lengths: (B,) int64 frames of each utterance, 0 or more, on the frames' device.
-        real: (B, T) bool, where tokens are real.
+        mask: (B, T) bool, where tokens are real.
 
     Returns:
         (B, T, F) features, zero where an utterance has no frames, undefined at padding.
     """
-    tokens_B11 = real.sum(dim=1)[:, None, None]
+    tokens_B11 = mask.sum(dim=1)[:, None, None]
     lengths_B11 = lengths[:, None, None]
-    token_BT1 = (real.cumsum(dim=1) - 1)[:, :, None]
+    token_BT1 = (mask.cumsum(dim=1) - 1)[:, :, None]
     frame_L = torch.arange(frames.shape[1], device=frames.device)
     # In units of 1 / (n L), so that all are whole numbers.
     begin = torch.maximum(token_BT1 * lengths_B11, frame_L * tokens_B11)

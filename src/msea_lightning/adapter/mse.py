@@ -12,109 +12,59 @@ Shape suffixes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from msea_lightning.adapter.contract import Adapter, AdapterError, checked_frames, own_precision
+from msea_lightning.adapter.contract import Adapter, AdapterError, own_precision
 from msea_lightning.adapter.lstm import LastStateLSTM
+from msea_lightning.adapter.original import NOT_ORIGINAL, renamed_weights, sizes
 
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
-
-_IGNORED = ("LLM.", "language_model.")
-"""Where checkpoints of the original implementation keep their frozen language model."""
-
-_PREFIXES = ("module.", "Model.", "weight.")
-"""Wrappers around the original's names: DataParallel, its model registry, the golden vectors."""
-
-_TOKEN_PROJECTORS = (
-    "mutli_scale_fusion.multi_scale_projector.",
-    "mutli_scale_fusion.projector.",
-)
-"""Told apart by their shapes: one is (D, H), the other (N, 1)."""
-
-_NAMES = {
-    "audio_LSTM.rnn.": "audio.lstm.",
-    "audio_LSTM.linear.": "audio.proj.",
-    "video_LSTM.rnn.": "vision.lstm.",
-    "video_LSTM.linear.": "vision.proj.",
-    "text_guide_mixer.text_mlp.": "text_proj.",
-    "mutli_scale_fusion.scale1.": "scales.0.",
-    "mutli_scale_fusion.scale2.": "scales.1.",
-    "mutli_scale_fusion.scale3.": "scales.2.",
-    "mutli_scale_fusion.integrating.Integrating_layer.0.": "conv.",
-    "audio_lstm.": "audio.lstm.",
-    "audio_proj.": "audio.proj.",
-    "video_lstm.": "vision.lstm.",
-    "video_proj.": "vision.proj.",
-    "text_proj.": "text_proj.",
-    "scale8.": "scales.0.",
-    "scale32.": "scales.1.",
-    "scale16.": "scales.2.",
-    "conv.": "conv.",
-    "proj_up.": "proj_up.",
-    "proj_tokens.": "proj_tokens.",
-}
-"""Name in the original implementation, or in the golden vectors, to the name here."""
 
 
 class ModalityBranch(nn.Module):
     """Summarises one modality's frames and projects the summary to the mixer's width (Eq. 3).
 
     Args:
-        name: "audio" or "vision", for error messages.
         features: Features per frame.
         summary: Width of the summary, that is of the LSTM.
         hidden: Width of the mixer.
         random: Replace the summary by a fixed random vector, drawn now ("w/o A V").
     """
 
-    def __init__(
-        self, name: str, features: int, summary: int, hidden: int, *, random: bool
-    ) -> None:
+    def __init__(self, features: int, summary: int, hidden: int, *, random: bool) -> None:
         super().__init__()
-        self.name = name
-        self.features = features
         self.lstm = None if random else LastStateLSTM(features, summary)
         self.summary: Tensor | None
         self.register_buffer("summary", torch.randn(summary) if random else None)
         self.proj = nn.Linear(summary, hidden)
 
-    def forward(self, batch: int, frames: Tensor | None, lengths: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """One projected summary per utterance.
 
         Args:
-            batch: Number of utterances B.
             frames: (B, L, F) features; frames beyond an utterance's length are never read.
-                None where no utterance of the batch has the modality.
             lengths: (B,) frames of each utterance; 0 where the modality is absent. On the
                 CPU: elsewhere each call waits for the device.
 
         Returns:
-            (B, H), all zero where the modality is absent.
-
-        Raises:
-            AdapterError: if the shapes do not fit, or a length is negative or beyond L.
+            (B, H), all zero where the modality is absent, unless its summary is random.
         """
         if self.lstm is None:
             assert self.summary is not None
             projected_H: Tensor = self.proj(self.summary)
-            return projected_H.expand(batch, -1)
-        weight = self.proj.weight
-        frames_BLF, lengths = checked_frames(
-            self.name, self.features, batch, frames, lengths, weight
-        )
+            return projected_H.expand(len(lengths), -1)
         absent = lengths == 0
         some_absent = bool(absent.any())
         if some_absent:
             # The LSTM needs at least one frame: an absent modality gets a frame of zeros, and
             # its summary is masked below. So every weight has a gradient, even if it is zero.
-            absent_B = absent.to(frames_BLF.device, non_blocking=True)
-            frames_BLF = frames_BLF.masked_fill(absent_B[:, None, None], 0.0)
-        projected_BH: Tensor = self.proj(self.lstm(frames_BLF, lengths.clamp(min=1)))
+            absent_B = absent.to(frames.device, non_blocking=True)
+            frames = frames.masked_fill(absent_B[:, None, None], 0.0)
+        projected_BH: Tensor = self.proj(self.lstm(frames, lengths.clamp(min=1)))
         if some_absent:
             projected_BH = projected_BH.masked_fill(absent_B[:, None], 0.0)
         return projected_BH
@@ -173,37 +123,17 @@ class MSEAdapter(Adapter):
         text_guide: bool = True,
         multi_scale: bool = True,
     ) -> None:
-        super().__init__(
-            {
-                "text_dim": text_dim,
-                "audio_dim": audio_dim,
-                "vision_dim": vision_dim,
-                "audio_hidden": audio_hidden,
-                "vision_hidden": vision_hidden,
-                "pseudo_tokens": pseudo_tokens,
-                "hidden": hidden,
-                "scales": list(scales),
-                "use_audio": use_audio,
-                "use_vision": use_vision,
-                "use_text": use_text,
-                "random_summaries": random_summaries,
-                "text_guide": text_guide,
-                "multi_scale": multi_scale,
-            }
-        )
+        super().__init__(locals())
         self.use_text = use_text
         self.pseudo_tokens = pseudo_tokens
 
         # The order of construction is the original's, so that one seed gives the same weights.
-        self.audio = self.vision = None
+        self.audio: ModalityBranch | None = None
+        self.vision: ModalityBranch | None = None
         if use_audio and audio_dim is not None:
-            self.audio = ModalityBranch(
-                "audio", audio_dim, audio_hidden, hidden, random=random_summaries
-            )
+            self.audio = ModalityBranch(audio_dim, audio_hidden, hidden, random=random_summaries)
         if use_vision and vision_dim is not None:
-            self.vision = ModalityBranch(
-                "vision", vision_dim, vision_hidden, hidden, random=random_summaries
-            )
+            self.vision = ModalityBranch(vision_dim, vision_hidden, hidden, random=random_summaries)
         no_modality = self.audio is None and self.vision is None
         if no_modality and not use_text:
             raise AdapterError(
@@ -239,9 +169,10 @@ class MSEAdapter(Adapter):
             ``(pseudo_tokens, text)``: (B, pseudo_tokens, text_dim), and the very same text,
             or its first 0 tokens in "w/o T".
         """
-        self._check(text, text_mask, audio, vision)
+        self._check_text(text, text_mask)
+        inputs = (audio, audio_lengths, vision, vision_lengths)
         with own_precision(text.device):
-            mixed_BH = self._mix(text, text_mask, audio, audio_lengths, vision, vision_lengths)
+            mixed_BH = self._mix(text, text_mask, self._modalities(len(text), *inputs))
             if self.scales is not None and self.conv is not None:
                 scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
                 mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
@@ -253,43 +184,15 @@ class MSEAdapter(Adapter):
         self,
         text: Tensor,
         text_mask: Tensor,
-        audio: Tensor | None,
-        audio_lengths: Tensor,
-        vision: Tensor | None,
-        vision_lengths: Tensor,
+        modalities: Sequence[tuple[nn.Module, Tensor, Tensor]],
     ) -> Tensor:
         """Text-guided mixer, Equations 3 and 4: (B, H), zero where every modality is absent."""
-        batch = text.shape[0]
         weight = self.proj_up.weight
-        summaries: list[Tensor] = []
-        if self.audio is not None:
-            summaries.append(self.audio(batch, audio, audio_lengths))
-        if self.vision is not None:
-            summaries.append(self.vision(batch, vision, vision_lengths))
+        summaries = [branch(frames, lengths) for branch, frames, lengths in modalities]
         if self.text_proj is not None:
-            mean_BD = masked_mean(text.to(weight.dtype), text_mask)
-            text_BH = self.text_proj(mean_BD)
+            text_BH = self.text_proj(masked_mean(text.to(weight.dtype), text_mask))
             summaries = [summary_BH * text_BH for summary_BH in summaries]
-        if not summaries:
-            return weight.new_zeros(batch, weight.shape[1])
-        return summaries[0] if len(summaries) == 1 else summaries[0] + summaries[1]
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Exact number of trainable parameters by part; their sum is the adapter's size (Table 1).
-
-        The parts are ``audio_lstm``, ``audio_proj``, ``vision_lstm``, ``vision_proj``,
-        ``text_proj``, one ``scale<k>`` for each k in ``scales``, ``conv``, ``proj_up`` and
-        ``proj_tokens``; parts that do not exist are left out.
-        """
-        counts: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
-            head, tail = name.split(".")[:2]
-            if head == "scales":
-                head = f"scale{self._options['scales'][int(tail)]}"
-            elif head in ("audio", "vision"):
-                head = f"{head}_{tail}"
-            counts[head] = counts.get(head, 0) + parameter.numel()
-        return counts
+        return sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
 
     @classmethod
     def from_original(cls, state_dict: Mapping[str, Tensor]) -> MSEAdapter:
@@ -308,20 +211,16 @@ class MSEAdapter(Adapter):
             The adapter in float32 on the CPU, with its own copy of the weights.
 
         Raises:
-            AdapterError: if weights are missing, unknown or doubled, or shapes are inconsistent.
+            AdapterError: if weights are missing or unknown, or shapes are inconsistent.
         """
-        weights = _rename(state_dict)
+        weights = renamed_weights(state_dict)
         with torch.device("meta"):
-            expected = cls(**_sizes(weights))
-        for name, parameter in expected.state_dict().items():
-            if weights[name].shape != parameter.shape:
-                raise AdapterError(
-                    f"the weight '{name}' has shape {tuple(weights[name].shape)}, but the other "
-                    f"weights imply {tuple(parameter.shape)}: this is not one checkpoint of the "
-                    "original implementation."
-                )
-        adapter = expected.to_empty(device="cpu")
-        adapter.load_state_dict(weights)
+            adapter = cls(**sizes(weights))
+        adapter.to_empty(device="cpu")
+        try:
+            adapter.load_state_dict(weights)
+        except RuntimeError as error:  # names what is missing, unexpected or of another shape
+            raise AdapterError(f"{NOT_ORIGINAL} {error}") from error
         return adapter
 
 
@@ -350,97 +249,3 @@ def _scale(text_dim: int, hidden: int, divisor: int) -> nn.Sequential:
             "16 units or more are left."
         )
     return nn.Sequential(nn.Linear(hidden, units), nn.GELU(), nn.Linear(units, hidden))
-
-
-def _rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter's weights under the names used here; refuses missing and unknown names."""
-    weights: dict[str, Tensor] = {}
-    unknown, doubled = [], []
-    for original, tensor in state_dict.items():
-        name = original
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        if name.startswith(_IGNORED):
-            continue
-        renamed = _translate(name, state_dict, original)
-        if renamed not in _ORIGINAL_KEYS or not isinstance(tensor, Tensor):
-            unknown.append(original)
-        elif renamed in weights:
-            doubled.append(original)
-        else:
-            weights[renamed] = tensor
-    if unknown or doubled:
-        raise AdapterError(
-            f"the checkpoint holds {_listed('unknown', unknown)}"
-            f"{' and ' if unknown and doubled else ''}{_listed('doubled', doubled)}: only "
-            "checkpoints of the unchanged original adapter (single-layer, one-directional LSTMs) "
-            f"can be read; its language model is skipped below {' and '.join(_IGNORED)}."
-        )
-    missing = sorted(_ORIGINAL_KEYS - weights.keys())
-    if missing:
-        raise AdapterError(
-            f"the checkpoint lacks {_listed('needed', missing)} (names as they are used here): "
-            "give the whole state dict of the original model, for example "
-            "torch.load(path, weights_only=True)."
-        )
-    return weights
-
-
-def _translate(name: str, state_dict: Mapping[str, Tensor], original: str) -> str | None:
-    for prefix, ours in _NAMES.items():
-        if name.startswith(prefix):
-            return ours + name.removeprefix(prefix)
-    for prefix in _TOKEN_PROJECTORS:
-        if name.startswith(prefix):
-            leaf = name.removeprefix(prefix)
-            weight = state_dict.get(original.removesuffix(leaf) + "weight")
-            makes_tokens = weight is not None and weight.dim() == 2 and weight.shape[1] == 1
-            return ("proj_tokens." if makes_tokens else "proj_up.") + leaf
-    return None
-
-
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The adapter's arguments from the shapes of its weights."""
-    matrices = ("audio.lstm.weight_ih_l0", "vision.lstm.weight_ih_l0", "text_proj.weight")
-    for name in (*matrices, "proj_tokens.weight"):
-        if weights[name].dim() != 2:
-            raise AdapterError(
-                f"the weight '{name}' has shape {tuple(weights[name].shape)}, but a matrix is "
-                "needed: this is not a checkpoint of the original implementation."
-            )
-    hidden, text_dim = weights["text_proj.weight"].shape
-    return {
-        "text_dim": text_dim,
-        "audio_dim": weights["audio.lstm.weight_ih_l0"].shape[1],
-        "vision_dim": weights["vision.lstm.weight_ih_l0"].shape[1],
-        "audio_hidden": max(1, weights["audio.lstm.weight_ih_l0"].shape[0] // 4),
-        "vision_hidden": max(1, weights["vision.lstm.weight_ih_l0"].shape[0] // 4),
-        "pseudo_tokens": weights["proj_tokens.weight"].shape[0],
-        "hidden": hidden,
-    }
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    """``3 unknown weights (a, b, c)``, at most eight of them named; empty for none."""
-    if not names:
-        return ""
-    more = ", ..." if len(names) > 8 else ""
-    plural = "s" if len(names) > 1 else ""
-    return f"{len(names)} {what} weight{plural} ({', '.join(names[:8])}{more})"
-
-
-def _keys(parts: Iterable[str]) -> frozenset[str]:
-    lstm = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    return frozenset(
-        f"{part}.{leaf}"
-        for part in parts
-        for leaf in (lstm if part.endswith(".lstm") else ("weight", "bias"))
-    )
-
-
-_ORIGINAL_KEYS = _keys(
-    [f"{modality}.{part}" for modality in ("audio", "vision") for part in ("lstm", "proj")]
-    + [f"scales.{scale}.{layer}" for scale in range(len(_SCALES)) for layer in (0, 2)]
-    + ["text_proj", "conv", "proj_up", "proj_tokens"]
-)
-"""The state dict keys of an adapter without ablation and with the original's three scales."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from msea_lightning.adapter.contract import AdapterError
+from msea_lightning.adapter.contract import AdapterError, frame_mask
 
 
 class FeatureStandardizer(nn.Module):
@@ -27,9 +27,6 @@ class FeatureStandardizer(nn.Module):
         statistics: Name of each feature to (mean, standard deviation), each (d,). A value whose
             deviation is zero, or below what float32 can tell from its mean, is only centred.
 
-    Raises:
-        AdapterError: if the statistics of a feature differ in length, or are negative or not
-            finite.
     """
 
     def __init__(self, statistics: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None) -> None:
@@ -37,20 +34,6 @@ class FeatureStandardizer(nn.Module):
         self._names = tuple(statistics or {})
         for name, values in (statistics or {}).items():
             mean, std = (np.asarray(value, dtype=np.float64) for value in values)
-            if mean.ndim != 1 or mean.shape != std.shape:
-                raise AdapterError(
-                    f"the {name} statistics have a mean of shape {mean.shape} and a standard "
-                    f"deviation of shape {std.shape}: give one of each per feature."
-                )
-            broken = np.flatnonzero(~np.isfinite(mean) | ~np.isfinite(std) | (std < 0))
-            if len(broken):
-                first = broken[0]
-                raise AdapterError(
-                    f"the {name} statistics of {len(broken)} features are negative or not finite, "
-                    f"the first is feature {first} with mean {mean[first]} and standard deviation "
-                    f"{std[first]}: repair the features (dataset.repair=zero) or leave "
-                    "standardisation off (dataset.standardize=false)."
-                )
             # Rounding noise around a constant is no signal: dividing by it would magnify it.
             resolution = np.finfo(np.float32)
             constant = std <= np.maximum(resolution.eps * np.abs(mean), resolution.tiny)
@@ -117,6 +100,5 @@ class FeatureStandardizer(nn.Module):
                 f"{name} has {values.shape[-1]} features per frame, but its statistics were taken "
                 f"over {len(mean)}: give the features that the run was trained on."
             )
-        positions = torch.arange(values.shape[1], device=values.device)
-        real = positions[None, :] < lengths.to(values.device, non_blocking=True)[:, None]
-        return ((values - mean) / std).masked_fill(~real[:, :, None], 0.0)
+        mask = frame_mask(values, lengths)
+        return ((values - mean) / std).masked_fill(~mask[:, :, None], 0.0)
