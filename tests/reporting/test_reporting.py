@@ -355,8 +355,8 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
     for run, text in (
         (f"{name}-1", "predictions.csv is broken: record 1 has more or fewer fields"),
         (f"{name}-2", "history.csv is missing"),
-        (f"{name}-3", "memory.json is broken: total is 'much'"),
-        (f"{name}-7", "history.csv is broken: it has no column train/loss, valid/wf1"),
+        (f"{name}-3", "memory.json is broken: invalid literal"),
+        (f"{name}-7", "history.csv is broken: it has no 'train/loss'"),
         (f"{name}-5", "config.yaml: it holds no options"),
         (f"{name}-6", "config.yaml: "),
         ("sweeps/earlier.json", "the plan of this sweep cannot be read ('config')"),

@@ -24,10 +24,9 @@ from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.metrics import METRICS, score
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting import wandb as wandb_run
-from msea_lightning.reporting.folders import Names
 from msea_lightning.reporting.options import WandbMode
 from msea_lightning.reporting.wandb import confusion_classes
-from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.folder import Names, RunFolder
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
 

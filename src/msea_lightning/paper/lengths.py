@@ -13,36 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_MELD_TOKENS = (
-    1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 7, 7,
-    7, 7, 7, 8, 8, 8, 8, 8, 8, 9, 9, 9, 9, 9, 10, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12,
-    13, 13, 13, 13, 14, 14, 14, 15, 15, 15, 16, 16, 16, 17, 17, 17, 18, 18, 19, 19, 19, 20, 20, 21,
-    21, 22, 22, 23, 24, 24, 25, 26, 26, 27, 28, 29, 30, 32, 33, 35, 39, 97,
-)  # fmt: skip
-"""Percentiles of the tokens of MELD's training texts, LLaMA2's tokenizer; their mean is 12.66."""
+from msea_lightning.paper import paper_table
 
-_MELD_SECONDS = (
-    0.01, 0.20, 0.38, 0.51, 0.60, 0.67, 0.76, 0.84, 0.92, 0.99, 1.01, 1.04, 1.08, 1.12, 1.17, 1.19,
-    1.25, 1.27, 1.31, 1.34, 1.38, 1.42, 1.46, 1.50, 1.52, 1.55, 1.58, 1.63, 1.67, 1.71, 1.73, 1.75,
-    1.79, 1.83, 1.88, 1.92, 1.95, 1.97, 2.00, 2.04, 2.08, 2.13, 2.13, 2.17, 2.21, 2.25, 2.29, 2.33,
-    2.38, 2.42, 2.46, 2.50, 2.54, 2.58, 2.63, 2.67, 2.71, 2.75, 2.80, 2.88, 2.92, 2.96, 3.00, 3.05,
-    3.13, 3.17, 3.25, 3.29, 3.38, 3.46, 3.50, 3.59, 3.67, 3.75, 3.84, 3.92, 4.00, 4.09, 4.21, 4.34,
-    4.46, 4.59, 4.71, 4.92, 5.09, 5.25, 5.46, 5.67, 5.84, 6.05, 6.34, 6.59, 6.88, 7.21, 7.55, 7.92,
-    8.47, 9.13, 10.09, 11.76, 41.04,
-)  # fmt: skip
-"""Percentiles of the seconds that MELD's training utterances last; their mean is 3.138."""
-
-_MOSI_TOKENS = (
-    2, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 8, 8, 8, 8, 8, 8, 8,
-    9, 9, 9, 9, 9, 9, 9, 10, 10, 10, 10, 10, 10, 10, 11, 11, 11, 11, 11, 11, 12, 12, 12, 12, 13, 13,
-    13, 13, 14, 14, 14, 14, 15, 15, 15, 16, 16, 16, 16, 17, 17, 18, 18, 18, 19, 19, 19, 20, 21, 21,
-    22, 22, 23, 23, 24, 24, 25, 26, 26, 27, 29, 30, 31, 33, 36, 39, 42, 52, 133,
-)  # fmt: skip
-"""Percentiles of the tokens of MOSI's texts in lower case, LLaMA2's tokenizer; mean 14.45."""
+_PERCENTILES = paper_table("percentiles")
+_MELD_TOKENS = tuple(int(row["meld_tokens"]) for row in _PERCENTILES)
+_MELD_SECONDS = tuple(float(row["meld_seconds"]) for row in _PERCENTILES)
+_MOSI_TOKENS = tuple(int(row["mosi_tokens"]) for row in _PERCENTILES)
 
 _MELD_MEAN_TOKENS = 12.66
 _MELD_MEAN_SECONDS = 3.138
 _MOSI_MEAN_TOKENS = 14.45
+"""Means of what the percentiles are of."""
 
 _TOKENS_PER_CHARACTER = 1.743
 """Tokens of LLaMA2's tokenizer for a Chinese character, measured on the paper's Chinese prompts."""
@@ -170,19 +151,10 @@ SHAPES: dict[str, Shape] = {
 """The lengths of the paper's data sets."""
 
 LONGEST = {
-    ("mosei", "llama2"): 100,
-    ("mosei", "qwen"): 95,
-    ("mosei", "chatglm3"): 105,
-    ("simsv2", "llama2"): 125,
-    ("simsv2", "qwen"): 99,
-    ("simsv2", "chatglm3"): 103,
-    ("meld", "llama2"): 140,
-    ("meld", "qwen"): 127,
-    ("meld", "chatglm3"): 140,
-    ("cherma", "llama2"): 196,
-    ("cherma", "qwen"): 156,
-    ("cherma", "chatglm3"): 153,
+    (row["dataset"], backbone): int(row[backbone])
+    for row in paper_table("longest")
+    for backbone in row
+    if backbone != "dataset"
 }
-"""Tokens of the longest sequence by data set and backbone, the label not counted, as the published
-tokenizer writes the paper's prompt; four of them are pseudo tokens. Tests count them again where
-the tokenizers are at hand."""
+"""Tokens of the longest sequence by data set and backbone, the label not counted, four pseudo
+tokens included. Tests count them again where the tokenizers are at hand."""

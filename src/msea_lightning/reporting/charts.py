@@ -7,10 +7,11 @@ scheme. Series differ in marker besides colour, and maps are one hue, so that th
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,33 +61,24 @@ class Chart(NamedTuple):
     svg: Markup
 
 
-class ChartGroup(NamedTuple):
-    """Charts of one kind on one data set, with a heading and a note on what all of them show."""
-
-    title: str
-    note: str
-    charts: list[Chart]
-
-
 Drawings: TypeAlias = Iterator[tuple[str, str, Figure]]
 """Title, caption and drawing of charts."""
 
 
-def draw_all(configurations: Sequence[Configuration]) -> dict[str, list[ChartGroup]]:
-    """All charts: data set to the groups of its charts, empty groups left out."""
-    groups: dict[str, list[ChartGroup]] = {}
-    number = 0
+def draw_all(configurations: Sequence[Configuration]) -> dict[str, dict[str, list[Chart]]]:
+    """All charts: data set to heading to its charts; what would be empty is left out."""
+    drawn: dict[str, dict[str, list[Chart]]] = {}
+    names = (f"chart-{number}" for number in itertools.count())
     with resources.as_file(_STYLE) as style, mpl.rc_context(fname=style):
         for dataset, own in by_dataset(one for one in configurations if one.runs).items():
-            for heading, note, draw in _KINDS:
-                group = ChartGroup(heading, note, [])
-                for title, caption, figure in draw(own):
-                    number += 1
-                    svg = _as_svg(figure, title, f"chart-{number}")
-                    group.charts.append(Chart(title, caption, svg))
-                if group.charts:
-                    groups.setdefault(dataset, []).append(group)
-    return groups
+            for heading, draw in _KINDS.items():
+                charts = [
+                    Chart(title, caption, _as_svg(figure, title, next(names)))
+                    for title, caption, figure in draw(own)
+                ]
+                if charts:
+                    drawn.setdefault(dataset, {})[heading] = charts
+    return drawn
 
 
 def _as_svg(figure: Figure, title: str, name: str) -> Markup:
@@ -308,6 +300,7 @@ def _intensity_map(
     axes.pcolormesh(edges, edges, _shares(counts, axis=1).T, vmin=0)
     axes.plot(limits, limits, "k--", marker="", linewidth=1)
     axes.set(xlabel="true intensity", ylabel="predicted intensity")
+    axes.locator_params(nbins=5)
     axes.grid(visible=False)
 
 
@@ -400,48 +393,13 @@ def _costs(configurations: Sequence[Configuration]) -> Drawings:
         yield "Memory", "Of the device that trained.", figure
 
 
-_KINDS: tuple[tuple[str, str, Callable[[Sequence[Configuration]], Drawings]], ...] = (
-    (
-        "Spread over seeds",
-        "One point per seed on the test part; the bar is the mean.",
-        _seed_spread,
-    ),
-    (
-        "Amount of training data",
-        "Mean over seeds on the test part; whiskers are one sample standard deviation (layout of "
-        "Figure 4).",
-        _volume,
-    ),
-    (
-        "Learning curves",
-        "One thin line per seed; the thick one is their mean, as far as all of them go.",
-        _learning,
-    ),
-    (
-        "Confusion matrices",
-        "Rows are the truth, columns the answer. Numbers are utterances, summed over the seeds; "
-        "the stronger a square, the larger its share of the row.",
-        _confusion,
-    ),
-    (
-        "Predicted and true intensity",
-        "Above: utterances by truth and answer, all seeds together; the stronger a square, the "
-        "larger its share of those with this truth; the line is answer = truth. Below: the mean "
-        "absolute error by range of the truth.",
-        _intensity,
-    ),
-    (
-        "Reliability of the probabilities",
-        "Answers in ten bins by the probability that the model gave them (among all legal "
-        "answers), all seeds together: the share that is right should lie on the dashed line. An "
-        "intensity is right when it is the legal answer nearest to the truth. ECE: expected "
-        "calibration error with these bins. The numbers are answers per bin.",
-        _reliability,
-    ),
-    (
-        "Time and memory",
-        "Training alone, without loading the backbone and without the test; one point per seed.",
-        _costs,
-    ),
-)
-"""Title, note and drawings of each group of charts."""
+_KINDS = {
+    "Spread over seeds": _seed_spread,
+    "Amount of training data": _volume,
+    "Learning curves": _learning,
+    "Confusion matrices": _confusion,
+    "Predicted and true intensity": _intensity,
+    "Reliability of the probabilities": _reliability,
+    "Time and memory": _costs,
+}
+"""Heading to what draws the charts below it; ``page.html.jinja`` explains each."""

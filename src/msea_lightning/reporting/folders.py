@@ -10,11 +10,12 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,8 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.model.options import AdaptedLMOptions
-from msea_lightning.paper import FULL, model_title
-from msea_lightning.runs.folder import RunFolder, find_runs, parse_config
+from msea_lightning.runs.folder import Names, RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
-
-Content = TypeVar("Content")
 
 ZERO_SHARE = MetricInfo(
     "zero_share", "Exact zeros", False, True, "share of predicted intensities that are exactly 0"
@@ -48,6 +45,17 @@ _TOLERANCE = 1e-9
 """Largest difference of a metric from its recomputation that is rounding: both are sums in float64
 of the same numbers, each at most a few thousand units of the last place apart."""
 
+_UNREADABLE = (
+    UserError,
+    OmegaConfBaseException,
+    YAMLError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
+"""What reading a ``config.yaml`` or the plan of a sweep raises where it is broken."""
+
 _SEED_LINE = re.compile(r"^seed: (\d+)\n", re.MULTILINE)
 
 
@@ -55,45 +63,9 @@ class ReportError(UserError):
     """A folder without runs, or a place where the report cannot be written."""
 
 
-class _BrokenFileError(Exception):
-    """A file of a run that is there but cannot be read; the text says why."""
-
-
 def metric_info(name: str) -> MetricInfo:
     """How a metric of ``metrics.json`` is named and written."""
     return ZERO_SHARE if name == ZERO_SHARE.name else METRICS[name]
-
-
-class Names(NamedTuple):
-    """What a run is called by, besides its seed; ``train_fraction`` is 0..1.
-
-    A model without an adapter has its own name in place of the adapter's, and no backbone.
-    """
-
-    dataset: str
-    adapter: str
-    backbone: str
-    ablation: str = FULL
-    train_fraction: float = 1.0
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> Names:
-        """The names of a run."""
-        adapter, backbone = config.adapter.name, config.backbone.name
-        if not isinstance(config.model, AdaptedLMOptions):
-            adapter, backbone = config.model.name, ""
-        dataset, ablation = config.dataset, config.ablation.name
-        return cls(dataset.name, adapter, backbone, ablation, dataset.train_fraction)
-
-    @property
-    def slug(self) -> str:
-        """Adapter and backbone as run folders and W&B have them, such as ``mse-qwen``."""
-        return "-".join(filter(None, (self.adapter, self.backbone)))
-
-    @property
-    def model(self) -> str:
-        """Title of adapter and backbone, as in the paper's tables."""
-        return model_title(self.adapter, self.backbone)
 
 
 class Predictions(NamedTuple):
@@ -228,13 +200,13 @@ def read_folder(root: Path) -> Folder:
         try:
             config = read_config(folder.config.read_text(encoding="utf-8"))
             found.runs.append(_read_run(folder, name, config))
-        except (UserError, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             found.unreadable[name] = f"config.yaml: {error}"
     for path in plans:
         try:
             cells = _read_json(path)["cells"]
             found.runs.extend(Run("", read_config(cell["config"])) for cell in cells)
-        except (_BrokenFileError, UserError, LookupError, TypeError) as error:
+        except _UNREADABLE as error:
             found.unreadable[path.relative_to(root).as_posix()] = (
                 f"the plan of this sweep cannot be read ({error}); the same sweep writes it anew"
             )
@@ -259,40 +231,47 @@ def _config_reader() -> Callable[[str], TrainConfig]:
 
 def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
     run = Run(name, config)
+    reasons: list[str] = []
     if not folder.metrics.exists():
-        run.error = _read_error(folder.error)
+        if folder.error.exists():
+            with _noted(folder.error, reasons):
+                reasons.append("{kind}: {error}".format(**_read_json(folder.error)))
+            run.error = reasons[0]
         return run
-    try:
+    with _noted(folder.metrics, reasons):
         results = _read_json(folder.metrics)
         if config.size_only:
-            run.size = _size(_section(results, "size"), "metrics.json", "memory_bytes")
-            if run.size.trainable is None:
-                raise _BrokenFileError("metrics.json is broken: size has no trainable_parameters")
+            run.size = _size(results["size"], "memory_bytes")
         else:
-            run.kind, run.test = _test_metrics(_section(results, "test"))
-    except _BrokenFileError as error:
-        run.error = str(error)
+            run.kind, run.test = _test_metrics(results["test"])
+            run.warnings = [str(text) for text in results.get("warnings", [])]
+    if reasons:
+        run.error = reasons[0]
         return run
     run.finished_at = folder.metrics.stat().st_mtime
     if run.kind is None:
         return run
-    kind = run.kind
-    run.warnings = [str(text) for text in results.get("warnings") or ()]
-    run.predictions = _noted(run, lambda: _read_predictions(folder.predictions, kind))
-    run.history = _noted(run, lambda: _read_history(folder.history, kind)) or {}
-    run.size = _noted(run, lambda: _size(_read_json(folder.memory), "memory.json", "total"))
-    if run.predictions is not None:
-        _recompute(run, kind, run.predictions)
+    with _noted(folder.history, run.problems):
+        run.history = _read_history(folder.history, run.kind)
+    with _noted(folder.memory, run.problems):
+        run.size = _size(_read_json(folder.memory), "total")
+    with _noted(folder.predictions, run.problems):
+        run.predictions = _read_predictions(folder.predictions, run.kind)
+        _recompute(run, run.kind, run.predictions)
     return run
 
 
-def _noted(run: Run, read: Callable[[], Content]) -> Content | None:
-    """What a file gives; None, and a line among the run's problems, where it is broken."""
+@contextmanager
+def _noted(path: Path, problems: list[str]) -> Iterator[None]:
+    """Adds a line to the problems where a file is missing or broken."""
     try:
-        return read()
-    except _BrokenFileError as error:
-        run.problems.append(str(error))
-        return None
+        yield
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except KeyError as error:
+        problems.append(f"{path.name} is broken: it has no {error}")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        problems.append(f"{path.name} is broken: {error}")
 
 
 def _recompute(run: Run, kind: MetricKind, predictions: Predictions) -> None:
@@ -310,101 +289,53 @@ def _recompute(run: Run, kind: MetricKind, predictions: Predictions) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _BrokenFileError(f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise _BrokenFileError(f"{path.name} is broken: {error}") from error
+    values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
-        raise _BrokenFileError(f"{path.name} is broken: it is no mapping")
+        raise TypeError("it is no mapping")
     return values
 
 
-def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
-    section = values.get(key)
-    if not isinstance(section, dict):
-        raise _BrokenFileError(f"metrics.json is broken: it has no section '{key}'")
-    return section
-
-
-def _number(values: dict[str, Any], key: str, where: str) -> float | None:
-    value = values.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise _BrokenFileError(f"{where} is broken: {key} is {value!r}")
-    return value
-
-
 def _test_metrics(test: dict[str, Any]) -> tuple[MetricKind, dict[str, float]]:
+    """The metrics of the largest set that is there whole; undefined ones are null in the file."""
     fitting = [kind for kind, names in METRIC_NAMES.items() if set(names) <= set(test)]
     if not fitting:
-        raise _BrokenFileError(
-            f"metrics.json is broken: its test metrics ({', '.join(test)}) are no known set"
-        )
+        raise ValueError(f"its test metrics ({', '.join(test)}) are no known set")
     kind = max(fitting, key=lambda kind: len(METRIC_NAMES[kind]))
-    values = {}
-    for name in (*METRIC_NAMES[kind], ZERO_SHARE.name):
-        if name in test:
-            value = _number(test, name, "metrics.json")
-            values[name] = math.nan if value is None else float(value)
-    return kind, values
+    names = [name for name in (*METRIC_NAMES[kind], ZERO_SHARE.name) if name in test]
+    return kind, {name: math.nan if test[name] is None else float(test[name]) for name in names}
 
 
-def _size(values: dict[str, Any], where: str, estimated: str) -> Size:
+def _size(values: dict[str, Any], estimated: str) -> Size:
     names = ("trainable_parameters", estimated, "measured_peak")
-    numbers = [_number(values, name, where) for name in names]
-    return Size(*(None if number is None else int(number) for number in numbers))
+    return Size(*(None if values.get(name) is None else int(values[name]) for name in names))
 
 
-def _read_columns(path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
+def _read_columns(path: Path, names: tuple[str, ...]) -> list[list[str]]:
     """These columns of a CSV file that has at least one row."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except FileNotFoundError:
-        raise _BrokenFileError(f"{path.name} is missing") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _BrokenFileError(f"{path.name} is broken: {error}") from error
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            raise _BrokenFileError(
-                f"{path.name} is broken: record {number} has more or fewer fields than the header"
-            )
+            raise ValueError(f"record {number} has more or fewer fields than the header")
     if not rows:
-        raise _BrokenFileError(f"{path.name} is broken: it holds nothing below its header")
-    missing = [name for name in columns if name not in rows[0]]
-    if missing:
-        raise _BrokenFileError(f"{path.name} is broken: it has no column {', '.join(missing)}")
-    return {name: [row[name] for row in rows] for name in columns}
+        raise ValueError("it holds nothing below its header")
+    return [[row[name] for row in rows] for name in names]
 
 
-def _numbers(path: Path, texts: list[str]) -> NDArray[np.float64]:
-    try:
-        return np.array([float(text or math.nan) for text in texts])
-    except ValueError as error:
-        raise _BrokenFileError(f"{path.name} is broken: {error}") from error
+def _numbers(texts: list[str]) -> NDArray[np.float64]:
+    return np.array([float(text or math.nan) for text in texts])
 
 
 def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
-    columns = _read_columns(path, ("id", "text", "label", "prediction", "probability"))
-    ids, texts, labels, answers, probabilities = columns.values()
-    if kind is not MetricKind.emotion:
-        # Plus zero: there is one zero, not a negative one besides.
-        labels, answers = ((_numbers(path, part) + 0.0).tolist() for part in (labels, answers))
-    return Predictions(ids, texts, labels, answers, _numbers(path, probabilities))
+    names = ("id", "text", "label", "prediction", "probability")
+    ids, texts, labels, answers, probabilities = _read_columns(path, names)
+    if kind is MetricKind.emotion:
+        return Predictions(ids, texts, labels, answers, _numbers(probabilities))
+    # Plus zero: there is one zero, not a negative one besides.
+    true, given = ((_numbers(values) + 0.0).tolist() for values in (labels, answers))
+    return Predictions(ids, texts, true, given, _numbers(probabilities))
 
 
 def _read_history(path: Path, kind: MetricKind) -> dict[str, NDArray[np.float64]]:
-    columns = ("epoch", "seconds", "train/loss", f"valid/{selection_metric(kind).name}")
-    return {name: _numbers(path, texts) for name, texts in _read_columns(path, columns).items()}
-
-
-def _read_error(path: Path) -> str | None:
-    """Why an attempt failed; None where it left no error."""
-    if not path.exists():
-        return None
-    try:
-        values = _read_json(path)
-    except _BrokenFileError as error:
-        return str(error)
-    return f"{values.get('kind')}: {values.get('error')}"
+    names = ("epoch", "seconds", "train/loss", f"valid/{selection_metric(kind).name}")
+    return dict(zip(names, map(_numbers, _read_columns(path, names)), strict=True))

@@ -22,12 +22,12 @@ from msea_lightning.paper import FULL, paper_titles
 from msea_lightning.reporting.folders import (
     ZERO_SHARE,
     Folder,
-    Names,
     Run,
     Size,
     metric_info,
 )
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
+from msea_lightning.runs.folder import Names
 from msea_lightning.runs.identity import comparable, fingerprint
 
 _SEEDLESS = 0
@@ -247,21 +247,20 @@ def _test_ablations(configurations: Sequence[Configuration]) -> None:
 def _sizes(
     size_runs: Sequence[Run], configurations: Sequence[Configuration]
 ) -> list[tuple[Names, Size]]:
-    """Sizes of full models: of runs that only measure, and what training runs counted."""
+    """Sizes of full models: of runs that only measure, else what training runs counted."""
     found = {
         (Names(*run.names[:3]), run.size)
         for run in size_runs
         if run.size is not None and run.config.ablation.name == FULL
     }
     measured = {names for names, _ in found}
-    for one in configurations:
-        names = Names(*one.names[:3])
-        if one.names.ablation == FULL and names not in measured:
-            found |= {
-                (names, Size(run.size.trainable, run.size.estimated))
-                for run in one.runs
-                if run.size is not None and run.size.trainable is not None
-            }
+    found |= {
+        (Names(*one.names[:3]), Size(run.size.trainable, run.size.estimated))
+        for one in configurations
+        if one.names.ablation == FULL and Names(*one.names[:3]) not in measured
+        for run in one.runs
+        if run.size is not None
+    }
     return sorted(
         found,
         key=lambda item: (names_order(item[0]), item[1].trainable or 0, item[1].estimated or 0),

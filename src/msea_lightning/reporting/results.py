@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from msea_lightning.paper import FULL, paper_parameters
+from msea_lightning.paper import paper_parameters
 from msea_lightning.reporting.folders import metric_info
 from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset
 from msea_lightning.reporting.tables import (
@@ -16,9 +16,10 @@ from msea_lightning.reporting.tables import (
     table_metrics,
 )
 from msea_lightning.runs.files import csv_text
+from msea_lightning.runs.folder import Names
 
 RESULTS_COLUMNS = (
-    *("tables", "dataset", "adapter", "backbone", "ablation", "train_fraction", "options"),
+    *("tables", *Names._fields, "options"),
     *("metric", "unit", "n", "seeds", "mean", "sd", "best", "best_seed", "median", "median_seed"),
     *("min", "max", "paper", "difference", "p_value", "p_holm"),
     *("missing_seeds", "undefined_seeds"),
@@ -36,27 +37,25 @@ def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
     for table in layouts:
         for one in table.configurations:
             shown.setdefault(one.identity, []).append(table.number)
-    rows = []
-    for dataset, same in by_dataset(grouped.configurations).items():
-        for one in same:
-            for metric in one.summaries or table_metrics(dataset, same):
-                rows.append(
-                    {
-                        **{name: str(value) for name, value in one.names._asdict().items()},
-                        "tables": ";".join(shown.get(one.identity, [])),
-                        "options": ";".join(one.options),
-                        **_metric_columns(one, metric),
-                        "missing_seeds": ";".join(str(run.config.seed) for run in one.missing),
-                    }
-                )
+    rows = [
+        {
+            **{name: str(value) for name, value in one.names._asdict().items()},
+            "tables": ";".join(shown.get(one.identity, [])),
+            "options": ";".join(one.options),
+            **_metric_columns(one, metric),
+            "missing_seeds": ";".join(str(run.config.seed) for run in one.missing),
+        }
+        for dataset, same in by_dataset(grouped.configurations).items()
+        for one in same
+        for metric in one.summaries or table_metrics(dataset, same)
+    ]
     for names, size in grouped.measured:
         paper = paper_parameters(names.adapter, names.backbone, names.dataset)
         millions = (size.trainable or 0) / 1e6
         rows.append(
             {
                 "tables": "table1",
-                **dict(zip(names._fields[:3], names[:3], strict=True)),
-                "ablation": FULL,
+                **dict(zip(names._fields[:4], names[:4], strict=True)),
                 "metric": "trainable_parameters",
                 "unit": "M",
                 "n": "1",
@@ -83,20 +82,23 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
     numbers = {
         "mean": summary.mean,
         "sd": summary.sd,
-        "best": math.nan if summary.best is None else values[summary.best],
-        "median": math.nan if summary.median is None else values[summary.median],
-        "min": min(values.values(), default=math.nan),
-        "max": max(values.values(), default=math.nan),
+        "best": None if summary.best is None else values[summary.best],
+        "best_seed": summary.best,
+        "median": None if summary.median is None else values[summary.median],
+        "median_seed": summary.median,
+        "min": min(values.values(), default=None),
+        "max": max(values.values(), default=None),
         "difference": paper_difference(one, metric),
-        "p_value": test.p if test else math.nan,
-        "p_holm": test.holm if test else math.nan,
+        "p_value": test.p if test else None,
+        "p_holm": test.holm if test else None,
     }
     return {
         **columns,
         "n": str(summary.n),
         "seeds": ";".join(map(str, values)),
-        "best_seed": "" if summary.best is None else str(summary.best),
-        "median_seed": "" if summary.median is None else str(summary.median),
         "undefined_seeds": ";".join(map(str, summary.undefined)),
-        **{name: "" if math.isnan(value) else repr(value) for name, value in numbers.items()},
+        **{
+            name: "" if value is None or math.isnan(value) else repr(value)
+            for name, value in numbers.items()
+        },
     }

@@ -151,14 +151,12 @@ def reliability(
     Args:
         probabilities: (N,) between 0 and 1; answers without one (NaN) are left out.
         right: (N,) whether each answer is right.
-        bins: K, the number of bins; a probability on an edge belongs to the upper bin.
+        bins: K, the number of bins.
     """
     known = np.isfinite(probabilities)
     values = np.array([probabilities[known], right[known]], dtype=np.float64)
-    if not values.size:
-        nothing = np.full(bins, np.nan)
-        return Reliability(np.zeros(bins), nothing, nothing, math.nan)
     counts, _, _ = binned_statistic(values[0], values[0], "count", bins, (0, 1))
     (confidence, accuracy), _, _ = binned_statistic(values[0], values, "mean", bins, (0, 1))
-    ece = np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum()
-    return Reliability(counts, confidence, accuracy, float(ece))
+    gaps = np.nansum(counts * np.abs(accuracy - confidence))
+    ece = float(gaps / counts.sum()) if counts.any() else math.nan
+    return Reliability(counts, confidence, accuracy, ece)

@@ -23,7 +23,7 @@ from msea_lightning.paper import (
     paper_titles,
     result_rows,
 )
-from msea_lightning.reporting.folders import Names, Size, metric_info
+from msea_lightning.reporting.folders import Size, metric_info
 from msea_lightning.reporting.grouping import (
     Configuration,
     Grouped,
@@ -33,6 +33,7 @@ from msea_lightning.reporting.grouping import (
     percent,
 )
 from msea_lightning.reporting.statistics import Summary
+from msea_lightning.runs.folder import Names
 
 UNKNOWN = ""
 """Stands for the metrics of a data set of which no run is finished, so that none is known."""

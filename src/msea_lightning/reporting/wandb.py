@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.metrics import METRICS
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.reporting.folders import Names
+from msea_lightning.paper import FULL
 from msea_lightning.reporting.options import LoggerConfig, WandbMode
 from msea_lightning.runs.files import write_atomically
+from msea_lightning.runs.folder import Names
 
 if TYPE_CHECKING:
     from msea_lightning.model.contract import Prediction
@@ -46,8 +47,14 @@ _UPLOAD = 300
 _ID_FILE = "wandb_id.txt"
 """File in the run folder with the W&B run's id, by which a resumed run continues it."""
 
+_COLUMNS = ("id", "text", "label", "prediction", "probability")
+"""Columns of the table of predictions, as in ``predictions.csv``."""
+
 _TAG_LENGTH = 64
+"""Longest tag that W&B takes."""
+
 _NAME_LENGTH = 128
+"""Longest name of an artifact that W&B takes."""
 
 
 class TrainingLogger(WandbLogger):
@@ -67,12 +74,7 @@ class TrainingLogger(WandbLogger):
         self._recording = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a row to the history.
-
-        Args:
-            metrics: Name to value.
-            step: Optimizer steps so far.
-        """
+        """Adds a row to the history; ``step`` is the number of optimizer steps so far."""
         if not self._recording:
             return
         self._recording = False
@@ -82,11 +84,7 @@ class TrainingLogger(WandbLogger):
             self._recording = True
 
     def finalize(self, status: str) -> None:
-        """Ends the history; Lightning calls this at the end of training, before it evaluates.
-
-        Args:
-            status: How training ended.
-        """
+        """Ends the history; Lightning calls this at the end of training, before it evaluates."""
         self._recording = False
 
 
@@ -120,15 +118,15 @@ def wandb_loggers(
         return
     part = "" if names.train_fraction == 1 else f"-train-{names.train_fraction:g}"
     model = f"{names.slug}{part}"
-    ablation = [names.ablation] if names.ablation != "none" else []
-    shown = [names.dataset, names.adapter, names.backbone, *ablation, experiment]
+    ablation = [] if names.ablation == FULL else [names.ablation]
+    tags = [names.dataset, names.adapter, names.backbone, *ablation, experiment]
     run = _start(
         options,
         group=options.wandb_group or "/".join(filter(None, (experiment, names.dataset, model))),
         job_type=names.ablation,
         name="-".join([names.dataset, model, *ablation, f"seed-{seed}"]),
-        # What one may want to see together across groups; W&B refuses longer ones.
-        tags=list(dict.fromkeys(name[:_TAG_LENGTH] for name in shown if name)),
+        # What one may want to see together across groups.
+        tags=list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in tags if tag)),
         config=dict(config),
         id=_run_id(folder),
         dir=str(folder),
@@ -136,15 +134,15 @@ def wandb_loggers(
     if run is None:
         yield []
         return
-    failed = True
+    exit_code = 1
     try:
         yield [TrainingLogger(run, folder)]
-        failed = False
+        exit_code = 0
     finally:
         with _or_say(
             "what was not uploaded by the end (`wandb sync --include-online` uploads it later)"
         ):
-            run.finish(exit_code=int(failed))
+            run.finish(exit_code=exit_code)
 
 
 def log_results(
@@ -170,36 +168,33 @@ def log_results(
         predictions: All predictions on the test split, in its order.
         best_epoch: The epoch that validation chose, counted from 0.
     """
-    for logger in loggers:
-        if not isinstance(logger, TrainingLogger):
-            continue
-        run, folder = logger.experiment, logger.folder
-        with _or_say("the summary"):
-            run.summary.update({**paper_metrics(results), "best_epoch": best_epoch})
-        with _or_say("the predictions"), _staged_in(folder):
-            run.log({"test/predictions": _table(predictions)})
-        with _or_say("the confusion matrix"), _staged_in(folder):
-            run.log({"test/confusion_matrix": _confusion_matrix(kind, labels, predictions)})
-        with _or_say("the plugin"):
-            run.log_artifact(_artifact(run.name, folder / "plugin"))
-
-
-def paper_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics as the paper's tables name and write them, without rounding.
-
-    Args:
-        results: Split to metric name to value, shares between 0 and 1.
-
-    Returns:
-        ``<split>/<title>`` to value: percent where :class:`MetricInfo` says so. Without what is
-        undefined (NaN) and what is no metric of the tables (``zero_share``).
-    """
-    return {
+    summary = {
         f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
         for split, values in results.items()
         for name, value in values.items()
         if name in METRICS and not math.isnan(value)
     }
+    rows = [[getattr(item, column) for column in _COLUMNS] for item in predictions]
+    for logger in (one for one in loggers if isinstance(one, TrainingLogger)):
+        run, folder = logger.experiment, logger.folder
+        with _or_say("the summary"):
+            run.summary.update({**summary, "best_epoch": best_epoch})
+        with _or_say("the predictions"), _staged_in(folder):
+            run.log({"test/predictions": wandb.Table(columns=list(_COLUMNS), data=rows)})
+        with _or_say("the confusion matrix"), _staged_in(folder):
+            names, true = confusion_classes(kind, labels, [item.label for item in predictions])
+            _, predicted = confusion_classes(
+                kind, labels, [item.prediction for item in predictions]
+            )
+            matrix = wandb.plot.confusion_matrix(
+                y_true=true.tolist(),
+                preds=predicted.tolist(),
+                class_names=names,
+                title="test: true class, predicted class",
+            )
+            run.log({"test/confusion_matrix": matrix})
+        with _or_say("the plugin"):
+            run.log_artifact(_artifact(run.name, folder / "plugin"))
 
 
 def confusion_classes(
@@ -238,7 +233,10 @@ def confusion_classes(
 
 def _start(options: LoggerConfig, **settings: Any) -> Any:
     """A W&B run, offline where it has to be; None where there can be none at all."""
-    mode = _mode(options.wandb_mode)
+    mode = options.wandb_mode.value
+    if options.wandb_mode is WandbMode.auto:
+        logged_in = os.environ.get("WANDB_API_KEY") or _has_login()
+        mode = os.environ.get("WANDB_MODE", "online" if logged_in else "offline")
     if mode == "disabled":
         _log.info("W&B is disabled (WANDB_MODE): nothing is recorded")
         return None
@@ -287,30 +285,6 @@ def _run_id(folder: Path) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-def _table(predictions: Sequence[Prediction]) -> wandb.Table:
-    """The rows of ``predictions.csv``."""
-    return wandb.Table(
-        columns=["id", "text", "label", "prediction", "probability"],
-        data=[
-            [item.id, item.text, item.label, item.prediction, item.probability]
-            for item in predictions
-        ],
-    )
-
-
-def _confusion_matrix(
-    kind: MetricKind, labels: LabelConfig, predictions: Sequence[Prediction]
-) -> Any:
-    names, true = confusion_classes(kind, labels, [item.label for item in predictions])
-    _, predicted = confusion_classes(kind, labels, [item.prediction for item in predictions])
-    return wandb.plot.confusion_matrix(
-        y_true=true.tolist(),
-        preds=predicted.tolist(),
-        class_names=names,
-        title="test: true class, predicted class",
-    )
-
-
 def _artifact(run_name: str, plugin: Path) -> wandb.Artifact:
     """The plugin folder; nothing of the backbone is in it."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", run_name)[-_NAME_LENGTH:]
@@ -350,14 +324,6 @@ def _or_say(what: str) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _mode(wanted: WandbMode) -> str:
-    if wanted is not WandbMode.auto:
-        return str(wanted.value)
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
 
 
 def _has_login() -> bool:

@@ -10,20 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "msea_lightning",
-    "torch",
-    "lightning",
-    "transformers",
-    "tokenizers",
-    "torchmetrics",
-    "hydra-core",
-    "omegaconf",
-    "bitsandbytes",
-    "numpy",
-    "safetensors",
-    "wandb",
-)
+from packaging.requirements import Requirement
 
 
 def environment() -> dict[str, Any]:
@@ -31,19 +18,18 @@ def environment() -> dict[str, Any]:
     # Here, because whoever only reads run folders has no need of it.
     import torch
 
-    cuda = torch.cuda.is_available()
+    required = [Requirement(text) for text in metadata.requires("msea_lightning") or ()]
+    names = [one.name for one in required if one.marker is None or one.marker.evaluate()]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in ("msea_lightning", *names)},
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "cpu": platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        if cuda
-        else [],
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 
 

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,7 @@ from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.model.options import AdaptedLMOptions
+from msea_lightning.paper import FULL, model_title
 from msea_lightning.runs.identity import fingerprint, written_fingerprint
 
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -31,11 +33,40 @@ class RunError(UserError):
     """A run folder that is not there, not complete, or not of the same run."""
 
 
+class Names(NamedTuple):
+    """What a run is called by, besides its seed; ``train_fraction`` is 0..1.
+
+    A model without an adapter has its own name in place of the adapter's, and no backbone.
+    """
+
+    dataset: str
+    adapter: str
+    backbone: str
+    ablation: str = FULL
+    train_fraction: float = 1.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Names:
+        """The names of a run."""
+        adapter, backbone = config.adapter.name, config.backbone.name
+        if not isinstance(config.model, AdaptedLMOptions):
+            adapter, backbone = config.model.name, ""
+        dataset, ablation = config.dataset, config.ablation.name
+        return cls(dataset.name, adapter, backbone, ablation, dataset.train_fraction)
+
+    @property
+    def slug(self) -> str:
+        """Adapter and backbone as run folders and W&B have them, such as ``mse-qwen``."""
+        return "-".join(filter(None, (self.adapter, self.backbone)))
+
+    @property
+    def model(self) -> str:
+        """Title of adapter and backbone, as in the paper's tables."""
+        return model_title(self.adapter, self.backbone)
+
+
 class RunFolder:
     """One run's folder.
-
-    Args:
-        path: The folder.
 
     Attributes:
         path: The folder.
@@ -67,21 +98,13 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has ended well, and what it found can be read."""
-        try:
-            found = json.loads(self.metrics.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(found, dict) and any(
-            isinstance(found.get(part), dict) for part in ("test", "size")
-        )
+        found = _read_mapping(self.metrics)
+        return any(isinstance(found.get(part), dict) for part in ("test", "size"))
 
     @property
     def eval_batch_size(self) -> int | None:
         """Utterances per evaluation batch and device; None where ``memory.json`` is missing."""
-        try:
-            found = json.loads(self.memory.read_text(encoding="utf-8"))["eval_batch_size"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        found = _read_mapping(self.memory).get("eval_batch_size")
         return found if isinstance(found, int) else None
 
     def load_config(self) -> TrainConfig:
@@ -107,6 +130,15 @@ class RunFolder:
             return written_fingerprint(written) if isinstance(written, dict) else None
         except (OSError, ValueError, yaml.YAMLError, ConfigError):
             return None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it cannot be read or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def config_text(config: TrainConfig) -> str:
@@ -135,12 +167,9 @@ def parse_config(text: str, where: str = "it") -> TrainConfig:
 
 def model_folder(config: TrainConfig) -> Path:
     """Folder of all runs of one data set, adapter, backbone and ablation, or other model."""
-    if not isinstance(config.model, AdaptedLMOptions):
-        return Path(config.runs) / config.dataset.name / config.model.name
-    parts = [config.adapter.name, config.backbone.name]
-    if config.ablation.name != "none":
-        parts.append(config.ablation.name)
-    return Path(config.runs) / config.dataset.name / "-".join(parts)
+    names = Names.of(config)
+    ablation = "" if names.ablation == FULL else f"-{names.ablation}"
+    return Path(config.runs) / names.dataset / f"{names.slug}{ablation}"
 
 
 def find_runs(root: Path) -> Iterator[RunFolder]:
@@ -157,10 +186,7 @@ def find_runs(root: Path) -> Iterator[RunFolder]:
 
 
 def runs_of(config: TrainConfig) -> list[RunFolder]:
-    """All runs of exactly these options below ``config.runs``, the most useful one first.
-
-    A finished run comes before one that can be resumed, and that before one that cannot; among
-    equals the latest.
+    """All runs of exactly these options below ``config.runs``; see :func:`runs_by_fingerprint`.
 
     Args:
         config: All options of the run; local places as ``with_absolute_places`` has them.
@@ -171,16 +197,19 @@ def runs_of(config: TrainConfig) -> list[RunFolder]:
 def runs_by_fingerprint(root: Path) -> dict[str, list[RunFolder]]:
     """All run folders below a folder by their fingerprints, of each the most useful one first.
 
+    A finished run comes before one that can be resumed, and that before one that cannot; among
+    equals the latest.
+
     Args:
         root: The folder; it need not exist.
     """
+
+    def usefulness(run: RunFolder) -> tuple[bool, bool, float]:
+        return (run.finished, run.last.exists(), run.config.stat().st_mtime)
+
     found: dict[str, list[RunFolder]] = {}
     for run in find_runs(root):
         key = run.fingerprint()
         if key is not None:
             found.setdefault(key, []).append(run)
-    return {key: sorted(runs, key=_usefulness, reverse=True) for key, runs in found.items()}
-
-
-def _usefulness(run: RunFolder) -> tuple[bool, bool, float]:
-    return (run.finished, run.last.exists(), run.config.stat().st_mtime)
+    return {key: sorted(runs, key=usefulness, reverse=True) for key, runs in found.items()}

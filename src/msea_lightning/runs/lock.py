@@ -45,13 +45,11 @@ def locked(config: TrainConfig, *, patience: float) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{fingerprint(config)[:32]}.lock", timeout=patience)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except NotImplementedError as error:
         raise RunError(
             f"runs={config.runs}: this file system has no file locks ({error}), without which two "
             "processes could train the same run. Choose a folder for runs= on another one."
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()

@@ -71,16 +71,11 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
                     f"another process trains this very run at the moment (seed {config.seed} in "
                     f"{model_folder(config)}). Wait for it, or start a second one with ckpt=null."
                 ) from None
-        yield stack.enter_context(_logged(_folder(config)))
-
-
-def _folder(config: TrainConfig) -> RunFolder:
-    if config.ckpt is None:
-        return new_folder(config)
-    if config.ckpt == "auto":
-        earlier = runs_of(config)
-        return earlier[0] if earlier else new_folder(config)
-    return _earlier_folder(config)
+            earlier = runs_of(config)
+            folder = earlier[0] if earlier else new_folder(config)
+        else:
+            folder = new_folder(config) if config.ckpt is None else _earlier_folder(config)
+        yield stack.enter_context(_logged(folder))
 
 
 @contextmanager
@@ -119,17 +114,17 @@ def describe_error(error: Exception) -> dict[str, str]:
 
     Kinds: ``refused`` (the user can mend it), ``memory`` (there was not enough), ``crashed``.
     """
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    short = isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+    kind, text = "crashed", f"{type(error).__name__}: {error}"
     if isinstance(error, UserError):
-        return {"kind": "memory" if short else "refused", "error": text}
-    if short:
-        remedy = (
-            "Make training.batch_size smaller, or store the backbone in fewer bits "
-            "(backbone.quantization=int8 or nf4)."
-        )
-        return {"kind": "memory", "error": f"out of memory ({text.strip()}). {remedy}"}
-    return {"kind": "crashed", "error": text}
+        kind, text = "refused", str(error)
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY):
+        if kind == "crashed":
+            text = (
+                f"out of memory ({text.strip()}). Make training.batch_size smaller, or store the "
+                "backbone in fewer bits (backbone.quantization=int8 or nf4)."
+            )
+        kind = "memory"
+    return {"kind": kind, "error": text}
 
 
 def new_folder(config: TrainConfig) -> RunFolder:
@@ -156,22 +151,23 @@ def new_folder(config: TrainConfig) -> RunFolder:
 
 def _make(path: Path) -> Path:
     """Makes a folder of this name, or of this name and the first number that is free."""
-    for attempt in range(1, 10_000):
-        free = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+    number, free = 1, path
+    while True:
         try:
             free.mkdir()
+            return free
         except FileExistsError:
-            continue
-        return free
-    raise RunError(f"{path.parent} holds ten thousand runs of this name: choose another runs=.")
+            number += 1
+            free = path.with_name(f"{path.name}-{number}")
 
 
 def _earlier_folder(config: TrainConfig) -> RunFolder:
     assert config.ckpt is not None
     if config.ckpt == "last":
         above = model_folder(config)
-        runs = [RunFolder(path) for path in above.glob(f"*/seed-{config.seed}*")]
-        runs = [run for run in runs if run.last.exists() and _same_seed(run, config.seed)]
+        name = f"seed-{config.seed}"  # or with the number of one that differs in other options
+        folders = (*above.glob(f"*/{name}"), *above.glob(f"*/{name}-*"))
+        runs = [run for run in map(RunFolder, folders) if run.last.exists()]
         if not runs:
             raise RunError(
                 f"ckpt=last: no run of seed {config.seed} in {above} has completed an epoch, so "
@@ -199,7 +195,3 @@ def _earlier_folder(config: TrainConfig) -> RunFolder:
             "options, or start a new run without ckpt."
         )
     return folder
-
-
-def _same_seed(run: RunFolder, seed: int) -> bool:
-    return run.path.name.split("-")[1] == str(seed)

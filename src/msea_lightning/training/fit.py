@@ -240,8 +240,8 @@ def _loggers(config: TrainConfig, run: RunFolder, ready: Ready) -> Iterator[list
     if not config.logger.wandb:
         yield []
         return
-    from msea_lightning.reporting.folders import Names
     from msea_lightning.reporting.wandb import wandb_loggers
+    from msea_lightning.runs.folder import Names
 
     plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     with wandb_loggers(
