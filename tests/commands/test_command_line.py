@@ -164,6 +164,14 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["dataset@x=mosei"], r"'@' has no use here; write dataset="),
         (["seed=1", "seed=2"], r"^seed is given twice, as seed=1 and seed=2; give it once"),
         (["dataset=mosei", "dataset=meld"], r"^dataset is given twice, as dataset=mosei and data"),
+        (
+            ["hydra.searchpath=[/one]", "hydra.searchpath=[/other]"],
+            r"^hydra\.searchpath=\[/one\]: there is no folder /one\.$",
+        ),
+        (
+            ["hydra/sweeper=basic", "hydra/sweeper=basic"],
+            r"^hydra/sweeper is given twice, as hydra/sweeper=basic and hydra/sweeper=basic; give",
+        ),
         (["seed=1,2"], r"^seed=1,2: these are several values; add -m to run once with each\.$"),
         (["adapter.scales=1,2"], r"add -m .* A list is written adapter\.scales=\[1,2\]"),
         (["prompt.task=a, b"], r"needs two pairs of quotes: \"prompt\.task='a, b'\""),

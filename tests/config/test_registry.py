@@ -76,7 +76,9 @@ def test_the_adapter_of_a_run_has_the_class_of_its_own_options(name: str) -> Non
         (["adapter=mag", "adapter.dropout=1"], r"adapter\.dropout=1\.0 is out of range: .*less th"),
         (["adapter=mag", "adapter.beta=null"], r"adapter\.beta=null: .* expected float, greater"),
         (["adapter.hidden=null"], r"adapter\.hidden=null: .* expected int, at least 1 \(mse: wid"),
-        (["adapter.name=foo"], r"there is no adapter foo; there are: mse, mag, chfn"),
+        (["adapter=foo"], r"adapter=foo: there is no such choice\..* adapter: chfn, mag, mse"),
+        (["adapter=chfn", "adapter.name=mse"], r"^adapter\.name=mse: .* write adapter=mse\.$"),
+        (["ablation.name=no_text"], r"^ablation\.name=no_text: .* write ablation=no_text\.$"),
         (["adapter.typo=1"], r"there is no option adapter\.typo"),
     ],
 )

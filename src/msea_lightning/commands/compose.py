@@ -116,7 +116,10 @@ class Composer(Generic[Root]):
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             reasons = [error, error.__cause__] if error.__cause__ else [error]
             lines = [line.strip() for reason in reasons for line in str(reason).splitlines()]
-            noise = ("reference_type=", "object_type=", "provider=", "Config search path")
+            noise = (
+                "reference_type=", "object_type=", "provider=", "Config search path",
+                "To append to your config",
+            )  # fmt: skip
             text = " ".join(line for line in lines if line and not line.startswith(noise))
             if "hydra/launcher" in text:
                 text += (

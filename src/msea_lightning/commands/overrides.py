@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError
-from msea_lightning.config.options import OptionInfo, options, schema
+from msea_lightning.config.options import OptionInfo, options, registries, schema
 
 
 class Checker:
@@ -36,6 +36,8 @@ class Checker:
         self.options = {info.key: info for info in options(root)}
         self._names = list(dict.fromkeys(key.partition(".")[0] for key in self.options))
         self.groups = [name for name in self._names if name in loader.list_groups("")]
+        chosen = {**registries(root), **registries(root, "presets")}
+        self._chosen_names = {f"{group}.name" for group in chosen}
         self._schema = schema(root)
         self._loader = loader
         self._parser = OverridesParser.create(config_loader=loader)
@@ -55,24 +57,21 @@ class Checker:
             ConfigError: naming the override and what is legal.
         """
         overrides = [self._parse_line(line) for line in lines]
-        self._folders += [
-            Path(str(folder).removeprefix("file://"))
-            for override in overrides
-            if override.key_or_group == "hydra.searchpath"
-            for folder in override.value()  # type: ignore[union-attr]
-        ]
+        for override in overrides:
+            if override.key_or_group == "hydra.searchpath":
+                self._folders += _searched_folders(override)
         first: dict[str, Override] = {}
         for override in overrides:
             key = override.key_or_group
-            if override.is_hydra_override():
-                _check_hydra(override, launches)
-                continue
             if key in first:
                 raise ConfigError(
                     f"{key} is given twice, as {first[key].input_line} and {override.input_line}; "
                     "give it once (several values to try: with commas, and -m)."
                 )
             first[key] = override
+            if override.is_hydra_override():
+                _check_hydra(override, launches)
+                continue
             if override.is_sweep_override() and not multirun:
                 self._refuse_values(override)
             self._check(override)
@@ -138,6 +137,8 @@ class Checker:
     def _check_value(self, line: str, key: str, value: Any) -> None:
         """Refuses an unknown option, a section, and a value of a wrong type."""
         info = self.options.get(key)
+        if key in self._chosen_names:
+            raise ConfigError(f"{line}: leave out .name; write {line.replace('.name', '', 1)}.")
         if info is None and any(name.startswith(f"{key}.") for name in self.options):
             raise ConfigError(
                 f"{line}: {key} is a section, give one of its options.{self._listed(key)}"
@@ -219,6 +220,16 @@ def written(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _searched_folders(override: Override) -> list[Path]:
+    """The folders of ``hydra.searchpath``, which Hydra itself would only warn of."""
+    places = [str(place) for place in cast("list[Any]", override.value())]
+    folders = [Path(p.removeprefix("file://")) for p in places if not p.startswith("pkg://")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{override.input_line}: there is no folder {folder}.")
+    return folders
 
 
 def _check_hydra(override: Override, launches: bool) -> None:
