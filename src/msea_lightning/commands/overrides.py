@@ -35,7 +35,8 @@ class Checker:
     def __init__(self, root: type[Any], loader: ConfigLoader) -> None:
         self.options = {info.key: info for info in options(root)}
         self._names = list(dict.fromkeys(key.partition(".")[0] for key in self.options))
-        self.groups = [name for name in self._names if name in loader.list_groups("")]
+        groups = set(loader.list_groups(""))
+        self.groups = [name for name in self._names if name in groups]
         chosen = {**registries(root), **registries(root, "presets")}
         self._chosen_names = {f"{group}.name" for group in chosen}
         self._schema = schema(root)
