@@ -225,8 +225,8 @@ def written(value: Any) -> str:
 
 def _searched_folders(override: Override) -> list[Path]:
     """The folders of ``hydra.searchpath``, which Hydra itself would only warn of."""
-    places = [str(place) for place in cast("list[Any]", override.value())]
-    folders = [Path(p.removeprefix("file://")) for p in places if not p.startswith("pkg://")]
+    values = [str(value) for value in cast("list[Any]", override.value())]
+    folders = [Path(v.removeprefix("file://")) for v in values if not v.startswith("pkg://")]
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{override.input_line}: there is no folder {folder}.")

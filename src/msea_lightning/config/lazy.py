@@ -7,20 +7,20 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """A module's ``__getattr__`` (PEP 562).
 
     Args:
         package: The package, ``__name__``.
-        places: Each public name and the module of the package that defines it.
+        modules: Each public name and the module of the package that defines it.
 
     Returns:
         A function from a name to what it stands for; it raises AttributeError for others.
     """
 
     def load(name: str) -> Any:
-        if name not in places:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{places[name]}"), name)
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
 
     return load

@@ -35,16 +35,16 @@ class Choice:
 @dataclass(frozen=True)
 class _Entry(Generic[Options]):
     options: Options
-    place: str
+    target: str
     title: str
 
 
 class Registry(Generic[Options]):
     """The choices of one kind, in the order of their registration.
 
-    An entry is what the command line needs to know, usually a :class:`Choice`, and the dotted place
-    of the class or function that it configures. The place is imported when :meth:`load` asks for
-    it, so that options load without PyTorch::
+    An entry is what the command line needs to know, usually a :class:`Choice`, and its target: the
+    dotted path of the class or function that it configures. The target is imported when
+    :meth:`load` asks for it, so that options load without PyTorch::
 
         @ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter", title="MAG")
         @dataclass
@@ -59,13 +59,13 @@ class Registry(Generic[Options]):
         self._entries: dict[str, _Entry[Any]] = {}
 
     def register(
-        self, name: str, place: str = "", *, title: str = ""
+        self, name: str, target: str = "", *, title: str = ""
     ) -> Callable[[Registered], Registered]:
         """Registers what it decorates.
 
         Args:
             name: The name on the command line.
-            place: Dotted path of the class or function; empty where there is none.
+            target: Dotted path of the class or function; empty where there is none.
             title: Its name in the paper's tables and in reports; the name where not given.
 
         Raises:
@@ -77,7 +77,7 @@ class Registry(Generic[Options]):
         def add(options: Registered) -> Registered:
             if isinstance(options, type) and issubclass(options, Choice):
                 options.registered_as = name
-            self._entries[name] = _Entry(options, place, title or name)
+            self._entries[name] = _Entry(options, target, title or name)
             return options
 
         return add
@@ -97,16 +97,16 @@ class Registry(Generic[Options]):
 
     def load(self, name: str) -> Any:
         """Imports the class or function of a name; ConfigError if nothing has it."""
-        return pkgutil.resolve_name(self._entry(name).place)
+        return pkgutil.resolve_name(self._entry(name).target)
 
     def name_of(self, thing: object) -> str:
         """The name of what is registered or loaded, or of an instance; ConfigError if none is."""
         kind = thing if isinstance(thing, type) else type(thing)
-        place = f"{kind.__module__}.{kind.__qualname__}"
+        path = f"{kind.__module__}.{kind.__qualname__}"
         for name, entry in self._entries.items():
-            if entry.options in (thing, kind) or entry.place == place:
+            if entry.options in (thing, kind) or entry.target == path:
                 return name
-        raise ConfigError(f"{place} is not registered as {self.kind}; there are: {self._listed()}.")
+        raise ConfigError(f"{path} is not registered as {self.kind}; there are: {self._listed()}.")
 
     def _entry(self, name: str) -> _Entry[Any]:
         if name not in self._entries:

@@ -95,7 +95,7 @@ class EvaluateConfig:
     run: str = option("???", "run folder to evaluate")
     split: Split = option(Split.test, "part of the data set")
     decode: Decode | None = option(None, "how an answer is picked; the run's own where not given")
-    dataset_path: str | None = option(None, "the data set's place here, where it has moved")
+    dataset_path: str | None = option(None, "where the data set is now, if it has moved")
     eval_batch_size: int | None = option(
         None, "utterances per batch; as in the run where not given", low=1
     )

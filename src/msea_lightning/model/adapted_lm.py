@@ -129,7 +129,7 @@ class AdaptedLM(Model):
         )
         # The last L positions of each row predict its label.
         where = functional.pad(predicts, (hidden.shape[1] - last, 0))
-        states = hidden.flatten(0, 1).index_select(0, self._places(where))
+        states = hidden.flatten(0, 1).index_select(0, self._positions(where))
         targets = sequences.targets[predicts].to(self.device, non_blocking=True)
         return self.backbone.logits(states), targets
 
@@ -186,19 +186,19 @@ class AdaptedLM(Model):
         pseudo, adapted = self.adapter(text, text_mask, *audio, *vision)
         if adapted is text or texts is None:
             return texts, pseudo, None
-        return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._places(texts.mask))
+        return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._positions(texts.mask))
 
     def _embed(self, sequences: Sequences, pseudo: Tensor | None, text: Tensor | None) -> Tensor:
-        """Embeddings (B, S, d) with what the adapter returned in its places."""
+        """Embeddings (B, S, d) with what the adapter returned at its positions."""
         embedded = self.backbone.embed(sequences.ids)
-        for place, values in ((sequences.pseudo, pseudo), (sequences.text, text)):
+        for where, values in ((sequences.pseudo, pseudo), (sequences.text, text)):
             if values is not None:
                 rows = values.reshape(-1, values.shape[-1]).to(embedded.dtype)
-                flat = embedded.flatten(0, 1).index_copy(0, self._places(place), rows)
+                flat = embedded.flatten(0, 1).index_copy(0, self._positions(where), rows)
                 embedded = flat.view_as(embedded)
         return embedded
 
-    def _places(self, where: Tensor) -> Tensor:
+    def _positions(self, where: Tensor) -> Tensor:
         """Row-major positions (N,), on the device, of what a mask on the CPU marks."""
         found = where.flatten().nonzero().squeeze(1)
         return found.to(self.device, non_blocking=True)

@@ -96,7 +96,7 @@ class EpochHistory(Callback):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints beside their place and moves them there when they are complete.
+    """Writes checkpoints beside the final path and renames them when they are complete.
 
     Lightning's own writes into the folder of temporary files, which is often another file system:
     then the last step is a copy, and a process that is killed meanwhile leaves half a checkpoint,
@@ -115,11 +115,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"storage_options={storage_options} mean nothing for a local file")
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.partial")
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.name}.partial")
         with partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(place)
+        partial.replace(final)
