@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median_high
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +17,7 @@ from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.data.resolve import describe_labels, resolve_labels
 from msea_lightning.data.store import Store
-from msea_lightning.data.utterance import MAIN_LABEL
+from msea_lightning.data.utterance import MAIN_LABEL, Label
 
 _BINS = 7
 _NAMES_SHOWN = 20
@@ -57,37 +59,35 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
         console.print(Text(visible(line)), soft_wrap=True)
 
 
-def _table(title: str, name: str, *columns: str) -> Table:
+def _table(title: str, *columns: str) -> Table:
     """A table whose first column holds names, and the others numbers."""
-    table = Table(name, title=Text(visible(title)), title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = Table(title=Text(visible(title)), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
     return table
 
 
 def _utterances(store: Store, dataset: DatasetConfig) -> Table:
-    columns = ("found", "published", "groups", "characters (median)")
-    table = _table(f"{dataset.name}: utterances", "split", *columns)
+    columns = ("split", "found", "published", "groups", "characters (median)")
+    table = _table(f"{dataset.name}: utterances", *columns)
     for split, expected in expected_counts(dataset).items():
-        part = store.splits.get(split)
-        if part is None and expected is None:
+        if split not in store.splits and expected is None:
             continue
-        count = 0 if part is None else len(part)
-        groups = set() if part is None else set(part.groups) - {None}
-        lengths = [] if part is None else sorted(len(text) for text in part.texts)
+        texts = store.splits[split].texts if split in store.splits else []
+        groups = set(store.splits[split].groups) - {None} if texts else set()
         table.add_row(
             split,
-            Text(f"{count}", "" if expected in (None, count) else "bold red"),
+            Text(f"{len(texts)}", "" if expected in (None, len(texts)) else "bold red"),
             "-" if expected is None else f"{expected}",
-            f"{len(groups)}" if groups else "-",
-            f"{lengths[len(lengths) // 2]}" if lengths else "-",
+            f"{len(groups) or '-'}",
+            f"{median_high(map(len, texts))}" if texts else "-",
         )
     return table
 
 
 def _features(store: Store) -> Table:
-    columns = ("per frame", "frames: min/median/max", "absent", "repaired")
-    table = _table("features", "split", "feature", *columns)
+    columns = ("split", "feature", "per frame", "frames: min/median/max", "absent", "repaired")
+    table = _table("features", *columns)
     for split, part in store.splits.items():
         repairs = store.info["found"].get(split, {}).get("repaired_values", {})
         for name in sorted({"audio", "vision", *part.dims}):
@@ -97,7 +97,7 @@ def _features(store: Store) -> Table:
                 split,
                 name,
                 f"{part.dims.get(name, '-')}",
-                f"{there[0]}/{there[len(there) // 2]}/{there[-1]}" if there else "-",
+                f"{there[0]}/{median_high(there)}/{there[-1]}" if there else "-",
                 f"{len(lengths) - len(there)}",
                 f"{repairs.get(name, 0)}",
             )
@@ -105,39 +105,24 @@ def _features(store: Store) -> Table:
 
 
 def _labels(store: Store) -> Table:
-    table = _table("labels", "label", *store.splits)
-    counts = _histograms(
-        {
-            split: part.labels.get(MAIN_LABEL, [None] * len(part))
-            for split, part in store.splits.items()
-        }
-    )
-    rows = list(dict.fromkeys(name for counter in counts.values() for name in counter))
-    for name in rows[:_NAMES_SHOWN]:
-        shares = ((counter[name], counter[name] / counter.total()) for counter in counts.values())
-        table.add_row(Text(visible(name)), *(f"{count} ({share:.1%})" for count, share in shares))
-    if len(rows) > _NAMES_SHOWN:
-        table.add_row(f"... {len(rows) - _NAMES_SHOWN} more")
-    return table
-
-
-def _histograms(labels: dict[str, Sequence[float | str | None]]) -> dict[str, Counter[str]]:
     """How often each name, the most frequent first, or range of intensities is in each split."""
-    found = [label for part in labels.values() for label in part]
-    numbers = [label for label in found if isinstance(label, float)]
-    if numbers:
-        low, high = min(numbers), max(numbers)
-        width = (high - low) / _BINS or 1.0
-        names = [f"{low + i * width:+.2f} to {low + (i + 1) * width:+.2f}" for i in range(_BINS)]
-    else:
-        names = [name for name, _ in Counter(map(str, filter(None, found))).most_common()]
+    labels = {split: part.labels[MAIN_LABEL] for split, part in store.splits.items()}
+    numbers = [label for part in labels.values() for label in part if isinstance(label, float)]
+    edges = np.histogram_bin_edges(numbers, _BINS)
+    ranges = [f"{low:+.2f} to {high:+.2f}" for low, high in pairwise(edges)]
 
-    def name_of(label: float | str | None) -> str:
+    def row(label: Label | None) -> str:
         if isinstance(label, float):
-            return names[min(int((label - low) / width), _BINS - 1)]
+            return ranges[min(int(np.searchsorted(edges, label, side="right")), _BINS) - 1]
         return label or _UNLABELLED
 
-    counts = {split: Counter(dict.fromkeys(names, 0)) for split in labels}
-    for split, part in labels.items():
-        counts[split].update(map(name_of, part))
-    return counts
+    counts = {split: Counter(map(row, part)) for split, part in labels.items()}
+    frequent = [name for name, _ in sum(counts.values(), Counter()).most_common()]
+    names = list(dict.fromkeys((*ranges, *frequent))) if numbers else frequent
+    table = _table("labels", "label", *store.splits)
+    for name in names[:_NAMES_SHOWN]:
+        shares = (f"{count[name]} ({count[name] / count.total():.1%})" for count in counts.values())
+        table.add_row(Text(visible(name)), *shares)
+    if len(names) > _NAMES_SHOWN:
+        table.add_row(f"... {len(names) - _NAMES_SHOWN} more")
+    return table
