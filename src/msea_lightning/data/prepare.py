@@ -57,8 +57,9 @@ def prepare_store(dataset: DatasetConfig) -> Store:
         UserError: where files are missing, damaged, or not as their layout says, or the cache
             cannot be written; with the file, the utterance and the remedy.
     """
-    path = None if dataset.reader is Reader.demo else _locate(dataset)
-    folder = _store_folder(dataset, path)
+    if dataset.reader is not Reader.demo:
+        dataset = dataclasses.replace(dataset, path=str(_locate(dataset)))
+    folder = store_folder(dataset)
     if Store.exists(folder):
         return Store.open(folder)
     try:
@@ -66,7 +67,7 @@ def prepare_store(dataset: DatasetConfig) -> Store:
             if Store.exists(folder):  # written by another process in the meantime
                 return Store.open(folder)
             _log.info("preparing %s in %s", dataset.name, folder)
-            return _convert(dataset, path, folder)
+            return _convert(dataset, folder)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full; what was written has been removed" if full else str(error)
@@ -74,36 +75,6 @@ def prepare_store(dataset: DatasetConfig) -> Store:
             f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
             "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
         ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Where a data set is on this machine.
-
-    Attributes:
-        source: What :func:`prepare_store` would read; None where that is not there, and for the
-            demo, which is generated.
-        store: The store that it would open; None where it would make one first.
-        flaw: Why there is no source, such as a missing file; empty where there is one.
-    """
-
-    source: Path | None
-    store: Path | None
-    flaw: str = ""
-
-
-def find_places(dataset: DatasetConfig) -> Places:
-    """Looks where a data set is, and fetches and converts nothing.
-
-    Args:
-        dataset: The data set's options; without ``path``, the folder of downloads is looked at.
-    """
-    path = None if dataset.reader is Reader.demo else _chosen_path(dataset)
-    try:
-        folder = _store_folder(dataset, path)
-    except (UserError, OSError) as error:
-        return Places(None, None, str(error))
-    return Places(path, folder if Store.exists(folder) else None)
 
 
 def earlier_sources(dataset: DatasetConfig) -> list[Path]:
@@ -141,7 +112,7 @@ def _locate(dataset: DatasetConfig) -> Path:
             command that fetches it.
     """
     downloads = download_folder(dataset)
-    for path in (_chosen_path(dataset), downloads):
+    for path in (chosen_path(dataset), downloads):
         try:
             find_files(path, dataset)
         except MissingFileError as error:
@@ -163,12 +134,6 @@ def _locate(dataset: DatasetConfig) -> Path:
             "dataset.hub_id and dataset.reader."
         ) from error
     return downloads
-
-
-def _chosen_path(dataset: DatasetConfig) -> Path:
-    if dataset.path is None:
-        return download_folder(dataset)
-    return Path(dataset.path).expanduser().absolute()
 
 
 def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
@@ -193,17 +158,28 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
     )
 
 
-def _store_folder(dataset: DatasetConfig, path: Path | None) -> Path:
-    """Where the store of these files and options lies; of the demo, where there is no path."""
+def chosen_path(dataset: DatasetConfig) -> Path:
+    """``dataset.path``, or the folder of downloads."""
+    if dataset.path is None:
+        return download_folder(dataset)
+    return Path(dataset.path).expanduser().absolute()
+
+
+def store_folder(dataset: DatasetConfig) -> Path:
+    """Where the store of these files and options lies, or would lie.
+
+    Raises:
+        UserError: where files are missing, or it is not clear which are meant.
+    """
     content: dict[str, Any] = {"conversion": CONVERSION, "format": FORMAT_VERSION}
-    if path is None:
+    if dataset.reader is Reader.demo:
         from msea_lightning.data import demo
 
         content["demo"] = [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed]
         # The corpus is its generator: where that changes, so does the corpus.
         content["generator"] = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()
     else:
-        labels = dataset.labels
+        path, labels = chosen_path(dataset), dataset.labels
         content |= {
             "reader": dataset.reader.value,
             "repair": dataset.repair.value,
@@ -234,17 +210,18 @@ def _marks(files: list[Path], root: Path) -> list[Any]:
     return marks
 
 
-def _convert(dataset: DatasetConfig, path: Path | None, folder: Path) -> Store:
+def _convert(dataset: DatasetConfig, folder: Path) -> Store:
     """Reads the files and writes the store, with progress bars where somebody is watching."""
     found: dict[str, Any] = {}
     info: dict[str, Any] = {"name": dataset.name, "reader": dataset.reader.value, "found": found}
-    if path is None:
+    if dataset.reader is Reader.demo:
         from msea_lightning.data.demo import demo_utterances
 
         splits = demo_utterances(
             dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
         )
         return write_store(folder, splits, info=info | {"source": "generated", "files": 0})
+    path = chosen_path(dataset)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         reading = read_files(path, dataset)

@@ -62,7 +62,13 @@ def find_dataset(
         folder: A folder with files of data sets.
         others: Names of the other data sets: folders of that name hold their files.
     """
-    from msea_lightning.data.prepare import download_folder, earlier_sources, find_places
+    from msea_lightning.data.prepare import (
+        chosen_path,
+        download_folder,
+        earlier_sources,
+        store_folder,
+    )
+    from msea_lightning.data.store import Store
 
     name = config.name
     if config.reader is Reader.demo:
@@ -72,13 +78,14 @@ def find_dataset(
     candidates = [None, *(_candidates(folder, config, others or set()) if folder else [])]
     for candidate in [*candidates, *earlier_sources(config)]:
         chosen = replace(config, path=None if candidate is None else str(candidate))
-        places = find_places(chosen)
-        if places.source is not None:
-            option = "" if candidate is None else shlex.quote(f"dataset.path={candidate}")
-            state = "prepared" if places.store is not None else "found"
-            return Resource(name, state, str(places.source), option)
-        if (candidate or downloads).exists():
-            flaws.append(places.flaw)
+        try:
+            state = "prepared" if Store.exists(store_folder(chosen)) else "found"
+        except (UserError, OSError) as error:
+            if chosen_path(chosen).exists():
+                flaws.append(str(error))
+            continue
+        option = "" if candidate is None else shlex.quote(f"dataset.path={candidate}")
+        return Resource(name, state, str(chosen_path(chosen)), option)
     remedy = _remedy(config)
     if config.reader is Reader.table:
         return Resource(name, "yours", remedy=remedy)

@@ -31,7 +31,6 @@ from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import DatasetConfig
 
 _BLOCK = 1 << 22
-_GIB = 2**30
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 _log = logging.getLogger(__name__)
@@ -68,14 +67,13 @@ def download(dataset: DatasetConfig, folder: Path) -> Path:
 
     Raises:
         DownloadError: where the Hub cannot be reached or gives no access, a file is not there, the
-            disk is too small, or what has been received is not what it should be.
+            disk is full, or what has been received is not what it should be.
     """
     partial = partial_folder(folder)
     with _explained(dataset, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             wanted = [file for file in _files(dataset) if _flaw(file, folder / file.name)]
-            _check_space(wanted, partial)
             for file in wanted:
                 part = _part(file, partial)
                 _transfer(file, part)
@@ -124,17 +122,6 @@ def _files(dataset: DatasetConfig) -> list[_File]:
         sha256 = about.lfs.sha256 if about.lfs is not None else None
         files.append(_File(name, url, about.size, sha256, about.blob_id))
     return files
-
-
-def _check_space(files: list[_File], partial: Path) -> None:
-    needed = sum(file.size - _size(_part(file, partial)) for file in files)
-    free = shutil.disk_usage(partial.parent).free
-    if needed > free:
-        raise DownloadError(
-            f"the download needs {needed / _GIB:.1f} GiB, and {partial.parent} has "
-            f"{free / _GIB:.1f} GiB left. Free some space, or set dataset.cache (or MSEA_CACHE) to "
-            "a folder on another disk."
-        )
 
 
 def _transfer(file: _File, part: Path) -> None:

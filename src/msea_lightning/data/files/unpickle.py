@@ -208,19 +208,14 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     if wanted.hasobject:
         return data
     raw = _bytes(data)
-    if len(raw) != wanted.itemsize:
-        raise ValueError(f"a scalar of type {wanted} with {len(raw)} bytes")
     return np.frombuffer(raw, wanted)[0] if raw else wanted.type()
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
-    wanted = _dtype(dtype)
-    if wanted.hasobject:
-        raise ValueError("an array of objects without its objects")
-    values = np.frombuffer(_bytes(data), wanted)
-    if order == "K" and axes is not None:
-        return values.reshape(_shape(shape), order="C").transpose(axes)
-    return values.reshape(_shape(shape), order="F" if order == "F" else "C")
+    values = np.frombuffer(_bytes(data), _dtype(dtype))
+    if axes is not None:
+        return values.reshape(_shape(shape)).transpose(axes)
+    return values.reshape(_shape(shape), order=order)
 
 
 def _encode(text: Any = b"", encoding: str = "latin1") -> bytes:
