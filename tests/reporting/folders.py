@@ -140,8 +140,8 @@ def _write_history(folder: Path, kind: MetricKind, luck: np.random.Generator, ep
 def write_plan(root: Path, configs: Iterable[TrainConfig], name: str = "sweep") -> None:
     """The plan of a sweep over these options."""
     (root / "sweeps").mkdir(exist_ok=True)
-    cells = [{"config": config_text(config)} for config in configs]
-    (root / "sweeps" / f"{name}.json").write_text(json.dumps({"cells": cells}))
+    runs = [{"config": config_text(config)} for config in configs]
+    (root / "sweeps" / f"{name}.json").write_text(json.dumps({"runs": runs}))
 
 
 def sample(root: Path, *, seeds: Sequence[int] = SEEDS, utterances: int = 1000) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from msea_lightning.sweep.processes import Ended, supervise
+from msea_lightning.sweep.processes import supervise
 from tests.processes import is_gone, wait_until
 
 SLEEPER = """
@@ -46,25 +46,26 @@ def process_in(file: Path) -> psutil.Process:
 def test_what_a_run_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     code = "import os, sys; print('on'); print(os.environ['X'], file=sys.stderr); sys.exit(3)"
     ended = supervise(python(code), prefix=" 7 | ", environment={"X": "the other"})
-    assert ended == Ended(3, "on\nthe other\n")
-    assert ended.signal is None
+    assert (ended.returncode, ended.stdout) == (3, "on\nthe other\n")
     assert capsys.readouterr().err == " 7 | on\n 7 | the other\n"
 
 
-def test_the_signal_that_ends_a_run_is_named() -> None:
+def test_the_signal_that_ends_a_run_is_told() -> None:
     ended = supervise(python("import os; os.kill(os.getpid(), 9)"), prefix="", environment={})
-    assert ended.signal == "SIGKILL"
+    assert ended.returncode == -signal.SIGKILL
 
 
 def test_what_is_no_text_is_passed_on_all_the_same() -> None:
     code = r"import sys; sys.stdout.buffer.write(b'\xff\n')"
-    assert supervise(python(code), prefix="", environment={}).tail == "\N{REPLACEMENT CHARACTER}\n"
+    assert (
+        supervise(python(code), prefix="", environment={}).stdout == "\N{REPLACEMENT CHARACTER}\n"
+    )
 
 
 def test_a_process_that_keeps_the_pipe_open_holds_nothing_up() -> None:
     code = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
     ended = supervise(python(code), prefix="", environment={})
-    sleeper = psutil.Process(int(ended.tail))
+    sleeper = psutil.Process(int(ended.stdout))
     assert ended.returncode == 0
     assert not is_gone(sleeper)  # it still has the pipe
     sleeper.kill()
@@ -101,8 +102,3 @@ print("still here")
 """
     done = subprocess.run(python(code), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.stdout == "still here\n"
-
-
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
-def test_every_signal_has_a_name(number: int, name: str) -> None:
-    assert Ended(-number, "").signal == name

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,7 @@ from msea_lightning.commands.command_line import compose, launch
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.reporting.folders import read_folder
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunError, RunFolder, find_runs, parse_config, runs_of
 from msea_lightning.runs.identity import fingerprint
@@ -26,7 +30,6 @@ from msea_lightning.runs.lock import is_held
 from msea_lightning.runs.start import new_folder, open_run
 from msea_lightning.sweep import run as sweep
 from msea_lightning.sweep.plan import SweepError
-from msea_lightning.sweep.processes import Ended
 from msea_lightning.sweep.run import Outcome, State, run_sweep
 
 Training = Callable[[TrainConfig, RunFolder], None]
@@ -42,9 +45,9 @@ class Trainer:
 
     def supervise(
         self, command: Sequence[str], *, prefix: str, environment: Mapping[str, str]
-    ) -> Ended:
+    ) -> CompletedProcess[str]:
         assert command[1:3] == ["-m", "msea_lightning.train"]
-        config = composed_elsewhere(command[3:])
+        config = composed(*command[3:])
         assert config.ckpt == "auto"
         self.environments.append(environment)
         try:
@@ -52,20 +55,30 @@ class Trainer:
                 self.trained.append(config.seed)
                 self.does.get(config.seed, finish)(config, run)
         except Killed:
-            return Ended(-signal.SIGKILL, "")
+            return ended(-signal.SIGKILL, "")
         except Exception as error:
-            return Ended(1, f"{error}\n")
-        return Ended(0, "")
+            return ended(1, f"{error}\n")
+        return ended(0, "")
 
 
-def composed_elsewhere(words: Sequence[str]) -> TrainConfig:
+def ended(returncode: int, said: str) -> CompletedProcess[str]:
+    return CompletedProcess([], returncode, stdout=said)
+
+
+COMPOSED: dict[tuple[str, ...], TrainConfig] = {}
+"""What is composed once for all tests of this file."""
+
+
+def composed(*words: str) -> TrainConfig:
     """What another process would make of a command line, although Hydra is in use in this one."""
-    state = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        return compose("train", TrainConfig, words)
-    finally:
-        Singleton.set_state(state)
+    if words not in COMPOSED:
+        state = Singleton.get_state()
+        GlobalHydra.instance().clear()
+        try:
+            COMPOSED[words] = compose("train", TrainConfig, words)
+        finally:
+            Singleton.set_state(state)
+    return copy.deepcopy(COMPOSED[words])
 
 
 class Killed(BaseException):
@@ -193,7 +206,7 @@ def test_a_run_that_is_killed_leaves_the_others(
 def test_a_run_that_cannot_even_begin_is_named_with_its_last_words(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: Ended(1, "No module named torch\n"))
+    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: ended(1, "No module named torch\n"))
     assert run("seed=1") == 1
     said = capsys.readouterr().err
     assert (
@@ -207,20 +220,20 @@ def test_an_old_error_is_not_told_of_a_new_attempt(
     trainer.does = {1: fails(UserError("the first reason"))}
     run("seed=1")
     capsys.readouterr()
-    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: Ended(-signal.SIGSEGV, "the second"))
+    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: ended(-signal.SIGSEGV, "the second"))
     assert run("seed=1") == 1
     said = capsys.readouterr().err
-    assert "ended by SIGSEGV. Its last lines:\nthe second" in said
+    assert "ended by signal 11 (Segmentation fault). Its last lines:\nthe second" in said
     assert "the first reason" not in said
 
 
 def test_ctrl_c_ends_the_sweep(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: Ended(130, ""))
+    monkeypatch.setattr(sweep, "supervise", lambda *_, **__: ended(130, ""))
     assert run("seed=1,2") == 130
 
 
 def test_a_run_that_another_process_trains_is_not_trained_twice(trainer: Trainer) -> None:
-    config = compose("train", TrainConfig, ["seed=1"])
+    config = composed("seed=1")
     lock = held(config)
 
     def other(second: TrainConfig, run: RunFolder) -> None:
@@ -236,7 +249,7 @@ def test_a_run_that_another_process_trains_is_not_trained_twice(trainer: Trainer
 
 
 def test_a_run_is_taken_over_from_a_process_that_gave_it_up(trainer: Trainer) -> None:
-    lock = held(compose("train", TrainConfig, ["seed=1"]))
+    lock = held(composed("seed=1"))
 
     def gives_up(config: TrainConfig, run: RunFolder) -> None:
         lock.release()
@@ -248,7 +261,7 @@ def test_a_run_is_taken_over_from_a_process_that_gave_it_up(trainer: Trainer) ->
 
 
 def test_two_processes_cannot_open_the_same_run(trainer: Trainer) -> None:
-    config = compose("train", TrainConfig, ["seed=1", "ckpt=auto"])
+    config = composed("seed=1", "ckpt=auto")
     lock = held(config)
     with (
         pytest.raises(RunError, match=r"another process trains this very run .*seed 1 in runs"),
@@ -265,9 +278,7 @@ def test_two_processes_cannot_open_the_same_run(trainer: Trainer) -> None:
 def test_a_launcher_that_fails_loses_nothing(
     trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = [
-        Job([f"seed={seed}"], compose("train", TrainConfig, [f"seed={seed}"])) for seed in (1, 2, 3)
-    ]
+    jobs = [Job([f"seed={seed}"], composed(f"seed={seed}")) for seed in (1, 2, 3)]
 
     def start(task: Any, started: Sequence[Job[TrainConfig]]) -> Sequence[JobReturn]:
         for job, does in zip(started, (finish, fails(UserError("no data"))), strict=False):
@@ -290,7 +301,7 @@ def test_a_launcher_that_fails_loses_nothing(
 def test_what_a_launcher_could_not_run_is_named(
     trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = [Job(["seed=1"], compose("train", TrainConfig, ["seed=1"]))]
+    jobs = [Job(["seed=1"], composed("seed=1"))]
 
     def start(task: Any, started: Sequence[Job[TrainConfig]]) -> Sequence[JobReturn]:
         result = JobReturn()
@@ -309,11 +320,16 @@ def test_the_plan_is_written_down(trainer: Trainer) -> None:
     plan = json.loads(path.read_text())
     assert path.name.startswith("table4-")
     assert plan["experiment"] == "table4"
-    planned = [parse_config(cell["config"]) for cell in plan["cells"]]
+    planned = [parse_config(run["config"]) for run in plan["runs"]]
     assert [(one.ablation.name, one.seed) for one in planned] == [("none", 1), ("no_msf", 1)]
     assert set(map(fingerprint, planned)) == {
         fingerprint(run.load_config()) for run in find_runs(Path("runs"))
     }
+    assert read_folder(Path("runs")).unreadable == {}
+    # Version 2 called the runs cells, and held their names alone.
+    path.write_text(json.dumps({"version": 2, "cells": [{"seed": 1}]}))
+    (flaw,) = read_folder(Path("runs")).unreadable.values()
+    assert "the same sweep writes it anew" in flaw
 
 
 @pytest.mark.parametrize(
@@ -328,6 +344,27 @@ def test_what_makes_no_sweep_is_refused(
 ) -> None:
     assert run("seed=1,2", *words) == 1
     assert message in capsys.readouterr().err
+    assert trainer.trained == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["hydra/launcher=basic", "hydra/launcher=local"],
+            "hydra/launcher is given twice, as hydra/launcher=basic and hydra/launcher=local",
+        ),
+        (
+            ["hydra/launcher=local", "hydra.launcher.njobs=4"],
+            r"hydra\.launcher\.njobs: the launcher has no such option\. Options .*: n_jobs, ",
+        ),
+    ],
+)
+def test_options_of_launchers_are_checked(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert run("seed=1,2", *words) == 2
+    assert re.search(message, capsys.readouterr().err)
     assert trainer.trained == []
 
 

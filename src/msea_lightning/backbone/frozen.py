@@ -67,7 +67,6 @@ class FrozenBackbone:
 
     caches_prefix: bool
     last_modules: tuple[str, ...]
-    _bodies: dict[tuple[bool, bool], Any]
 
     def __init__(
         self,
@@ -78,47 +77,35 @@ class FrozenBackbone:
         compile: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
-        model.train(mode=False)
-        model.requires_grad_(False)
-        keep_4bit_layout(model)
-        self._take(model, checkpoint_activations=checkpoint_activations)
+        freeze(model)
+        self.model = model
         self.tokenizer = tokenizer
-        _check_size(tokenizer)
+        self.checkpoint_activations = checkpoint_activations
         self.pad_id = _pad_id(tokenizer, pad_token)
         self._check_vocabulary()
-        self_check(self)
-        if compile:
-            # Lengths differ from batch to batch: compiled once for all of them.
-            bodies = set(self._bodies.values())
-            compiled = {body: torch.compile(body, dynamic=True) for body in bodies}
-            self._bodies = {case: compiled[body] for case, body in self._bodies.items()}
-            self.last_modules = ()
-
-    def _take(self, model: PreTrainedModel, *, checkpoint_activations: bool) -> None:
-        self.model = model
-        self.checkpoint_activations = checkpoint_activations
         self.body: nn.Module = getattr(model, model.base_model_prefix)
         if getattr(model, "is_loaded_in_8bit", False):
             from msea_lightning.backbone.loading.int8 import frozen_int8
 
             self.body = replaced(self.body, frozen_int8)
-        bodies = dict.fromkeys((False, True), self.body)
-        if model.config._attn_implementation not in _PAIRWISE_ATTENTION:
-            bodies[True] = with_attention(self.body, "sdpa")
-        trained = bodies
-        if checkpoint_activations:
-            views = {body: _recomputing(body) for body in bodies.values()}
-            trained = {pairwise: views[body] for pairwise, body in bodies.items()}
-        # By whether the mask is between positions, and whether gradients are computed.
-        self._bodies = {
-            (pairwise, gradient): (trained if gradient else bodies)[pairwise]
-            for pairwise in (False, True)
-            for gradient in (False, True)
-        }
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self._prefixes: dict[tuple[tuple[int, ...], torch.device], PrefixCache] = {}
-        self.caches_prefix = False
-        self.last_modules = ()
+        # By whether the mask is between positions, and whether gradients are computed.
+        self._bodies: dict[tuple[bool, bool], Any] = {}
+        for pairwise in (False, True):
+            body = self.body
+            if pairwise and model.config._attn_implementation not in _PAIRWISE_ATTENTION:
+                body = with_attention(body, "sdpa")
+            self._bodies[pairwise, False] = body
+            self._bodies[pairwise, True] = _recomputing(body) if checkpoint_activations else body
+        self_check(self)
+        if compile:
+            # Lengths differ from batch to batch: compiled once for all of them.
+            compiled = {
+                body: torch.compile(body, dynamic=True) for body in set(self._bodies.values())
+            }
+            self._bodies = {case: compiled[body] for case, body in self._bodies.items()}
+            self.last_modules = ()
 
     @property
     def width(self) -> int:
@@ -327,6 +314,13 @@ class FrozenBackbone:
         return cast("nn.Embedding", self.model.get_input_embeddings())
 
     def _check_vocabulary(self) -> None:
+        # Without added tokens, which there may be many of where the vocabulary itself is missing.
+        if self.tokenizer.vocab_size < 2:
+            raise BackboneError(
+                f"The tokenizer has a vocabulary of {self.tokenizer.vocab_size}, which writes no "
+                "label: its files are missing or in a format that transformers does not read. Give "
+                "a folder with tokenizer.json in backbone.tokenizer."
+            )
         if self.tokenizer.vocab_size > self.vocabulary:
             raise BackboneError(
                 f"The tokenizer has {self.tokenizer.vocab_size} tokens, but the language model "
@@ -339,16 +333,6 @@ class FrozenBackbone:
                 f"{self.vocabulary} embeddings: set backbone.pad_token to a token that it was "
                 "trained with, such as the unknown or end token. Padding is masked, so any will do."
             )
-
-
-def _check_size(tokenizer: PreTrainedTokenizerBase) -> None:
-    # Without added tokens, which there may be many of where the vocabulary itself is missing.
-    if tokenizer.vocab_size < 2:
-        raise BackboneError(
-            f"The tokenizer has a vocabulary of {tokenizer.vocab_size}, which writes no label: its "
-            "files are missing or in a format that transformers does not read. Give a folder with "
-            "tokenizer.json in backbone.tokenizer."
-        )
 
 
 def _windows(config: PreTrainedConfig) -> list[int | None]:
@@ -370,16 +354,12 @@ def _windows(config: PreTrainedConfig) -> list[int | None]:
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:
     if pad_token is not None:
-        token_id = tokenizer.convert_tokens_to_ids(pad_token)
-        if token_id is None or (
-            token_id == tokenizer.unk_token_id and pad_token != tokenizer.unk_token
-        ):
+        if pad_token not in (vocabulary := tokenizer.get_vocab()):
             raise BackboneError(
                 f"backbone.pad_token={pad_token!r} is not a token of the tokenizer; set it to one "
                 "that is, or to null for the tokenizer's own."
             )
-        assert isinstance(token_id, int)
-        return token_id
+        return int(vocabulary[pad_token])
     for own in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
         if own is not None:
             return int(own)
@@ -389,13 +369,12 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:
     )
 
 
-def keep_4bit_layout(model: nn.Module) -> None:
-    """Keeps 4-bit weights on a CPU as they are.
-
-    Outside of training and without a gradient, bitsandbytes repacks them in place for AVX-512,
-    which changes frozen tensors, needs widths that 64 divides, and computes in bfloat16. A linear
-    layer does nothing else in training mode.
-    """
+def freeze(model: nn.Module) -> None:
+    """Switches a model to evaluation, without gradients of its weights."""
+    model.eval().requires_grad_(False)
+    # Outside of training and without a gradient, bitsandbytes repacks 4-bit weights on a CPU in
+    # place for AVX-512, which changes frozen tensors, needs widths that 64 divides, and computes in
+    # bfloat16. Its layer does nothing else in another way in training mode.
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.training = True

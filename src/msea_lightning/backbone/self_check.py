@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from msea_lightning.backbone.errors import MODEL_FAILURES, BackboneError, is_out_of_memory
 from msea_lightning.backbone.speed.last_layer import positionwise_modules
+from msea_lightning.config.errors import first_line
 
 if TYPE_CHECKING:
     from msea_lightning.backbone.frozen import FrozenBackbone
@@ -43,10 +44,9 @@ def self_check(backbone: FrozenBackbone) -> None:
     except (*MODEL_FAILURES, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise BackboneError(
             f"Memory was full before {type(backbone.model).__name__} had read {_TOKENS} tokens on "
-            f"{backbone.device} ({first_line}). Free some, or make the backbone smaller: "
+            f"{backbone.device} ({first_line(error)}). Free some, or make the backbone smaller: "
             "backbone.quantization=int8 or nf4, backbone.dtype=bfloat16."
         ) from error
 
@@ -67,9 +67,10 @@ def _check(backbone: FrozenBackbone) -> None:
     tolerance = 1e-3 if backbone.dtype.itemsize >= 4 and not backbone.quantized else 0.25
     scale = expected.std().clamp(min=1e-6)
 
-    def difference(states: Tensor, logits: Tensor) -> float:
-        found = (backbone.logits(states) - logits).abs().max() / scale
-        return 0.0 if found.is_meta else float(found)
+    def difference(states: Tensor, start: int = 0) -> float:
+        """Largest difference of the logits from a position on, in standard deviations."""
+        found = (backbone.logits(states[:, start - count :]) - expected[:, start:]).abs().max()
+        return 0.0 if found.is_meta else float(found / scale)
 
     for what, mask in (
         ("its own logits", everything),
@@ -78,7 +79,7 @@ def _check(backbone: FrozenBackbone) -> None:
         try:
             # As in training, where recomputed layers may turn out to apply dropout.
             with torch.enable_grad():
-                found = difference(backbone.hidden(embedded, mask, positions), expected)
+                found = difference(backbone.hidden(embedded, mask, positions))
         except MODEL_FAILURES as error:
             if is_out_of_memory(error):
                 raise
@@ -95,21 +96,26 @@ def _check(backbone: FrozenBackbone) -> None:
                 f"attention{without if backbone.checkpoint_activations else ''}."
             )
 
-    rest = (embedded[:, _PREFIX:], everything[:, _PREFIX:], positions[:, _PREFIX:])
-
     def prefix_is_right() -> bool:
-        states = backbone.hidden(*rest, backbone.cached_prefix(range(_PREFIX)))
-        return difference(states, expected[:, _PREFIX:]) < tolerance
+        prefix = backbone.cached_prefix(range(_PREFIX))
+        after, mask, at = (part[:, _PREFIX:] for part in (embedded, everything, positions))
+        states = backbone.hidden(after, mask, at, prefix)
+        return difference(states, _PREFIX) < tolerance
 
     # Recomputed layers drop the cache, and without explicit masks transformers counts positions.
     may_cache = backbone.explicit_masks and not backbone.checkpoint_activations
     backbone.caches_prefix = may_cache and count > _PREFIX
     backbone.caches_prefix = backbone.caches_prefix and _holds(prefix_is_right)
-    find_last_modules(
-        backbone,
-        (embedded, everything, positions),
-        right=lambda states: difference(states, expected[:, -1:]) < tolerance,
-    )
+
+    def last_is_right() -> bool:
+        states = backbone.hidden(embedded, everything, positions, last=1)
+        return difference(states, count - 1) < tolerance
+
+    layers = backbone.model.config.get_text_config().num_hidden_layers
+    for names in (*positionwise_modules(backbone.body, layers), ()):
+        backbone.last_modules = names
+        if _holds(last_is_right):
+            break
     slower = {
         "cache the prefix that all sequences share": may_cache and not backbone.caches_prefix,
         "compute its last layer at the read positions only": not backbone.last_modules,
@@ -119,35 +125,10 @@ def _check(backbone: FrozenBackbone) -> None:
             _log.info("%s does not %s: slower, the same results", name, what)
 
 
-def find_last_modules(
-    backbone: FrozenBackbone,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    *,
-    right: Callable[[Tensor], bool],
-) -> None:
-    """Finds which modules of the last layer can be computed at the last positions only.
-
-    Args:
-        backbone: The backbone; its ``last_modules`` are set.
-        inputs: Embeddings, mask and positions, arguments of ``hidden``, to try it with.
-        right: Whether the (B, 1, d) last states are right.
-    """
-
-    def is_right() -> bool:
-        return right(backbone.hidden(*inputs, last=1)[:, -1:])
-
-    layers = backbone.model.config.get_text_config().num_hidden_layers
-    for names in positionwise_modules(backbone.body, layers):
-        backbone.last_modules = names
-        if _holds(is_right):
-            return
-    backbone.last_modules = ()
-
-
-def _holds(compute: Callable[[], Any]) -> bool:
+def _holds(compute: Callable[[], bool]) -> bool:
     """Whether a computation succeeds and is right."""
     try:
-        return bool(compute())
+        return compute()
     except MODEL_FAILURES as error:
         if is_out_of_memory(error):
             raise

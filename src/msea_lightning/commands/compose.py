@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,12 +122,23 @@ class Composer(Generic[Root]):
                 "To append to your config",
             )  # fmt: skip
             text = " ".join(line for line in lines if line and not line.startswith(noise))
+            if unknown := re.search(r"Could not override '(hydra\.launcher\.\S+)'", text):
+                raise ConfigError(
+                    f"{unknown[1]}: the launcher has no such option. Options of hydra.launcher: "
+                    f"{', '.join(self._launcher_options())}."
+                ) from error
             if "hydra/launcher" in text:
                 text += (
                     " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' "
                     "or 'msea_lightning[ray]'."
                 )
             raise ConfigError(f"The configuration cannot be composed: {text}") from error
+
+    def _launcher_options(self) -> list[str]:
+        """What can be set of the launcher that the command line chooses."""
+        chosen = [line for line in self.hydra if line.startswith("hydra/launcher")]
+        launcher = hydra_compose(self.config_name, chosen, return_hydra_config=True).hydra.launcher
+        return [str(name) for name in launcher if name != "_target_"]
 
     def typed(self, words: Sequence[str]) -> Root:
         """The checked configuration that overrides make.

@@ -14,3 +14,8 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """An option that is unknown, mistyped, out of range, or at odds with another one."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -96,10 +96,6 @@ class Plugin:
 def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str, Any]:
     """What it takes to load the same language model again.
 
-    Args:
-        config: Its options.
-        backbone: The language model, loaded.
-
     Returns:
         ``name`` (of the preset), ``path`` (Hub id; None for the built-in model and for local
         files), ``file`` (last part of a local path, else None), ``sha256`` (of a GGUF file, else
@@ -146,11 +142,7 @@ def _sha256(file: str) -> str:
 
 
 def backbone_title(backbone: Mapping[str, Any]) -> str:
-    """What to call a plugin's language model: its Hub id or its preset, never a local path.
-
-    Args:
-        backbone: As in :attr:`PluginFacts.backbone`.
-    """
+    """What to call the language model of :func:`backbone_facts`, never by a local path."""
     name, path = backbone.get("name"), backbone.get("path")
     file = backbone.get("file") or (Path(path).name if path and is_local(path) else None)
     if file is not None:

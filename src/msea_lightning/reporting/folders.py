@@ -204,8 +204,8 @@ def read_folder(root: Path) -> Folder:
             found.unreadable[name] = f"config.yaml: {error}"
     for path in plans:
         try:
-            cells = _read_json(path)["cells"]
-            found.runs.extend(Run("", read_config(cell["config"])) for cell in cells)
+            planned = _read_json(path)["runs"]
+            found.runs.extend(Run("", read_config(run["config"])) for run in planned)
         except _UNREADABLE as error:
             found.unreadable[path.relative_to(root).as_posix()] = (
                 f"the plan of this sweep cannot be read ({error}); the same sweep writes it anew"

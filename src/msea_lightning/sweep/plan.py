@@ -75,6 +75,6 @@ def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     planned = [{"overrides": run.job.overrides, "config": config_text(run.config)} for run in runs]
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    manifest = {"version": 3, "command": command, "experiment": experiment, "cells": planned}
+    manifest = {"version": 3, "command": command, "experiment": experiment, "runs": planned}
     write_json(path, manifest)
     return path

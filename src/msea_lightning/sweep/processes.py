@@ -9,14 +9,13 @@ standard input, and a supervisor ends when the sweep that it works for does.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from subprocess import CompletedProcess
 from typing import IO
 
 import psutil
@@ -34,29 +33,6 @@ _LAST_LINES = 20
 
 _PATIENCE = 30
 """Seconds for a run to end by itself after Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended.
-
-    Attributes:
-        returncode: Its exit code; negative for a signal.
-        tail: The last lines that it wrote.
-    """
-
-    returncode: int
-    tail: str
-
-    @property
-    def signal(self) -> str | None:
-        """Name of the signal that ended it, if one did."""
-        if self.returncode >= 0:
-            return None
-        try:
-            return signal.Signals(-self.returncode).name
-        except ValueError:
-            return f"signal {-self.returncode}"
 
 
 def lead_sweep() -> None:
@@ -77,7 +53,9 @@ def _wait_for_the_end_of_input() -> None:
     os._exit(1)
 
 
-def supervise(command: Sequence[str], *, prefix: str, environment: Mapping[str, str]) -> Ended:
+def supervise(
+    command: Sequence[str], *, prefix: str, environment: Mapping[str, str]
+) -> CompletedProcess[str]:
     """Runs a command and passes on what it writes, line by line, to standard error.
 
     Args:
@@ -86,7 +64,7 @@ def supervise(command: Sequence[str], *, prefix: str, environment: Mapping[str, 
         environment: Further variables of its environment.
 
     Returns:
-        How it ended.
+        Its exit code, negative for a signal, and as ``stdout`` the last lines that it wrote.
     """
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", _SUPERVISED: "1", **environment}
     process = subprocess.Popen(
@@ -117,7 +95,7 @@ def supervise(command: Sequence[str], *, prefix: str, environment: Mapping[str, 
         process.stdin.close()
     # What it has started in turn may keep the pipe open.
     listener.join(timeout=2)
-    return Ended(returncode, "".join(tail))
+    return CompletedProcess(command, returncode, stdout="".join(tail))
 
 
 def _listen(stream: IO[str], prefix: str, tail: deque[str]) -> None:

@@ -3,14 +3,15 @@
 Runs are identified by their resolved options
 (:func:`msea_lightning.runs.identity.fingerprint`): one that is finished is left alone, one that was
 interrupted is resumed, one that failed is tried again, and one that another process is training is
-waited for. :func:`run_sweep` plans and reports; the
-runs go through Hydra's launchers, in :func:`train_in_process`, each in a process of its own.
+waited for. :func:`run_sweep` plans and reports; the runs go through Hydra's launchers, in
+:func:`train_in_process`, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -30,18 +32,21 @@ from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.config.text import say
 from msea_lightning.runs.files import write_json
-from msea_lightning.runs.folder import RunFolder, runs_by_fingerprint, runs_of
+from msea_lightning.runs.folder import runs_by_fingerprint, runs_of
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.lock import is_held
 from msea_lightning.runs.start import share_start
 from msea_lightning.sweep.devices import gpu_of_its_own
 from msea_lightning.sweep.plan import PlannedRun, plan, write_manifest
-from msea_lightning.sweep.processes import Ended, lead_sweep, supervise
+from msea_lightning.sweep.processes import lead_sweep, supervise
 
 _log = logging.getLogger(__name__)
 
-_INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+_INTERRUPTED = (130, -signal.SIGINT)
+"""Exit codes after Ctrl-C."""
+
+_KILLED = -9
+"""Exit code after SIGKILL, which Windows does not have."""
 
 _POLL = 2.0
 """Seconds between two looks at runs that other processes train."""
@@ -75,8 +80,7 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
         0 where all runs are finished, 1 where some are not.
 
     Raises:
-        SweepError: where ``ckpt`` is given, which every run decides by itself, or the runs would
-            go into several folders.
+        SweepError: see :func:`msea_lightning.sweep.plan.plan`.
     """
     runs = plan(jobs)
     root = Path(runs[0].config.runs)
@@ -117,26 +121,21 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
 
 def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, Outcome]:
     """Hands runs to the launcher; how each ended, by the launcher or by its folder."""
-    returned: Sequence[JobReturn] = []
-    lost = "the launcher returned nothing of it"
     try:
         returned = start(train_in_process, [run.job for run in runs])
     except Exception as error:
         # One job that a cluster has lost must not take the results of the others along.
         lost = f"the launcher failed ({type(error).__name__}: {error})"
         _log.warning("%s; what its runs have done is read from their folders", lost)
-    outcomes = [_returned(result) for result in returned] or [None] * len(runs)
-    return {
-        run.fingerprint: outcome or _found(run.config, lost)
-        for run, outcome in zip(runs, outcomes, strict=True)
-    }
+        return {run.fingerprint: _found(run.config, lost) for run in runs}
+    return {run.fingerprint: _returned(result) for run, result in zip(runs, returned, strict=True)}
 
 
-def _returned(result: JobReturn) -> Outcome | None:
-    if result.status is JobStatus.COMPLETED and isinstance(result.return_value, Outcome):
-        return result.return_value
-    error = result._return_value
-    return Outcome(State.failed, f"{type(error).__name__}: {error}")
+def _returned(result: JobReturn) -> Outcome:
+    value = result._return_value
+    if result.status is JobStatus.COMPLETED and isinstance(value, Outcome):
+        return value
+    return Outcome(State.failed, f"{type(value).__name__}: {value}")
 
 
 def _found(config: TrainConfig, otherwise: str) -> Outcome:
@@ -146,7 +145,9 @@ def _found(config: TrainConfig, otherwise: str) -> Outcome:
         return Outcome(State.finished)
     if is_held(config):
         return Outcome(State.held)
-    return Outcome(State.failed, (_written_error(runs[0]) if runs else None) or otherwise)
+    if runs and runs[0].error.exists():
+        otherwise = str(json.loads(runs[0].error.read_text(encoding="utf-8"))["error"])
+    return Outcome(State.failed, otherwise)
 
 
 def _wait_for_one(runs: Sequence[PlannedRun]) -> None:
@@ -195,7 +196,8 @@ def train_in_process(config: DictConfig) -> Outcome:
     searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
     prefix = f"{hydra.job.num + 1:>3} | "
     command = [sys.executable, "-m", "msea_lightning.train", *words, *searched, "ckpt=auto"]
-    before = _error_time(runs)
+    if runs:
+        runs[0].error.unlink(missing_ok=True)  # of an earlier attempt
     on_cpu = typed.trainer.accelerator is Accelerator.cpu
     gpu: AbstractContextManager[dict[str, str]] = (
         nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: say(f"{prefix}{text}"))
@@ -203,46 +205,28 @@ def train_in_process(config: DictConfig) -> Outcome:
     with gpu as environment:
         say(f"{prefix}train {' '.join(words)}")
         ended = supervise(command, prefix=prefix, environment=environment)
-    return _outcome(typed, ended, before)
-
-
-def _outcome(config: TrainConfig, ended: Ended, before: tuple[Path, int] | None) -> Outcome:
-    if ended.returncode == _INTERRUPTED or ended.signal == "SIGINT":
+    if ended.returncode in _INTERRUPTED:
         return Outcome(State.interrupted)
-    runs = runs_of(config)
-    if runs and not runs[0].finished and not is_held(config):
-        written = _error_time(runs)
-        if written is None or written == before:
-            # It ended before it could write its error.
-            write_json(runs[0].error, _describe(ended))
-    return _found(config, _describe(ended)["error"])
+    reason = _describe(ended)
+    runs = runs_of(typed)
+    if runs and not runs[0].finished and not runs[0].error.exists() and not is_held(typed):
+        write_json(runs[0].error, reason)
+    return _found(typed, reason["error"])
 
 
-def _error_time(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
-    """The file of the error that a run has left, and its time; None without one."""
-    if not runs or not runs[0].error.exists():
-        return None
-    return runs[0].error, runs[0].error.stat().st_mtime_ns
-
-
-def _describe(ended: Ended) -> dict[str, str]:
+def _describe(ended: CompletedProcess[str]) -> dict[str, str]:
     """What ``error.json`` says of a run that has not written it itself."""
-    if ended.signal == "SIGKILL":
+    if ended.returncode == _KILLED:
         return {
             "kind": "killed",
             "error": "the process was killed (SIGKILL), as the system does when memory runs out. "
             "Make training.batch_size smaller, or train fewer runs at a time "
             "(hydra.launcher.n_jobs).",
         }
-    how = f"by {ended.signal}" if ended.signal else f"with exit code {ended.returncode}"
+    how = f"with exit code {ended.returncode}"
+    if ended.returncode < 0:
+        how = f"by signal {-ended.returncode} ({signal.strsignal(-ended.returncode)})"
     return {
         "kind": "crashed",
-        "error": f"the process was ended {how}. Its last lines:\n{ended.tail.strip()}",
+        "error": f"the process was ended {how}. Its last lines:\n{ended.stdout.strip()}",
     }
-
-
-def _written_error(run: RunFolder) -> str | None:
-    try:
-        return str(json.loads(run.error.read_text(encoding="utf-8"))["error"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

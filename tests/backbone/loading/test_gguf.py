@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone, load_tokenizer
+from msea_lightning.backbone import (
+    BackboneError,
+    FrozenBackbone,
+    load_backbone,
+    load_language_model,
+    load_tokenizer,
+)
 from msea_lightning.backbone.loading.gguf import gguf_config
 from msea_lightning.backbone.loading.load import backbone_config
 from msea_lightning.backbone.loading.tokenizers import _PROBES, has_tokenizer
@@ -100,11 +107,22 @@ def test_files_that_cannot_be_read(small: Path, tmp_path: Path) -> None:
             reader(tmp_path / "missing.gguf")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(small.read_bytes()[:-5000])
-    with pytest.raises(BackboneError, match=r"cut\.gguf could not be read .*download it again"):
+    with pytest.raises(BackboneError, match=r"cut\.gguf could not be loaded .*download it again"):
         load_backbone(cut)
     cut.write_bytes(small.read_bytes()[:900])
-    with pytest.raises(BackboneError, match=r"cut\.gguf could not be read"):
+    with pytest.raises(BackboneError, match=r"cut\.gguf could not be loaded"):
         load_backbone(cut)
+
+
+def test_a_missing_package_is_no_damaged_file(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", bool)
+    other = Path(shutil.copy(small, tmp_path / "other.gguf"))  # the config of the first is kept
+    for read in (load_backbone, load_language_model):
+        with pytest.raises(BackboneError, match=r"package gguf, which is missing .*pip ins") as up:
+            read(other)
+        assert "damaged" not in str(up.value)
 
 
 def test_what_transformers_would_get_wrong_is_refused(tmp_path: Path) -> None:
@@ -114,7 +132,7 @@ def test_what_transformers_would_get_wrong_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"holds rope_freqs\.weight, which stretch"):
         load_backbone(stretched)
     strange = write_gguf(tmp_path / "strange.gguf", small_llama(), architecture="dreamer")
-    with pytest.raises(BackboneError, match=r"holds a 'dreamer' model, which the installed"):
+    with pytest.raises(BackboneError, match=r"transformers does not know .*dreamer"):
         load_backbone(strange)
 
 

@@ -113,7 +113,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
 ) -> None:
     config = architecture(LLAMA)
     need = weight_bytes(config, torch.float32, Quantization.none)
-    arguments = (config, torch.float32, Quantization.none, CPU)
+    arguments = (config, Stored(torch.float32), CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 0.9))
     with pytest.raises(BackboneError, match=r"bfloat16 .*backbone\.quantization=int8"):
         memory.check_memory(*arguments)
@@ -125,7 +125,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     with pytest.raises(
         BackboneError,
-        match=r"needs 0\.\d MiB on cpu, but 0\.0 MiB are free.*None of backbone\.dtype=bfloat16, "
+        match=r"needs 0\.\d MiB on cpu, but 0\.0 MiB are free.*none of backbone\.dtype=bfloat16, "
         r"backbone\.quantization=int8, backbone\.quantization=nf4 would make it fit",
     ):
         memory.check_memory(*arguments)
@@ -137,7 +137,7 @@ def test_a_tenth_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     need = weight_bytes(config, torch.float32, Quantization.none)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(need * 1.05))
     with pytest.raises(BackboneError, match=r"and 1\.1 times as much must be"):
-        memory.check_memory(config, torch.float32, Quantization.none, CPU)
+        memory.check_memory(config, Stored(torch.float32), CPU)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def tokenizer(
     name: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> PreTrainedTokenizerBase:
-    loaded = load_tokenizer(str(shared / "tokenizers" / name))
+    loaded = loaded_once(shared / "tokenizers" / name)
     if request.param == "loaded":
         return loaded
     folder = tmp_path_factory.mktemp(name)
@@ -51,6 +52,11 @@ def tokenizer(
         return load_tokenizer(str(folder))
     again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return again
+
+
+@cache
+def loaded_once(folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(folder))
 
 
 def test_every_recorded_encoding(

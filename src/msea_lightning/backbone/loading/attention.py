@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attention:
     """What ``auto`` stands for: PyTorch's fused attention where the architecture takes it.
 
-    Args:
-        config: The architecture.
-        attention: As asked for.
-
     Raises:
         BackboneError: if sdpa is asked for, and the architecture does not take it.
     """
@@ -39,15 +35,7 @@ def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attenti
 
 
 def check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses flash attention where it cannot run.
-
-    Args:
-        device: Where the model is to go.
-        dtype: What it computes in.
-
-    Raises:
-        BackboneError: naming all that is missing.
-    """
+    """Refuses flash attention where it cannot run, naming all that is missing."""
     # Without the package, transformers would fetch compiled code from the Hub and run it.
     flaws = {
         "the package flash-attn is not installed (pip install flash-attn)": find_spec("flash_attn")

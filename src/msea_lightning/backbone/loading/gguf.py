@@ -2,7 +2,7 @@
 
 transformers reads the config, the tokenizer and the weights of many architectures from such a file.
 Weights that it stores quantised are unpacked: what is read back are the numbers that llama.cpp
-computes with, in a dense dtype.
+computes with, in a dense dtype. What transformers raises is explained by ``hub.explained``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
+from msea_lightning.backbone.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -45,10 +45,11 @@ def gguf_config(path: str) -> PreTrainedConfig:
         path: The file.
 
     Raises:
-        BackboneError: if it is missing, damaged, one of several parts, or of an architecture that
-            transformers does not read from such files.
+        BackboneError: if it is missing, no GGUF file, or one of several parts.
     """
-    return copy.deepcopy(_config(path, *_state(path)))
+    _check_file(path)
+    found = Path(path).stat()
+    return copy.deepcopy(_config(path, found.st_size, found.st_mtime_ns))
 
 
 def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -66,15 +67,9 @@ def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
         get_gguf_tokenizer,
     )
 
-    _state(path)
-    try:
-        architecture, vocabulary, options = get_gguf_tokenizer(path)
-        converted, more = convert_gguf_tokenizer(architecture, vocabulary)
-    except Exception as error:  # what a damaged file raises is not documented
-        raise BackboneError(
-            f"The tokenizer of {path} could not be read ({_first_line(error)}). Give a folder or "
-            "Hub id with tokenizer.json in backbone.tokenizer."
-        ) from error
+    _check_file(path)
+    architecture, vocabulary, options = get_gguf_tokenizer(path)
+    converted, more = convert_gguf_tokenizer(architecture, vocabulary)
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=converted, padding_side="left", **{**options, **more}
     )
@@ -93,32 +88,37 @@ def gguf_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> dic
     Raises:
         BackboneError: see :func:`gguf_config`; or if it holds weights that would be left out.
     """
+    from gguf import LlamaFileType
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.gguf.reader import read_gguf_metadata
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    _check_rotation(path)
+    metadata, names = read_gguf_metadata(path)
+    lost = [name for name in names if name.startswith(_ROTARY_FACTORS)]
+    if lost:
+        raise BackboneError(
+            f"{path} holds {', '.join(lost)}, which stretch the rotation of its queries and keys "
+            "and which transformers does not read from a GGUF file: it would compute something "
+            "else. Give the original checkpoint's folder or Hub id as backbone.path."
+        )
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     # A progress bar in a file or a pipe is no progress.
     silent = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    try:
-        with silent:
-            read = load_gguf_checkpoint(
-                path, return_tensors=True, model_to_load=skeleton, torch_dtype=dtype
-            )
-    except Exception as error:  # as above
-        if is_out_of_memory(error):
-            raise
-        raise _damaged(path, error) from error
+    with silent:
+        read = load_gguf_checkpoint(
+            path, return_tensors=True, model_to_load=skeleton, torch_dtype=dtype
+        )
     weights: dict[str, Tensor] = read["tensors"]
-    unpacked = sum(tensor.nbytes for tensor in weights.values())
+    stored = metadata.get("general.file_type")
+    kinds = [kind.name.removeprefix("MOSTLY_") for kind in LlamaFileType if kind == stored]
     _log.info(
         "%s: weights stored as %s are unpacked to %s (%.1f MiB in the file, %.1f MiB unpacked)",
         Path(path).name,
-        _quantization(path),
+        kinds[0].removeprefix("ALL_") if kinds else "several types",
         str(dtype).removeprefix("torch."),
         Path(path).stat().st_size / 2**20,
-        unpacked / 2**20,
+        sum(tensor.nbytes for tensor in weights.values()) / 2**20,
     )
     return weights
 
@@ -127,25 +127,23 @@ def gguf_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> dic
 def _config(path: str, size: int, changed: int) -> PreTrainedConfig:
     """Kept, because reading a large vocabulary takes seconds; a file that changes is read again."""
     from transformers import AutoConfig
+    from transformers.integrations.gguf.reader import read_gguf_metadata
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    architecture = _metadata(path)["general.architecture"]
-    try:
-        fields: dict[str, Any] = load_gguf_checkpoint(path)["config"]
-        config: PreTrainedConfig = AutoConfig.for_model(**fields)
-    except Exception as error:  # as above
-        if "not supported" in str(error) or "Unrecognized model" in str(error):
-            raise BackboneError(
-                f"{path} holds a {architecture!r} model, which the installed transformers does not "
-                "read from a GGUF file. Give the original checkpoint's folder or Hub id as "
-                "backbone.path."
-            ) from error
-        raise _damaged(path, error) from error
+    metadata, _ = read_gguf_metadata(path)
+    parts = int(metadata.get("split.count", 1))
+    if parts > 1:
+        raise BackboneError(
+            f"{path} is one of {parts} parts of a model. Join them (llama.cpp: llama-gguf-split "
+            "--merge), and give the joined file as backbone.path."
+        )
+    fields: dict[str, Any] = load_gguf_checkpoint(path)["config"]
+    config: PreTrainedConfig = AutoConfig.for_model(**fields)
     return config
 
 
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of a file that is there and is a GGUF file."""
+def _check_file(path: str) -> None:
+    """Refuses what is no GGUF file, by its first bytes."""
     file = Path(path)
     if not file.is_file():
         raise BackboneError(
@@ -159,55 +157,3 @@ def _state(path: str) -> tuple[int, int]:
             f"{path} is no GGUF file: it begins with {begins!r} instead of {_MAGIC!r}. It may be a "
             "pointer of Git LFS in place of the file, or not complete: download it again."
         )
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _metadata(path: str) -> dict[str, Any]:
-    from transformers.integrations.gguf.reader import read_gguf_metadata
-
-    try:
-        metadata, _ = read_gguf_metadata(path)
-        metadata["general.architecture"]
-    except Exception as error:  # as above
-        raise _damaged(path, error) from error
-    if int(metadata.get("split.count", 1)) > 1:
-        raise BackboneError(
-            f"{path} is one of {metadata['split.count']} parts of a model. Join them (llama.cpp: "
-            "llama-gguf-split --merge), and give the joined file as backbone.path."
-        )
-    return dict(metadata)
-
-
-def _check_rotation(path: str) -> None:
-    """Refuses weights that transformers would leave out without a word."""
-    from transformers.integrations.gguf.reader import read_gguf_metadata
-
-    _, names = read_gguf_metadata(path)
-    lost = [name for name in names if name.startswith(_ROTARY_FACTORS)]
-    if lost:
-        raise BackboneError(
-            f"{path} holds {', '.join(lost)}, which stretch the rotation of its queries and keys "
-            "and which transformers does not read from a GGUF file: it would compute something "
-            "else. Give the original checkpoint's folder or Hub id as backbone.path."
-        )
-
-
-def _quantization(path: str) -> str:
-    from gguf import LlamaFileType
-
-    stored = _metadata(path).get("general.file_type")
-    names = [kind.name for kind in LlamaFileType if kind == stored]
-    return names[0].removeprefix("MOSTLY_").removeprefix("ALL_") if names else "several types"
-
-
-def _damaged(path: str, error: Exception) -> BackboneError:
-    return BackboneError(
-        f"The GGUF file {path} could not be read ({_first_line(error)}). It may be damaged or not "
-        "complete: download it again."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
 from msea_lightning.backbone.loading.gguf import is_gguf
+from msea_lightning.config.errors import first_line
 
 Loaded = TypeVar("Loaded")
+
+_REASONS = {
+    "GatedRepoError|gated repo": "No access to {place}: its authors ask for consent first. Accept "
+    "the licence on the model's page of the Hugging Face Hub, then run `hf auth login`; or "
+    "download the files elsewhere and give their folder as backbone.path.",
+    "RepositoryNotFoundError": "There is no model {place} on the Hugging Face Hub, or your account "
+    "may not see it. Check backbone.path for a misspelling; for a private model run `hf auth "
+    "login` first.",
+    "custom code|trust_remote_code": "The checkpoint {place} brings its own Python code, which is "
+    "never run: only architectures that transformers implements can be a backbone. Give a "
+    "checkpoint in a native format as backbone.path.",
+    "not recognize this architecture|model type|not supported yet|Unrecognized model": (
+        "The installed transformers does not know the architecture of {place}: {reason} A newer "
+        "transformers may."
+    ),
+    "LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectError|couldn't connect|offline mode": (
+        "{place} is not on this machine and the Hugging Face Hub cannot be reached. Download it "
+        "where there is a network (`hf download {place}`), and give the folder as backbone.path."
+    ),
+    "install torch and gguf|No module named 'gguf'": "{place} is read with the package gguf, which "
+    "is missing here or too old: pip install --upgrade gguf.",
+    "UnpicklingError|weights_only": "A weight file of {place} is damaged, or holds Python objects "
+    "besides tensors, which are never executed. Download it again, or give a copy in the "
+    "safetensors format as backbone.path.",
+}
+"""What an error means, by its class or words in it (a regular expression); the first counts."""
 
 
 def expanded(place: str | Path) -> str:
@@ -31,9 +59,9 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
     """
     from transformers.utils.hub import cached_file
 
-    folder = Path(place)
-    if folder.exists():
-        return folder / name if (folder / name).is_file() else None
+    if Path(place).exists():
+        file = Path(place, name)
+        return file if file.is_file() else None
     found = cached_file(
         place,
         name,
@@ -49,21 +77,31 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
     """Runs a loader of transformers; its errors become ones that say what to do.
 
     Args:
-        place: Hub id or folder that it loads from.
+        place: Hub id, folder or ``.gguf`` file that it loads from.
         load: The loader.
 
     Raises:
         BackboneError: what is wrong with the place, or with what lies there.
     """
-    looks_local = place.startswith(("/", "./", "../")) or place.count("/") > 1
+    if not is_gguf(place):  # gguf.py checks the file
+        _check_folder(place)
+    try:
+        return load()
+    except BackboneError:
+        raise
+    except Exception as error:  # what a damaged file raises is not documented
+        raise BackboneError(_reason(place, error)) from error
+
+
+def _check_folder(place: str) -> None:
+    """Refuses a local path that is no folder with a checkpoint."""
     folder = Path(place)
-    if is_gguf(place):
-        looks_local = False  # gguf.py checks the file
-    elif folder.is_file():
+    if folder.is_file():
         raise BackboneError(
             f"{place} is a file; give the folder that holds it, the other files of the checkpoint "
             "and its config.json as backbone.path."
         )
+    looks_local = place.startswith(("/", "./", "../")) or place.count("/") > 1
     if looks_local and not folder.exists():
         raise BackboneError(
             f"There is no folder {place}. Put the checkpoint there (config.json, the weights and "
@@ -75,70 +113,25 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
             f"The folder {place} holds no checkpoint: config.json is missing. Give the folder that "
             "has it as backbone.path."
         )
-    try:
-        return load()
-    except BackboneError:
-        raise
-    except Exception as error:  # what a damaged file raises is not documented
-        raise BackboneError(_reason(place, error)) from error
 
 
 def _reason(place: str, error: Exception) -> str:
-    causes = _chain(error)
-    names = {type(cause).__name__ for cause in causes}
-    text = " ".join(str(cause) for cause in causes).lower()
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if names & {"GatedRepoError"} or "gated repo" in text:
-        return (
-            f"No access to {place}: its authors ask for consent first. Accept the licence on the "
-            "model's page of the Hugging Face Hub, then run `hf auth login`; or download the files "
-            "elsewhere and give their folder as backbone.path."
-        )
-    if names & {"RepositoryNotFoundError"}:
-        return (
-            f"There is no model {place} on the Hugging Face Hub, or your account may not see it. "
-            "Check backbone.path for a misspelling; for a private model run `hf auth login` first."
-        )
-    if "custom code" in text or "trust_remote_code" in text:
-        return (
-            f"The checkpoint {place} brings its own Python code, which is never run: only "
-            "architectures that transformers implements can be a backbone. Give a checkpoint in "
-            "a native format as backbone.path."
-        )
+    """What an error of a loader means, judged by the errors that caused it too."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
     if any(is_out_of_memory(cause) for cause in causes):
         return (
-            f"The machine ran out of memory while {place} was loaded ({first_line}). Free some, "
-            "or store the backbone in fewer bits (backbone.quantization=int8 or nf4)."
+            f"The machine ran out of memory while {place} was loaded ({first_line(error)}). Free "
+            "some, or store the backbone in fewer bits (backbone.quantization=int8 or nf4)."
         )
-    if "does not recognize this architecture" in text or "model type" in text:
-        return (
-            f"The installed transformers does not know the architecture of {place}: {first_line} "
-            "A newer transformers may."
-        )
-    offline = "couldn't connect" in text or "offline mode" in text
-    if offline or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"}:
-        return (
-            f"{place} is not on this machine and the Hugging Face Hub cannot be reached. Download "
-            f"it where there is a network (`hf download {place}`), and give the folder as "
-            "backbone.path."
-        )
-    if names & {"UnpicklingError"} or "weights_only" in text:
-        return (
-            f"A weight file of {place} is damaged, or holds Python objects besides tensors, which "
-            "are never executed. Download it again, or give a copy in the safetensors format as "
-            "backbone.path."
-        )
+    said = " ".join(f"{type(cause).__name__} {cause}" for cause in causes)
+    for signs, meaning in _REASONS.items():
+        if re.search(signs, said, re.IGNORECASE):
+            return meaning.format(place=place, reason=first_line(error))
     return (
-        f"The language model {place} could not be loaded ({type(error).__name__}: {first_line}). A "
-        "file of it may be damaged, not complete, or a pointer of Git LFS in place of the file: "
-        "download it again, and give the folder with its config.json as backbone.path."
+        f"The language model {place} could not be loaded ({type(error).__name__}: "
+        f"{first_line(error)}). A file of it may be damaged, not complete, or a pointer of Git LFS "
+        "in place of the file: download it again. If its tokenizer alone cannot be read, give a "
+        "folder with tokenizer.json in backbone.tokenizer."
     )
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or current.__context__
-    return causes

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from msea_lightning.backbone.errors import BackboneError
-from msea_lightning.backbone.frozen import FrozenBackbone, keep_4bit_layout
+from msea_lightning.backbone.frozen import FrozenBackbone, freeze
 from msea_lightning.backbone.loading.attention import check_flash_attention, resolve_attention
 from msea_lightning.backbone.loading.gguf import gguf_config, gguf_weights, is_gguf
 from msea_lightning.backbone.loading.hub import expanded, explained
-from msea_lightning.backbone.loading.memory import check_memory
+from msea_lightning.backbone.loading.memory import Stored, check_memory
 from msea_lightning.backbone.loading.original import (
     IGNORED_WEIGHTS,
     native_config,
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice", Attention, Dtype, Quantization, Weights)
 
 _log = logging.getLogger(__name__)
-
-_RANDOM_SEED = 0
-"""Random weights are the same in every process and run."""
-
 
 # The first warns for every layer of every step, the second of an optional kernel.
 for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
@@ -83,54 +79,36 @@ def load_backbone(
     tokenizer: str | None = None,
     weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
-    quantization: Quantization | str = Quantization.none,
-    double_quantization: bool = True,
-    dtype: Dtype | str | torch.dtype = Dtype.auto,
-    attention: Attention | str = Attention.auto,
     pad_token: str | None = None,
     special_tokens: Sequence[str] = (),
-    device: torch.device | str = "cpu",
-    check_fit: bool = True,
+    **options: Any,
 ) -> FrozenBackbone:
     """Loads a language model with its tokenizer as a frozen backbone.
 
     Args:
         path: Hub id, folder or ``.gguf`` file; None takes the model that ships with the project.
-        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
-        weights: Pretrained, or random for measuring.
-        architecture: With random weights: fields of the transformers config, ``model_type``
-            among them; those of ``path`` where not given.
-        quantization: Storage of the linear layers.
-        double_quantization: With nf4: whether the scales are quantised too.
-        dtype: Compute dtype; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-        attention: Implementation of the attention; ``auto`` is sdpa where the architecture has it,
-            else eager.
+        tokenizer: See :func:`backbone_tokenizer`.
+        weights: See :func:`load_language_model`.
+        architecture: See :func:`load_language_model`.
         pad_token: Token that fills up sequences.
         special_tokens: See :func:`backbone_tokenizer`.
-        device: Where to put it.
-        check_fit: Refuse a model whose weights do not fit into the memory that is free.
+        **options: Further options of :func:`load_language_model`.
 
     Raises:
-        BackboneError: no such model, no access, an architecture that transformers does not know,
-            not enough memory, or a model or tokenizer that cannot serve as a backbone.
+        BackboneError: see :func:`load_language_model`; or a model or tokenizer that cannot serve
+            as a backbone.
     """
     place = backbone_place(path)
     # First, because its errors say best what is wrong with the place.
     backbone_config(place, weights=weights, architecture=architecture)
-    special_tokens = [*special_tokens, *([pad_token] if pad_token else [])]
     loaded_tokenizer = backbone_tokenizer(
-        path, tokenizer=tokenizer, weights=weights, special_tokens=special_tokens
+        path,
+        tokenizer=tokenizer,
+        weights=weights,
+        special_tokens=[*special_tokens, *([pad_token] if pad_token else [])],
     )
     language_model = load_language_model(
-        place,
-        weights=weights,
-        architecture=architecture,
-        quantization=quantization,
-        double_quantization=double_quantization,
-        dtype=dtype,
-        attention=attention,
-        device=device,
-        check_fit=check_fit,
+        place, weights=weights, architecture=architecture, **options
     )
     return FrozenBackbone(language_model, loaded_tokenizer, pad_token=pad_token)
 
@@ -195,9 +173,24 @@ def load_language_model(
     ``.gguf`` file. The model is that of transformers as it is: it reads sequences of any length,
     where :class:`FrozenBackbone` refuses those beyond the trained length.
 
-    Arguments and errors are those of :func:`load_backbone`.
+    Args:
+        path_or_name: Hub id, folder or ``.gguf`` file.
+        weights: Pretrained, or random for measuring.
+        architecture: With random weights: fields of the transformers config, ``model_type``
+            among them; those of ``path_or_name`` where not given.
+        quantization: Storage of the linear layers.
+        double_quantization: With nf4: whether the scales are quantised too.
+        dtype: Compute dtype; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        attention: Implementation of the attention; ``auto`` is sdpa where the architecture has it,
+            else eager.
+        device: Where to put it.
+        check_fit: Refuse a model whose weights do not fit into the memory that is free.
+
+    Raises:
+        BackboneError: no such model, no access, an architecture that transformers does not know,
+            or not enough memory.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     quantization = _choice(Quantization, quantization)
     device = torch.device(device)
@@ -205,13 +198,15 @@ def load_language_model(
     weights, path_or_name = _choice(Weights, weights), expanded(path_or_name)
     config = backbone_config(path_or_name, weights=weights, architecture=architecture)
     attention = resolve_attention(config, _choice(Attention, attention))
-    random, from_gguf = weights is Weights.random, is_gguf(path_or_name)
     if attention is Attention.flash_attention_2:
         check_flash_attention(device, torch_dtype)
     if quantization is Quantization.int8 and torch_dtype is not torch.float16:
         _log.info("int8: the inputs of linear layers are rounded to float16")
     if check_fit:
-        check_memory(config, torch_dtype, quantization, device, dense_first=random or from_gguf)
+        # Weights of a GGUF file are dense before they are quantised, as random ones are.
+        source = Weights.random if is_gguf(path_or_name) else weights
+        stored = Stored(torch_dtype, quantization, double_quantization, source)
+        check_memory(config, stored, device)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
     if quantization is not Quantization.none:
         options["quantization_config"] = (
@@ -225,23 +220,15 @@ def load_language_model(
             )
         )
         options["device_map"] = {"": str(device)}
-    if random:
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(_RANDOM_SEED)
-            model = explained(
-                path_or_name,
-                lambda: AutoModelForCausalLM.from_config(
-                    config, dtype=torch_dtype, attn_implementation=attention.value
-                ),
-            )
-        if quantization is not Quantization.none:
-            model = _built(config, model.state_dict(), options)[0]
-    else:
-        model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
+    with _quiet():
+        if weights is Weights.random:
+            model = explained(path_or_name, lambda: _random(config, device, options))
+        else:
+            model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
     if quantization is Quantization.none:
         model.to(device)
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    keep_4bit_layout(loaded)
+    freeze(model)
+    loaded: PreTrainedModel = model
     return loaded
 
 
@@ -253,13 +240,7 @@ def backbone_config(
 ) -> PretrainedConfig:
     """The config that :func:`load_language_model` builds a language model from.
 
-    Args:
-        path_or_name: Hub id, folder or ``.gguf`` file.
-        weights: Pretrained, or random for measuring.
-        architecture: With random weights: fields of the config, ``model_type`` among them.
-
-    Raises:
-        BackboneError: see :func:`load_backbone`.
+    Arguments and errors are those of :func:`load_language_model`.
     """
     if _choice(Weights, weights) is Weights.random and architecture:
         return _random_config(architecture)
@@ -270,30 +251,28 @@ def load_config(path_or_name: str | Path) -> PretrainedConfig:
     """The config of a checkpoint; of one in an original format, the native config.
 
     Raises:
-        BackboneError: see :func:`load_backbone`.
+        BackboneError: see :func:`load_language_model`.
     """
     from transformers import AutoConfig, PretrainedConfig
 
     place = expanded(path_or_name)
     if is_gguf(place):
-        config: PretrainedConfig = gguf_config(place)
-        _check_causal(place, config)
-        return config
-    fields, _ = explained(place, lambda: PretrainedConfig.get_config_dict(place))
-    if not isinstance(fields, dict) or fields.get("quantization_config"):
+        return _causal(place, explained(place, lambda: gguf_config(place)))
+    fields = explained(place, lambda: dict(PretrainedConfig.get_config_dict(place)[0]))
+    if fields.get("quantization_config"):
         raise BackboneError(
-            f"The config.json of {place} is not a mapping of options, or says that the weights are "
-            "stored quantised already. Give the checkpoint in full precision as backbone.path, and "
-            "quantise it with backbone.quantization."
+            f"The weights of {place} are stored quantised already, as its config.json says. Give "
+            "the checkpoint in full precision as backbone.path, and quantise it with "
+            "backbone.quantization."
         )
     if original_family(fields) is not None:
         return explained(place, lambda: native_config(place, fields))
     config = explained(place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False))
-    _check_causal(place, config)
-    return config
+    return _causal(place, config)
 
 
-def _check_causal(what: str, config: PretrainedConfig) -> None:
+def _causal(what: str, config: PretrainedConfig) -> PretrainedConfig:
+    """The config, unless it is of a model that does not write text."""
     from transformers import AutoModelForCausalLM
 
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -301,29 +280,34 @@ def _check_causal(what: str, config: PretrainedConfig) -> None:
             f"{what} is a {config.model_type!r} model, which transformers knows, but not "
             "as a causal language model; an MSE-Adapter needs one that writes text."
         )
+    return config
 
 
-def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+def _random(config: PretrainedConfig, device: torch.device, options: dict[str, Any]) -> Any:
+    """A model with random weights, the same in every process and run."""
+    from transformers import AutoModelForCausalLM
+
+    dense = {name: options[name] for name in ("dtype", "attn_implementation")}
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, **dense)
+    if "quantization_config" in options:
+        return _from_weights(config, options, state=model.state_dict())[0]
+    return model
+
+
+def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> Any:
     """Loads weights, and refuses a checkpoint that does not hold exactly those of the model."""
-    from transformers import AutoModelForCausalLM, PretrainedConfig
+    from transformers import PretrainedConfig
 
     family = None
     if is_gguf(place):
-        with _quiet():
-            unpacked = gguf_weights(place, config, options["dtype"])
-        model, found = _built(config, unpacked, options)
+        unpacked = gguf_weights(place, config, options["dtype"])
+        model, found = _from_weights(config, options, state=unpacked)
     else:
-        fields, _ = PretrainedConfig.get_config_dict(place)
-        family = original_family(fields)
-        with nullcontext() if family is None else original_weights(family), _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with their names
-                **options,
-            )
-        model, found = loaded
+        family = original_family(PretrainedConfig.get_config_dict(place)[0])
+        with nullcontext() if family is None else original_weights(family):
+            model, found = _from_weights(config, options, place=place)
     surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
     if family is None:
         # Such as a part that only other tasks have; but never a layer more than the model has.
@@ -348,27 +332,29 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
     if family is not None:
         # Else saving the model would write the original's names beside the native config.
         model._weight_conversions = None
-    native: PreTrainedModel = model
-    return native
+    return model
 
 
-def _built(
-    config: PretrainedConfig, state: Mapping[str, Tensor], options: dict[str, Any]
+def _from_weights(
+    config: PretrainedConfig,
+    options: dict[str, Any],
+    *,
+    place: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> tuple[Any, Any]:
-    """A model from weights in memory, quantised where the options say so, and what was missing."""
+    """A model from the weights of a checkpoint or in memory, and what did not fit."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    with _quiet():
-        model, found = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-    return model, found
+    built: tuple[Any, Any] = kind.from_pretrained(
+        place,
+        config=config,
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused by the caller, with their names
+        **options,
+    )
+    return built
 
 
 def _numberless(name: str) -> str:
@@ -430,11 +416,10 @@ def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
             "transformers knows, such as llama."
         )
     try:
-        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+        config = AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # each config has checks of its own
         raise BackboneError(
             f"backbone.architecture is not a config of transformers: "
             f"{' '.join(str(error).split())} Mend its fields."
         ) from error
-    _check_causal("backbone.architecture", config)
-    return config
+    return _causal("backbone.architecture", config)

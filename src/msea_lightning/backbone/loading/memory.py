@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +14,9 @@ import psutil
 import torch
 from torch import nn
 
-from msea_lightning.backbone.errors import BackboneError
+from msea_lightning.backbone.errors import MODEL_FAILURES, BackboneError
 from msea_lightning.backbone.options import Attention, Quantization, Weights
+from msea_lightning.config.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -25,6 +26,9 @@ HEADROOM = 1.1
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+"""Limit and use of a control group, and what of its use can be dropped (``memory.stat``)."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,10 @@ def architecture_on_meta(
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 deepcopy(config), dtype=dtype, attn_implementation=attention.value
             )
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except MODEL_FAILURES as error:
         raise BackboneError(
-            f"transformers cannot build this {config.model_type} backbone: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)} Mend the sizes in its "
-            "config.json, or in backbone.architecture."
+            f"transformers cannot build this {config.model_type} backbone: {first_line(error)} "
+            "Mend the sizes in its config.json, or in backbone.architecture."
         ) from error
     return model
 
@@ -196,28 +199,17 @@ def free_bytes(device: torch.device) -> int:
     return min(int(psutil.virtual_memory().available), _allowed_bytes())
 
 
-def check_memory(
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    quantization: Quantization,
-    device: torch.device,
-    *,
-    dense_first: bool = False,
-) -> None:
+def check_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> None:
     """Refuses a model whose weights alone do not fit.
 
     Args:
         config: The architecture.
-        dtype: Compute dtype.
-        quantization: Storage of the linear layers.
+        stored: How its weights are kept.
         device: Where the model is to go.
-        dense_first: Random weights are drawn dense before they are quantised.
 
     Raises:
         BackboneError: giving what is needed, what is free, and which option would make it fit.
     """
-    source = Weights.random if dense_first else Weights.pretrained
-    stored = Stored(dtype, quantization, source=source)
 
     def size(how: Stored) -> int:
         memory = weight_memory(config, how, device)
@@ -265,22 +257,20 @@ def refuse_unless_fits(
     """
     if needed * HEADROOM <= free:
         return
-    found = {change: size() for change, size in changes.items()}
+    sizes = {change: size() for change, size in changes.items()}
     fitting = [
         f"{change} ({readable_bytes(size)})"
-        for change, size in found.items()
+        for change, size in sizes.items()
         if size * HEADROOM <= free
     ]
+    remedy = "Choose a smaller backbone or a larger device"
     if fitting:
-        remedy = f"It would fit with {' or '.join(fitting)}."
-    else:
-        tried = "No option would make it smaller"
-        if found:
-            tried = f"None of {', '.join(found)} would make it fit by itself"
-        remedy = f"{tried}: choose a smaller backbone or a larger device."
+        remedy = f"It would fit with {' or '.join(fitting)}"
+    elif sizes:
+        remedy += f": none of {', '.join(sizes)} would make it fit by itself"
     raise BackboneError(
         f"{what} needs {readable_bytes(needed)} on {device}, but {readable_bytes(free)} are free, "
-        f"and {HEADROOM} times as much must be. {remedy} (backbone.check_memory=false tries all "
+        f"and {HEADROOM} times as much must be. {remedy}. (backbone.check_memory=false tries all "
         "the same.)"
     )
 
@@ -294,34 +284,27 @@ def readable_bytes(size: float) -> str:
 
 def _allowed_bytes() -> int:
     """What the control groups of this process leave, files that they may drop not counted."""
-    return min(map(_left_bytes, _own_groups()), default=sys.maxsize)
-
-
-def _own_groups() -> Iterator[Path]:
-    """Folders of the groups, of both versions, that limit this process: its own and those above."""
     try:
         lines = _OWN_GROUPS.read_text("ascii").splitlines()
     except OSError:
-        return
+        return sys.maxsize
+    left = [sys.maxsize]
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        root = _CGROUP / "memory" if controllers else _CGROUP
+        # Version 2 names no controllers, and has one tree for all of them.
+        root, files = (_CGROUP / "memory", _VERSION_1) if controllers else (_CGROUP, _VERSION_2)
         group = root / path.lstrip("/")
-        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+        parents = (folder for folder in group.parents if folder.is_relative_to(root))
+        left += [_left_bytes(folder, *files) for folder in (group, *parents)]
+    return min(left)
 
 
-def _left_bytes(group: Path) -> int:
-    for limit, used, files in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            left = int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii"))
-            lines = (group / "memory.stat").read_text("ascii").splitlines()
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        counts = dict(line.split() for line in lines)
-        return left + int(counts.get(files, 0))
-    return sys.maxsize
+def _left_bytes(group: Path, limit: str, used: str, idle: str) -> int:
+    try:
+        left = int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii"))
+        lines = (group / "memory.stat").read_text("ascii").splitlines()
+    except (OSError, ValueError):  # no such file, or "max"
+        return sys.maxsize
+    return left + int(dict(line.split() for line in lines).get(idle, 0))

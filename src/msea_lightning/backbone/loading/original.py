@@ -22,24 +22,46 @@ if TYPE_CHECKING:
 IGNORED_WEIGHTS = frozenset({"transformer.rotary_pos_emb.inv_freq"})
 """Buffers of the original checkpoints that the native models compute themselves."""
 
-_CHATGLM = "chatglm"
-_QWEN = "qwen"
-
-_CHATGLM_MUST_HOLD: Mapping[str, tuple[Any, Any]] = {
-    "rmsnorm": (True, True),
-    "post_layer_norm": (True, True),
-    "multi_query_attention": (True, False),
-    "add_bias_linear": (False, False),
-    "apply_residual_connection_post_layernorm": (False, False),
-    "quantization_bit": (0, 0),
+_MUST_HOLD: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
+    "chatglm": {
+        "rmsnorm": (True, True),
+        "post_layer_norm": (True, True),
+        "multi_query_attention": (True, False),
+        "add_bias_linear": (False, False),
+        "apply_residual_connection_post_layernorm": (False, False),
+        "quantization_bit": (0, 0),
+    },
+    "qwen": {"no_bias": (True, True), "rotary_pct": (1.0, 1.0)},
 }
-"""Value for which transformers' GLM is the same model, and the original's default, by option."""
+"""By family and option: the value for which the native architecture is the same, and the
+original's default."""
 
-_QWEN_MUST_HOLD: Mapping[str, tuple[Any, Any]] = {
-    "no_bias": (True, True),
-    "rotary_pct": (1.0, 1.0),
+_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "chatglm": {
+        "vocab_size": "padded_vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "ffn_hidden_size",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_attention_heads",
+        "num_key_value_heads": "multi_query_group_num",
+        "head_dim": "kv_channels",
+        "rms_norm_eps": "layernorm_epsilon",
+        "attention_bias": "add_qkv_bias",
+        "max_position_embeddings": "seq_length",
+    },
+    "qwen": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+        "rms_norm_eps": "layer_norm_epsilon",
+        # Beyond it the original stretches the rotation and scales the queries (dynamic NTK,
+        # log n), which Qwen2 does not; the length is therefore a limit.
+        "max_position_embeddings": "seq_length",
+    },
 }
-"""Value for which transformers' Qwen2 is the same model, and the original's default, by option."""
+"""By family: the original's name of each field of the native config."""
 
 _registering = threading.Lock()
 
@@ -53,14 +75,13 @@ def original_family(fields: Mapping[str, Any]) -> str | None:
     Returns:
         ``chatglm``, ``qwen``, or None for any other checkpoint.
     """
-    model_type = fields.get("model_type")
-    names = [str(name).lower() for name in fields.get("architectures") or []]
-    if model_type == _CHATGLM or (
-        model_type is None and any(name.startswith("chatglm") for name in names)
-    ):
-        return _CHATGLM
-    if model_type == _QWEN or (model_type is None and "qwenlmheadmodel" in names):
-        return _QWEN
+    if (model_type := fields.get("model_type")) is not None:
+        return str(model_type) if model_type in _FIELDS else None
+    for name in map(str.lower, fields.get("architectures") or []):
+        if name.startswith("chatglm"):
+            return "chatglm"
+        if name == "qwenlmheadmodel":
+            return "qwen"
     return None
 
 
@@ -75,9 +96,28 @@ def native_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
         BackboneError: if a field is missing or has a value for which the native architecture would
             compute something else.
     """
-    if original_family(fields) == _CHATGLM:
-        return _glm_config(place, fields)
-    return _qwen2_config(place, fields)
+    family = original_family(fields)
+    assert family is not None
+    for field, (value, default) in _MUST_HOLD[family].items():
+        found = fields.get(field, default)
+        if (found or 0) != value:
+            raise BackboneError(
+                f"The {family} checkpoint {place} has {field}={found} in its config.json; only "
+                f"{field}={value} is the architecture that transformers implements. Give another "
+                "checkpoint as backbone.path (quantise with backbone.quantization instead)."
+            )
+    names = _FIELDS[family]
+    missing = sorted(original for original in names.values() if fields.get(original) is None)
+    if missing:
+        raise BackboneError(
+            f"The config.json of {place} says that it is a {family} checkpoint, but has no "
+            f"{', '.join(missing)}. Copy the original file again; if it is complete, it belongs to "
+            "another generation of the family, which transformers does not implement."
+        )
+    native = {name: fields[original] for name, original in names.items()}
+    native["tie_word_embeddings"] = _given(fields, "tie_word_embeddings", False)
+    make = _glm_config if family == "chatglm" else _qwen2_config
+    return make(place, fields, native)
 
 
 @contextmanager
@@ -96,7 +136,7 @@ def original_weights(family: str) -> Iterator[None]:
     )
 
     model_type, mapping = (
-        ("glm", _chatglm_weights()) if family == _CHATGLM else ("qwen2", _qwen_weights())
+        ("glm", _chatglm_weights()) if family == "chatglm" else ("qwen2", _qwen_weights())
     )
     with _registering:
         before = get_checkpoint_conversion_mapping(model_type) or []
@@ -107,24 +147,11 @@ def original_weights(family: str) -> Iterator[None]:
             register_checkpoint_conversion_mapping(model_type, before, overwrite=True)
 
 
-def _glm_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
+def _glm_config(place: str, fields: Mapping[str, Any], native: dict[str, Any]) -> PretrainedConfig:
     from transformers import GlmConfig
 
-    _need(place, "ChatGLM3", fields, _CHATGLM_MUST_HOLD)
-    wanted = {
-        "vocab_size": "padded_vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "ffn_hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_attention_heads",
-        "num_key_value_heads": "multi_query_group_num",
-        "head_dim": "kv_channels",
-        "rms_norm_eps": "layernorm_epsilon",
-        "attention_bias": "add_qkv_bias",
-        "max_position_embeddings": "seq_length",
-    }
     return GlmConfig(
-        **_renamed(place, "ChatGLM3", fields, wanted),
+        **native,
         # The 32k variant stretches the rotation by rope_ratio; only half of every head rotates.
         rope_parameters={
             "rope_type": "default",
@@ -134,86 +161,47 @@ def _glm_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
         # GlmConfig's own defaults belong to GLM-4 and lie beyond this vocabulary.
         pad_token_id=_given(fields, "pad_token_id", 0),
         eos_token_id=_given(fields, "eos_token_id", 2),
-        tie_word_embeddings=_given(fields, "tie_word_embeddings", False),
     )
 
 
-def _qwen2_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
+def _qwen2_config(
+    place: str, fields: Mapping[str, Any], native: dict[str, Any]
+) -> PretrainedConfig:
     from transformers import Qwen2Config
 
-    _need(place, "Qwen", fields, _QWEN_MUST_HOLD)
-    wanted = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "num_hidden_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
-        "rms_norm_eps": "layer_norm_epsilon",
-        # Beyond it the original stretches the rotation and scales the queries (dynamic NTK,
-        # log n), which Qwen2 does not; the length is therefore a limit.
-        "max_position_embeddings": "seq_length",
-    }
-    found = _renamed(place, "Qwen", fields, wanted)
-    heads, width = found["num_attention_heads"], found["hidden_size"]
+    heads, width = native["num_attention_heads"], native["hidden_size"]
     channels = _given(fields, "kv_channels", width // heads)
     if channels * heads != width:
         raise BackboneError(
-            f"The Qwen checkpoint {place} has kv_channels={channels} and "
+            f"The qwen checkpoint {place} has kv_channels={channels} and "
             f"num_attention_heads={heads}, whose product is not hidden_size={width}: "
             "transformers has no such architecture. Check its config.json."
         )
-    if found["intermediate_size"] % 2:
+    inner, odd = divmod(native.pop("intermediate_size"), 2)
+    if odd:
         raise BackboneError(
-            f"The Qwen checkpoint {place} has intermediate_size={found['intermediate_size']}, "
-            "which counts the gate and the value together and must be even. Check its config.json."
+            f"The qwen checkpoint {place} has intermediate_size={2 * inner + 1}, which counts the "
+            "gate and the value together and must be even. Check its config.json."
         )
-    found["intermediate_size"] //= 2
     return Qwen2Config(
-        **found,
+        **native,
+        intermediate_size=inner,
         num_key_value_heads=heads,
         rope_parameters={
             "rope_type": "default",
             "rope_theta": float(_given(fields, "rotary_emb_base", 10000)),
         },
         use_sliding_window=False,
-        tie_word_embeddings=_given(fields, "tie_word_embeddings", False),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=fields.get("eos_token_id"),
         pad_token_id=fields.get("pad_token_id"),
     )
 
 
-def _need(
-    place: str, name: str, fields: Mapping[str, Any], expected: Mapping[str, tuple[Any, Any]]
-) -> None:
-    for field, (value, default) in expected.items():
-        found = fields.get(field, default)
-        if (found or 0) != value:
-            raise BackboneError(
-                f"The {name} checkpoint {place} has {field}={found} in its config.json; only "
-                f"{field}={value} is the architecture that transformers implements. Give another "
-                "checkpoint as backbone.path (quantise with backbone.quantization instead)."
-            )
-
-
 def _given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
     """A field, or what the original takes where the file does not say."""
     value = fields.get(name)
     return default if value is None else value
-
-
-def _renamed(
-    place: str, name: str, fields: Mapping[str, Any], wanted: Mapping[str, str]
-) -> dict[str, Any]:
-    missing = sorted(original for original in wanted.values() if fields.get(original) is None)
-    if missing:
-        raise BackboneError(
-            f"The config.json of {place} says that it is a {name} checkpoint (model_type="
-            f"{fields.get('model_type')}), but has no {', '.join(missing)}. Copy the original file "
-            "again; if it is complete, it belongs to another generation of the family, which "
-            "transformers does not implement."
-        )
-    return {native: fields[original] for native, original in wanted.items()}
 
 
 def _chatglm_weights() -> list[WeightConverter | WeightRenaming]:

@@ -10,7 +10,6 @@ as it is meant, and compared where a reference is at hand.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Sequence
@@ -48,15 +47,16 @@ _QWEN_SPECIALS = (
 )
 """Special tokens of the first Qwen, whose ids follow those of the vocabulary."""
 
+_LABELS = ("0", "6", "11", "-3.0", "+0.4", "0.4")
+"""Texts that every tokenizer must give back as they were."""
+
 _PROBES = (
-    *("0", "6", "11", "-3.0", "+0.4", "0.4", " a", "a ", " a  b   c ", "\n", "a\n b\tc"),
+    *_LABELS,
+    *(" a", "a ", " a  b   c ", "\n", "a\n b\tc"),
     *("<Multimodal>", "</Multimodal>", "<多模态>", "{问题}\n\n <多模态>", "情绪为", "¿qué? naïve"),
     *("The sentiment is", "neutral:  0, joy: 4", "I'll be THERE!!", "😀", "龘", "\u00a0x", "▁y"),
 )
 """Texts whose ids are compared with the reference implementation of a vocabulary format."""
-
-_LABELS = ("0", "6", "11", "-3.0", "+0.4", "0.4")
-"""Texts that every tokenizer must give back as they were."""
 
 
 def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
@@ -79,25 +79,28 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
 
     place = expanded(path_or_name)
 
-    def load() -> PreTrainedTokenizerBase:
+    def load() -> Any:
         if is_gguf(place):
             return gguf_tokenizer(place)
         if find_file(place, "tokenizer.json") is not None:
-            whole: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-                place, padding_side="left"
-            )
-            return whole
+            return PreTrainedTokenizerFast.from_pretrained(place, padding_side="left")
         if (ranks := find_file(place, "qwen.tiktoken")) is not None:
-            return from_tiktoken(ranks)
+            return _from_tiktoken(ranks)
         if (pieces := find_file(place, "tokenizer.model")) is not None:
-            return from_sentencepiece(pieces)
-        any_other: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            place, trust_remote_code=False, padding_side="left"
-        )
-        return any_other
+            return _from_sentencepiece(pieces)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, padding_side="left")
 
-    tokenizer = explained(place, load)
-    _check(place, tokenizer)
+    tokenizer: PreTrainedTokenizerBase = explained(place, load)
+    for text in _LABELS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        written = "".join(str(tokenizer.decode(ids)).split())
+        if len(tokenizer) < 2 or written != text:
+            raise BackboneError(
+                f"The tokenizer of {place}, with a vocabulary of {len(tokenizer)}, writes "
+                f"{text!r} as {list(ids)}, which reads back as {written!r}: its files are missing, "
+                "damaged or in a format that transformers does not read. Give a folder with "
+                "tokenizer.json in backbone.tokenizer."
+            )
     return tokenizer
 
 
@@ -125,66 +128,65 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str])
     )
 
 
-def from_tiktoken(ranks_file: Path) -> PreTrainedTokenizerFast:
+def _from_tiktoken(ranks_file: Path) -> PreTrainedTokenizerFast:
     """Converts the ``qwen.tiktoken`` of the first Qwen (byte-level BPE, NFC).
 
     As in the original, special tokens in a text are encoded as such, and nothing is put around it.
-
-    Args:
-        ranks_file: Lines of a base64-coded token and its rank.
-
-    Raises:
-        BackboneError: naming the line that is damaged.
     """
-    from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    class Converter(TikTokenConverter):
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-
-        @staticmethod
-        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-            # tiktoken's own reader keeps what it once read under a path, and gives that again when
-            # another file lies there.
-            return _read_ranks(Path(tiktoken_url))
-
-    vocabulary, merges = Converter().extract_vocab_merges_from_model(str(ranks_file))
+    ranks = _read_ranks(ranks_file)
+    converter: Any = TikTokenConverter()
+    # tiktoken's own reader remembers what lay under a path, also where another file lies there now.
+    converter.load_tiktoken_bpe = lambda _: ranks
+    vocabulary, merges = converter.extract_vocab_merges_from_model(str(ranks_file))
     tokenizer = Qwen2Tokenizer(vocabulary, merges, padding_side="left")
-    tokenizer.add_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in _QWEN_SPECIALS]
-    )
-    expected = len(vocabulary)
-    embeddings, published = _QWEN_PUBLISHED
-    beside = _beside(ranks_file, "config.json").get("vocab_size")
-    if beside == embeddings and expected != published:
-        raise BackboneError(
-            f"{ranks_file} holds {expected} ranks, but the one that goes with a language model of "
-            f"{embeddings} embeddings holds {published}: it is not complete. Copy the original "
-            "file again."
-        )
-    if tokenizer.convert_tokens_to_ids(_QWEN_SPECIALS[0]) != expected:
+    add_special_tokens(tokenizer, _QWEN_SPECIALS)
+    if tokenizer.convert_tokens_to_ids(_QWEN_SPECIALS[0]) != len(ranks):
         raise BackboneError(
             f"{ranks_file} itself holds special tokens, where the first Qwen's begin after its "
-            f"{expected} ranks. Give the original file."
+            f"{len(ranks)} ranks. Give the original file."
         )
     return tokenizer
 
 
-def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
+def _read_ranks(ranks_file: Path) -> dict[bytes, int]:
+    """The lines of a ``qwen.tiktoken``: tokens in base64, and their ranks."""
+    again = "the file is damaged or not complete. Copy the original file again."
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(ranks_file.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise BackboneError(
+                f"Line {number} of {ranks_file} is not a base64-coded token and its rank: "
+                f"{line[:40]!r}; {again}"
+            ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+        raise BackboneError(
+            f"{ranks_file} holds {len(ranks)} tokens, whose ranks are not 0 to "
+            f"{len(ranks) - 1} with at least all 256 bytes: {again}"
+        )
+    embeddings, published = _QWEN_PUBLISHED
+    beside = _beside(ranks_file, "config.json").get("vocab_size")
+    if beside == embeddings and len(ranks) != published:
+        raise BackboneError(
+            f"{ranks_file} holds {len(ranks)} ranks, but the one that goes with a language model "
+            f"of {embeddings} embeddings holds {published}: {again}"
+        )
+    return ranks
+
+
+def _from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     """Converts a ``tokenizer.model`` (BPE with byte fallback) of ChatGLM3, LLaMA and their like.
 
     LLaMA's special tokens in a text are encoded as such, and ``<s>`` begins a text; ChatGLM3's are
-    ordinary text, and ``[gMASK] sop`` begin one.
-
-    Args:
-        model_file: The ``tokenizer.model``; a ``config.json`` or ``tokenizer_config.json`` beside
-            it tells ChatGLM3 from LLaMA, and so does the size of the published vocabulary.
-
-    Raises:
-        BackboneError: if the file is not such a model, or the converted tokenizer writes other ids
-            than the sentencepiece library does.
+    ordinary text, and ``[gMASK] sop`` begin one. A conversion that writes other ids than the
+    sentencepiece library does is refused.
     """
     from sentencepiece import SentencePieceProcessor
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
@@ -222,10 +224,9 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
             ignore_merges=not chatglm,
         )
     )
-    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), *spaces] if proto.normalizer_spec.add_dummy_prefix else spaces
-    )
+    marked = proto.normalizer_spec.add_dummy_prefix
+    mark, strip = ([normalizers.Prepend("▁")], [decoders.Strip(" ", 1, 0)]) if marked else ([], [])
+    tokenizer.normalizer = normalizers.Sequence([*mark, normalizers.Replace(" ", "▁")])
     if not chatglm:
         # Special tokens are cut out after the spaces were marked, so that only the beginning of a
         # text gets the extra mark, and not what follows a special token; being whole entries of the
@@ -237,7 +238,6 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
                 splitters.Split(Regex(names), "isolated"),
             ]
         )
-    strip = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
@@ -259,7 +259,15 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
         padding_side="left",
         split_special_tokens=True,
     )
-    _compare(model_file, converted, reference)
+    for text in _PROBES:
+        found = converted(text, add_special_tokens=False)["input_ids"]
+        expected = reference.encode(text)
+        if found != expected:
+            raise BackboneError(
+                f"{model_file} cannot be converted without loss: {text!r} would become {found}, "
+                f"but sentencepiece itself writes {expected}. Give a folder with tokenizer.json in "
+                "backbone.tokenizer."
+            )
     return converted
 
 
@@ -267,17 +275,14 @@ def _check_kind(model_file: Path, proto: Any) -> None:
     """Refuses a SentencePiece model that the conversion would not be faithful to."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kind = trainer.ModelType.Name(trainer.model_type)
+    special_ids = (trainer.unk_id, trainer.bos_id, trainer.eos_id)
+    # Those of a user would be cut out of a text before its spaces are marked.
+    symbols = sum(piece.type == _USER_DEFINED for piece in proto.pieces)
     found = {
         "model type": (kind, "BPE"),
         "byte fallback": (trainer.byte_fallback, True),
-        "tokens for unknown, begin and end": (
-            min(trainer.unk_id, trainer.bos_id, trainer.eos_id) >= 0,
-            True,
-        ),
-        "user-defined symbols": (
-            sum(piece.type == _USER_DEFINED for piece in proto.pieces),
-            0,  # they would be cut out of a text before its spaces are marked
-        ),
+        "tokens for unknown, begin and end": (min(special_ids) >= 0, True),
+        "user-defined symbols": (symbols, 0),
         "normalisation": (normalizer.name, "identity"),
         "removal of spaces": (normalizer.remove_extra_whitespaces, False),
     }
@@ -291,12 +296,14 @@ def _check_kind(model_file: Path, proto: Any) -> None:
 
 
 def _is_chatglm3(model_file: Path, pieces: int) -> bool:
-    if pieces == _CHATGLM3_PIECES:
-        return True
-    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
-        if str(_beside(model_file, name).get(key)).lower().startswith("chatglm"):
-            return True
-    return False
+    """Whether files beside the vocabulary say so, or it has the size of the published one."""
+    kinds = (
+        _beside(model_file, "tokenizer_config.json").get("tokenizer_class"),
+        _beside(model_file, "config.json").get("model_type"),
+    )
+    return pieces == _CHATGLM3_PIECES or any(
+        str(kind).lower().startswith("chatglm") for kind in kinds
+    )
 
 
 def _beside(file: Path, name: str) -> dict[str, Any]:
@@ -304,51 +311,3 @@ def _beside(file: Path, name: str) -> dict[str, Any]:
     path = file.with_name(name)
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
-
-
-def _compare(model_file: Path, converted: PreTrainedTokenizerFast, reference: Any) -> None:
-    for text in _PROBES:
-        found = converted(text, add_special_tokens=False)["input_ids"]
-        expected = reference.encode(text)
-        if found != expected:
-            raise BackboneError(
-                f"{model_file} cannot be converted without loss: {text!r} would become {found}, "
-                f"but sentencepiece itself writes {expected}. Give a folder with tokenizer.json in "
-                "backbone.tokenizer."
-            )
-
-
-def _read_ranks(ranks_file: Path) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(ranks_file.read_bytes().splitlines(), start=1):
-        if not line:
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error) as error:
-            raise BackboneError(
-                f"Line {number} of {ranks_file} is not a base64-coded token and its rank: "
-                f"{line[:40]!r}. Copy the original file again."
-            ) from error
-    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-        raise BackboneError(
-            f"{ranks_file} holds {len(ranks)} tokens, whose ranks are not 0 to "
-            f"{len(ranks) - 1} with at least all 256 bytes: the file is not complete. Copy the "
-            "original file again."
-        )
-    return ranks
-
-
-def _check(place: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that is empty, or that loses the strings that labels are made of."""
-    for text in _LABELS:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        written = "".join(str(tokenizer.decode(ids)).split())
-        if len(tokenizer) < 2 or written != text:
-            raise BackboneError(
-                f"The tokenizer of {place}, with a vocabulary of {len(tokenizer)}, writes "
-                f"{text!r} as {list(ids)}, which reads back as {written!r}: its files are missing, "
-                "damaged or in a format that transformers does not read. Give a folder with "
-                "tokenizer.json in backbone.tokenizer."
-            )

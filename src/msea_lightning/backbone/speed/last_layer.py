@@ -45,13 +45,7 @@ def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
 
 
 def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Module:
-    """A view of the body in which modules compute the last positions only.
-
-    Args:
-        body: The language model without its head.
-        names: Names of modules that take (B, S, ...) and return (B, S, ...).
-        last: Number of the last positions.
-    """
+    """A view of the body in which the modules with some names compute the last positions only."""
     modules = [body.get_submodule(name) for name in names]
     return replaced(
         body,

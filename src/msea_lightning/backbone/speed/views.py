@@ -37,12 +37,7 @@ def replaced(module: nn.Module, replace: Callable[[nn.Module], nn.Module | None]
 
 
 def with_attention(body: nn.Module, implementation: str) -> nn.Module:
-    """A view that computes its attention by another implementation.
-
-    Args:
-        body: The language model without its head.
-        implementation: A name that transformers knows, as ``sdpa``.
-    """
+    """A view that computes its attention by another implementation, such as ``sdpa``."""
     copies: dict[int, Any] = {}  # of the configs, which the modules share
 
     def view(module: nn.Module) -> nn.Module:
@@ -62,9 +57,8 @@ def with_attention(body: nn.Module, implementation: str) -> nn.Module:
 def checkpointed(layer: nn.Module) -> nn.Module:
     """A view of a layer that keeps its input and computes the rest again in the backward pass.
 
-    Args:
-        layer: A ``GradientCheckpointingLayer``. It recomputes in training mode only; what is
-            inside of it stays in evaluation mode.
+    A ``GradientCheckpointingLayer`` does so in training mode only; what is inside of it stays in
+    evaluation mode.
     """
     view: Any = _shell(layer, layer._modules)
     view.training = view.gradient_checkpointing = True
