@@ -359,7 +359,7 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
         (f"{name}-7", "history.csv is broken: it has no 'train/loss'"),
         (f"{name}-5", "config.yaml: it holds no options"),
         (f"{name}-6", "config.yaml: "),
-        ("sweeps/earlier.json", "the plan of this sweep cannot be read ('config')"),
+        ("sweeps/earlier.json", "the plan of this sweep cannot be read ('runs')"),
     ):
         assert any(row[0] == run and row[1].startswith(text) for row in found if len(row) == 2)
     assert any(
