@@ -9,14 +9,15 @@ Shape legend: B utterances, A legal answers, L tokens of the longest answer, M n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from msea_lightning.language.labels import LabelError, LabelSpace
+from msea_lightning.language.labels import LabelSpace, LabelSpaceError
 from msea_lightning.language.options import Decode
 
 
@@ -34,8 +35,8 @@ class AnswerTree:
     """The token ids of all legal answers as a prefix tree.
 
     Its inner nodes are appended to the prompt in one go, each attending to its ancestors only, so
-    that one forward pass gives the model's distribution at every place where an answer may
-    branch. Where every answer is one token after a shared prefix, the tree is that prefix alone.
+    that one forward pass gives the model's distribution wherever an answer may branch. Where every
+    answer is one token after a shared prefix, the tree is that prefix alone.
 
     Attributes:
         answer_ids: (A, L) token ids of the answers, -1 beyond an answer's end.
@@ -60,48 +61,23 @@ class AnswerTree:
             decode: The string that token ids stand for.
 
         Raises:
-            LabelError: if the tokenizer gives two answers the same ids, no ids, ids that read back
-                as something else, or makes one answer the beginning of another, because then the
-                end of an answer is unknowable.
+            LabelSpaceError: if the tokenizer gives two answers the same ids, no ids, ids that read
+                back as something else, or makes one answer the beginning of another, because then
+                the end of an answer is unknowable.
         """
-        ids = [encode(answer) for answer in space.answers]
-        paths = {tuple(path): answer for path, answer in zip(ids, space.answers, strict=True)}
-        for path, answer in zip(ids, space.answers, strict=True):
-            if not path:
-                raise LabelError(f"The tokenizer writes the label {answer!r} with no token.")
-            if paths[tuple(path)] != answer:
-                raise LabelError(
-                    f"The tokenizer writes the labels {answer!r} and {paths[tuple(path)]!r} with "
-                    f"the same tokens {path}; it cannot be used with this label space."
-                )
-            # The piece may begin with a space of the tokenizer's own, as those of LLaMA do.
-            if (back := decode(path)).strip() != answer:
-                raise LabelError(
-                    f"The tokenizer does not keep the label {answer!r}: its tokens {path} read "
-                    f"back as {back!r}. Give the backbone's own tokenizer with backbone.tokenizer."
-                )
-            for end in range(1, len(path)):
-                if tuple(path[:end]) in paths:
-                    raise LabelError(
-                        f"The tokenizer's tokens of the label {paths[tuple(path[:end])]!r} begin "
-                        f"those of {answer!r}; it cannot be used with this label space."
-                    )
-        longest = max(map(len, ids))
+        self.space = space
+        self._written = {answer: encode(answer) for answer in space.answers}
+        _check_written(self._written, decode)
+        ids = list(self._written.values())
         nodes: dict[tuple[int, ...], int] = {}
-        for end in range(1, longest):
+        for end in range(1, max(map(len, ids))):
             for path in ids:
                 if len(path) > end:
                     nodes.setdefault(tuple(path[:end]), len(nodes))
-        self.space = space
-        self._encode = encode
-        self._written = dict(zip(space.answers, ids, strict=True))
-        self.answer_ids = torch.tensor([path + [-1] * (longest - len(path)) for path in ids])
-        self.predictors = torch.tensor(
-            [
-                [0, *(1 + nodes[tuple(path[:end])] for end in range(1, len(path)))]
-                + [-1] * (longest - len(path))
-                for path in ids
-            ]
+        rows = [[0, *(1 + nodes[tuple(path[:end])] for end in range(1, len(path)))] for path in ids]
+        self.answer_ids, self.predictors = (
+            pad_sequence([torch.tensor(row) for row in table], batch_first=True, padding_value=-1)
+            for table in (ids, rows)
         )
         self.tokens = torch.tensor([path[-1] for path in nodes], dtype=torch.long)
         self.depths = torch.tensor([len(path) for path in nodes], dtype=torch.long)
@@ -113,10 +89,7 @@ class AnswerTree:
 
     def ids(self, label: float | str) -> list[int]:
         """Token ids of the answer that training teaches for a label."""
-        text = self.space.text(label)
-        if text not in self._written:
-            self._written[text] = self._encode(text)
-        return self._written[text]
+        return self._written[self.space.text(label)]
 
     def to(self, device: torch.device) -> TreeTensors:
         """What scoring and decoding need, on a device; moved there once."""
@@ -128,6 +101,30 @@ class AnswerTree:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def _check_written(written: Mapping[str, list[int]], decode: Callable[[list[int]], str]) -> None:
+    answers = {tuple(path): answer for answer, path in written.items()}
+    for answer, path in written.items():
+        if not path:
+            raise LabelSpaceError(f"The tokenizer writes the label {answer!r} with no token.")
+        if (same := answers[tuple(path)]) != answer:
+            raise LabelSpaceError(
+                f"The tokenizer writes the labels {answer!r} and {same!r} with the same tokens "
+                f"{path}; it cannot be used with this label space."
+            )
+        # The piece may begin with a space of the tokenizer's own, as those of LLaMA do.
+        if (back := decode(path)).strip() != answer:
+            raise LabelSpaceError(
+                f"The tokenizer does not keep the label {answer!r}: its tokens {path} read "
+                f"back as {back!r}. Give the backbone's own tokenizer with backbone.tokenizer."
+            )
+        for end in range(1, len(path)):
+            if shorter := answers.get(tuple(path[:end])):
+                raise LabelSpaceError(
+                    f"The tokenizer's tokens of the label {shorter!r} begin those of {answer!r}; "
+                    "it cannot be used with this label space."
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +162,10 @@ def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
         how: The rule.
 
     Raises:
-        LabelError: for ``median`` and ``mean`` of emotions, which have no order.
+        LabelSpaceError: for ``median`` and ``mean`` of emotions, which have no order.
     """
     if how is not Decode.greedy and not tree.space.ordered:
-        raise LabelError(
+        raise LabelSpaceError(
             f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
         )
     on_device = tree.to(token_logp.device)
@@ -187,10 +184,10 @@ def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
         chosen = reached.double().argmax(-1)
     else:
         alive = torch.ones_like(distribution, dtype=torch.bool)
-        for place in range(answer_ids.shape[1]):
-            candidates = logp[:, :, place].masked_fill(~alive, -torch.inf)
-            best = answer_ids[candidates.argmax(-1), place]
-            alive &= answer_ids[None, :, place] == best[:, None]
+        for position in range(answer_ids.shape[1]):
+            candidates = logp[:, :, position].masked_fill(~alive, -torch.inf)
+            best = answer_ids[candidates.argmax(-1), position]
+            alive &= answer_ids[None, :, position] == best[:, None]
         chosen = alive.double().argmax(-1)
     value = values[chosen]
     return Answers(value, _of_value(distribution, values, value), distribution)

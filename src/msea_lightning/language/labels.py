@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, LabelKind
 
 
-class LabelError(UserError):
+class LabelSpaceError(UserError):
     """A label outside the label space, or a label space that cannot be written."""
 
 
@@ -23,18 +23,20 @@ class LabelSpace(ABC):
         answers: Every legal answer string, in ascending order of the label.
         values: What each answer means: the intensity (MSA) or the class number (ERC).
         signed: Whether intensities of zero and above are written with a plus sign.
+        ordered: Whether the mean and the median of labels mean something.
     """
 
     answers: list[str]
     values: list[float]
     signed: bool = False
+    ordered: ClassVar[bool]
 
     @abstractmethod
     def text(self, label: float | str) -> str:
         """The answer string that training teaches for a label.
 
         Raises:
-            LabelError: if the label is not in the space; names the label and what is legal.
+            LabelSpaceError: if the label is not in the space; names the label and what is legal.
         """
 
     @abstractmethod
@@ -44,11 +46,6 @@ class LabelSpace(ABC):
     @abstractmethod
     def label(self, value: float) -> float | str:
         """The label that a decoded value stands for: an intensity, or an emotion's name."""
-
-    @property
-    @abstractmethod
-    def ordered(self) -> bool:
-        """Whether the mean and the median of labels mean something."""
 
     @staticmethod
     def from_config(
@@ -62,21 +59,11 @@ class LabelSpace(ABC):
                 the way in which the tokenizer writes all intensities with equally many tokens: as
                 they are, else with the sign; as they are where neither does.
             encode: Tokenises one string without special tokens.
-
-        Raises:
-            LabelError: if something is left to infer, or the scale has no ends.
         """
         if config.kind is LabelKind.emotions:
             return EmotionSet(config.names)
-        if config.kind is LabelKind.infer:
-            raise LabelError(
-                "The label space is still to be inferred: give labels.kind=scale with low and "
-                "high, or labels.kind=emotions with names."
-            )
-        if config.low is None or config.high is None:
-            raise LabelError(
-                f"A scale needs both ends, got low={config.low} and high={config.high}."
-            )
+        assert config.low is not None
+        assert config.high is not None
         ways = [
             SentimentScale(config.low, config.high, config.step or 0.1, signed=sign)
             for sign in (False, True)
@@ -103,13 +90,15 @@ class SentimentScale(LabelSpace):
         signed: Write "+0.4" instead of "0.4" for intensities of zero and above.
     """
 
+    ordered = True
+
     def __init__(self, low: float, high: float, step: float = 0.1, *, signed: bool = False) -> None:
-        exponent = Decimal(str(step)).normalize().as_tuple().exponent
-        self._decimals = max(0, -exponent) if isinstance(exponent, int) else 0
-        self._power_of_ten = np.isclose(step, 10.0**-self._decimals)
+        decimals = len(f"{step:.9f}".rstrip("0").partition(".")[2])
+        self._format = f"{'+' if signed else ''}.{decimals}f"
+        self._power_of_ten = np.isclose(step, 10.0**-decimals)
         first, last = round(low / step), round(high / step)
         if not (np.isclose(first * step, low) and np.isclose(last * step, high) and first < last):
-            raise LabelError(
+            raise LabelSpaceError(
                 f"A scale from {low} to {high} in steps of {step}: both ends must be multiples of "
                 "the step, the lower one first. Set dataset.labels.low, .high and .step."
             )
@@ -117,7 +106,7 @@ class SentimentScale(LabelSpace):
         grid = [k * step for k in range(first, last + 1)]
         if self._power_of_ten and low < 0 <= high:
             grid.insert(-first, -0.0)
-        self.answers = [self._sign(value) + self._format(value) for value in grid]
+        self.answers = [format(value, self._format) for value in grid]
         self.values = [float(answer) for answer in self.answers]
 
     def text(self, label: float | str) -> str:
@@ -129,38 +118,29 @@ class SentimentScale(LabelSpace):
         if self.signed and value == 0:
             value = 0.0
         rounded = value if self._power_of_ten else round(value / self.step) * self.step
-        answer = self._format(rounded)
+        answer = format(rounded, self._format)
         if not self.low - 1e-6 <= float(answer) <= self.high + 1e-6:
-            raise LabelError(f"Label {label} is outside the scale from {self.low} to {self.high}.")
-        return ("+" if self.signed and value >= 0 else "") + answer
+            raise LabelSpaceError(
+                f"Label {label} is outside the scale from {self.low} to {self.high}."
+            )
+        return answer
 
     def target(self, label: float | str) -> float:
         """The intensity as float32, the precision that the original's labels have."""
         try:
             value = float(np.float32(label))
         except ValueError as error:
-            raise LabelError(
+            raise LabelSpaceError(
                 f"Label {label!r} is not a number; this data set's labels are intensities from "
                 f"{self.low} to {self.high}."
             ) from error
         if not np.isfinite(value):
-            raise LabelError(f"Label {label} is not finite.")
+            raise LabelSpaceError(f"Label {label} is not finite.")
         return value
 
     def label(self, value: float) -> float:
         """The intensity itself."""
         return value
-
-    @property
-    def ordered(self) -> bool:
-        """Intensities have an order."""
-        return True
-
-    def _format(self, value: float) -> str:
-        return f"{value:.{self._decimals}f}"
-
-    def _sign(self, value: float) -> str:
-        return "+" if self.signed and not np.signbit(value) else ""
 
 
 class EmotionSet(LabelSpace):
@@ -169,12 +149,12 @@ class EmotionSet(LabelSpace):
     With more than ten emotions all numbers have two digits, so that none begins another.
 
     Args:
-        names: The emotions in order.
+        names: The emotions in order, two or more different ones.
     """
 
+    ordered = False
+
     def __init__(self, names: Sequence[str]) -> None:
-        if len(names) < 2 or len(set(names)) != len(names):
-            raise LabelError(f"An emotion set needs two or more different names, got {names}.")
         self.names = list(names)
         width = len(str(len(names) - 1))
         self.answers = [f"{index:0{width}d}" for index in range(len(names))]
@@ -189,18 +169,13 @@ class EmotionSet(LabelSpace):
         try:
             return float(self.names.index(str(label)))
         except ValueError as error:
-            raise LabelError(
+            raise LabelSpaceError(
                 f"Label {label!r} is none of the emotions {', '.join(self.names)}."
             ) from error
 
     def label(self, value: float) -> str:
         """The emotion's name."""
         return self.names[int(value)]
-
-    @property
-    def ordered(self) -> bool:
-        """Emotions have no order."""
-        return False
 
 
 def generated_prompt(space: LabelSpace, language: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,7 +90,7 @@ class Texts:
 class Sequences:
     """Sequences of a batch, padded on the left to the longest.
 
-    The masks that mark places stay on the CPU, so that looking them up waits for no device.
+    The masks of pseudo tokens and text stay on the CPU, so that a look-up waits for no device.
 
     Attributes:
         ids: (B, S) token ids; the pad id where a pseudo token goes.
@@ -130,8 +131,8 @@ class Prompt:
         pseudo_tokens: Number of pseudo tokens n; 0 where the adapter makes none.
         text_tokens: Texts are cut on the right to this many tokens.
         pad_id: Id that pads texts and sequences.
-        pad_to: Every text takes this many places of the sequence, as in the original; without
-            ``attend_padding`` the filled places are masked and change nothing but the shapes.
+        pad_to: Every text takes this many positions of the sequence, as in the original; without
+            ``attend_padding`` the padding is masked and changes nothing but the shapes.
         attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
 
     Raises:
@@ -161,25 +162,18 @@ class Prompt:
         self.pad_to = pad_to
         self.attend_padding = attend_padding
         self._layout = list(layout)
-        self._segments: list[list[int] | SegmentKind] = [
-            self._fixed_ids(segment) for segment in layout
-        ]
+        self._segments = [self._ids_and_kind(segment) for segment in layout]
 
     @property
     def prefix_ids(self) -> list[int]:
         """Token ids that all sequences begin with, before pseudo tokens and text."""
-        ids: list[int] = []
-        for segment in self._segments:
-            if not isinstance(segment, list):
-                break
-            ids += segment
-        return ids
+        fixed = takewhile(lambda segment: segment[1] == _FIXED, self._segments)
+        return [token for ids, _ in fixed for token in ids]
 
     @property
     def longest(self) -> int:
         """Most tokens that a sequence has without its label."""
-        fixed = sum(len(segment) for segment in self._segments if isinstance(segment, list))
-        return fixed + self.pseudo_tokens + (self.pad_to or self.text_tokens)
+        return sum(len(ids) for ids, _ in self._segments) + (self.pad_to or self.text_tokens)
 
     def encode(self, string: str) -> list[int]:
         """Token ids of one piece of a sequence, without special tokens."""
@@ -198,19 +192,18 @@ class Prompt:
         Args:
             answer: A label's answer string, as an example.
         """
-        parts: list[str] = []
-        for segment, ids in zip(self._layout, self._segments, strict=True):
-            if ids is SegmentKind.pseudo:
-                parts += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
-            elif ids is SegmentKind.text:
-                parts.append("text")
+        written: list[str] = []
+        for segment, (ids, _) in zip(self._layout, self._segments, strict=True):
+            if segment.kind is SegmentKind.pseudo:
+                written += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
+            elif segment.kind is SegmentKind.text:
+                written.append("text")
             elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
-                parts.append(json.dumps(self._string(segment), ensure_ascii=False))
+                written.append(json.dumps(self._string(segment), ensure_ascii=False))
             else:
-                assert isinstance(ids, list)
-                parts += self._tokens(ids)
-        written = " ".join(self._tokens(self.encode(answer)))
-        return f'{" ".join(parts)} label ("{answer}" as {written})'
+                written += self._tokens(ids)
+        label = " ".join(self._tokens(self.encode(answer)))
+        return f'{" ".join(written)} label ("{answer}" as {label})'
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Tokenises B texts, cuts them on the right and pads them on the left.
@@ -228,14 +221,10 @@ class Prompt:
         """
         limit = self.text_tokens if self.pad_to is None else min(self.text_tokens, self.pad_to)
         rows = [ids[:limit] for ids in encoded]
-        width = self.pad_to or max(map(len, rows))
-        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
-        mask = np.full((len(rows), width), self.attend_padding, dtype=np.bool_)
-        for row, row_ids in enumerate(rows):
-            if len(row_ids):
-                ids[row, -len(row_ids) :] = row_ids
-                mask[row, -len(row_ids) :] = True
-        return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
+        ids = _pad_left(rows, self.pad_id, self.pad_to)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+        return Texts(ids, mask | self.attend_padding)
 
     def assemble(
         self,
@@ -260,47 +249,38 @@ class Prompt:
         for row in range(count):
             ids: list[int] = []
             kind: list[int] = []
-            for segment in self._segments:
-                if segment is SegmentKind.pseudo:
-                    ids += [self.pad_id] * self.pseudo_tokens
-                    kind += [_PSEUDO] * self.pseudo_tokens
-                elif segment is SegmentKind.text:
-                    if texts is not None:
-                        text_ids, text_kind = self._text_places(texts, row)
-                        ids += text_ids
-                        kind += text_kind
-                else:
-                    assert isinstance(segment, list)
+            for segment, segment_kind in self._segments:
+                if segment_kind != _TEXT:
                     ids += segment
-                    kind += [_FIXED] * len(segment)
+                    kind += [segment_kind] * len(segment)
+                elif texts is not None:
+                    read = texts.mask[row] if self.pad_to is None else slice(None)
+                    ids += texts.ids[row][read].tolist()
+                    kind += [_TEXT if real else _PADDING for real in texts.mask[row][read].tolist()]
             if labels is not None:
                 ids += labels[row][:-1]
                 kind += [_FIXED] * (len(labels[row]) - 1)
             rows.append(ids[after:])
             kinds.append(kind[after:])
-        width = max(map(len, rows))
-        all_ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
-        all_kinds = torch.tensor([[_PADDING] * (width - len(row)) + row for row in kinds])
+        all_kinds = _pad_left(kinds, _PADDING)
         mask = all_kinds != _PADDING
         return Sequences(
-            ids=all_ids,
+            ids=_pad_left(rows, self.pad_id),
             mask=mask,
             positions=(mask.long().cumsum(-1) - 1).clamp(min=0) + after,
             pseudo=all_kinds == _PSEUDO,
             text=all_kinds == _TEXT,
-            targets=None if labels is None else _right_aligned(labels),
+            targets=None if labels is None else _pad_left(labels, -100),
         )
 
-    def _text_places(self, texts: Texts, row: int) -> tuple[list[int], list[int]]:
-        """Ids and kinds of one text: all of its places with ``pad_to``, else the real ones."""
-        ids, mask = texts.ids[row], texts.mask[row]
-        if self.pad_to is None:
-            return ids[mask].tolist(), [_TEXT] * int(mask.sum())
-        return ids.tolist(), [_TEXT if real else _PADDING for real in mask.tolist()]
+    def _ids_and_kind(self, segment: SegmentConfig) -> tuple[list[int], int]:
+        if segment.kind is SegmentKind.pseudo:
+            return [self.pad_id] * self.pseudo_tokens, _PSEUDO
+        if segment.kind is SegmentKind.text:
+            return [], _TEXT
+        return self._fixed_ids(segment), _FIXED
 
-    def _fixed_ids(self, segment: SegmentConfig) -> list[int] | SegmentKind:
-        if segment.kind in (SegmentKind.pseudo, SegmentKind.text):
-            return segment.kind
+    def _fixed_ids(self, segment: SegmentConfig) -> list[int]:
         if segment.kind is SegmentKind.bos:
             return beginning(self.tokenizer)
         if segment.kind is SegmentKind.token:
@@ -339,6 +319,12 @@ class Prompt:
 _PADDING, _FIXED, _PSEUDO, _TEXT = range(4)
 
 
-def _right_aligned(labels: Sequence[Sequence[int]]) -> Tensor:
-    longest = max(map(len, labels))
-    return torch.tensor([[-100] * (longest - len(label)) + list(label) for label in labels])
+def _pad_left(
+    rows: Sequence[Sequence[int] | NDArray[np.int32]], value: int, width: int | None = None
+) -> Tensor:
+    """(B, W) rows, filled up on the left to a width, or to the longest."""
+    width = width or max(map(len, rows))
+    padded = np.full((len(rows), width), value, dtype=np.int64)
+    for row, ids in zip(padded, rows, strict=True):
+        row[width - len(ids) :] = ids
+    return torch.from_numpy(padded)
