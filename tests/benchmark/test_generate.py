@@ -215,7 +215,7 @@ def test_published_files_hold_the_same_utterances(
     for split, part in reading.items():
         for found, utterance in zip(part, expected[split], strict=True):
             assert_same(found, utterance)
-        assert not any(reading.counts[split].absent.values())
+        assert all(set(one.features) == {"audio", "vision"} for one in reading[split])
     assert list(reading) == list(COUNTS)
 
 

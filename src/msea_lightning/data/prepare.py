@@ -244,7 +244,7 @@ def _followed(
     yield from bars.track(
         reading[split], total=reading.sizes[split], description=f"converting {split}"
     )
-    found[split] = dataclasses.asdict(reading.counts[split])
+    found[split] = vars(reading.counts[split])
 
 
 def expected_counts(dataset: DatasetConfig) -> dict[str, int | None]:

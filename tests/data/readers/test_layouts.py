@@ -154,7 +154,7 @@ def test_zeros_at_both_ends_are_padding_where_no_lengths_are_given(tmp_path: Pat
     assert "audio" in found[0].features
     assert found[0].features["audio"].shape == (20, 5)
     assert "audio" not in found[1].features
-    assert reading.counts["train"].absent == {"audio": 1, "vision": 0}
+    assert "vision" in found[1].features
 
 
 def test_a_length_of_zero_is_an_absent_modality(tmp_path: Path) -> None:
@@ -167,7 +167,6 @@ def test_a_length_of_zero_is_an_absent_modality(tmp_path: Path) -> None:
         False,
         True,
     ]
-    assert reading.counts["test"].absent == {"audio": 0, "vision": 1}
 
 
 def test_ids_of_several_parts_and_ids_with_a_slash(tmp_path: Path) -> None:
@@ -271,7 +270,6 @@ def test_a_modality_that_is_none_is_absent(tmp_path: Path) -> None:
     length = dialogue_content("meld")["train"][2]["features"]["audio_len"]
     assert "audio" in found[2].features
     assert len(found[2].features["audio"]) == length
-    assert reading.counts["train"].absent == {"audio": 0, "vision": 1}
 
 
 # --- CHERMA as its authors publish it ---------------------------------------------------------
@@ -387,8 +385,6 @@ def test_tables_may_lack_modalities(tmp_path: Path, form: str, modalities: tuple
     for utterance in reading["train"]:
         assert ("audio" in utterance.features) == ("audio" in modalities)
         assert ("vision" in utterance.features) == ("vision" in modalities)
-    absent = {name: 0 if name in modalities else 6 for name in ("audio", "vision")}
-    assert reading.counts["train"].absent == absent
 
 
 def test_utterances_of_a_table_may_lack_modalities(tmp_path: Path) -> None:
@@ -401,7 +397,6 @@ def test_utterances_of_a_table_may_lack_modalities(tmp_path: Path) -> None:
         assert ["audio" in utterance.features for utterance in found[:3]] == [False, False, True]
         assert "vision" in found[1].features
         assert found[1].features["vision"].tolist() == [[0, 1, 2]]
-        assert reading.counts["train"].absent == {"audio": 2, "vision": 0}
 
 
 def test_padded_features_without_lengths(tmp_path: Path) -> None:
@@ -629,9 +624,8 @@ def flawed_mmsa() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "missing key": (without("vision"), "the split 'valid' lacks vision; found raw_text, audio"),
         "none": (lambda c: c["valid"].update(audio=None), "the split 'valid' lacks audio"),
         "missing split": (lambda c: c.pop("test"), "has no split 'test'; found train, valid"),
-        "split twice": (lambda c: c.update(dev=c["valid"]), "holds the split 'valid' twice"),
         "no split": (lambda c: c.update(valid=[1]), "the split 'valid' is a list, expected"),
-        "one value": (lambda c: c["valid"].update(id=np.array("a")), "has one value .* as id"),
+        "one value": (lambda c: c["valid"].update(id=np.array("a")), "3 of raw_text, but 0 of id"),
         "sizes": (lambda c: c["valid"]["id"].pop(), "3 of raw_text, but 2 of id"),
         "width": (wider, r"'validVideo0\$_\$0' .* has 75 audio features per frame, but dataset.a"),
         "length": (set_in("audio_lengths", 501), where + "the audio length 501, but 500 frames"),
@@ -647,9 +641,9 @@ def flawed_mmsa() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
             r"1 ids occur more than once: 'trainVideo0\$_\$1' \(train, number 2; valid, number 2\)",
         ),
         "id": (set_in("id", ""), r"'' \(valid, number 2\) has no id"),
-        "NaN": (poke("vision", np.nan), where + r"1 of \d+ values that are not finite \(1 NaN\)"),
-        "inf": (poke("audio", -np.inf), where + r"1 of \d+ values that are not finite \(1 -inf\)"),
-        "huge": (poke("audio", 1e39), where + r"1 of \d+ .* \(1 too large for float32\) among"),
+        "NaN": (poke("vision", np.nan), where + r"1 of \d+ vision features that .* as nan"),
+        "inf": (poke("audio", -np.inf), where + r"1 of \d+ audio features that .* as -inf"),
+        "huge": (poke("audio", 1e39), where + r"1 of \d+ audio features that .* as 1e\+39"),
     }  # fmt: skip
 
 
@@ -719,7 +713,6 @@ def test_repairs_are_counted_and_padding_is_not_looked_at(tmp_path: Path) -> Non
     reading = read_files(path, config("mosei", Reader.mmsa, repair=Repair.zero))
     found = list(reading["train"])
     assert reading.counts["train"].repaired_values == {"audio": 7, "vision": 1}
-    assert reading.counts["train"].repaired_utterances == {"audio": 2, "vision": 1}
     assert "audio" in found[0].features
     assert not found[0].features["audio"][:2, :3].any()
     assert found[0].features["audio"][2:].all()

@@ -138,18 +138,6 @@ def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
     return values[: int(length)]
 
 
-def describe_broken(values: NDArray[Any], broken: NDArray[np.bool_]) -> str:
-    """What is wrong with values that are not finite numbers of float32, with counts."""
-    cases = {
-        "NaN": np.isnan(values),
-        "+inf": np.isposinf(values),
-        "-inf": np.isneginf(values),
-        "too large for float32": np.isfinite(values) & broken,
-    }
-    found = [f"{int(case.sum())} {name}" for name, case in cases.items() if case.any()]
-    return f"{int(broken.sum())} of {broken.size} values that are not finite ({', '.join(found)})"
-
-
 def _single(value: Any) -> Any:
     """The one value in an array or list of one; text of bytes."""
     if isinstance(value, np.ndarray | np.generic):

@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
@@ -82,8 +81,15 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
             f"{file} holds a {type(content).__name__}, where dataset.reader=mmsa expects the "
             "splits train, valid and test. Check dataset.reader and dataset.path."
         )
+    keys = {SPLIT_NAMES[key]: key for key in content if key in SPLIT_NAMES}
+    missing = [split for split in NEEDED_SPLITS if split not in keys]
+    if missing:
+        raise ReadError(
+            f"{file} has no split '{missing[0]}'; found {shorten(map(str, content))}. Check "
+            "dataset.path and dataset.reader, or fetch the file again."
+        )
     parts = {}
-    for split, key in _split_keys(content, file).items():
+    for split, key in keys.items():
         part = content.pop(key)
         where = f"{file}: the split '{key}'"
         if isinstance(part, dict):
@@ -96,37 +102,21 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _split_keys(content: dict[Any, Any], file: Path) -> dict[str, str]:
-    """The key of each split that is there; others are left aside."""
-    keys: dict[str, str] = {}
-    for name, split in ((key, SPLIT_NAMES[key]) for key in content if key in SPLIT_NAMES):
-        if split in keys:
-            raise ReadError(
-                f"{file} holds the split '{split}' twice, as '{keys[split]}' and '{name}'. "
-                "Remove one of them."
-            )
-        keys[split] = name
-    missing = [split for split in NEEDED_SPLITS if split not in keys]
-    if missing:
-        raise ReadError(
-            f"{file} has no split '{missing[0]}'; found {shorten(map(str, content))}. Check "
-            "dataset.path and dataset.reader, or fetch the file again."
-        )
-    return keys
-
-
 def _check_sizes(part: dict[str, Any], where: str) -> None:
-    for name, values in part.items():
-        if not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+    counts = {name: _count(values) for name, values in part.items()}
+    for name, count in counts.items():
+        if count != counts["raw_text"]:
             raise ReadError(
-                f"{where} has one value ({short_repr(values)}) as {name}, expected one per "
-                "utterance. Fetch the file again."
+                f"{where} has {counts['raw_text']} of raw_text, but {count} of {name}; expected "
+                "one each per utterance. Fetch the file again."
             )
-        if len(values) != len(part["raw_text"]):
-            raise ReadError(
-                f"{where} has {len(part['raw_text'])} of raw_text, but {len(values)} of {name}; "
-                "expected one each per utterance. Fetch the file again."
-            )
+
+
+def _count(values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError:  # one value
+        return 0
 
 
 def _records(part: dict[str, Any]) -> Iterator[Record]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import SPLITS, DatasetConfig, EmptyText, Repair
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
-from msea_lightning.data.utterance import MAIN_LABEL, Utterance
+from msea_lightning.data.utterance import Utterance
 
 SPLIT_NAMES: dict[str, str] = {
     "train": "train",
@@ -120,17 +121,11 @@ class Counts:
 
     Attributes:
         repaired_values: NaN and infinite features that became 0, by feature.
-        repaired_utterances: Utterances that they were in, by feature.
-        absent: Utterances without the feature.
         empty_text: Utterances without words, kept or dropped.
-        unlabelled: Utterances without a label.
     """
 
-    repaired_values: dict[str, int] = field(default_factory=dict)
-    repaired_utterances: dict[str, int] = field(default_factory=dict)
-    absent: dict[str, int] = field(default_factory=dict)
+    repaired_values: Counter[str] = field(default_factory=Counter)
     empty_text: int = 0
-    unlabelled: int = 0
 
 
 class Reading(Mapping[str, Iterator[Utterance]]):
@@ -183,16 +178,16 @@ class Reading(Mapping[str, Iterator[Utterance]]):
                 name: checks.label(value, self._dataset.labels, where)
                 for name, value in record.labels.items()
             }
-            counts.unlabelled += MAIN_LABEL not in labels
-            found = {
-                name: self._features(name, frames, where, counts)
-                for name, frames in record.features.items()
+            features = {
+                name: values
+                for name, found in record.features.items()
+                if found is not None and len(values := self._frames(name, found, where, counts))
             }
             yield Utterance(
                 id=identity,
                 text=text,
                 labels=labels,
-                features={name: frames for name, frames in found.items() if frames is not None},
+                features=features,
                 group=record.group or None,
                 speaker=record.speaker or None,
             )
@@ -200,19 +195,12 @@ class Reading(Mapping[str, Iterator[Utterance]]):
             what = "dropped" if empty_text is EmptyText.drop else "kept"
             _log.warning("%d utterances of %s have no words: %s", counts.empty_text, split, what)
 
-    def _features(
-        self, name: str, frames: Frames | None, where: str, counts: Counts
-    ) -> NDArray[np.float32] | None:
-        """The real frames (L, d) of one feature; None where there are none."""
-        for found in (counts.repaired_values, counts.repaired_utterances, counts.absent):
-            found.setdefault(name, 0)
-        values = None if frames is None else checks.frames(name, frames, where)
-        if values is None or len(values) == 0:
-            counts.absent[name] += 1
-            return None
+    def _frames(self, name: str, found: Frames, where: str, counts: Counts) -> NDArray[np.float32]:
+        """The real frames (L, d) of one feature."""
+        values = checks.frames(name, found, where)
         wanted = {"audio": self._dataset.audio_dim, "vision": self._dataset.vision_dim}.get(name)
         width = values.shape[1]
-        if wanted is not None and width != wanted:
+        if len(values) and wanted not in (None, width):
             raise ReadError(
                 f"{where} has {width} {name} features per frame, but dataset.{name}_dim is "
                 f"{wanted}. Use the features that the data set is published with, or set "
@@ -221,16 +209,15 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         with np.errstate(over="ignore"):
             result = values.astype(np.float32, order="C")
         broken = ~np.isfinite(result)
-        if broken.any():
-            if self._dataset.repair is Repair.refuse:
-                raise ReadError(
-                    f"{where} has {checks.describe_broken(values, broken)} among its {name} "
-                    "features. Extract them anew, or set dataset.repair=zero, which replaces such "
-                    "values by 0 and counts them."
-                )
-            result[broken] = 0
-            counts.repaired_values[name] += int(broken.sum())
-            counts.repaired_utterances[name] += 1
+        count = int(broken.sum())
+        if count and self._dataset.repair is Repair.refuse:
+            raise ReadError(
+                f"{where} has {count} of {broken.size} {name} features that are NaN, infinite or "
+                f"too large, such as {values[broken][0]}. Extract them anew, or set "
+                "dataset.repair=zero, which replaces such values by 0 and counts them."
+            )
+        result[broken] = 0
+        counts.repaired_values[name] += count
         return result
 
     def _repeated(self) -> ReadError:
