@@ -14,19 +14,27 @@ BOUND = 1000 * torch.finfo(torch.float32).eps
 """Largest difference, in multiples of the largest number: 1.2e-4."""
 
 
-def assert_same(found: Tensor, expected: Tensor, *, scale: float | None = None) -> None:
+def assert_same(
+    found: Tensor,
+    expected: Tensor,
+    *,
+    scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Fails where two results differ by more than rounding.
 
     Args:
         found: A result.
         expected: Another one, of the same shape.
         scale: The largest number that went into them; that of ``expected`` where not given.
+        dtype: What they were computed in; of two, the coarser.
     """
     found, expected = found.detach().double(), expected.detach().double()
     assert found.shape == expected.shape
     size = float(expected.abs().max()) if scale is None else scale
     difference = float((found - expected).abs().max())
-    assert difference <= BOUND * size, f"differs by {difference:.3g}, numbers up to {size:.3g}"
+    bound = 1000 * torch.finfo(dtype).eps
+    assert difference <= bound * size, f"differs by {difference:.3g}, numbers up to {size:.3g}"
 
 
 def assert_trained_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from msea_lightning.adapter import CHFNAdapter
 from msea_lightning.paper import paper_table
 from tests.adapter.counts import parameter_counts
+from tests.rounding import assert_same
 
 WIDTH, AUDIO, VISION = 16, 3, 5
 COUNTS = {"mosei": 50_786_304, "simsv2": 51_167_232, "meld": 50_864_128, "cherma": 62_922_752}
@@ -59,8 +60,11 @@ def test_parameters_are_those_of_table_5() -> None:
 
 
 def test_attention_frame_by_frame() -> None:
-    adapter = trained()
-    batch = inputs()
+    adapter = trained().double()
+    batch = {
+        name: values.double() if values.is_floating_point() else values
+        for name, values in inputs().items()
+    }
     prefix, found = adapter(**batch)
     assert prefix is None
     weights = adapter.state_dict()
@@ -77,7 +81,7 @@ def test_attention_frame_by_frame() -> None:
         adjusted = z.clone()
         for exponent, s in zip(exponents, frames, strict=True):
             adjusted += exponent / sum(exponents) * (weights["value.weight"] @ s)
-        torch.testing.assert_close(found[0, token], adjusted, rtol=1e-5, atol=1e-5)
+        assert_same(found[0, token], adjusted, dtype=torch.float64)
     assert (found - batch["text"]).abs().min() > 0
 
 
@@ -96,4 +100,4 @@ def test_the_order_of_frames_is_not_read() -> None:
     batch = inputs()
     _, expected = adapter(**batch)
     _, found = adapter(**{**batch, "audio": batch["audio"].flip(1)})
-    torch.testing.assert_close(found, expected)
+    assert_same(found, expected)
