@@ -83,8 +83,11 @@ class RecordedTokenizer:
         pieces = {448: "-", 29871: "", **{token: char for char, token in self._number.items()}}
         return "".join(pieces[token] for token in ids)
 
+    def get_vocab(self) -> dict[str, int]:
+        return {"<s>": 1, "<unk>": 0}
+
     def convert_tokens_to_ids(self, token: str) -> int:
-        return {"<s>": 1, "<unk>": 0}[token]
+        return self.get_vocab()[token]
 
 
 def load(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
