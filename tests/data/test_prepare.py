@@ -169,32 +169,27 @@ def test_features_of_another_width_are_refused(table: DatasetConfig) -> None:
         prepare_store(table)
 
 
-def test_two_processes_at_once_make_one_store(table: DatasetConfig, cache: Path) -> None:
+def test_two_processes_at_once_make_one_store(
+    table: DatasetConfig, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     code = (
         "import logging; logging.basicConfig(level='INFO', format='%(message)s')\n"
         "from msea_lightning.data.options import DatasetConfig, Reader\n"
         "from msea_lightning.data.prepare import prepare_store\n"
         f"dataset = DatasetConfig(name='mine', reader=Reader.table, path={table.path!r})\n"
-        "input()\n"
+        "print(flush=True)\n"
         "assert len(prepare_store(dataset).splits['train']) == 6\n"
     )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert sum("preparing mine" in text for text in said) == 1
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with caplog.at_level(logging.INFO):
+            assert len(prepare_store(table).splits["train"]) == 6
+        said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert f"{said}{caplog.text}".count("preparing mine") == 1
     assert len([path for path in (cache / "stores").iterdir() if path.is_dir()]) == 1
 
 

@@ -289,7 +289,7 @@ def test_the_authors_layout_of_cherma(tmp_path: Path, words: str) -> None:
         vision = np.load(folder / "visual" / "dev" / f"{stem}.mp4.npy")
         np.testing.assert_array_equal(utterance.features["audio"], audio)
         np.testing.assert_array_equal(utterance.features["vision"], vision)
-    assert len(find_files(folder, config("cherma", Reader.cherma))) == 3 + 3 * 13
+    assert len(find_files(folder, config("cherma", Reader.cherma))) == 3 + 2 * 13
 
 
 def small_cherma(folder: Path, words: str | None = "text") -> tuple[Path, DatasetConfig]:
@@ -305,13 +305,6 @@ def test_transcripts_of_cherma_beside_the_json_files(tmp_path: Path) -> None:
     assert folder / "transcripts.csv" in find_files(folder, dataset)
 
 
-def test_transcripts_of_cherma_in_text_files(tmp_path: Path) -> None:
-    folder, dataset = small_cherma(tmp_path, words=None)
-    for path in (folder / "text").rglob("*.npy"):
-        np.save(path, path.stem)
-    assert next(iter(read_files(folder, dataset)["test"])).text == "test_0000"
-
-
 def test_cherma_without_transcripts_says_where_to_put_them(tmp_path: Path) -> None:
     folder, dataset = small_cherma(tmp_path, words=None)
     with pytest.raises(ReadError, match=r"'train_0000' \(train, number 1\) has no transcript") as e:
@@ -323,7 +316,9 @@ def test_cherma_without_transcripts_says_where_to_put_them(tmp_path: Path) -> No
 def test_flaws_of_the_authors_layout_are_named(tmp_path: Path) -> None:
     folder, dataset = small_cherma(tmp_path)
     (folder / "visual" / "test" / "test_0001.mp4.npy").unlink()
-    with pytest.raises(ReadError, match=r"'test_0001' .* has no visual features: .* is missing"):
+    with pytest.raises(
+        ReadError, match=r"'test_0001' .* lacks .*visual.test.test_0001\.mp4\.npy\. Fetch"
+    ):
         list(read_files(folder, dataset)["test"])
     np.save(folder / "audio" / "dev" / "valid_0000.npy", np.array([None]), allow_pickle=True)
     with pytest.raises(ReadError, match=r"'valid_0000' .*valid_0000\.npy is not a NumPy array"):

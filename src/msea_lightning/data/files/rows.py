@@ -20,7 +20,7 @@ class Row:
 
     Attributes:
         line: The line of the file that it begins on, counted from 1.
-        values: Its fields by column.
+        values: Its fields by column; without spaces around them, but for the text.
     """
 
     line: int
@@ -70,7 +70,8 @@ def read_rows(
                 f'"well{separator} no".'
             )
         found = dict(zip(columns, fields, strict=True))
-        result.append(Row(line, {name: found.get(name, "") for name in (*required, *optional)}))
+        values = {name: found.get(name, "").strip() for name in (*required, *optional)}
+        result.append(Row(line, values | {"text": found["text"]}))
     return result, separator
 
 

@@ -2,14 +2,13 @@
 
 A folder with ``train.json``, ``dev.json`` and ``test.json``, each a list of ``{"audio_file",
 "video_file", "txt_label", "audio_label", "visual_label", "video_label"}``, beside the features in
-``text|audio|visual/<split>/*.npy``. The features are called like the audio file (without ``.wav``),
-those of the visual modality end in ``.mp4.npy``. ``video_label`` is the label of the utterance as
-a whole, the one that counts; the other three are of one modality each.
+``audio|visual/<split>/*.npy``. The features are called like the audio file (without ``.wav``) and
+like the video file (with ``.mp4``). ``video_label`` is the label of the utterance as a whole, the
+one that counts; the other three are of one modality each.
 
-The framework reads words, and the authors' ``text/*.npy`` hold features of a text encoder. A
-transcript is taken from the first of these that has it: a field of the JSON entry (``text``,
-``txt``, ``transcript`` ...), ``transcripts.csv`` (id, text) beside the JSON files, and
-``text/<split>/<id>.npy`` where that file holds words.
+The authors' ``text/*.npy`` hold features of a text encoder, and the framework reads words. A
+transcript is a field of the JSON entry (``text``, ``txt``, ``transcript`` ...), or else in
+``transcripts.csv`` (id, text) beside the JSON files.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from msea_lightning.data.files.arrays import load_array
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
@@ -42,7 +39,6 @@ _TEXT_FIELDS = (
     *("utterance", "subtitle", "content"),
 )
 _TRANSCRIPTS = "transcripts.csv"
-_FOLDERS = ("text", "audio", "visual")
 
 
 class ChermaLayout(Layout):
@@ -65,7 +61,11 @@ class ChermaLayout(Layout):
         return [
             *self.by_split.values(),
             *([self._transcripts] if self._transcripts.is_file() else []),
-            *(file for name in _FOLDERS for file in sorted((folder / name).rglob("*.npy"))),
+            *(
+                file
+                for name in ("audio", "visual")
+                for file in sorted((folder / name).rglob("*.npy"))
+            ),
         ]
 
     def sources(self) -> Mapping[str, Source]:
@@ -109,47 +109,37 @@ def _records(
         fields = checks.members(entry, _NEEDED, f"{file}: number {number} ({split})")
         identity = fields["audio_file"].removesuffix(".wav")
         where = f"{file}: utterance '{identity}' ({split}, number {number})"
-        video = fields.get("video_file") or f"{identity}.mp4"
-        stems = [f"{identity}.mp4", video, f"{video.removesuffix('.mp4')}.mp4"]
+        video = fields.get("video_file", identity).removesuffix(".mp4")
         yield Record(
             position=f"number {number}",
             id=identity,
-            text=_transcript(file, identity, fields, transcripts, where),
+            text=_transcript(fields, transcripts.get(identity), file, where),
             labels={
                 name: fields[key] for name, key in _LABELS.items() if name == "M" or fields.get(key)
             },
             features={
-                "audio": _features(file, "audio", [identity], where),
-                "vision": _features(file, "visual", stems, where),
+                "audio": _features(file.parent / "audio" / file.stem / f"{identity}.npy", where),
+                "vision": _features(file.parent / "visual" / file.stem / f"{video}.mp4.npy", where),
             },
         )
 
 
-def _features(file: Path, name: str, stems: list[str], where: str) -> Frames:
-    folder = file.parent / name / file.stem
-    path = next((path for stem in stems if (path := folder / f"{stem}.npy").is_file()), None)
-    if path is None:
+def _features(path: Path, where: str) -> Frames:
+    if not path.is_file():
         raise ReadError(
-            f"{where} has no {name} features: {folder / stems[0]}.npy is missing. Fetch the "
-            "folder again, or remove the utterance from the JSON file."
+            f"{where} lacks {path}. Fetch the folder again, or remove the utterance from the JSON "
+            "file."
         )
     return Frames.whole(load_array(path, where))
 
 
-def _transcript(
-    file: Path, identity: str, fields: Mapping[str, str], transcripts: dict[str, str], where: str
-) -> str:
-    words = [fields[name] for name in _TEXT_FIELDS if name in fields]
-    if words or identity in transcripts:
-        return words[0] if words else transcripts[identity]
-    path = file.parent / "text" / file.stem / f"{identity}.npy"
-    if path.is_file():
-        values = load_array(path, where)
-        if values.dtype.kind == "U" and values.size == 1:
-            return str(np.squeeze(values))
-    raise ReadError(
-        f"{where} has no transcript: the JSON entry has the fields {shorten(fields)}, "
-        f"{_TRANSCRIPTS} beside it does not list the utterance, and {path} does not hold words. "
-        f"Write {file.parent / _TRANSCRIPTS} with the columns id and text, or use the files of "
-        "dataset=cherma dataset.download=true, which hold the transcripts."
-    )
+def _transcript(fields: Mapping[str, str], listed: str | None, file: Path, where: str) -> str:
+    words = next((fields[name] for name in _TEXT_FIELDS if name in fields), listed)
+    if words is None:
+        raise ReadError(
+            f"{where} has no transcript: the JSON entry has the fields {shorten(fields)}, and "
+            f"{_TRANSCRIPTS} beside it does not list the utterance. Write "
+            f"{file.parent / _TRANSCRIPTS} with the columns id and text, or use the files of "
+            "dataset=cherma dataset.download=true, which hold the transcripts."
+        )
+    return words

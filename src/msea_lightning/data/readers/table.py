@@ -101,7 +101,7 @@ class TableLayout(Layout):
         for column, name in _LABELS.items():
             for index, label in self._labels(column, rows, separator).items():
                 labels[index][name] = label
-        features = _Features(self._table.parent, [row.values["id"].strip() for row in rows])
+        features = _Features(self._table.parent, [row.values["id"] for row in rows])
         return {
             split: Source(
                 self._table, partial(_records, rows, indices, labels, features), len(indices)
@@ -111,16 +111,16 @@ class TableLayout(Layout):
 
     def _refuse_formula_errors(self, row: Row) -> None:
         for name, value in row.values.items():
-            failed = name in ("id", "split") and value.strip() == "#N/A"
-            if failed or _FORMULA_ERROR.fullmatch(value.strip()):
+            failed = name in ("id", "split") and value == "#N/A"
+            if failed or _FORMULA_ERROR.fullmatch(value):
                 raise ReadError(
-                    f"{self._table}, line {row.line} has '{value.strip()}' as {name}: a "
+                    f"{self._table}, line {row.line} has '{value}' as {name}: a "
                     "spreadsheet took the entry for a formula (those begin with = + - @) and could "
                     "not compute it. Format the column as text and enter its values again."
                 )
 
     def _split(self, row: Row) -> str:
-        name = row.values["split"].strip()
+        name = row.values["split"]
         if name.lower() not in SPLIT_NAMES:
             raise ReadError(
                 f"{self._table}: utterance '{row.values['id']}' (line {row.line}) is in the "
@@ -132,7 +132,7 @@ class TableLayout(Layout):
     def _labels(self, column: str, rows: list[Row], separator: str) -> dict[int, Label]:
         """The labels of one column by row, numbers where all are; without those missing."""
         config = self.dataset.labels
-        texts = {index: row.values[column].strip() for index, row in enumerate(rows)}
+        texts = {index: row.values[column] for index, row in enumerate(rows)}
         found = {
             index: text
             for index, text in texts.items()
@@ -175,21 +175,18 @@ def _records(
     with features.open() as archive:
         for index in indices:
             row = rows[index]
-            identity = row.values["id"].strip()
-            position = f"line {row.line}"
+            identity = row.values["id"]
+            where = f"utterance '{identity}' (line {row.line})"
             yield Record(
-                position=position,
+                position=f"line {row.line}",
                 id=identity,
                 text=row.values["text"],
                 labels=labels[index],
                 features={
-                    name: features.fetch(
-                        name, index, archive, f"utterance '{identity}' ({position})"
-                    )
-                    for name in features.places
+                    name: features.fetch(name, index, archive, where) for name in features.places
                 },
-                group=row.values["group"].strip() or dialogue_of(identity),
-                speaker=row.values["speaker"].strip(),
+                group=row.values["group"] or dialogue_of(identity),
+                speaker=row.values["speaker"],
             )
 
 
