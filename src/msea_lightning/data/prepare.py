@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,9 @@ def prepare_store(dataset: DatasetConfig) -> Store:
 
 def earlier_sources(dataset: DatasetConfig) -> list[Path]:
     """What the stores of a data set that lie in the cache were made of, the latest store first."""
-    folders = (cache_folder(dataset) / "stores").glob("*")
+    folders = (cache_folder(dataset) / "stores").glob(f"{escape(dataset.name)}-*")
     found: dict[Path, None] = {}
     for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
-        if not folder.name.startswith(f"{dataset.name}-"):
-            continue
         try:
             info = Store.open(folder).info
         except StoreError:
@@ -105,12 +104,7 @@ def download_folder(dataset: DatasetConfig) -> Path:
 
 
 def _locate(dataset: DatasetConfig) -> Path:
-    """The file or folder to read; fetched first where it is missing and that is asked for.
-
-    Raises:
-        PrepareError: saying what is missing, where it is published, where to put it, and the
-            command that fetches it.
-    """
+    """The file or folder to read; fetched first where it is missing and that is asked for."""
     downloads = download_folder(dataset)
     for path in (chosen_path(dataset), downloads):
         try:

@@ -29,13 +29,8 @@ def load_array(path: Path, where: str) -> NDArray[Any]:
     Raises:
         ReadError: where it is damaged, or holds pickled objects.
     """
-    try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except _BROKEN as error:
-        found = stand_in(path)
-        reason = found or f"is not a NumPy array of numbers ({error}). Save it anew with numpy.save"
-        raise ReadError(f"{where}: {path} {reason}.") from error
+    with _explained(path, f"{where}: {path}", "array of numbers"), path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 @contextmanager
@@ -46,11 +41,9 @@ def open_archive(path: Path) -> Iterator[NpzFile]:
         ReadError: where it is damaged, or no such file.
     """
     with ExitStack() as stack:
-        try:
+        with _explained(path, f"{path}", "archive"):
             # Opened here, because numpy.load leaves the file open when it is no archive.
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
-        except _BROKEN as error:
-            raise _refusal(path, error) from error
         if not isinstance(archive, NpzFile):
             raise ReadError(f"{path} holds one array. Save all of them with numpy.savez.")
         yield stack.enter_context(archive)
@@ -62,22 +55,21 @@ def read_member(archive: Mapping[str, Any], path: Path, key: str) -> NDArray[Any
     Raises:
         ReadError: where it is damaged, or holds pickled objects.
     """
-    try:
+    with _explained(path, f"{path}: {key}", "array of numbers"):
         values = archive[key]
+        if not isinstance(values, np.ndarray):
+            raise ValueError("it is another file in the archive")
+        return values
+
+
+@contextmanager
+def _explained(path: Path, what: str, kind: str) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into a :class:`ReadError`."""
+    try:
+        yield
     except _BROKEN as error:
-        raise _refusal(path, error, key) from error
-    if not isinstance(values, np.ndarray):
-        raise ReadError(f"{path}: {key} is not a NumPy array. Save the file with numpy.savez.")
-    return values
-
-
-def _refusal(path: Path, error: BaseException, key: str | None = None) -> ReadError:
-    found = stand_in(path)
-    if found is not None:
-        return ReadError(f"{path} {found}.")
-    what = f"{path}: {key}" if key else f"{path}"
-    kind = "NumPy array of numbers" if key else "NumPy archive"
-    return ReadError(
-        f"{what} is not a {kind}, or incomplete ({error}). Save the file anew with numpy.savez, "
-        "without arrays of objects."
-    )
+        flaw = stand_in(path) or (
+            f"is not a NumPy {kind}, or incomplete ({error}). Save the file anew with numpy.save "
+            "or numpy.savez, without arrays of objects"
+        )
+        raise ReadError(f"{what} {flaw}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 _HEAD = 1 << 16
@@ -11,7 +10,6 @@ _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # first pickle of torch.save befor
 _OTHERS = {
     b"PK\x03\x04": "a zip archive, not a pickle. Unpack it first",
     b"\x1f\x8b": "a gzip archive, not a pickle. Unpack it first",
-    b"7z\xbc\xaf": "a 7z archive, not a pickle. Unpack it first",
     b"\x93NUMPY": "a NumPy array (.npy), not a pickle. Check dataset.reader",
     b"\x89HDF": "an HDF5 file, not a pickle. Save its arrays in the layout of dataset=table",
 }
@@ -45,7 +43,8 @@ def stand_in(path: Path) -> str | None:
 def instead_of_pickle(path: Path) -> str | None:
     """Likewise for a pickle: also other formats, and pickles spoilt on the way."""
     head = _head(path)
-    if _TORCH_MAGIC in head[:20] or (head.startswith(b"PK") and _is_torch_archive(path)):
+    # A file of torch.save is a zip archive with a pickle in it, whose name comes first.
+    if _TORCH_MAGIC in head[:20] or (head.startswith(b"PK") and b"data.pkl" in head[:256]):
         load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
         return (
             f"is a file of torch.save, not a pickle of NumPy arrays. {_conversion(path, load)}\n"
@@ -92,14 +91,6 @@ def _conversion(path: Path, load: str) -> str:
         f"    Path({target!r}).write_bytes(pickle.dumps(tree_map(lambda x: x.detach().numpy() "
         f"if isinstance(x, torch.Tensor) else x, {load})))"
     )
-
-
-def _is_torch_archive(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _head(path: Path) -> bytes:

@@ -74,9 +74,8 @@ def load_pickle(path: Path) -> Any:
         What the pickle holds; arrays may be read-only.
 
     Raises:
-        PickleError: naming the file and what is wrong with it: a name that is not on the list
-            above (given in full; it is never imported nor called), a truncated or damaged pickle,
-            or something else saved in its place.
+        PickleError: naming the file and what is wrong with it: it asks for another name (never
+            imported nor called), is truncated or damaged, or is something else.
     """
     with _open(path) as stream:
         return _Unpickler(path, stream).load()

@@ -12,11 +12,7 @@ __all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "
 
 
 def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
-    """All files that :func:`read_files` would read.
-
-    Args:
-        path: The published file or folder.
-        dataset: The data set's options.
+    """All files that :func:`read_files` would read, in a published file or folder.
 
     Raises:
         MissingFileError: naming what is not there.
@@ -26,11 +22,7 @@ def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
 
 
 def read_files(path: Path, dataset: DatasetConfig) -> Reading:
-    """Opens published files.
-
-    Args:
-        path: The published file or folder.
-        dataset: The data set's options.
+    """Opens a published file or folder.
 
     Raises:
         UserError: naming the file, and where it concerns one, the utterance and the remedy.
