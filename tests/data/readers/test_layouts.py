@@ -506,7 +506,7 @@ def test_flaws_of_a_table_are_named_with_their_line(tmp_path: Path, name: str) -
 def archive_flaws() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
     return {
         "key": (lambda a: a.update(labels=np.ones(12)), r"labels has the shape \(12,\), but"),
-        "lengths": (lambda a: a.update(pitch_lengths=np.ones(12)), "pitch_lengths, but no pitch"),
+        "lengths": (lambda a: a.update(pitch_lengths=np.ones(12)), "pitch_lengths has the shape"),
         "name": (lambda a: a.update({"my pitch": np.ones((12, 1))}), "'my pitch' cannot be the na"),
         "no row": (lambda a: a.update({"pitch/z": np.ones((2, 5))}), "1 utterances, none .*: z"),
         "another name": (

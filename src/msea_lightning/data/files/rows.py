@@ -45,17 +45,18 @@ def read_rows(
             has rows that do not fit its header.
     """
     content = _decode(path)
-    separator = _separator(content, required)
+    header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
+    separator = max(_SEPARATORS, key=header.count)
     parsed = _parse(path, content, separator)
     if not parsed:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
-    (_, header), *rows = parsed
-    columns = [name.strip().lower() for name in header]
+    (_, names), *rows = parsed
+    columns = [name.strip().lower() for name in names]
     missing = [name for name in required if name not in columns]
     if missing:
         raise ReadError(
             f"{path} has no column {' and no column '.join(missing)}; found "
-            f"{shorten(name.strip() for name in header)}. The first row names the columns, "
+            f"{shorten(name.strip() for name in names)}. The first row names the columns, "
             "separated by commas, semicolons or tabs."
         )
     doubles = [name for name in (*required, *optional) if columns.count(name) > 1]
@@ -90,16 +91,6 @@ def _decode(path: Path) -> str:
             f"{path}, line {line} is not UTF-8 (byte {content[error.start]:#04x}). Save the file "
             'as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
-
-
-def _separator(content: str, required: Sequence[str]) -> str:
-    """The separator with which the first line names the columns; the comma where none does."""
-    header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0].lower()
-    for separator in _SEPARATORS:
-        names = {name.strip().strip('"').strip() for name in header.split(separator)}
-        if names.issuperset(required):
-            return separator
-    return _SEPARATORS[0]
 
 
 def _parse(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:

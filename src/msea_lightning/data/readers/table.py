@@ -53,7 +53,6 @@ _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
 _LABELS = {"label": MAIN_LABEL, "label_t": "T", "label_a": "A", "label_v": "V"}
 _NEEDED = ("id", "split", "text", "label")
-_FEATURES = ("audio", "vision")
 _ALIASES = {"audio": "audio", "acoustic": "audio"} | dict.fromkeys(
     ("vision", "video", "visual"), "vision"
 )
@@ -61,9 +60,7 @@ _LENGTHS = "_lengths"
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null"))
 """Labels that spreadsheets and pandas write where there is none."""
-_FORMULA_ERROR = re.compile(
-    r"#(NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!)"
-)
+_FORMULA_ERROR = re.compile(r"#[A-Z0/]+[!?]")  # #NAME?, #REF!, #DIV/0!
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +74,9 @@ class TableLayout(Layout):
         folder = self._table.parent
         if not os.path.lexists(self._table):
             raise MissingFileError(f"{path} holds no {_TABLE}")
-        archives = [file for file in (folder / _ARCHIVE,) if os.path.lexists(file)]
-        return [
-            self._table,
-            *archives,
-            *(file for inside in _folders(folder) for file in _arrays(inside)),
-        ]
+        archive = folder / _ARCHIVE
+        found = [self._table, archive] if os.path.lexists(archive) else [self._table]
+        return found + [file for inside in _folders(folder) for file in _arrays(inside)]
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
@@ -218,7 +212,7 @@ class _Features:
     """The features beside a table; found and compared with its rows, but not yet read.
 
     Attributes:
-        places: Where the features of each name are; None of audio or vision that there is not.
+        places: Where the features of each name are.
     """
 
     def __init__(self, folder: Path, ids: list[str]) -> None:
@@ -229,21 +223,17 @@ class _Features:
         if self._archive.is_file():
             with open_archive(self._archive) as archive:
                 self._keys = archive.files
-        found: dict[str, _Place] = {}
+        self.places: dict[str, _Place] = {}
         for place in (*self._in_archive(), *self._in_folders(folder)):
             name = _feature(place)
-            if name in found:
+            if name in self.places:
                 raise ReadError(
-                    f"the {name} features are in more than one place: {found[name].where}; "
+                    f"the {name} features are in more than one place: {self.places[name].where}; "
                     f"{place.where}. Keep one of them."
                 )
-            found[name] = place
+            self.places[name] = place
             if place.names:
                 self._compare(name, place)
-        further = sorted(set(found) - set(_FEATURES))
-        if further:
-            _log.info("further features beside audio and vision: %s", ", ".join(further))
-        self.places = {name: found.get(name) for name in (*_FEATURES, *further)}
 
     def open(self) -> AbstractContextManager[Mapping[str, Any]]:
         """The archive; empty where there is none."""
@@ -252,8 +242,6 @@ class _Features:
     def fetch(self, name: str, index: int, archive: Mapping[str, Any], where: str) -> Frames | None:
         """The features of the utterance in a row; None where it has none."""
         place = self.places[name]
-        if place is None:
-            return None
         if not place.names:
             if name not in self._arrays:
                 self._arrays[name] = self._read_rows(str(place.key), archive)
@@ -275,13 +263,8 @@ class _Features:
             if slash:
                 where = f"{self._archive}, keys {name}/<id>"
                 by_id.setdefault(name, _Place(where, name)).add(identity)
-            elif owner == key:
+            elif owner == key or owner not in self._keys:
                 by_row.append(_Place(f"{self._archive}, key {name}", name))
-            elif owner not in self._keys:
-                raise ReadError(
-                    f"{self._archive} holds {key}, but no {owner} that it could be the lengths of. "
-                    "Rename or remove it."
-                )
         return [*by_row, *by_id.values()]
 
     def _in_folders(self, folder: Path) -> Iterator[_Place]:
