@@ -101,8 +101,14 @@ def _as_svg(figure: Figure, title: str, name: str) -> Markup:
     )
 
 
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(_WIDTH / 72, height / 72), dpi=72, layout="constrained")
+def _frames(
+    height: float, rows: int = 1, *, left: int = 52, bottom: int = 42, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes, one below the other, with fixed margins: measuring texts is slow."""
+    figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
+    margins = {"left": left / _WIDTH, "right": 1 - 14 / _WIDTH, "bottom": bottom / height}
+    options |= {"top": 1 - 10 / height, **margins}
+    return figure, figure.subplots(rows, 1, gridspec_kw=options)
 
 
 def _seeds(count: int) -> str:
@@ -131,12 +137,12 @@ def _strips(
         rows: Label, and the values of each series.
         legend: Names of the series, where there is more than one.
     """
-    figure = _figure(40 + 34 * len(rows) + (18 if legend else 0))
-    axes = figure.subplots()
+    below = 60 if legend else 42
+    figure, axes = _frames(10 + 34 * len(rows) + below, left=8, bottom=below)
     for index, (label, _) in enumerate(rows):
         label = label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
         place = axes.get_yaxis_transform()
-        axes.text(0, index - 0.4, label, transform=place, va="center", in_layout=False)
+        axes.text(0, index - 0.4, label, transform=place, va="center")
     for number in range(max(1, len(legend))):
         points = [(value, index) for index, (_, own) in enumerate(rows) for value in own[number]]
         axes.plot(
@@ -148,7 +154,7 @@ def _strips(
             label=legend[number] if legend else None,
         )
     if legend:
-        figure.legend(loc="outside upper left", ncols=len(legend))
+        figure.legend(loc="lower left", ncols=len(legend))
     else:
         means = [np.mean(own[0]) for _, own in rows]
         axes.plot(means, range(len(rows)), "k|", markersize=12, markeredgewidth=2.2)
@@ -172,8 +178,7 @@ def _seed_spread(configurations: Sequence[Configuration]) -> Drawings:
 def _volume(configurations: Sequence[Configuration]) -> Drawings:
     series = volume_series(configurations)
     for metric in _metrics(configurations) if series else ():
-        figure = _figure(210 + 16 * len(series))
-        axes = figure.subplots()
+        figure, axes = _frames(200 + 17 * len(series), bottom=42 + 17 * len(series))
         counts = []
         for own in series:
             known = [one for one in own if metric in one.summaries and one.summaries[metric].n]
@@ -187,7 +192,7 @@ def _volume(configurations: Sequence[Configuration]) -> Drawings:
                 label=own[-1].label,
             )
         axes.set(xlim=(0, 105), xlabel="training data [%]", ylabel=_unit(metric))
-        figure.legend(loc="outside lower left", handlelength=3.2)
+        figure.legend(loc="lower left", handlelength=3.2)
         few, many = min(counts, default=0), max(counts, default=0)
         n = f"n={few}" if few == many else f"n={few} to {many}"
         yield f"{metric_info(metric).title} by training data", f"{n} seeds", figure
@@ -199,8 +204,9 @@ def _learning(configurations: Sequence[Configuration]) -> Drawings:
         if not histories or one.kind is None:
             continue
         info = selection_metric(one.kind)
-        figure = _figure(250)
-        above, below = figure.subplots(2, 1, sharex=True)
+        figure, (above, below) = _frames(250, 2, hspace=0.14)
+        above.sharex(below)
+        above.tick_params(labelbottom=False)
         for axes, column, label, unit in (
             (above, "train/loss", "training loss", 1),
             (below, f"valid/{info.name}", f"valid {_unit(info.name)}", 100 if info.percent else 1),
@@ -245,8 +251,7 @@ def _confusion(configurations: Sequence[Configuration]) -> Drawings:
             continue
         counts = np.array([[pairs[truth, answer] for answer in names] for truth in names], float)
         shares = _shares(counts, axis=1)
-        figure = _figure(340)
-        axes = figure.subplots()
+        figure, axes = _frames(336, left=80, bottom=84)
         axes.pcolormesh(shares, vmin=0, vmax=1)
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
@@ -271,8 +276,8 @@ def _intensity(configurations: Sequence[Configuration]) -> Drawings:
         answers = _answers(one)
         if one.kind is MetricKind.emotion or not answers:
             continue
-        truth = np.concatenate([np.asarray(part.labels, float) for part in answers])
-        answer = np.concatenate([np.asarray(part.answers, float) for part in answers])
+        truth = np.concatenate([part.labels for part in answers])
+        answer = np.concatenate([part.answers for part in answers])
         known = np.isfinite(truth) & np.isfinite(answer)
         truth, answer = truth[known], answer[known]
         if not len(truth):
@@ -281,8 +286,7 @@ def _intensity(configurations: Sequence[Configuration]) -> Drawings:
         low = min(truth.min(), answer.min()) if labels.low is None else labels.low
         high = max(truth.max(), answer.max()) if labels.high is None else labels.high
         limits = (low, high) if low < high else (low - 0.5, low + 0.5)
-        figure = _figure(400)
-        above, below = figure.subplots(2, 1, height_ratios=(2, 1))
+        figure, (above, below) = _frames(400, 2, height_ratios=(2, 1), hspace=0.3)
         _intensity_map(above, truth, answer, limits)
         _error_bars(below, truth, answer, limits)
         yield one.label, f"{_seeds(len(answers))}, n={len(truth)}", figure
@@ -338,8 +342,7 @@ def _reliability(configurations: Sequence[Configuration]) -> Drawings:
         found = reliability(probabilities, right)
         filled = found.counts > 0
         width = 1 / len(found.counts)
-        figure = _figure(235)
-        axes = figure.subplots()
+        figure, axes = _frames(235)
         axes.plot([0, 1], [0, 1], "k--", marker="", linewidth=1)
         bars = axes.bar(
             (np.arange(len(found.counts))[filled] + 0.5) * width,
@@ -360,14 +363,12 @@ def _reliability(configurations: Sequence[Configuration]) -> Drawings:
 
 def _right(one: Configuration, part: Predictions) -> NDArray[np.bool_]:
     """(N,) whether an answer is the truth, or of intensities the legal one nearest to it."""
+    truth, answers = np.array(part.labels), np.array(part.answers)
     if one.kind is MetricKind.emotion:
-        same: NDArray[np.bool_] = np.asarray(part.labels) == np.asarray(part.answers)
-        return same
+        return np.asarray(truth == answers)
     step = one.config.dataset.labels.step or _STEP
-    distance = np.abs(np.asarray(part.answers, dtype=float) - np.asarray(part.labels, dtype=float))
     # Intensities were float32 on their way.
-    close: NDArray[np.bool_] = distance <= step / 2 + 1e-6
-    return close
+    return np.asarray(np.abs(answers - truth) <= step / 2 + 1e-6)
 
 
 def _costs(configurations: Sequence[Configuration]) -> Drawings:

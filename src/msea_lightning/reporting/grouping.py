@@ -16,7 +16,7 @@ from typing import Any
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.metrics import METRIC_NAMES, selection_metric
+from msea_lightning.metrics import METRIC_NAMES
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import FULL, paper_titles
 from msea_lightning.reporting.folders import (
@@ -79,11 +79,6 @@ class Configuration:
         """The configuration in words, without its data set."""
         share = self.names.train_fraction
         return ", ".join([self.variant, *([percent(share)] if share != 1 else []), *self.options])
-
-    @property
-    def selection(self) -> Summary | None:
-        """The metric by which epochs are chosen, over the seeds of the test part."""
-        return None if self.kind is None else self.summaries[selection_metric(self.kind).name]
 
 
 def percent(share: float) -> str:
@@ -167,17 +162,20 @@ def by_dataset(configurations: Iterable[Configuration]) -> dict[str, list[Config
     return parts
 
 
-def by_kind(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+def by_kind(
+    configurations: Sequence[Configuration],
+) -> dict[tuple[str, MetricKind | None], list[Configuration]]:
     """Configurations whose numbers can be compared: of one data set, with the same metrics.
 
-    One without a finished run goes with the first kind of metrics of its data set.
+    One without a finished run goes with the first kind of metrics of its data set; the kind is None
+    where no run of the data set is finished.
     """
     parts: dict[tuple[str, MetricKind | None], list[Configuration]] = {}
     for dataset, own in by_dataset(configurations).items():
         first = next((one.kind for one in own if one.kind is not None), None)
         for one in own:
             parts.setdefault((dataset, one.kind or first), []).append(one)
-    return list(parts.values())
+    return parts
 
 
 def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:

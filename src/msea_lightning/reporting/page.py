@@ -56,16 +56,17 @@ def count(grouped: Grouped) -> dict[str, int]:
 def best_table(configurations: Sequence[Configuration]) -> Table:
     """The best configuration of each data set, by its selection metric's mean on the test part."""
     rows = []
-    for part in by_kind(configurations):
-        known = [one for one in part if one.selection is not None and one.selection.n]
-        if not known or known[0].kind is None:
+    for (dataset, kind), part in by_kind(configurations).items():
+        if kind is None:
             continue
-        info = selection_metric(known[0].kind)
+        info = selection_metric(kind)
+        known = [one for one in part if one.runs and one.summaries[info.name].n]
+        if not known:
+            continue
         choose = max if info.higher_is_better else min
         best = choose(known, key=lambda one: one.summaries[info.name].mean)
         mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
-        title = dataset_title(best.names.dataset)
-        rows.append(Row((title, best.label, info.title, mean, seeds_text(best))))
+        rows.append(Row((dataset_title(dataset), best.label, info.title, mean, seeds_text(best))))
     return Table(
         key="best",
         title="Best mean on the test part",
@@ -161,14 +162,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def disputed_tables(grouped: Grouped) -> list[Table]:
     """The most disputed utterances per data set and kind of labels; none where all runs agree."""
     tables = []
-    for part in by_kind(grouped.configurations):
+    for (dataset, kind), part in by_kind(grouped.configurations).items():
         own = [one for one in part if one.kind is not None]
         rows = [Row(entries) for entries in most_disputed(own)]
         if not rows:
             continue
-        emotions = own[0].kind is MetricKind.emotion
+        emotions = kind is MetricKind.emotion
         spread, note = ("Minority", _MINORITY) if emotions else ("sd", _DEVIATION)
-        dataset = own[0].names.dataset
         tables.append(
             Table(
                 key=f"disputed-{dataset}-{spread}",

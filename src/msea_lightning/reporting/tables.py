@@ -7,7 +7,8 @@ A :class:`Table` holds finished texts. Of the paper's numbers none is computed: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -166,20 +167,14 @@ def table_metrics(dataset: str, configurations: Sequence[Configuration]) -> tupl
 class _Part:
     """What the tables of one data set and one kind of metrics are made of.
 
-    ``kind`` is None where no run is finished; ``apart`` names it where the data set has several.
+    ``kind`` is None where no run is finished; the data set is ``mixed`` where it has several.
     """
 
+    dataset: str
+    kind: MetricKind | None
+    mixed: bool
     configurations: list[Configuration]
     sizes: list[tuple[Names, Size]]
-    apart: str
-
-    @property
-    def dataset(self) -> str:
-        return self.configurations[0].names.dataset
-
-    @property
-    def kind(self) -> MetricKind | None:
-        return next((one.kind for one in self.configurations if one.kind is not None), None)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -197,28 +192,59 @@ class _Part:
     def table(
         self,
         number: str,
-        rows: Sequence[Row],
+        labels: Mapping[Names, str],
         own: Sequence[Configuration],
         *,
-        shown: str = "",
+        above: Sequence[Row] = (),
         key: str = "",
         title: str = "",
         note: str = _SEEDS,
         first: str = "Model",
-        last: Sequence[str] = (),
+        sizes: bool = False,
     ) -> Table:
-        """A table in the layout of the paper's, with a column per metric."""
-        place = (shown or number) if self.in_paper else f"Layout of {number}"
+        """A table in the layout of the paper's, with a column per metric.
+
+        Args:
+            number: The paper's number of it, such as ``Table 4``.
+            labels: What to show, in order, and how it is called.
+            own: The configurations among which that is.
+            above: Rows at the top.
+            key: What tells it from others of this number and data set.
+            title: The same for readers.
+            note: What stands below it.
+            first: Heading of the first column.
+            sizes: Whether the last column has the trainable parameters.
+        """
+        place = number if self.in_paper else f"Layout of {number}"
+        first_number = re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number)
+        if self.mixed and self.kind is not None:
+            key, title = f"{key}-{self.kind.value}", f"{title} ({self.kind.value})"
+        rows = list(above)
+        for names, label in labels.items():
+            for row in self.rows(names, label, [one for one in own if one.names == names]):
+                last = (self._parameters(names, row.source),) if sizes else ()
+                rows.append(Row((*row.entries, *last), row.source))
         return Table(
-            key=f"{number.lower().replace(' ', '')}-{self.dataset}{key}"
-            + (f"-{self.apart}" if self.apart else ""),
-            title=f"{place}: {dataset_title(self.dataset)}{title}"
-            + (f" ({self.apart})" if self.apart else ""),
+            key=f"{first_number.lower()}-{self.dataset}{key}",
+            title=f"{place}: {dataset_title(self.dataset)}{title}",
             note=note,
-            columns=(first, "Source", "n", *map(_heading, self.metrics), *last),
+            columns=(
+                *(first, "Source", "n"),
+                *map(_heading, self.metrics),
+                *(["Paras [M]"] if sizes else []),
+            ),
             rows=rows,
             configurations=own,
         )
+
+    def _parameters(self, names: Names, source: str) -> str:
+        """Trainable parameters in millions: the paper's, or those of our runs."""
+        if source == PAPER:
+            return paper_parameters(names.adapter, names.backbone, names.dataset)
+        if source == OURS:
+            counted = [size.trainable for other, size in self.sizes if other == names]
+            return _joined(map(_millions, counted)) or MISSING
+        return ""
 
     def rows(self, names: Names, label: str, own: Sequence[Configuration]) -> list[Row]:
         """The paper's row where it has one, then ours and the difference for each configuration."""
@@ -248,12 +274,11 @@ class _Part:
 def paper_layouts(grouped: Grouped) -> list[Table]:
     """Every table of the paper that the runs touch, per data set, and the same for other data."""
     groups = by_kind(grouped.configurations)
-    datasets = [own[0].names.dataset for own in groups]
-    parts = []
-    for dataset, own in zip(datasets, groups, strict=True):
-        kind = next((one.kind for one in own if one.kind is not None), None)
-        apart = kind.value if kind is not None and datasets.count(dataset) > 1 else ""
-        parts.append(_Part(own, grouped.sizes, apart))
+    datasets = [dataset for dataset, _ in groups]
+    parts = [
+        _Part(dataset, kind, datasets.count(dataset) > 1, own, grouped.sizes)
+        for (dataset, kind), own in groups.items()
+    ]
     tables = _size_table(grouped.sizes)
     for build in (_main_table, _ablation_tables, _adapter_table, _volume_table):
         tables += [table for part in parts for table in build(part)]
@@ -267,19 +292,18 @@ def _main_table(part: _Part) -> list[Table]:
     if not full:
         return []
     number, published = result_rows(part.dataset)
-    rows = [
+    cited = [
         Row((row["model"], CITED, "", *(row[metric] for metric in part.metrics)), CITED)
         for row in published
         if row["cited"] == "yes"
     ]
     backbones = list(paper_titles("backbone")) if published else []
     models = [Names(part.dataset, main, backbone) for backbone in backbones]
-    for names in dict.fromkeys([*models, *(one.names for one in full)]):
-        rows += part.rows(names, names.model, [one for one in full if one.names == names])
+    labels = {names: names.model for names in (*models, *(one.names for one in full))}
     if not number:
         number = "Table 3" if part.kind is MetricKind.emotion else "Table 2"
     note = f"Cited: numbers that the paper quotes from others. {_SEEDS}" if published else _SEEDS
-    return [part.table(number, rows, full, note=note)]
+    return [part.table(number, labels, full, above=cited, note=note)]
 
 
 def _ablation_tables(part: _Part) -> list[Table]:
@@ -292,14 +316,12 @@ def _ablation_tables(part: _Part) -> list[Table]:
         is_main = adapter == ADAPTERS.names()[0]
         listed = ABLATIONS.names() if is_main else ()
         variants = dict.fromkeys([*listed, *(one.names.ablation for one in own)])
-        rows = []
+        labels = {}
         # The full model is the last row of Table 4.
         for ablation in sorted(variants, key=lambda name: name == FULL):
             names = Names(part.dataset, adapter, backbone, ablation)
-            label = ABLATIONS.title(ablation)
-            if ablation == FULL and not is_main:
-                label = names.model
-            rows += part.rows(names, label, [one for one in own if one.names == names])
+            is_other = ablation == FULL and not is_main
+            labels[names] = names.model if is_other else ABLATIONS.title(ablation)
         note = _SEEDS
         if part.in_paper and is_main:
             note += (
@@ -307,7 +329,7 @@ def _ablation_tables(part: _Part) -> list[Table]:
                 "the full model is from Tables 2 and 3."
             )
         key, title = f"-{adapter}-{backbone}", f", {model_title(adapter, backbone)}"
-        table = part.table("Table 4", rows, own, key=key, title=title, note=note, first="Variant")
+        table = part.table("Table 4", labels, own, key=key, title=title, note=note, first="Variant")
         tables.append(table)
     return tables
 
@@ -320,40 +342,27 @@ def _adapter_table(part: _Part) -> list[Table]:
     )
     if not backbones:
         return []
-    rows = []
-    for backbone in backbones:
-        for adapter in [*others, main]:
-            names = Names(part.dataset, adapter, backbone)
-            own = [one for one in part.whole if one.names == names]
-            if not own and not paper_text(names, part.metrics[0]):
-                continue
-            counted = [size.trainable for other, size in part.sizes if other == names]
-            last = {
-                PAPER: paper_parameters(adapter, backbone, part.dataset),
-                OURS: _joined(map(_millions, counted)) or MISSING,
-            }
-            rows += [
-                Row((*row.entries, last.get(row.source, "")), row.source)
-                for row in part.rows(names, names.model, own)
-            ]
     own = [one for one in part.whole if one.names.backbone in backbones]
-    note = f"{_SEEDS} Paras: trainable parameters in millions."
-    return [
-        part.table("Table 5", rows, own, shown="Tables 5 and 10", note=note, last=["Paras [M]"])
+    there = {one.names for one in own}
+    every = [
+        Names(part.dataset, adapter, backbone)
+        for backbone in backbones
+        for adapter in (*others, main)
     ]
+    labels = {
+        names: names.model
+        for names in every
+        if names in there or paper_text(names, part.metrics[0])
+    }
+    note = f"{_SEEDS} Paras: trainable parameters in millions."
+    return [part.table("Tables 5 and 10", labels, own, note=note, sizes=True)]
 
 
 def _volume_table(part: _Part) -> list[Table]:
     """Figure 4 as a table: parts of the training data, per model."""
     own = [one for series in volume_series(part.configurations) for one in series]
-    rows = [
-        row
-        for one in own
-        for row in part.rows(
-            one.names, f"{one.variant}, {percent(one.names.train_fraction)}", [one]
-        )
-    ]
-    return [part.table("Figure 4", rows, own)] if own else []
+    labels = {one.names: f"{one.variant}, {percent(one.names.train_fraction)}" for one in own}
+    return [part.table("Figure 4", labels, own)] if own else []
 
 
 def volume_series(configurations: Sequence[Configuration]) -> list[list[Configuration]]:

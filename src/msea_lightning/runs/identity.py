@@ -124,21 +124,21 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
     path, such as ``THUDM/chatglm3-6b-base``, may be on the Hub and stays as it is.
     """
 
-    def absolute(place: str | None) -> str | None:
-        return None if place is None else str(Path(place).expanduser().resolve())
-
-    def local(place: str | None) -> str | None:
+    def local(place: str | None, *, always: bool = False) -> str | None:
         if place is None:
             return None
-        written_as_path = place.startswith((".", "~")) or Path(place).is_absolute()
-        return absolute(place) if written_as_path or Path(place).exists() else place
+        path = Path(place).expanduser()
+        is_local = always or place.startswith((".", "~")) or path.is_absolute() or path.exists()
+        return str(path.resolve()) if is_local else place
 
+    dataset = replace(
+        config.dataset,
+        path=local(config.dataset.path, always=True),
+        cache=local(config.dataset.cache, always=True),
+    )
     backbone = replace(
         config.backbone,
         path=local(config.backbone.path),
         tokenizer=local(config.backbone.tokenizer),
-    )
-    dataset = replace(
-        config.dataset, path=absolute(config.dataset.path), cache=absolute(config.dataset.cache)
     )
     return replace(config, backbone=backbone, dataset=dataset)
