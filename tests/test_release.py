@@ -90,4 +90,4 @@ def test_the_report_shows_the_runs(runs: Path) -> None:
     (row,) = report.best.rows
     metrics = json.loads((runs / "run" / "metrics.json").read_text())["test"]
     model = "MSE-tiny, training.schedule_epochs=2"
-    assert row.entries == ("demo", model, "WF1", f"{100 * metrics['wf1']:.2f} %", "1")
+    assert row == ("demo", model, "WF1", f"{100 * metrics['wf1']:.2f} %", "1")

@@ -30,7 +30,7 @@ def report(config: ReportConfig) -> None:
     console = Console(soft_wrap=True)
     table = Table(*written.best.columns, title=written.best.title, title_justify="left")
     for row in written.best.rows:
-        table.add_row(*(escape(visible(text)) for text in row.entries))
+        table.add_row(*(escape(visible(text)) for text in row))
     if table.rows:
         console.print(table)
     counts = (f"{name}: {number}" for name, number in written.counts.items())

@@ -83,13 +83,7 @@ def _tokens(measured: Sequence[int], average: float, wanted: float) -> Lengths:
 
 
 def _lasting(seconds: float, rate: float, steps: int) -> Lengths:
-    """Frames of utterances that last as MELD's do, stretched to another average.
-
-    Args:
-        seconds: How long they last on average.
-        rate: Frames per second.
-        steps: Frames that are kept.
-    """
+    """Frames (``rate`` a second, ``steps`` kept) of utterances that last ``seconds`` on average."""
     stretch = rate * seconds / _MELD_MEAN_SECONDS
     frames = (round(stretch * lasted) for lasted in _MELD_SECONDS)
     return Lengths(tuple(min(max(1, count), steps) for count in frames))

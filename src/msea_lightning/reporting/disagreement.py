@@ -12,18 +12,17 @@ from typing import Any
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.grouping import Configuration
 
-SHOWN = 20
+_SHOWN = 20
 """Utterances shown per data set."""
 
 
-def most_disputed(
-    configurations: Sequence[Configuration], limit: int = SHOWN
-) -> list[tuple[str, ...]]:
+def most_disputed(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
     """The utterances with the largest spread over all runs of some configurations.
+
+    Those on which all runs agree are left out.
 
     Args:
         configurations: Of one data set and one kind of labels, all of them with finished runs.
-        limit: How many utterances at most; those on which all runs agree are left out.
 
     Returns:
         Of each its id, its text, its label, the answer of each configuration (of emotions the most
@@ -53,7 +52,7 @@ def most_disputed(
             *(write(given) if given else "" for given in answers[name, label]),
             f"{spreads[name, label]:.2f}",
         )
-        for name, label in disputed[:limit]
+        for name, label in disputed[:_SHOWN]
     ]
 
 

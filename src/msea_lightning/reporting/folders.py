@@ -145,11 +145,13 @@ class Run:
         return self.finished_at is not None
 
     @property
-    def missing(self) -> str:
-        """Why there is no result of an unfinished run."""
+    def missing(self) -> tuple[str, str]:
+        """The state of a run that is not finished, and what is known of it."""
         if not self.name:
-            return "planned, not begun"
-        return self.error or "not finished (no metrics.json), and it left no error"
+            return "planned", "not begun"
+        if self.error is None:
+            return "begun", "no metrics.json, and no error"
+        return "failed", self.error
 
     @property
     def epoch_seconds(self) -> float | None:
@@ -208,7 +210,8 @@ def read_folder(root: Path) -> Folder:
             found.runs.extend(Run("", read_config(run["config"])) for run in planned)
         except _UNREADABLE as error:
             found.unreadable[path.relative_to(root).as_posix()] = (
-                f"the plan of this sweep cannot be read ({error}); the same sweep writes it anew"
+                f"the plan of this sweep cannot be read ({error!r}). Delete it; started again, the "
+                "sweep writes a new one"
             )
     return found
 

@@ -13,7 +13,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
     """Tables as GitHub writes them."""
     blocks = ["# Results"]
     for table in tables:
-        rows = [table.columns, *(row.entries for row in table.rows)]
+        rows = [table.columns, *table.rows]
         lines = ["| " + " | ".join(map(_for_markdown, entries)) + " |" for entries in rows]
         align = ["---" if index < table.words else "---:" for index in range(len(table.columns))]
         lines.insert(1, "| " + " | ".join(align) + " |")
@@ -43,7 +43,7 @@ def as_latex(tables: Sequence[Table]) -> str:
             r"\toprule",
             _latex_row(table.columns),
             r"\midrule",
-            *(_latex_row(row.entries) for row in table.rows),
+            *map(_latex_row, table.rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",

@@ -66,9 +66,8 @@ def best_table(configurations: Sequence[Configuration]) -> Table:
         choose = max if info.higher_is_better else min
         best = choose(known, key=lambda one: one.summaries[info.name].mean)
         mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
-        rows.append(Row((dataset_title(dataset), best.label, info.title, mean, seeds_text(best))))
+        rows.append((dataset_title(dataset), best.label, info.title, mean, seeds_text(best)))
     return Table(
-        key="best",
         title="Best mean on the test part",
         note="A model is all runs that differ in nothing but the seed. Means are over seeds, ± is "
         "the sample standard deviation. The best of many is chosen on the test part here, which "
@@ -84,18 +83,15 @@ def missing_table(grouped: Grouped) -> Table:
     found = [(one.label, run) for one in grouped.configurations for run in one.missing]
     found += [(f"{run.names.model}, size only", run) for run in grouped.missing_sizes]
     return Table(
-        key="missing-runs",
         title="Missing runs",
         note="Planned by a sweep or begun, and not finished.",
-        columns=("Data set", "Model", "Seed", "What is known"),
+        columns=("Data set", "Model", "Seed", "State", "What is known"),
         rows=[
-            Row(
-                (dataset_title(run.names.dataset), label, str(run.config.seed), run.missing),
-                "failed" if run.error is not None else "",
-            )
+            (dataset_title(run.names.dataset), label, str(run.config.seed), *run.missing)
             for label, run in found
         ],
-        words=4,
+        words=5,
+        state="State",
     )
 
 
@@ -109,11 +105,10 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
         for name, counted in grouped.duplicates.items()
     ]
     return Table(
-        key="problems-files",
         title="Problems",
         note="Every metric is recomputed from predictions.csv and compared with metrics.json.",
         columns=("Run", "What is wrong"),
-        rows=[Row(entries) for entries in found],
+        rows=found,
     )
 
 
@@ -122,7 +117,6 @@ def cost_tables(grouped: Grouped) -> list[Table]:
     finished = [one for one in grouped.configurations if one.runs]
     return [
         Table(
-            key=f"costs-{dataset}",
             title=f"Time and memory: {dataset_title(dataset)}",
             note="Means over seeds; training alone, in hours, minutes and seconds. Memory is that "
             "of the device that trained.",
@@ -150,7 +144,7 @@ def _cost_row(one: Configuration) -> Row:
         ("{:.2f} GiB", _mean(size.measured and size.measured / 2**30 for size in sizes)),
     )
     texts = ("unknown" if mean is None else text.format(mean) for text, mean in means)
-    return Row((one.label, str(len(one.runs)), *texts))
+    return (one.label, str(len(one.runs)), *texts)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -164,15 +158,14 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
     tables = []
     for (dataset, kind), part in by_kind(grouped.configurations).items():
         own = [one for one in part if one.kind is not None]
-        rows = [Row(entries) for entries in most_disputed(own)]
+        rows = most_disputed(own)
         if not rows:
             continue
         emotions = kind is MetricKind.emotion
-        spread, note = ("Minority", _MINORITY) if emotions else ("sd", _DEVIATION)
+        spread, note = ("minority", _MINORITY) if emotions else ("sd", _DEVIATION)
         tables.append(
             Table(
-                key=f"disputed-{dataset}-{spread}",
-                title=dataset_title(dataset),
+                title=f"{dataset_title(dataset)}, by {spread}",
                 note=note,
                 columns=("Utterance", "Text", "Truth", *(one.label for one in own), spread),
                 rows=rows,

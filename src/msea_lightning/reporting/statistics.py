@@ -126,8 +126,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
+_BINS = 10
+
+
 class Reliability(NamedTuple):
-    """How often answers of a given probability are right, in K bins of equal width over 0..1.
+    """How often answers of a given probability are right, in K = 10 bins of equal width over 0..1.
 
     Attributes:
         counts: (K,) answers in each bin.
@@ -143,20 +146,17 @@ class Reliability(NamedTuple):
     ece: float
 
 
-def reliability(
-    probabilities: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
-) -> Reliability:
+def reliability(probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
     """Bins answers by their probability.
 
     Args:
         probabilities: (N,) between 0 and 1; answers without one (NaN) are left out.
         right: (N,) whether each answer is right.
-        bins: K, the number of bins.
     """
     known = np.isfinite(probabilities)
     values = np.array([probabilities[known], right[known]], dtype=np.float64)
-    counts, _, _ = binned_statistic(values[0], values[0], "count", bins, (0, 1))
-    (confidence, accuracy), _, _ = binned_statistic(values[0], values, "mean", bins, (0, 1))
+    counts, _, _ = binned_statistic(values[0], values[0], "count", _BINS, (0, 1))
+    (confidence, accuracy), _, _ = binned_statistic(values[0], values, "mean", _BINS, (0, 1))
     gaps = np.nansum(counts * np.abs(accuracy - confidence))
     ece = float(gaps / counts.sum()) if counts.any() else math.nan
     return Reliability(counts, confidence, accuracy, ece)

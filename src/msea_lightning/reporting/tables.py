@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeAlias
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.metrics import METRIC_NAMES
@@ -43,7 +43,7 @@ MISSING = "missing"
 """What a table shows for a configuration without a finished run."""
 
 CITED, PAPER, OURS, DIFFERENCE, WARNING = "cited", "paper", "ours", "difference", "warning"
-"""Where the numbers of a row come from; also the row's class in the page."""
+"""Where the numbers of a row come from."""
 
 _SEEDS = (
     "Ours: mean ± sample standard deviation over n seeds; without ± there is one seed. Difference: "
@@ -59,11 +59,8 @@ _TEST = (
 )
 
 
-class Row(NamedTuple):
-    """A row: a text for each column, and its class in the page (``cited`` to ``warning``)."""
-
-    entries: tuple[str, ...]
-    source: str = ""
+Row: TypeAlias = tuple[str, ...]
+"""A text for each column."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +68,33 @@ class Table:
     """A table of finished texts.
 
     Attributes:
-        key: Its anchor in the page and label in LaTeX.
-        title: Its title.
+        title: Its title, different from that of any other table.
         note: What a reader has to know.
         columns: Headings.
-        rows: Rows, each with as many entries as there are columns.
+        rows: Its rows.
         words: Number of columns from the left that hold words, not numbers.
+        state: The column whose text is also the row's class in the page; none where it is empty.
+        number: The paper's number of its layout, such as ``table2``.
         configurations: What the rows are of.
     """
 
-    key: str
     title: str
     note: str
     columns: tuple[str, ...]
     rows: Sequence[Row]
     words: int = 2
+    state: str = ""
+    number: str = ""
     configurations: Sequence[Configuration] = field(default=(), repr=False)
 
     @property
-    def number(self) -> str:
-        """The paper's number of its layout, such as ``table2``."""
-        return self.key.partition("-")[0]
+    def key(self) -> str:
+        """Its anchor in the page and label in LaTeX."""
+        return re.sub(r"\W+", "-", self.title).strip("-").lower()
+
+    def state_of(self, row: Row) -> str:
+        """The class of a row in the page."""
+        return row[self.columns.index(self.state)] if self.state else ""
 
 
 def paper_text(names: Names, metric: str) -> str:
@@ -196,7 +199,6 @@ class _Part:
         own: Sequence[Configuration],
         *,
         above: Sequence[Row] = (),
-        key: str = "",
         title: str = "",
         note: str = _SEEDS,
         first: str = "Model",
@@ -209,8 +211,7 @@ class _Part:
             labels: What to show, in order, and how it is called.
             own: The configurations among which that is.
             above: Rows at the top.
-            key: What tells it from others of this number and data set.
-            title: The same for readers.
+            title: What tells it from others of this number and data set.
             note: What stands below it.
             first: Heading of the first column.
             sizes: Whether the last column has the trainable parameters.
@@ -218,14 +219,12 @@ class _Part:
         place = number if self.in_paper else f"Layout of {number}"
         first_number = re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number)
         if self.mixed and self.kind is not None:
-            key, title = f"{key}-{self.kind.value}", f"{title} ({self.kind.value})"
+            title = f"{title} ({self.kind.value})"
         rows = list(above)
         for names, label in labels.items():
             for row in self.rows(names, label, [one for one in own if one.names == names]):
-                last = (self._parameters(names, row.source),) if sizes else ()
-                rows.append(Row((*row.entries, *last), row.source))
+                rows.append((*row, self._parameters(names, row[1])) if sizes else row)
         return Table(
-            key=f"{first_number.lower()}-{self.dataset}{key}",
             title=f"{place}: {dataset_title(self.dataset)}{title}",
             note=note,
             columns=(
@@ -234,6 +233,8 @@ class _Part:
                 *(["Paras [M]"] if sizes else []),
             ),
             rows=rows,
+            state="Source",
+            number=first_number.lower(),
             configurations=own,
         )
 
@@ -249,25 +250,25 @@ class _Part:
     def rows(self, names: Names, label: str, own: Sequence[Configuration]) -> list[Row]:
         """The paper's row where it has one, then ours and the difference for each configuration."""
         paper = [paper_text(names, metric) for metric in self.metrics]
-        rows = [Row((label, PAPER, "", *paper), PAPER)] if any(paper) else []
+        rows: list[Row] = [(label, PAPER, "", *paper)] if any(paper) else []
         for one in own:
             name = label if not one.options else f"{label} ({', '.join(one.options)})"
             entries = [
                 mean_text(metric, one.summaries[metric]) if metric in one.summaries else MISSING
                 for metric in self.metrics
             ]
-            rows.append(Row((name, OURS, seeds_text(one), *entries), OURS))
+            rows.append((name, OURS, seeds_text(one), *entries))
             differences = [
                 _difference_text(metric, paper_difference(one, metric)) for metric in self.metrics
             ]
             if any(differences):
-                rows.append(Row((name, DIFFERENCE, "", *differences), DIFFERENCE))
+                rows.append((name, DIFFERENCE, "", *differences))
             if warnings := sum(bool(run.warnings) for run in one.runs):
                 text = f"see warnings: {warnings} of {len(one.runs)} runs"
                 blank = [""] * (len(self.metrics) - 1)
-                rows.append(Row((name, WARNING, "", text, *blank), WARNING))
+                rows.append((name, WARNING, "", text, *blank))
         if not own:
-            rows.append(Row((label, OURS, "0", *(MISSING for _ in self.metrics)), OURS))
+            rows.append((label, OURS, "0", *(MISSING for _ in self.metrics)))
         return rows
 
 
@@ -293,7 +294,7 @@ def _main_table(part: _Part) -> list[Table]:
         return []
     number, published = result_rows(part.dataset)
     cited = [
-        Row((row["model"], CITED, "", *(row[metric] for metric in part.metrics)), CITED)
+        (row["model"], CITED, "", *(row[metric] for metric in part.metrics))
         for row in published
         if row["cited"] == "yes"
     ]
@@ -328,8 +329,8 @@ def _ablation_tables(part: _Part) -> list[Table]:
                 " The paper's Table 4 is of ChatGLM3-6B on MELD and SIMS-V2 alone; what is more of "
                 "the full model is from Tables 2 and 3."
             )
-        key, title = f"-{adapter}-{backbone}", f", {model_title(adapter, backbone)}"
-        table = part.table("Table 4", labels, own, key=key, title=title, note=note, first="Variant")
+        title = f", {model_title(adapter, backbone)}"
+        table = part.table("Table 4", labels, own, title=title, note=note, first="Variant")
         tables.append(table)
     return tables
 
@@ -380,11 +381,11 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
         return []
     datasets = list(dict.fromkeys(names.dataset for names, _ in sizes))
     models = sorted({names._replace(dataset="") for names, _ in sizes}, key=names_order)
-    rows = []
+    rows: list[Row] = []
     for model in models:
         paper = [paper_parameters(model.adapter, model.backbone, dataset) for dataset in datasets]
         if any(paper):
-            rows.append(Row((model.model, PAPER, *paper), PAPER))
+            rows.append((model.model, PAPER, *paper))
         found = [
             [size for names, size in sizes if names == model._replace(dataset=dataset)]
             for dataset in datasets
@@ -394,13 +395,12 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
             _joined(_millions(size.trainable) for size in own) or (MISSING if there else "")
             for own, there in zip(found, paper, strict=True)
         ]
-        rows.append(Row((model.model, OURS, *ours), OURS))
+        rows.append((model.model, OURS, *ours))
         memory = [_gib(size.estimated for size in own) for own in found]
         if any(memory):
-            rows.append(Row((model.model, "memory", *memory), DIFFERENCE))
+            rows.append((model.model, "memory", *memory))
     return [
         Table(
-            key="table1-parameters",
             title="Tables 1 and 10: trainable parameters in millions, and memory",
             note=(
                 "Ours: counted in the built model. Memory: estimated before training, backbone, "
@@ -409,6 +409,7 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
             ),
             columns=("Model", "Source", *map(dataset_title, datasets)),
             rows=rows,
+            state="Source",
         )
     ]
 
@@ -435,7 +436,6 @@ def significance_tables(grouped: Grouped) -> list[Table]:
             families.setdefault(one.names[:3], []).append(one)
     return [
         Table(
-            key=f"test-{dataset}-{adapter}-{backbone}",
             title=(
                 f"Ablations against the full model: {dataset_title(dataset)}, "
                 f"{model_title(adapter, backbone)}"
@@ -443,15 +443,13 @@ def significance_tables(grouped: Grouped) -> list[Table]:
             note=_TEST,
             columns=("Variant", "Metric", "Pairs", "Mean difference", "p", "p (Holm)"),
             rows=[
-                Row(
-                    (
-                        one.label.removeprefix(f"{one.names.model}, "),
-                        _heading(metric),
-                        str(len(test.seeds)),
-                        _difference_text(metric, test.difference),
-                        _p_text(test.p) or test.reason,
-                        _p_text(test.holm),
-                    )
+                (
+                    one.label.removeprefix(f"{one.names.model}, "),
+                    _heading(metric),
+                    str(len(test.seeds)),
+                    _difference_text(metric, test.difference),
+                    _p_text(test.p) or test.reason,
+                    _p_text(test.holm),
                 )
                 for one in own
                 for metric, test in one.tests.items()
@@ -465,13 +463,12 @@ def significance_tables(grouped: Grouped) -> list[Table]:
 def warnings_table(grouped: Grouped) -> Table:
     """What runs say of results that are worth little, such as one answer to every utterance."""
     return Table(
-        key="warnings-runs",
         title="Results with warnings",
         note="From metrics.json: a class that is never answered, a modality that is absent, or one "
         "answer to everything, beside the share of the most frequent class.",
         columns=("Data set", "Model", "Seed", "What is the matter"),
         rows=[
-            Row((dataset_title(one.names.dataset), one.label, str(run.config.seed), text))
+            (dataset_title(one.names.dataset), one.label, str(run.config.seed), text)
             for one in grouped.configurations
             for run in one.runs
             for text in run.warnings
@@ -484,7 +481,6 @@ def seed_tables(grouped: Grouped) -> list[Table]:
     """Every metric of every configuration: mean, spread, best and median run."""
     return [
         Table(
-            key=f"seeds-{dataset}",
             title=f"All metrics: {dataset_title(dataset)}",
             note=(
                 "Test part. Best and median: the value and its seed; of an even number of "
@@ -492,17 +488,15 @@ def seed_tables(grouped: Grouped) -> list[Table]:
             ),
             columns=("Model", "Metric", "n", "Mean ± sd", "Best", "Median", "Min", "Max"),
             rows=[
-                Row(
-                    (
-                        one.label,
-                        _heading(metric),
-                        str(summary.n),
-                        mean_text(metric, summary),
-                        _of_seed(metric, summary, summary.best),
-                        _of_seed(metric, summary, summary.median),
-                        number_text(metric, min(summary.values.values(), default=math.nan)),
-                        number_text(metric, max(summary.values.values(), default=math.nan)),
-                    )
+                (
+                    one.label,
+                    _heading(metric),
+                    str(summary.n),
+                    mean_text(metric, summary),
+                    _of_seed(metric, summary, summary.best),
+                    _of_seed(metric, summary, summary.median),
+                    number_text(metric, min(summary.values.values(), default=math.nan)),
+                    number_text(metric, max(summary.values.values(), default=math.nan)),
                 )
                 for one in own
                 for metric, summary in one.summaries.items()

@@ -1,10 +1,7 @@
-"""Run folders: where a run keeps everything that it writes.
+"""Run folders: ``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/``.
 
-``runs/<dataset>/<adapter>-<backbone>[-<ablation>]/<time>/seed-<n>/`` holds ``config.yaml``,
-``env.json``, ``memory.json``, ``history.csv``, ``metrics.json``, ``predictions.csv``, ``plugin/``,
-``checkpoints/`` and ``train.log`` (with W&B also ``wandb/`` and ``wandb_id.txt``). ``metrics.json``
-is written last and atomically: a run that has it is finished. One that failed has ``error.json``
-instead. Reading run folders takes neither torch nor lightning.
+``metrics.json`` is written last and atomically: a run that has it is finished. One that failed has
+``error.json`` instead. Reading run folders takes neither torch nor lightning.
 """
 
 from __future__ import annotations
@@ -80,6 +77,8 @@ class RunFolder:
         history: One row an epoch.
         memory: Estimated and measured memory, in bytes.
         error: Why the last attempt failed; absent in a run that has not.
+
+    Besides these there are ``env.json``, ``train.log``, and with W&B ``wandb/``.
     """
 
     def __init__(self, path: Path) -> None:

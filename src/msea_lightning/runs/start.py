@@ -101,7 +101,7 @@ def _logged(folder: RunFolder) -> Iterator[RunFolder]:
             _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
         )
         if isinstance(error, Exception):
-            write_json(folder.error, describe_error(error))
+            write_json(folder.error, _described(error))
         raise
     finally:
         os.environ.pop(_FOLDER_VARIABLE, None)
@@ -109,11 +109,8 @@ def _logged(folder: RunFolder) -> Iterator[RunFolder]:
         log_file.close()
 
 
-def describe_error(error: Exception) -> dict[str, str]:
-    """What ``error.json`` says of a failure: its kind and its text.
-
-    Kinds: ``refused`` (the user can mend it), ``memory`` (there was not enough), ``crashed``.
-    """
+def _described(error: Exception) -> dict[str, str]:
+    """A failure for ``error.json``; its kind is ``refused`` (by us), ``memory`` or ``crashed``."""
     kind, text = "crashed", f"{type(error).__name__}: {error}"
     if isinstance(error, UserError):
         kind, text = "refused", str(error)
