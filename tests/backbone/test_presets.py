@@ -36,6 +36,8 @@ PRESETS = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml
 ROUNDING = 1e-5
 """Models are in float64, but their logits, at most some ten, and norms in float32 (eps 6e-8)."""
 WIDTH, HEADS, HEAD_WIDTH, WINDOW = 32, 4, 16, 256
+FRAMES = 6
+"""Of a feature at most: what the adapter makes of them is not tested here."""
 UNCACHED: frozenset[str] = frozenset()
 """Presets that cannot continue from a cached prefix: none."""
 TEXTS = [
@@ -142,7 +144,9 @@ def make(preset: str, options: Callable[..., TrainConfig], backbone: FrozenBackb
             batch,
             texts=TEXTS,
             features={
-                name: PaddedSequences(values, lengths.index_fill(0, absent[name], 0))
+                name: PaddedSequences(
+                    values[:, :FRAMES], (lengths % FRAMES + 1).index_fill(0, absent[name], 0)
+                )
                 for name, (values, lengths) in batch.features.items()
             },
         )

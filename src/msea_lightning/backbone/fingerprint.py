@@ -22,10 +22,6 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     Numbers are rounded to bfloat16 first, so that a checkpoint has the same fingerprint in every
     compute dtype.
 
-    Args:
-        model: The language model.
-        tokenizer: Its tokenizer.
-
     Returns:
         ``model`` covers the architecture, ``embeddings`` some rows of the embedding matrix and all
         vectors (norms, biases), ``linear`` some rows of every weight matrix, ``tokenizer`` the

@@ -31,9 +31,6 @@ def self_check(backbone: FrozenBackbone) -> None:
     Sets ``caches_prefix`` and ``last_modules`` of the backbone. A model that can do neither gives
     the same results, only slower; the log says so.
 
-    Args:
-        backbone: The backbone.
-
     Raises:
         BackboneError: if its parts do not add up to the model's own logits, its attention does not
             take a mask between every two positions, or memory is full.

@@ -27,10 +27,6 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     The language model itself is not touched; several plugins can be attached to one at a time.
     Where its linear layers are quantised otherwise than in training, a warning says so.
 
-    Args:
-        plugin: The plugin.
-        backbone: The language model that it was trained on.
-
     Returns:
         The model: ``answers(batch)`` gives values, probabilities and distributions.
 

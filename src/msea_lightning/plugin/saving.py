@@ -16,13 +16,7 @@ from msea_lightning.runs.files import write_atomically, write_json
 
 
 def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
-    """Writes a plugin folder.
-
-    Args:
-        folder: Where to; made if needed.
-        model: The trained model.
-        facts: Everything but the weights.
-    """
+    """Writes a trained model as a plugin into a folder, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous()
@@ -40,12 +34,7 @@ def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
 
 
 def readme(facts: PluginFacts, parameters: int) -> str:
-    """The ``README.md`` of a plugin.
-
-    Args:
-        facts: What it knows of itself.
-        parameters: Numbers in its weights file.
-    """
+    """The ``README.md`` of a plugin, whose weights are so many numbers."""
     read, unread = [], ""
     for name, dim in (("audio", facts.audio_dim), ("vision", facts.vision_dim)):
         if dim is None:

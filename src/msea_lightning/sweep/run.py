@@ -98,7 +98,11 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
         if State.interrupted in states.values():
             raise KeyboardInterrupt
         pending = [run for run in pending if states[run.fingerprint] is State.held]
-        _wait_for_one(pending)
+        if pending:
+            names = "; ".join(run.name for run in pending)
+            _log.info("waiting for %d runs that another process trains: %s", len(pending), names)
+        while pending and all(is_held(run.config) for run in pending):
+            time.sleep(_POLL)
     reported = _report(root)
     failed = [
         (run.name, outcome.error)
@@ -150,19 +154,6 @@ def _found(config: TrainConfig, otherwise: str) -> Outcome:
     return Outcome(State.failed, otherwise)
 
 
-def _wait_for_one(runs: Sequence[PlannedRun]) -> None:
-    """Waits until one of some runs is not held any more."""
-    if not runs:
-        return
-    _log.info(
-        "waiting for %d runs that another process trains: %s",
-        len(runs),
-        "; ".join(run.name for run in runs),
-    )
-    while all(is_held(run.config) for run in runs):
-        time.sleep(_POLL)
-
-
 def _report(root: Path) -> bool:
     """Writes the report of all runs, and says where; whether that went well."""
     from msea_lightning.reporting.report import write_report
@@ -177,14 +168,7 @@ def _report(root: Path) -> bool:
 
 
 def train_in_process(config: DictConfig) -> Outcome:
-    """Trains one run in a process of its own, unless it is finished; what launchers call.
-
-    Args:
-        config: The composed options.
-
-    Returns:
-        How it ended.
-    """
+    """Trains one run in a process of its own, unless it is finished; what launchers call."""
     typed = with_absolute_places(to_typed(config, TrainConfig))
     runs = runs_of(typed)
     if runs and runs[0].finished:

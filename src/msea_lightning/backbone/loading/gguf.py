@@ -41,9 +41,6 @@ def is_gguf(place: str | Path) -> bool:
 def gguf_config(path: str) -> PreTrainedConfig:
     """The transformers config that the header of a file describes; no weight is read.
 
-    Args:
-        path: The file.
-
     Raises:
         BackboneError: if it is missing, no GGUF file, or one of several parts.
     """
@@ -53,14 +50,7 @@ def gguf_config(path: str) -> PreTrainedConfig:
 
 
 def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a file, which pads on the left.
-
-    Args:
-        path: The file.
-
-    Raises:
-        BackboneError: see :func:`gguf_config`.
-    """
+    """The tokenizer of a file, which pads on the left; errors as of :func:`gguf_config`."""
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.gguf_tokenizer_mapping import (
         convert_gguf_tokenizer,
@@ -77,16 +67,12 @@ def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def gguf_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a file by their names in transformers, unpacked on the CPU.
+    """The weights of a file by their names in transformers, unpacked on the CPU to a dtype.
 
-    Args:
-        path: The file.
-        config: Its config.
-        dtype: Dtype that they are unpacked to. The largest matrix is held twice in float32 for a
-            moment.
+    The largest matrix is held twice in float32 for a moment.
 
     Raises:
-        BackboneError: see :func:`gguf_config`; or if it holds weights that would be left out.
+        BackboneError: if it holds weights that would be left out.
     """
     from gguf import LlamaFileType
     from transformers import AutoModelForCausalLM

@@ -76,12 +76,9 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
 def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
     """Runs a loader of transformers; its errors become ones that say what to do.
 
-    Args:
-        place: Hub id, folder or ``.gguf`` file that it loads from.
-        load: The loader.
-
     Raises:
-        BackboneError: what is wrong with the place, or with what lies there.
+        BackboneError: what is wrong with the place (Hub id, folder or ``.gguf`` file), or with
+            what lies there.
     """
     if not is_gguf(place):  # gguf.py checks the file
         _check_folder(place)

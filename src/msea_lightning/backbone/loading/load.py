@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,7 +51,7 @@ for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.op
 
 def tiny_backbone() -> Path:
     """Folder of the language model that ships with the project."""
-    return Path(str(resources.files("msea_lightning.backbone") / "assets" / "tiny"))
+    return Path(__file__).parents[1] / "assets" / "tiny"
 
 
 def resolve_device(accelerator: Accelerator) -> torch.device:
@@ -238,21 +237,28 @@ def backbone_config(
     weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
 ) -> PretrainedConfig:
-    """The config that :func:`load_language_model` builds a language model from.
+    """The config that :func:`load_language_model` builds from; arguments and errors are its."""
+    from transformers import AutoConfig
 
-    Arguments and errors are those of :func:`load_language_model`.
-    """
-    if _choice(Weights, weights) is Weights.random and architecture:
-        return _random_config(architecture)
-    return load_config(path_or_name)
+    if _choice(Weights, weights) is Weights.pretrained or not architecture:
+        return load_config(path_or_name)
+    if "model_type" not in architecture:
+        raise BackboneError(
+            f"backbone.architecture names {', '.join(architecture)}, but no model_type: add one "
+            "that transformers knows, such as llama."
+        )
+    try:
+        config = AutoConfig.for_model(**architecture)
+    except Exception as error:  # each config has checks of its own
+        raise BackboneError(
+            f"backbone.architecture is not a config of transformers: "
+            f"{' '.join(str(error).split())} Mend its fields."
+        ) from error
+    return _causal("backbone.architecture", config)
 
 
 def load_config(path_or_name: str | Path) -> PretrainedConfig:
-    """The config of a checkpoint; of one in an original format, the native config.
-
-    Raises:
-        BackboneError: see :func:`load_language_model`.
-    """
+    """The config of a checkpoint; of one in an original format, the native config."""
     from transformers import AutoConfig, PretrainedConfig
 
     place = expanded(path_or_name)
@@ -390,12 +396,7 @@ def _choice(kind: type[Choice], value: Choice | str) -> Choice:
 
 
 def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a language model computes in.
-
-    Args:
-        dtype: As asked for; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-        device: Where it computes.
-    """
+    """The dtype that is asked for; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
     if isinstance(dtype, torch.dtype):
         return dtype
     dtype = _choice(Dtype, dtype)
@@ -403,23 +404,3 @@ def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> tor
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen: torch.dtype = getattr(torch, dtype.value)
     return chosen
-
-
-def _random_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    fields = dict(architecture)
-    model_type = fields.pop("model_type", None)
-    if model_type is None:
-        raise BackboneError(
-            f"backbone.architecture names {', '.join(fields)}, but no model_type: add one that "
-            "transformers knows, such as llama."
-        )
-    try:
-        config = AutoConfig.for_model(model_type, **fields)
-    except Exception as error:  # each config has checks of its own
-        raise BackboneError(
-            f"backbone.architecture is not a config of transformers: "
-            f"{' '.join(str(error).split())} Mend its fields."
-        ) from error
-    return _causal("backbone.architecture", config)

@@ -65,17 +65,13 @@ class Stored:
     source: Weights = Weights.pretrained
 
     def __str__(self) -> str:
-        """In a few words."""
         return f"{str(self.dtype).removeprefix('torch.')}, quantization {self.quantization.value}"
 
 
 def weight_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> WeightMemory:
-    """Bytes that the weights of an architecture take, also while they are loaded.
+    """Bytes that the weights of an architecture take on a device, also while they are loaded.
 
-    Args:
-        config: The architecture; nothing of its size is allocated.
-        stored: How the weights are kept.
-        device: Where they are to go.
+    Nothing of its size is allocated.
     """
     model = architecture_on_meta(config, stored.dtype)
     linear = [layer.weight.shape for layer in quantizable_layers(model)]
@@ -107,11 +103,6 @@ def architecture_on_meta(
     config: PretrainedConfig, dtype: torch.dtype, attention: Attention = Attention.eager
 ) -> PreTrainedModel:
     """A language model on PyTorch's meta device, whose tensors have shapes but no numbers.
-
-    Args:
-        config: The architecture, which is left as it is.
-        dtype: Dtype of the weights.
-        attention: Implementation of the attention.
 
     Raises:
         BackboneError: if transformers cannot build it.
@@ -160,10 +151,7 @@ def process_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts measuring :func:`peak_bytes` anew, where the system can.
-
-    Only Linux forgets a process's peak; elsewhere the peak is that since the process started.
-    """
+    """Starts measuring :func:`peak_bytes` anew; on a CPU only Linux forgets a process's peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -200,12 +188,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> None:
-    """Refuses a model whose weights alone do not fit.
-
-    Args:
-        config: The architecture.
-        stored: How its weights are kept.
-        device: Where the model is to go.
+    """Refuses a model whose weights alone do not fit on a device.
 
     Raises:
         BackboneError: giving what is needed, what is free, and which option would make it fit.

@@ -67,14 +67,7 @@ _registering = threading.Lock()
 
 
 def original_family(fields: Mapping[str, Any]) -> str | None:
-    """Which original format a ``config.json`` is in.
-
-    Args:
-        fields: Its content.
-
-    Returns:
-        ``chatglm``, ``qwen``, or None for any other checkpoint.
-    """
+    """Which original format a ``config.json`` is in: ``chatglm``, ``qwen``, or None of them."""
     if (model_type := fields.get("model_type")) is not None:
         return str(model_type) if model_type in _FIELDS else None
     for name in map(str.lower, fields.get("architectures") or []):
@@ -86,11 +79,7 @@ def original_family(fields: Mapping[str, Any]) -> str | None:
 
 
 def native_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
-    """The native config of an original checkpoint.
-
-    Args:
-        place: Where the config is from, for errors.
-        fields: Content of an original ``config.json`` (see :func:`original_family`).
+    """The native config for the content of an original ``config.json`` that is from a place.
 
     Raises:
         BackboneError: if a field is missing or has a value for which the native architecture would
@@ -126,9 +115,6 @@ def original_weights(family: str) -> Iterator[None]:
 
     The names are registered for this time only: afterwards, native checkpoints of the same
     architectures load, and models save, as if nothing had been registered.
-
-    Args:
-        family: What :func:`original_family` returned.
     """
     from transformers.conversion_mapping import (
         get_checkpoint_conversion_mapping,

@@ -21,12 +21,9 @@ def resized(
     and the number of key and value heads keep their ratio. The vocabulary stays as it is.
 
     Args:
-        architecture: Fields of the transformers config, as presets have them.
+        architecture: Fields of the transformers config, as presets have them; not changed.
         hidden_size: Width; None leaves it.
         num_layers: Number of layers; None leaves it.
-
-    Returns:
-        The fields, a copy.
     """
     fields = dict(architecture)
     if hidden_size is not None:

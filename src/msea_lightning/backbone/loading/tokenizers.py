@@ -64,13 +64,10 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
 
     ``tokenizer.json`` is taken as it is written; else ``qwen.tiktoken`` (first Qwen) and
     ``tokenizer.model`` (ChatGLM3, LLaMA) are converted; else transformers decides. No code of the
-    checkpoint is run.
+    checkpoint is run. The tokenizer pads on the left.
 
     Args:
         path_or_name: Hub id, folder, or ``.gguf`` file.
-
-    Returns:
-        The tokenizer, which pads on the left.
 
     Raises:
         BackboneError: if there is none, its files are damaged, or it does not write labels.
@@ -114,12 +111,7 @@ def has_tokenizer(path_or_name: str | Path) -> bool:
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
-    """Adds special tokens that a tokenizer does not have yet.
-
-    Args:
-        tokenizer: The tokenizer; changed in place.
-        names: The tokens.
-    """
+    """Adds special tokens that a tokenizer does not have yet, in place."""
     from tokenizers import AddedToken
 
     known = tokenizer.get_vocab()

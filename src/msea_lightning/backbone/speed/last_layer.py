@@ -22,13 +22,8 @@ _QUERY_AND_OUTPUT = ("q_proj", "o_proj")
 def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
     """Modules of the last layer that work on each position alone, judged by their names.
 
-    Args:
-        body: The language model without its head.
-        layers: Number of its layers.
-
-    Returns:
-        Names to try, best first: all of them, then the MLP alone, because an architecture may mix
-        its queries across positions.
+    To try, best first: all of them, then the MLP alone, because an architecture may mix its queries
+    across positions.
     """
     for stack, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
@@ -56,12 +51,7 @@ def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Mo
 
 
 class LastPositions(nn.Module):
-    """Computes a module at the last positions and gives zeros for the others.
-
-    Args:
-        module: What is computed.
-        last: Number of the last positions.
-    """
+    """Computes a module at so many of the last positions, and gives zeros for the others."""
 
     def __init__(self, module: nn.Module, last: int) -> None:
         super().__init__()

@@ -33,12 +33,7 @@ class PrefixCache(Cache):
 
     @classmethod
     def compute(cls, body: torch.nn.Module, embedded: Tensor) -> PrefixCache:
-        """Runs the model over a prefix.
-
-        Args:
-            body: The language model without its head.
-            embedded: (1, O, d) embeddings of the prefix tokens.
-        """
+        """Runs a language model without its head over (1, O, d) embeddings of the prefix."""
         # No inference tensors, even where the first batch is one of an evaluation: the next may be
         # one of training.
         with torch.inference_mode(mode=False), torch.no_grad():
