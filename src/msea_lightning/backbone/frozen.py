@@ -140,11 +140,6 @@ class FrozenBackbone:
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters, quantised ones counted as what they stand for."""
-        return int(self.model.num_parameters())
-
-    @property
     def quantized(self) -> bool:
         """Whether linear layers are stored in int8 or nf4."""
         return getattr(self.model, "quantization_method", None) is not None

@@ -131,7 +131,7 @@ def _announce(config: TrainConfig, ready: Ready) -> None:
             "%s (%s) in front of %s frozen ones (%s, %s, quantization %s)",
             size,
             config.adapter.name,
-            f"{model.backbone.parameters:,}",
+            f"{model.backbone.model.num_parameters():,}",
             config.backbone.name,
             str(model.backbone.dtype).removeprefix("torch."),
             config.backbone.quantization.value,

@@ -36,14 +36,14 @@ def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attenti
 
 def check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
     """Refuses flash attention where it cannot run, naming all that is missing."""
-    # Without the package, transformers would fetch compiled code from the Hub and run it.
-    flaws = {
-        "the package flash-attn is not installed (pip install flash-attn)": find_spec("flash_attn")
-        is None,
-        f"the device is {device}, not a GPU (trainer.accelerator=gpu)": device.type != "cuda",
-        f"the compute dtype is {dtype} (backbone.dtype=bfloat16)": dtype is torch.float32,
-    }
-    found = [flaw for flaw, holds in flaws.items() if holds]
+    found = []
+    if find_spec("flash_attn") is None:
+        # transformers would fetch compiled code from the Hub and run it.
+        found.append("the package flash-attn is not installed (pip install flash-attn)")
+    if device.type != "cuda":
+        found.append(f"the device is {device}, not a GPU (trainer.accelerator=gpu)")
+    if dtype is torch.float32:
+        found.append("the compute dtype is torch.float32 (backbone.dtype=bfloat16)")
     if found:
         raise BackboneError(
             f"backbone.attention=flash_attention_2 is not possible: {'; '.join(found)}. "
