@@ -359,23 +359,6 @@ class _ListUnpickler(_Unpickler):
     """Reads a list run by run, and forgets large objects of the runs before."""
 
     def items(self) -> Iterator[Any]:
-        self._ready: list[Any] = []
-        self.memo = _Memo()
-        seen = 0
-        for value in self._values():
-            if not isinstance(value, list):
-                raise PickleError(
-                    f"{self._path} holds a {type(value).__name__}, where a list of utterances is "
-                    "expected. Check dataset.reader and dataset.path."
-                )
-            yield from self._ready
-            self._ready.clear()
-            for key, item in itertools.islice(self.memo.items(), seen, None):
-                if _is_large(item):
-                    self.memo[key] = _FORGOTTEN
-            seen = len(self.memo)
-
-    def _values(self) -> Iterator[Any]:
         """The loop of :meth:`pickle.Unpickler.load`, halting at each run of items of the list."""
         self._unframer = _python_pickle._Unframer(self._file_read, self._file_readline)
         self.read, self.readline = self._unframer.read, self._unframer.readline
@@ -383,13 +366,26 @@ class _ListUnpickler(_Unpickler):
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
         self.append = self.stack.append
+        self.memo = _Memo()
+        self._ready: list[Any] = []
+        seen = 0
         try:
             while True:
                 self.dispatch[self.read(1)[0]](self)
                 if self._ready:
-                    yield self.stack[-1]
+                    yield from self._ready
+                    self._ready.clear()
+                    for key, item in itertools.islice(self.memo.items(), seen, None):
+                        if _is_large(item):
+                            self.memo[key] = _FORGOTTEN
+                    seen = len(self.memo)
         except _python_pickle._Stop as stop:
-            yield stop.value
+            whole = stop.value
+        if not isinstance(whole, list):
+            raise PickleError(
+                f"{self._path} holds a {type(whole).__name__}, where a list of utterances is "
+                "expected. Check dataset.reader and dataset.path."
+            )
 
     def load_append(self) -> None:
         """Appends an item; to the list itself, sets it aside."""
