@@ -75,7 +75,8 @@ def download(dataset: DatasetConfig, folder: Path) -> Path:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             wanted = [file for file in _files(dataset) if _flaw(file, folder / file.name)]
             for file in wanted:
-                part = _part(file, partial)
+                # The digest in its name keeps apart what belongs to other versions of the file.
+                part = partial / f"{file.name}.{file.blob}"
                 _transfer(file, part)
                 target = folder / file.name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,15 +128,16 @@ def _files(dataset: DatasetConfig) -> list[_File]:
 def _transfer(file: _File, part: Path) -> None:
     """Continues a part until it is whole, and checks it."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    if _size(part) > file.size:
-        part.unlink()
-    if _size(part):
-        _log.info("continuing %s at %d of %d bytes", file.name, _size(part), file.size)
     with part.open("ab") as stream:
+        start = stream.tell()
+        if start > file.size:
+            start = stream.truncate(0)
+        if start:
+            _log.info("continuing %s at %d of %d bytes", file.name, start, file.size)
         http_get(
             file.url,
             stream,
-            resume_size=stream.tell(),
+            resume_size=start,
             # Without compression, so that positions in the file are positions in the stream.
             headers=build_hf_headers(headers={"Accept-Encoding": "identity"}),
             expected_size=file.size,
@@ -150,21 +152,11 @@ def _transfer(file: _File, part: Path) -> None:
         )
 
 
-def _part(file: _File, partial: Path) -> Path:
-    """The part of a file; the digest in its name keeps apart what belongs to other versions."""
-    return partial / f"{file.name}.{file.blob}"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
 def _flaw(file: _File, path: Path) -> str | None:
-    """What is wrong with a file that has been fetched; None where size and digest are right."""
-    if not path.is_file():
-        return "it is not there"
-    if _size(path) != file.size:
-        return f"it has {_size(path)} bytes instead of {file.size}"
+    """What is wrong with a file that was fetched, or is missing; None where it is right."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size != file.size:
+        return f"it has {size} bytes instead of {file.size}"
     digest = hashlib.sha256()
     if file.sha256 is None:
         digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
@@ -180,24 +172,10 @@ def _flaw(file: _File, path: Path) -> str | None:
 def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
     """Turns whatever goes wrong on the way to the Hub into a :class:`DownloadError`."""
     what = f"the Hugging Face data set {dataset.hub_id}"
-    by_hand = f"or fetch the files by hand and put them into {folder}"
-    again = "run the same command again (it goes on where it stopped)"
     try:
         yield
     except UserError:
         raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        no_access = (
-            f"the Hub gives no access to it ({status}). It is private, gated, or not there. Ask "
-            "for access on its page and log in with `hf auth login` (or set HF_TOKEN)"
-        )
-        missing = (
-            "the Hub has no such data set or file (404). Check dataset.hub_id and dataset.hub_file"
-        )
-        reasons = {401: no_access, 403: no_access, 404: missing}
-        reason = reasons.get(status, f"the Hub answered {status}. Later, {again}")
-        raise DownloadError(f"{what} cannot be fetched: {reason}, {by_hand}.") from error
     except Exception as error:
         # The HTTP library under huggingface_hub differs between its versions, so do its errors.
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -206,7 +184,16 @@ def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
                 "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
             ) from error
         reason = next(iter(str(error).strip().splitlines()), "")
+        remedy = (
+            "Check the network connection and run the same command again (it goes on where it "
+            "stopped), set HF_ENDPOINT to a mirror"
+        )
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            remedy = (
+                "It is private, gated, or not there: check dataset.hub_id and dataset.hub_file, or "
+                "ask for access on its page and log in with `hf auth login` (or set HF_TOKEN)"
+            )
         raise DownloadError(
-            f"{what} cannot be fetched: {type(error).__name__}: {reason}. Check the network "
-            f"connection and {again}, set HF_ENDPOINT to a mirror, {by_hand}."
+            f"{what} cannot be fetched: {type(error).__name__}: {reason}. {remedy}, or fetch the "
+            f"files by hand and put them into {folder}."
         ) from error
