@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,10 +30,12 @@ from msea_lightning.data.sampler import (
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
 from msea_lightning.data.store import Store, StoreSplit
-from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError, collate
+from msea_lightning.data.utterance import MAIN_LABEL, Batch, DataError
 from msea_lightning.metrics.options import MetricKind
 
 _log = logging.getLogger(__name__)
+
+_NOT_SET_UP = "the data module has not been set up: call setup() first"
 
 _MOSTLY_ABSENT = 0.5
 """Where fewer utterances of a split have a feature, that is said."""
@@ -97,8 +98,7 @@ class UtteranceDataModule(LightningDataModule):
         A validation part is held out where there is none, then ``dataset.train_fraction`` of what
         remains is sampled to train on. The label space comes before both. Training utterances may
         be unlabelled; whether the model needs their labels is for its builder to check. Validation
-        and test utterances without a label are not part of their splits, because they cannot be
-        scored; those of the test split are predicted (:meth:`predict_dataloader`).
+        and test utterances without a label are left out, because they cannot be scored.
 
         Args:
             stage: Lightning's stage; all stages use the same splits.
@@ -113,8 +113,14 @@ class UtteranceDataModule(LightningDataModule):
         self.prepare_data()
         assert self._store is not None
         splits = dict(self._store.splits)
-        self._require(splits, "train", "to train on")
-        self._require(splits, "test", "to test on once training has ended")
+        for split, purpose in (("train", "to train on"), ("test", "to test on afterwards")):
+            if split not in splits:
+                raise DataError(
+                    f"the data set '{self._dataset.name}' has no {split} split {purpose}; it has "
+                    f"{', '.join(splits)}. Mark some utterances as {split}. Only a missing valid "
+                    "split is drawn from the training utterances: results on a test split made up "
+                    "here could not be compared with anybody's."
+                )
         self._labels = resolve_labels(self._dataset.labels, splits)
         given = self._labels == self._dataset.labels
         origin = "as configured" if given else "inferred from the labels"
@@ -126,17 +132,20 @@ class UtteranceDataModule(LightningDataModule):
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
-        splits["predict"] = splits["test"]
         for split in ("valid", "test"):
             splits[split] = self._labelled(splits[split], split)
-        self._splits = splits
-        self._log_absent_features()
+        self._splits = {split: splits[split] for split in SPLITS}
+        for split, part in self._splits.items():
+            for name, share in part.present.items():
+                if share < _MOSTLY_ABSENT:
+                    utterances = f"{1 - share:.0%} of the {len(part):,} {split} utterances"
+                    self._warn(f"{utterances} have no {name}")
 
     @property
     def labels(self) -> LabelConfig:
         """The label space, with nothing left to infer."""
-        self._require_setup()
-        assert self._labels is not None
+        if self._labels is None:
+            raise RuntimeError(_NOT_SET_UP)
         return self._labels
 
     @property
@@ -147,7 +156,9 @@ class UtteranceDataModule(LightningDataModule):
     @property
     def splits(self) -> dict[str, StoreSplit]:
         """The splits ``train``, ``valid`` and ``test``."""
-        return {split: self._require_setup()[split] for split in SPLITS}
+        if self._splits is None:
+            raise RuntimeError(_NOT_SET_UP)
+        return self._splits
 
     @property
     def dims(self) -> Mapping[str, int]:
@@ -171,10 +182,8 @@ class UtteranceDataModule(LightningDataModule):
         Args:
             encode: Tokenises N texts, without special tokens and uncut.
         """
-        splits = self._require_setup()
-        # The test split is there a second time, to predict, where all of it is labelled.
-        encoded = {id(part): part.tokenized(encode) for part in {*splits.values()}}
-        self._splits = {name: encoded[id(part)] for name, part in splits.items()}
+        splits = self.splits.items()
+        self._splits = {name: split.tokenized(encode) for name, split in splits}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
@@ -186,20 +195,15 @@ class UtteranceDataModule(LightningDataModule):
         return self.loader(train, TrainingBatchSampler(self._costs(train), size, **options))
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Batches of a split, the longest utterances, or dialogues, first.
-
-        Args:
-            split: ``train``, ``valid`` or ``test``; ``predict`` has the unlabelled utterances of
-                the test split, too.
-        """
+        """Batches of a split, the longest utterances, or dialogues, first."""
         batches = self.evaluation_batches(split, self.eval_batch_size, **self._devices)
-        return self.loader(self._require_setup()[split], batches)
+        return self.loader(self.splits[split], batches)
 
     def evaluation_batches(
         self, split: str, batch_size: int, *, rank: int = 0, world: int = 1
     ) -> list[list[int]]:
         """A device's batches of a split; see :func:`~.sampler.evaluation_batches`."""
-        part = self._require_setup()[split]
+        part = self.splits[split]
         if self._whole_dialogues:
             units = sorted(dialogues_of(part.groups, part.positions), key=len, reverse=True)
         else:
@@ -213,10 +217,6 @@ class UtteranceDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split."""
         return self.evaluation_dataloader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the test split, its unlabelled utterances among them."""
-        return self.evaluation_dataloader("predict")
 
     def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
         """(N,) how long each utterance takes, for sorting.
@@ -261,20 +261,6 @@ class UtteranceDataModule(LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world": 1}
         return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
-
-    def _require(self, splits: Mapping[str, StoreSplit], split: str, purpose: str) -> None:
-        if split not in splits:
-            raise DataError(
-                f"the data set '{self._dataset.name}' has no {split} split {purpose}; it has "
-                f"{', '.join(splits)}. Mark some utterances as {split}. Only a missing valid split "
-                "is drawn from the training utterances: results on a test split made up here could "
-                "not be compared with anybody's."
-            )
-
-    def _require_setup(self) -> dict[str, StoreSplit]:
-        if self._splits is None:
-            raise RuntimeError("the data module has not been set up: call setup() first")
-        return self._splits
 
     def _hold_out(self, train: StoreSplit) -> dict[str, StoreSplit]:
         """Takes the validation part out of the training split."""
@@ -332,14 +318,6 @@ class UtteranceDataModule(LightningDataModule):
         )
         return train.select(kept)
 
-    def _log_absent_features(self) -> None:
-        """Says which features most utterances of a split do not have."""
-        for split, part in self.splits.items():
-            for name, share in part.present.items():
-                if share < _MOSTLY_ABSENT:
-                    utterances = f"{1 - share:.0%} of the {len(part):,} {split} utterances"
-                    self._warn(f"{utterances} have no {name}")
-
     def _warn(self, message: str) -> None:
         log_once(_log, message, level=logging.WARNING)
 
@@ -357,23 +335,13 @@ class _Loader(DataLoader[Batch]):
 
 
 class _Batches(Dataset[Batch]):
-    """Batches of a split."""
+    """Batches of a split, each by the positions of its utterances."""
 
     def __init__(self, split: StoreSplit) -> None:
         self._split = split
 
     def __getitem__(self, indices: list[int]) -> Batch:
-        split = self._split
-        batch = collate(
-            [split[index] for index in indices],
-            split.dims,
-            index=indices,
-            positions=split.positions[indices].tolist(),
-            labels=list(split.labels),
-        )
-        if split.tokens is None:
-            return batch
-        return replace(batch, tokens=[split.tokens[index] for index in indices])
+        return self._split.batch(indices)
 
 
 def _frame_statistics(

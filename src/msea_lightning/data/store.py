@@ -31,13 +31,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import SPLITS
-from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance, complete_labels
+from msea_lightning.data.utterance import (
+    MAIN_LABEL,
+    Batch,
+    Label,
+    Utterance,
+    complete_labels,
+    pad,
+)
 
 FORMAT_VERSION = 2
 _READABLE = (1, FORMAT_VERSION)  # format 1 has audio and vision alone, and one label
@@ -132,6 +140,28 @@ class StoreSplit:
         """
         start, stop = self._spans[name][index].tolist()
         return self._frames.file.get_slice(name)[start:stop] if stop > start else None
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The utterances at the given positions; their features are padded to the longest.
+
+        A feature that none of them has is one frame of zeros, with lengths of 0.
+        """
+        return Batch(
+            index=torch.tensor(indices),
+            ids=[self.ids[index] for index in indices],
+            texts=[self.texts[index] for index in indices],
+            labels={
+                name: [found[index] for index in indices] for name, found in self.labels.items()
+            },
+            features={
+                name: pad([self.frames(name, index) for index in indices], dim)
+                for name, dim in self.dims.items()
+            },
+            groups=[self.groups[index] for index in indices],
+            speakers=[self.speakers[index] for index in indices],
+            positions=torch.from_numpy(self.positions[indices]),
+            tokens=None if self.tokens is None else [self.tokens[index] for index in indices],
+        )
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> StoreSplit:
         """The utterances at the given positions, in the given order, as a split of its own."""

@@ -108,16 +108,10 @@ class Batch:
         """
         return complete_labels(self.ids, self.labels)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool | None = None) -> Batch:
-        """The batch with its feature values on another device; lengths stay on the CPU.
-
-        Args:
-            device: The device.
-            non_blocking: Go on before they are there. Where not given, on the way to a GPU alone:
-                what comes back would be read before it is there.
-        """
-        if non_blocking is None:
-            non_blocking = torch.device(device).type != "cpu"
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its feature values on another device; lengths stay on the CPU."""
+        # What comes back to the CPU would be read before it is there.
+        non_blocking = torch.device(device).type != "cpu"
         return self._with_values(lambda values: values.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
@@ -156,44 +150,8 @@ def complete_labels(
     return found
 
 
-def collate(
-    utterances: Sequence[Utterance],
-    dims: Mapping[str, int],
-    *,
-    index: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
-    labels: Sequence[str] = (MAIN_LABEL,),
-) -> Batch:
-    """A batch of utterances, their features padded with zeros to the longest.
-
-    Args:
-        utterances: B utterances.
-        dims: Name of each feature of the data set to its values per frame.
-        index: B positions in the split; 0, 1, ... where not given.
-        positions: B positions of the utterances in their groups; 0 where not given.
-        labels: Names of the data set's labels.
-
-    Returns:
-        The batch. A feature that no utterance of the batch has is one frame of zeros, with lengths
-        of 0.
-    """
-    return Batch(
-        index=torch.arange(len(utterances)) if index is None else torch.tensor(index),
-        ids=[utterance.id for utterance in utterances],
-        texts=[utterance.text for utterance in utterances],
-        labels={name: [utterance.labels.get(name) for utterance in utterances] for name in labels},
-        features={
-            name: _pad([utterance.features.get(name) for utterance in utterances], dim)
-            for name, dim in dims.items()
-        },
-        groups=[utterance.group for utterance in utterances],
-        speakers=[utterance.speaker for utterance in utterances],
-        positions=torch.tensor([0] * len(utterances) if positions is None else positions),
-    )
-
-
-def _pad(sequences: Sequence[NDArray[np.float32] | None], dim: int) -> PaddedSequences:
-    """B sequences (L, d) padded to the longest; one frame of zeros where there is none."""
+def pad(sequences: Sequence[NDArray[np.float32] | None], dim: int) -> PaddedSequences:
+    """B sequences (L, d), padded to the longest; None becomes one frame of zeros of length 0."""
     values = [torch.zeros(1, dim) if s is None else torch.from_numpy(s) for s in sequences]
     lengths = [0 if s is None else len(s) for s in sequences]
     return PaddedSequences(pad_sequence(values, batch_first=True), torch.tensor(lengths))
