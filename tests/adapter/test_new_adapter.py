@@ -41,10 +41,10 @@ class ToyAdapter(TextAdapter):
 
         super().__init__(given, branch)
 
-    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
-        for branch, frames, is_real in modalities:
-            mean = frames.sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)
-            text = text + branch(mean)[:, None]
+    def _change(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
+        for modality in modalities:
+            mean = modality.zeroed.sum(1) / modality.mask.sum(1, keepdim=True).clamp(min=1)
+            text = text + modality.branch(mean)[:, None]
         return text
 
 

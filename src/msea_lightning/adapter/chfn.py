@@ -70,11 +70,9 @@ class CHFNAdapter(TextAdapter):
         self.value = nn.Linear(text_dim, text_dim, bias=False)
         nn.init.zeros_(self.value.weight)
 
-    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
-        sequence_BLD = torch.cat(
-            [branch(frames_BLF) for branch, frames_BLF, _ in modalities], dim=1
-        )
-        mask_B1L = torch.cat([mask_BL for *_, mask_BL in modalities], dim=1)[:, None, :]
+    def _change(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
+        sequence_BLD = torch.cat([part.branch(part.zeroed) for part in modalities], dim=1)
+        mask_B1L = torch.cat([part.mask for part in modalities], dim=1)[:, None, :]
         # The key map is applied to the queries and the value map to the result: there are fewer
         # tokens than frames, so this is the same for a fraction of the time and memory.
         asked_BTD = self.query(text) @ self.key.weight / math.sqrt(text.shape[-1])

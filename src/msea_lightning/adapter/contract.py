@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +56,6 @@ class Adapter(nn.Module, ABC):
                 if type(value) is int and value < 1:
                     raise AdapterError(f"{name}={size}: sizes of an adapter are 1 or more.")
 
-    @abstractmethod
     def forward(
         self,
         text: Tensor,
@@ -92,6 +90,35 @@ class Adapter(nn.Module, ABC):
             AdapterError: if a shape does not fit the others or the sizes of the adapter, or if a
                 length is negative or beyond the frames that there are.
         """
+        self._check_text(text, text_mask)
+        dtype = next(self.parameters()).dtype
+        modalities = []
+        for name, branch, frames, lengths in (
+            ("audio", self.audio, audio, audio_lengths),
+            ("vision", self.vision, vision, vision_lengths),
+        ):
+            self._check_frames(name, len(text), frames, lengths)
+            if branch is not None:
+                if frames is None or frames.shape[1] == 0:
+                    frames = text.new_zeros(len(text), 1, self._options[f"{name}_dim"])
+                lengths = lengths.to("cpu", torch.int64)
+                modalities.append(Modality(branch, frames.to(dtype), lengths))
+        # The device "meta" has no autocast.
+        kind = "cpu" if text.device.type == "meta" else text.device.type
+        with torch.autocast(kind, enabled=False):
+            return self._adapt(text, text_mask.to(torch.bool), modalities)
+
+    @abstractmethod
+    def _adapt(
+        self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
+    ) -> tuple[Tensor | None, Tensor]:
+        """What :meth:`forward` returns, from inputs that have been checked.
+
+        Args:
+            text: (B, T, D) embeddings, of any dtype.
+            mask: (B, T) bool, True at real tokens.
+            modalities: Those that the adapter reads.
+        """
 
     def options(self) -> dict[str, Any]:
         """The constructor arguments as plain values, fit for JSON."""
@@ -111,46 +138,59 @@ class Adapter(nn.Module, ABC):
                 f"{tuple(text.shape[:2])} utterances and tokens: give one mask value per token."
             )
 
-    def _modalities(
-        self,
-        batch: int,
-        audio: Tensor | None,
-        audio_lengths: Tensor,
-        vision: Tensor | None,
-        vision_lengths: Tensor,
-    ) -> list[tuple[nn.Module, Tensor, Tensor]]:
-        """The modalities of B utterances that the adapter reads, with the part that reads each.
-
-        Returns:
-            The part; (B, L, F) features in the dtype of the weights, one frame of zeros where there
-            are none at all; (B,) int64 lengths on the CPU.
-        """
-        weight = next(self.parameters())
-        modalities = []
-        for name, branch, frames, lengths in (
-            ("audio", self.audio, audio, audio_lengths),
-            ("vision", self.vision, vision, vision_lengths),
-        ):
-            features = self._options[f"{name}_dim"]
-            if frames is not None and features is None:
+    def _check_frames(self, name: str, batch: int, frames: Tensor | None, lengths: Tensor) -> None:
+        features = self._options[f"{name}_dim"]
+        if frames is not None and features is None:
+            raise AdapterError(
+                f"{name} has shape {tuple(frames.shape)}, but the adapter was built without "
+                f"{name} ({name}_dim=None): give None, or build it with "
+                f"{name}_dim={frames.shape[-1]}."
+            )
+        if lengths.shape != (batch,):
+            raise AdapterError(
+                f"{name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
+                f"utterances: give one length for each, ({batch},)."
+            )
+        longest = 0
+        if frames is not None:
+            longest = frames.shape[1]
+            if frames.shape != (batch, longest, features):
                 raise AdapterError(
-                    f"{name} has shape {tuple(frames.shape)}, but the adapter was built without "
-                    f"{name} ({name}_dim=None): give None, or build it with "
-                    f"{name}_dim={frames.shape[-1]}."
+                    f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
+                    f"{features} {name} features per frame and the text has {batch} "
+                    f"utterances, that is ({batch}, frames, {features}): give the features "
+                    f"that it was trained on, or build it with another {name}_dim."
                 )
-            if branch is None:
-                continue
-            lengths_B = lengths.to("cpu", torch.int64)
-            _check_frames(name, features, batch, frames, lengths_B)
-            if frames is None or frames.shape[1] == 0:
-                frames = weight.new_zeros(batch, 1, features)
-            modalities.append((branch, frames.to(weight.dtype), lengths_B))
-        return modalities
+        low, high = map(int, lengths.aminmax())
+        if low < 0 or high > longest:
+            raise AdapterError(
+                f"{name}_lengths ranges from {low} to {high}, but {name} has {longest} frames: "
+                f"every length must be between 0 (absent) and {longest}."
+            )
 
 
-def own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Computes in the dtype of the weights, also where autocast is on; "meta" has no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+class Modality(NamedTuple):
+    """One modality of a batch.
+
+    Attributes:
+        branch: The part of the adapter that reads it.
+        frames: (B, L, F) features in the dtype of the weights; anything beyond each length.
+        lengths: (B,) int64 on the CPU, frames of each utterance; 0 where it is absent.
+    """
+
+    branch: nn.Module
+    frames: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) bool, False at padding."""
+        return frame_mask(self.frames, self.lengths)
+
+    @property
+    def zeroed(self) -> Tensor:
+        """(B, L, F) features with zeros beyond each length."""
+        return self.frames.masked_fill(~self.mask[:, :, None], 0.0)
 
 
 def frame_mask(frames: Tensor, lengths: Tensor) -> Tensor:
@@ -165,46 +205,6 @@ def frame_mask(frames: Tensor, lengths: Tensor) -> Tensor:
     """
     index_L = torch.arange(frames.shape[1], device=frames.device)
     return index_L < lengths.to(frames.device, non_blocking=True)[:, None]
-
-
-def _check_frames(
-    name: str, features: int, batch: int, frames: Tensor | None, lengths: Tensor
-) -> None:
-    if lengths.shape != (batch,):
-        raise AdapterError(
-            f"{name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
-            f"utterances: give one length for each, ({batch},)."
-        )
-    longest = 0
-    if frames is not None:
-        if frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != features:
-            raise AdapterError(
-                f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
-                f"{features} {name} features per frame and the text has {batch} "
-                f"utterances, that is ({batch}, frames, {features}): give the features "
-                f"that it was trained on, or build it with another {name}_dim."
-            )
-        longest = frames.shape[1]
-    low, high = map(int, lengths.aminmax())
-    if low < 0 or high > longest:
-        raise AdapterError(
-            f"{name}_lengths ranges from {low} to {high}, but {name} has {longest} frames: every "
-            f"length must be between 0 (absent) and {longest}."
-        )
-
-
-class Modality(NamedTuple):
-    """One modality of a batch.
-
-    Attributes:
-        branch: The part of the adapter that reads it.
-        frames: (B, L, F) features in the adapter's dtype, zero beyond each length.
-        mask: (B, L) bool, False at padding.
-    """
-
-    branch: nn.Module
-    frames: Tensor
-    mask: Tensor
 
 
 class TextAdapter(Adapter):
@@ -240,42 +240,22 @@ class TextAdapter(Adapter):
             None if features is None else make_branch(features) for features in read.values()
         )
 
-    def forward(
-        self,
-        text: Tensor,
-        text_mask: Tensor,
-        audio: Tensor | None,
-        audio_lengths: Tensor,
-        vision: Tensor | None,
-        vision_lengths: Tensor,
+    def _adapt(
+        self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
     ) -> tuple[None, Tensor]:
-        """No pseudo tokens, and changed embeddings of the real tokens; see :class:`Adapter`.
-
-        Returns:
-            ``(None, text)``: (B, T, D) in the dtype of the weights; the other tokens are
-            unchanged.
-        """
-        self._check_text(text, text_mask)
-        mask_BT = text_mask.to(torch.bool)
+        """No pseudo tokens; changed embeddings of the real tokens, the others unchanged."""
+        mask_BT1 = mask[:, :, None]
         text_BTD = text.to(next(self.parameters()).dtype)
-        modalities = []
-        inputs = (audio, audio_lengths, vision, vision_lengths)
-        for branch, frames_BLF, lengths in self._modalities(len(text), *inputs):
-            mask_BL = frame_mask(frames_BLF, lengths)
-            zeroed_BLF = frames_BLF.masked_fill(~mask_BL[:, :, None], 0.0)
-            modalities.append(Modality(branch, zeroed_BLF, mask_BL))
-        with own_precision(text.device):
-            read_BTD = text_BTD.masked_fill(~mask_BT[:, :, None], 0.0)
-            adapted_BTD = self._adapt(read_BTD, mask_BT, modalities)
-        return None, torch.where(mask_BT[:, :, None], adapted_BTD, text_BTD)
+        changed_BTD = self._change(text_BTD.masked_fill(~mask_BT1, 0.0), mask, modalities)
+        return None, torch.where(mask_BT1, changed_BTD, text_BTD)
 
     @abstractmethod
-    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    def _change(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
         """The changed embeddings.
 
         Args:
             text: (B, T, D) embeddings, zero where there is no real token.
-            mask: (B, T) bool, where tokens are real.
+            mask: (B, T) bool, True at real tokens.
             modalities: Audio and vision, of which each may be missing.
 
         Returns:

@@ -97,13 +97,14 @@ class MAGAdapter(TextAdapter):
         self.norm = nn.LayerNorm(text_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def _adapt(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    def _change(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
         shift_BTD = torch.zeros_like(text)
-        for branch, frames_BLF, mask_BL in modalities:
-            aligned_BTF = align(frames_BLF, mask_BL.sum(dim=1), mask)
+        for modality in modalities:
+            lengths_B = modality.lengths.to(text.device, non_blocking=True)
+            aligned_BTF = align(modality.zeroed, lengths_B, mask)
             # The biases would shift the text of an utterance without the modality, too.
-            present_B11 = mask_BL.any(dim=1)[:, None, None]
-            shift_BTD = shift_BTD + branch(aligned_BTF, text).masked_fill(~present_B11, 0.0)
+            absent_B11 = (lengths_B == 0)[:, None, None]
+            shift_BTD = shift_BTD + modality.branch(aligned_BTF, text).masked_fill(absent_B11, 0.0)
         norm_BT1 = shift_BTD.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST)
         ratio_BT1 = text.norm(dim=-1, keepdim=True) / norm_BT1
         shifted_BTD = text + (ratio_BT1 * self.beta).clamp(max=1.0) * shift_BTD

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from msea_lightning.adapter.contract import Adapter, AdapterError, own_precision
+from msea_lightning.adapter.contract import Adapter, AdapterError, Modality
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.original import NOT_ORIGINAL, renamed_weights, sizes
 
@@ -152,47 +152,23 @@ class MSEAdapter(Adapter):
         self.proj_up = nn.Linear(hidden, text_dim)
         self.proj_tokens = nn.Linear(1, pseudo_tokens)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_mask: Tensor,
-        audio: Tensor | None,
-        audio_lengths: Tensor,
-        vision: Tensor | None,
-        vision_lengths: Tensor,
+    def _adapt(
+        self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
     ) -> tuple[Tensor, Tensor]:
-        """Pseudo tokens of a batch, and the text unchanged; see :class:`Adapter`.
-
-        The text is averaged over its real tokens; an utterance without any has a mean of zero.
-
-        Returns:
-            ``(pseudo_tokens, text)``: (B, pseudo_tokens, text_dim), and the very same text,
-            or its first 0 tokens in "w/o T".
-        """
-        self._check_text(text, text_mask)
-        inputs = (audio, audio_lengths, vision, vision_lengths)
-        with own_precision(text.device):
-            mixed_BH = self._mix(text, text_mask, self._modalities(len(text), *inputs))
-            if self.scales is not None and self.conv is not None:
-                scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
-                mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
-            up_BD = self.proj_up(mixed_BH)
-            pseudo_BDN = self.proj_tokens(up_BD[:, :, None])
-        return pseudo_BDN.transpose(1, 2), text if self.use_text else text[:, :0]
-
-    def _mix(
-        self,
-        text: Tensor,
-        text_mask: Tensor,
-        modalities: Sequence[tuple[nn.Module, Tensor, Tensor]],
-    ) -> Tensor:
-        """Text-guided mixer, Equations 3 and 4: (B, H), zero where every modality is absent."""
+        """(B, N, D) pseudo tokens, and the text unchanged, or its first 0 tokens in "w/o T"."""
+        # Text-guided mixer, Equations 3 and 4; zero where every modality is absent.
         weight = self.proj_up.weight
-        summaries = [branch(frames, lengths) for branch, frames, lengths in modalities]
+        summaries = [branch(frames_BLF, lengths_B) for branch, frames_BLF, lengths_B in modalities]
         if self.text_proj is not None:
-            text_BH = self.text_proj(masked_mean(text.to(weight.dtype), text_mask))
+            text_BH = self.text_proj(masked_mean(text.to(weight.dtype), mask))
             summaries = [summary_BH * text_BH for summary_BH in summaries]
-        return sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
+        mixed_BH = sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
+        if self.scales is not None and self.conv is not None:
+            scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
+            mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
+        up_BD = self.proj_up(mixed_BH)
+        pseudo_BDN = self.proj_tokens(up_BD[:, :, None])
+        return pseudo_BDN.transpose(1, 2), text if self.use_text else text[:, :0]
 
     @classmethod
     def from_original(cls, state_dict: Mapping[str, Tensor]) -> MSEAdapter:

@@ -20,6 +20,7 @@ own, and there is noise on everything. Everything is drawn from one seeded NumPy
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.data.options import SPLITS, DemoTask
-from msea_lightning.data.utterance import MAIN_LABEL, Utterance
+from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance
 
 AUDIO_DIM = 12
 """Energy, pitch, change of pitch, voicing, jitter, shimmer, four bands, tempo, background."""
@@ -36,7 +37,7 @@ VISION_DIM = 10
 """Brows up, brows down, eyes wide, lip corners, lips pressed, jaw, head (3), blinking."""
 
 SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
-"""Parts of the corpus; dialogues and their speakers stay within one part."""
+"""Splits of the corpus; dialogues and their speakers stay within one."""
 
 ABSENT = 0.02
 """Share of utterances without audio, and of those without vision; none lacks both."""
@@ -110,19 +111,12 @@ _NOUNS = {
 
 @dataclass(frozen=True)
 class _Speaker:
-    """A speaker's habits.
-
-    Attributes:
-        name: Unique within the corpus.
-        voice: (AUDIO_DIM,) offset of every audio feature.
-        face: (VISION_DIM,) offset of every vision feature.
-        range: How far this speaker's pitch and face move.
-    """
+    """A speaker's habits."""
 
     name: str
-    voice: NDArray[np.float64]
-    face: NDArray[np.float64]
-    range: float
+    voice: NDArray[np.float64]  # (AUDIO_DIM,) offset of every audio feature
+    face: NDArray[np.float64]  # (VISION_DIM,) offset of every vision feature
+    range: float  # how far pitch and face move
 
 
 def demo_utterances(task: DemoTask, *, utterances: int, seed: int) -> dict[str, list[Utterance]]:
@@ -131,11 +125,11 @@ def demo_utterances(task: DemoTask, *, utterances: int, seed: int) -> dict[str, 
     Args:
         task: ERC labels every utterance with one of :data:`EMOTIONS`, MSA with an intensity in
             [-3, 3] in steps of 0.1.
-        utterances: Number of utterances, all parts together.
+        utterances: Number of utterances, all splits together.
         seed: The same seed gives the same corpus.
 
     Returns:
-        Part name -> its utterances, dialogue by dialogue; ``audio`` (La, 12) with La from 18 to 40
+        Split to its utterances, dialogue by dialogue; ``audio`` (La, 12) with La from 18 to 40
         and ``vision`` (Lv, 10) with Lv from 12 to 28 float32 frames. No text occurs twice.
     """
     rng = np.random.default_rng([seed, list(DemoTask).index(task)])
@@ -143,22 +137,19 @@ def demo_utterances(task: DemoTask, *, utterances: int, seed: int) -> dict[str, 
     dialogues = _dialogues(rng)
     counts = {split: round(SHARES[split] * utterances) for split in SPLITS[1:]}
     counts = {"train": utterances - sum(counts.values()), **counts}
-    corpus: dict[str, list[Utterance]] = {}
-    for split, count in counts.items():
-        part: list[Utterance] = []
-        while len(part) < count:
+    corpus: dict[str, list[Utterance]] = {split: [] for split in counts}
+    for split, part in corpus.items():
+        while len(part) < counts[split]:
             group, speakers, length = next(dialogues)
-            for turn in range(min(length, count - len(part))):
+            for turn in range(min(length, counts[split] - len(part))):
                 speaker = speakers[int(rng.integers(len(speakers)))]
                 part.append(_utterance(rng, task, group, turn, speaker, seen))
-        corpus[split] = part
     return corpus
 
 
 def _dialogues(rng: np.random.Generator) -> Iterator[tuple[str, list[_Speaker], int]]:
     """Endless dialogues: name, speakers, number of utterances."""
-    number = 0
-    while True:
+    for number in itertools.count():
         group = f"dialogue{number:04d}"
         speakers = [
             _Speaker(
@@ -170,7 +161,6 @@ def _dialogues(rng: np.random.Generator) -> Iterator[tuple[str, list[_Speaker], 
             for letter in "abc"[: int(rng.integers(2, 4))]
         ]
         yield group, speakers, int(rng.integers(5, 11))
-        number += 1
 
 
 def _utterance(
@@ -181,7 +171,7 @@ def _utterance(
     speaker: _Speaker,
     seen: set[str],
 ) -> Utterance:
-    label: float | str
+    label: Label
     if task is DemoTask.erc:
         names = list(EMOTIONS)
         label = names[int(rng.choice(len(names), p=list(EMOTIONS.values())))]
@@ -197,9 +187,8 @@ def _utterance(
         face = float(rng.uniform(-1.2, 1.2))
         turned = 0.65 * level * (voice if sincere else 0.9 * voice)
         label = round(float(np.clip(turned + face, -3, 3)), 1) + 0.0
-    text = _text(rng, level)
-    while text in seen:
-        text = _text(rng, level)
+    while (text := _text(rng, level)) in seen:
+        pass
     seen.add(text)
     absent = rng.random()
     features = {"audio": _audio(rng, speaker, voice), "vision": _vision(rng, speaker, face)}
@@ -207,14 +196,8 @@ def _utterance(
         del features["audio"]
     elif absent > 1 - ABSENT:
         del features["vision"]
-    return Utterance(
-        id=f"{group}-{turn:02d}",
-        text=text,
-        labels={MAIN_LABEL: label},
-        features=features,
-        group=group,
-        speaker=speaker.name,
-    )
+    labels = {MAIN_LABEL: label}
+    return Utterance(f"{group}-{turn:02d}", text, labels, features, group, speaker.name)
 
 
 def _text(rng: np.random.Generator, level: int) -> str:
@@ -280,7 +263,7 @@ def _vision(rng: np.random.Generator, speaker: _Speaker, face: float) -> NDArray
 def _noise(
     rng: np.random.Generator, length: int, features: int, deviation: float
 ) -> NDArray[np.float64]:
-    """(L, features) noise that is half as large as the frame before it was, plus fresh noise."""
+    """(L, features) half the noise of the frame before, plus fresh noise."""
     noise = rng.normal(0, deviation, (length, features))
     for step in range(1, length):
         noise[step] = 0.5 * noise[step - 1] + 0.866 * noise[step]
