@@ -185,7 +185,7 @@ def test_memory_is_asked_for_as_each_variant_does(
     teller.write_text(f"#!/bin/sh\necho ${SETTING}\n", encoding="utf-8")
     teller.chmod(0o755)
     monkeypatch.setattr(run_module.sys, "executable", str(teller))
-    plan = Plan(variant, "", "", None, [], steps=1, started=0.0)
+    plan = Plan(variant, {}, "", None, [], started=0.0)
     with run_module._worker(plan, tmp_path) as worker:
         assert worker.process.stdout is not None
         assert worker.process.stdout.readline() == f"{expected}\n"
@@ -199,7 +199,7 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
     stubborn.chmod(0o755)
     monkeypatch.setattr(run_module.sys, "executable", str(stubborn))
     monkeypatch.setattr(run_module, "_GRACE", 0.1)
-    plan = Plan("ours", "", "", None, [], steps=1, started=0.0)
+    plan = Plan("ours", {}, "", None, [], started=0.0)
     with run_module._worker(plan, tmp_path) as worker:
         process = worker.process
         assert process.stdout is not None

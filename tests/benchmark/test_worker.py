@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,20 +13,19 @@ import torch
 from omegaconf import OmegaConf
 
 from msea_lightning.benchmark import ours
+from msea_lightning.benchmark.run import _TASKS
 from msea_lightning.benchmark.variant import Timing
-from msea_lightning.benchmark.worker import Plan, tasks, work
+from msea_lightning.benchmark.worker import Plan, known_tasks, work
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
-
-TASKS = ("warm up train", "train", "train", "train", "warm up evaluate", "evaluate", "evaluate")
 
 
 class Noted:
     """A variant that notes the calls of its methods."""
 
-    calls: list[tuple[Any, ...]]
-
     device = torch.device("cpu")
+    backbone = SimpleNamespace(dtype=torch.float32)
+    calls: list[tuple[Any, ...]]
 
     def __init__(self, *_: Any) -> None:
         type(self).calls = []
@@ -37,41 +36,33 @@ class Noted:
 
     def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
         self.calls.append(("evaluate", utterances, offset))
-        if offset > 0.5:
-            raise UserError("no room")
-        return Timing(1.0, utterances, 2, 3.0)
+        raise UserError("no room")
 
     def stages(self) -> None:
         raise ZeroDivisionError
 
 
 @pytest.fixture
-def plan(
-    options: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Plan:
-    monkeypatch.setattr(ours, "Ours", Noted)
-    file = tmp_path / "options.yaml"
-    config = options("training.batch_size=4")
-    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    return Plan("ours", str(file), "", None, list(TASKS), steps=8, started=0.0)
+def plan(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(ours, "load_ours", Noted)
+    config: Any = OmegaConf.to_container(OmegaConf.structured(options()), enum_to_str=True)
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        ("train", {"steps": 2}),
+        ("train", {"steps": 8, "offset": 0.25}),
+        ("evaluate", {"utterances": 32, "offset": 0.75}),
+        ("train", {"steps": 1}),
+    ]
+    return Plan("ours", json.loads(json.dumps(config)), "", None, tasks, started=0.0)
 
 
 def answers(channel: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in channel.getvalue().splitlines()]
 
 
-def test_offsets_of_rounds_lie_around_the_middle(plan: Plan) -> None:
+def test_tasks_are_done_in_order_until_one_fails(plan: Plan) -> None:
     channel = io.StringIO()
-    work(plan, io.StringIO("\n".join(TASKS)), channel)
-    assert Noted.calls == [
-        ("train", 2, 0.5),
-        ("train", 8, pytest.approx(1 / 6)),
-        ("train", 8, 0.5),
-        ("train", 8, pytest.approx(5 / 6)),
-        ("evaluate", 8, 0.5),
-        ("evaluate", 32, 0.25),
-        ("evaluate", 32, 0.75),
-    ]
+    work(plan, io.StringIO("\n" * 4), channel)
+    assert Noted.calls == [("train", 2, 0.5), ("train", 8, 0.25), ("evaluate", 32, 0.75)]
     *rounds, last = answers(channel)
     assert rounds[1] == {
         "result": {"seconds": 1.0, "utterances": 8, "tokens": 2, "operations": 3.0}
@@ -82,8 +73,8 @@ def test_offsets_of_rounds_lie_around_the_middle(plan: Plan) -> None:
 
 def test_a_bug_comes_with_its_traceback(plan: Plan) -> None:
     channel = io.StringIO()
-    plan.tasks[:] = ["stages", "train"]
-    work(plan, io.StringIO("stages\ntrain\n"), channel)
+    plan.tasks[:] = [("stages", {}), ("train", {"steps": 1})]
+    work(plan, io.StringIO("\n\n"), channel)
     (answer,) = answers(channel)
     assert answer["error"].rstrip().endswith("ZeroDivisionError")
     assert "Traceback" in answer["error"]
@@ -91,16 +82,17 @@ def test_a_bug_comes_with_its_traceback(plan: Plan) -> None:
 
 def test_a_worker_ends_without_further_requests(plan: Plan) -> None:
     channel = io.StringIO()
-    work(plan, io.StringIO("warm up train\n"), channel)
+    work(plan, io.StringIO("\n"), channel)
     assert len(answers(channel)) == 1
 
 
 def test_further_devices_do_the_tasks_without_requests(plan: Plan) -> None:
     channel = io.StringIO()
-    plan.tasks[:] = ["train", "warm up train"]
+    del plan.tasks[2:]
     work(plan, None, channel)
-    assert [answer["result"]["utterances"] for answer in answers(channel)] == [8, 2]
+    assert [answer["result"]["utterances"] for answer in answers(channel)] == [2, 8]
 
 
 def test_every_task_is_one_that_the_benchmark_gives(plan: Plan) -> None:
-    assert set(tasks(plan)) == {"start", "stages", "rate", "peak", *TASKS}
+    timed = {task for tasks in _TASKS.values() for task in tasks}
+    assert set(known_tasks(plan)) == {"start", "stages", "rate", "peak", *timed}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from msea_lightning.cost import estimate as module
 from msea_lightning.cost.estimate import MemoryEstimate, MemoryEstimator
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.build import trainable
-from msea_lightning.training.build import build_adapted_lm, build_data, data_size
+from msea_lightning.training.build import build_adapted_lm, build_data, data_estimator
 from msea_lightning.training.fit import fit
 
 Options = Callable[..., TrainConfig]
@@ -35,7 +34,7 @@ def estimator(config: TrainConfig, *, device: torch.device = CPU) -> MemoryEstim
     tokenizer = load_backbone(None).tokenizer
     data.tokenize(partial(encode_all, tokenizer))
     language = backbone_config(str(tiny_backbone()))
-    return MemoryEstimator(config, data_size(data), tokenizer, language, device)
+    return data_estimator(config, data, tokenizer, language, device)
 
 
 def parts(**sizes: int) -> MemoryEstimate:
@@ -105,8 +104,8 @@ def test_layers_that_compute_again_are_counted(options: Options) -> None:
 
 def test_the_evaluation_batch_is_the_one_that_is_given(options: Options) -> None:
     config = options("training.eval_batch_size=7")
-    assert estimator(config).eval_batch_size == 7
-    assert estimator(config, device=torch.device("cuda")).eval_batch_size == 7
+    assert estimator(config).eval_batch_size() == 7
+    assert estimator(config, device=torch.device("cuda")).eval_batch_size() == 7
 
 
 def test_by_itself_an_evaluation_batch_takes_what_a_step_does(
@@ -115,7 +114,7 @@ def test_by_itself_an_evaluation_batch_takes_what_a_step_does(
     """On a GPU, in powers of two up to 256; on a CPU, where more is no faster, it is 32."""
     config = options("training.eval_batch_size=null")
     on_cpu, on_gpu = estimator(config), estimator(config, device=torch.device("cuda"))
-    assert on_cpu.eval_batch_size == 32
+    assert on_cpu.eval_batch_size() == 32
     monkeypatch.setattr(MemoryEstimator, "_train_bytes", lambda *_: 1024)
     for per_utterance, taken in (
         (0.1, 256),
@@ -131,7 +130,7 @@ def test_by_itself_an_evaluation_batch_takes_what_a_step_does(
             "_evaluation_bytes",
             lambda _, stored, size, each=per_utterance: size * each,
         )
-        assert copy.copy(on_gpu).eval_batch_size == taken
+        assert on_gpu.eval_batch_size() == taken
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,9 @@ from msea_lightning.backbone.options import Attention, Weights
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost import step
-from msea_lightning.cost.flops import UtteranceFlops
 from msea_lightning.cost.step import BatchSize, LiveBytes, StepMeter, batch_of, with_layers
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_adapter, build_prompt
 
@@ -62,8 +62,11 @@ def architecture(fields: dict[str, Any], **changes: Any) -> PretrainedConfig:
     return AutoConfig.for_model(**(fields | changes))
 
 
-def build(name: str = "mse", *, device: str = "meta") -> Callable[[FrozenBackbone], AdaptedLM]:
-    """Puts an adapter in front of a language model."""
+Parts = tuple[Adapter, Prompt, AnswerTree]
+
+
+def parts(name: str = "mse", *, width: int = WIDTH, device: str = "meta") -> Parts:
+    """An adapter with the sequences that it is read in."""
     choice = [] if name == "nothing" else [f"adapter={name}"]
     config = compose("train", TrainConfig, ["dataset=meld", "backbone=tiny", *choice])
     prompt, tree = build_prompt(
@@ -75,22 +78,16 @@ def build(name: str = "mse", *, device: str = "meta") -> Callable[[FrozenBackbon
         config.text,
         config.prompt,
     )
-
-    def in_front_of(frozen: FrozenBackbone) -> AdaptedLM:
-        with torch.device(device):
-            adapter: Adapter = Nothing()
-            if name != "nothing":
-                made = build_adapter, config.adapter, AblationConfig()
-                adapter = made[0](made[1], made[2], width=frozen.width, dims=DIMS)
-        standardizer = FeatureStandardizer().to(device)
-        return AdaptedLM(frozen, adapter, standardizer=standardizer, prompt=prompt, tree=tree)
-
-    return in_front_of
+    with torch.device(device):
+        if name == "nothing":
+            return Nothing(), prompt, tree
+        adapter = build_adapter(config.adapter, AblationConfig(), width=width, dims=DIMS)
+    return adapter, prompt, tree
 
 
 def meter(language: PretrainedConfig, adapter: str = "mse", **options: Any) -> StepMeter:
     """What measures a language model with an adapter in front."""
-    return StepMeter(language, TOKENIZER, build(adapter), DIMS, **options)
+    return StepMeter(language, *parts(adapter, width=language.hidden_size), DIMS, **options)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -111,7 +108,9 @@ def test_without_numbers_as_much_is_alive_as_with_them(adapter: str, attention: 
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     real.model.rotary_emb = LlamaRotaryEmbedding(real.config)
-    model = build(adapter, device="cpu")(FrozenBackbone(real, TOKENIZER))
+    made, prompt, tree = parts(adapter, device="cpu")
+    backbone, standardizer = FrozenBackbone(real, TOKENIZER), FeatureStandardizer()
+    model = AdaptedLM(backbone, made, standardizer=standardizer, prompt=prompt, tree=tree)
     model.backbone.cached_prefix(model.prompt.prefix_ids)
     size = replace(SIZE, frames={"audio": 2, "vision": 2})
     for training, expected in (
@@ -143,10 +142,10 @@ def test_few_layers_tell_what_the_whole_model_takes(fields: dict[str, Any]) -> N
 
 
 def test_few_frames_tell_what_many_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = replace(SIZE, frames={"audio": 40, "vision": 25})
+    size = replace(SIZE, frames={"audio": 90, "vision": 75})
     few = meter(architecture(LLAMA))
     found = few.train_bytes(size), few.predict_bytes(size)
-    monkeypatch.setattr(step, "_FEW_FRAMES", 40)
+    monkeypatch.setattr(step, "_FEW_FRAMES", 90)
     all_of_them = meter(architecture(LLAMA))
     assert found[0] == pytest.approx(all_of_them.train_bytes(size), rel=0.01)
     assert found[1] == pytest.approx(all_of_them.predict_bytes(size), rel=0.01)
@@ -239,6 +238,24 @@ def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         meter(architecture(LLAMA)).train_bytes(SIZE)
 
 
+@pytest.mark.parametrize("adapter", ["mse", "mag", "chfn"])
+def test_shapes_that_are_known_change_no_result(
+    monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    class Forgetful(dict[Any, Any]):
+        def __setitem__(self, *_: Any) -> None:
+            pass
+
+    def costs() -> tuple[Any, ...]:
+        measured = meter(architecture(LLAMA), adapter)
+        operations = measured.flops(9, training=True)
+        return measured.train_bytes(SIZE), measured.predict_bytes(SIZE), operations
+
+    first, again = costs(), costs()
+    monkeypatch.setattr(step, "_SHAPES", Forgetful())
+    assert costs() == first == again
+
+
 # ---- operations ----------------------------------------------------------------------------------
 
 
@@ -306,10 +323,9 @@ def test_reading_features_is_a_thousandth_of_a_published_model() -> None:
 )
 def test_three_lengths_tell_all_others(fields: dict[str, Any], training: bool) -> None:
     measured = meter(architecture(fields))
-    utterance = UtteranceFlops(measured, training=training)
     lengths = np.array([[3, 4], [40, 61]])
-    expected = [[measured.flops(int(n), training=training) for n in row] for row in lengths]
-    np.testing.assert_array_equal(utterance(lengths), expected)
+    expected = [[measured._counted(int(n), training=training) for n in row] for row in lengths]
+    np.testing.assert_array_equal(measured.flops(lengths, training=training), expected)
 
 
 def test_layers_that_differ_are_all_measured() -> None:

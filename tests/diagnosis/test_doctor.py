@@ -28,7 +28,14 @@ from msea_lightning.backbone.options import Accelerator, BackboneConfig
 from msea_lightning.commands.command_line import compose, launch
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
-from msea_lightning.cost.published import ASSUMED_SHARE, PublishedEstimator, configuration_costs
+from msea_lightning.cost.estimate import MemoryEstimator
+from msea_lightning.cost.published import (
+    ASSUMED_SHARE,
+    configuration_costs,
+    fitting,
+    published_estimator,
+    published_flops,
+)
 from msea_lightning.data.options import DatasetConfig
 from msea_lightning.data.prepare import download_folder, prepare_store
 from msea_lightning.diagnosis import devices, packages
@@ -57,7 +64,7 @@ ORIGINAL_NAMES = {"llama2": "LLaMA2-7B", "qwen": "Qwen-1.8B", "chatglm3": "ChatG
 LLAMA2 = "meta-llama/Llama-2-7b-hf"
 RATE = 4e13
 """Operations per second that every device is said to have."""
-MATRIX_RATE = "msea_lightning.cost.flops.matrix_rate"
+MATRIX_RATE = "msea_lightning.cost.rate.matrix_rate"
 
 
 def refuse_connections(*_: Any, **__: Any) -> NoReturn:
@@ -494,32 +501,32 @@ def test_the_twelve_cells_have_the_papers_adapters(findings: Findings) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_a_gpu(places: Path) -> PublishedEstimator:
-    return PublishedEstimator(cell("mosei", "llama2"), torch.device("cuda:0"))
+def on_a_gpu(places: Path) -> MemoryEstimator:
+    return published_estimator(cell("mosei", "llama2"), torch.device("cuda:0"))
 
 
-def test_llama2_takes_what_is_known_on_a_gpu(on_a_gpu: PublishedEstimator) -> None:
+def test_llama2_takes_what_is_known_on_a_gpu(on_a_gpu: MemoryEstimator) -> None:
     estimate = on_a_gpu.estimate()
     assert round(estimate.weights / GIB, 1) == 12.6
-    assert on_a_gpu.dtype == "bfloat16"
+    assert on_a_gpu.stored.dtype is torch.bfloat16
     # Each by itself: a byte, or half a byte and scales, for 6.5 billion weights of linear layers
-    sizes = on_a_gpu.fitting(24 * GIB)
+    sizes = fitting(on_a_gpu, 24 * GIB)
     assert set(sizes) == {"backbone.quantization=int8", "backbone.quantization=nf4"}
     int8, nf4 = sizes.values()
     assert nf4 < int8 < estimate.needed
     assert 2.9 * GIB < int8 - nf4 < 3.3 * GIB
-    assert list(on_a_gpu.fitting(int(nf4 * HEADROOM) + 1)) == ["backbone.quantization=nf4"]
+    assert list(fitting(on_a_gpu, int(nf4 * HEADROOM) + 1)) == ["backbone.quantization=nf4"]
 
 
 def test_sequences_are_as_long_as_the_real_tokenizers_write_them(shared: Path) -> None:
     folder = shared / "tokenizers"
     tokenizers = {name: load_tokenizer(str(folder / name)) for name in ORIGINAL_NAMES}
     for config in paper_configurations():
-        estimator = PublishedEstimator(config, torch.device("cpu"))
+        estimator = published_estimator(config, torch.device("cpu"))
         tokenizer = tokenizers[config.backbone.name]
         prompt, _ = build_prompt(
             tokenizer,
-            estimator._data.labels,
+            config.dataset.labels,
             config.dataset,
             config.backbone,
             config.adapter,
@@ -535,14 +542,15 @@ def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> 
     for config, found in list(zip(paper_configurations(), findings.configurations, strict=True))[
         ::11
     ]:
-        test = PublishedEstimator(config, torch.device("cpu")).flops()[1]
+        test = published_flops(config.dataset, published_estimator(config, torch.device("cpu")))[1]
         flops = found.flops_epoch * config.training.schedule_epochs + test
         assert found.hours == flops / (RATE * ASSUMED_SHARE) / 3600
     by_pair = {(found.dataset, found.backbone): found for found in findings.configurations}
     # By hand: 24 layers, in training each weight forward and again backward, attention thrice.
     # Texts are a little shorter than their distribution's mean, because long ones are cut.
     # What all sequences begin with is cached.
-    prefix = len(PublishedEstimator(cell("mosei", "qwen"), torch.device("cpu"))._prompt.prefix_ids)
+    estimator = published_estimator(cell("mosei", "qwen"), torch.device("cpu"))
+    prefix = len(estimator.meter(estimator.stored)._prompt.prefix_ids)
     fixed, text = 95 - 50, 22.6
     assert text < SHAPES["mosei"].text.mean
     keys_and_values, others = 2 * 2048**2, 2 * 2048**2 + 3 * 2048 * 5504
@@ -569,9 +577,8 @@ def test_without_a_rate_there_are_no_hours(
     monkeypatch.setattr(MATRIX_RATE, full)
     device = findings.machine.device
     assert measured_rate(device) is None
-    nowhere = {name: Resource(name, "missing") for name in ("simsv2", "qwen")}
     configs, cpu = [cell("simsv2", "qwen")], torch.device("cpu")
-    (found,), _ = configuration_costs(configs, cpu, device.free, nowhere, None)
+    (found,), _ = configuration_costs(configs, cpu, device.free, {}, None)
     assert found.hours is None
     # The cached prefix is read once, not for each utterance.
     assert found.flops_epoch == pytest.approx(1.07e15, rel=0.01)
@@ -582,10 +589,7 @@ def test_without_a_rate_there_are_no_hours(
 
 def test_what_is_here_is_ready(findings: Findings) -> None:
     configs, cpu = [cell("mosei", "qwen")], torch.device("cpu")
-    here = {
-        "mosei": Resource("mosei", "found", "x", option="dataset.path=x"),
-        "qwen": Resource("qwen", "complete", "y", option="backbone.path=y"),
-    }
+    here = {"mosei": "dataset.path=x", "qwen": "backbone.path=y"}
     (ready,), fitting = configuration_costs(configs, cpu, 100 * GIB, here, RATE)
     assert ready.ready
     assert fitting == {}

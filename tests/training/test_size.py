@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.published import PublishedEstimator
+from msea_lightning.cost.published import published_estimator, published_flops
 from msea_lightning.paper import paper_table
 from msea_lightning.paper.lengths import LONGEST
 from msea_lightning.training.size import measure_size
@@ -76,7 +76,7 @@ def test_an_option_that_changes_a_published_length_counts(
 ) -> None:
     pair = ["dataset=mosei", "backbone=qwen"]
     published, changed = (
-        PublishedEstimator(options(*words), CPU) for words in (pair, [*pair, word])
+        published_estimator(options(*words), CPU) for words in (pair, [*pair, word])
     )
     assert published.longest == LONGEST["mosei", "qwen"]
     if more is None:
@@ -87,12 +87,14 @@ def test_an_option_that_changes_a_published_length_counts(
 
 def test_a_longer_sequence_takes_more_memory_and_operations(options: Options) -> None:
     pair = ("dataset=mosei", "backbone=qwen")
-    short, long = (
-        PublishedEstimator(options(*pair, f"dataset.text_tokens={tokens}"), CPU)
-        for tokens in (10, 40)
-    )
+    configs = [options(*pair, f"dataset.text_tokens={tokens}") for tokens in (10, 40)]
+    short, long = (published_estimator(config, CPU) for config in configs)
     assert long.estimate().activations > 1.2 * short.estimate().activations
-    assert long.flops()[0] > 1.2 * short.flops()[0]
+    few, many = (
+        published_flops(config.dataset, estimator)[0]
+        for config, estimator in zip(configs, (short, long), strict=True)
+    )
+    assert many > 1.2 * few
 
 
 def test_a_language_model_that_is_named_is_read(options: Options, tmp_path: Path) -> None:
@@ -101,13 +103,17 @@ def test_a_language_model_that_is_named_is_read(options: Options, tmp_path: Path
     )
     small.save_pretrained(tmp_path / "model")
     words = ("dataset=mosei", "backbone=llama2", f"backbone.path={tmp_path / 'model'}")
-    estimator = PublishedEstimator(options(*words), CPU)
+    estimator = published_estimator(options(*words), CPU)
     assert estimator.language.hidden_size == 64
     assert estimator.longest == LONGEST["mosei", "llama2"]
 
 
 def test_any_other_pair_is_measured_on_its_files(options: Options) -> None:
+    """And measured again it has the same size, whatever the process holds by then."""
     measured = size(options)
+    held = torch.ones(2_000_000)
+    assert size(options) == measured
+    assert held.is_contiguous()
     assert (measured["trainable_parameters"], measured["backbone_parameters"]) == (164_884, 883_392)
 
 

@@ -15,11 +15,11 @@ pickles, which takes some tenths of a second more for lists of utterances (MELD,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -32,15 +32,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import DynamicCache
 
+from msea_lightning.adapter import Adapter
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
+from msea_lightning.backbone import FrozenBackbone, resolve_device
 from msea_lightning.backbone.options import Dtype
-from msea_lightning.benchmark.variant import StageClock, Timing, Variant
+from msea_lightning.benchmark.variant import StageClock, Variant, now
+from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.files.unpickle import load_pickle
-from msea_lightning.data.options import LabelKind, Reader
+from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
 from msea_lightning.data.utterance import Label
-from msea_lightning.language.prompt import Texts, encode
-from msea_lightning.metrics import UtteranceScore
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.prompt import Prompt, Texts, encode
+from msea_lightning.metrics import MetricKind, UtteranceScore
 from msea_lightning.model.build import build_adapter, build_prompt
 from msea_lightning.training.build import load_config_backbone
 
@@ -50,7 +54,7 @@ _STAGED_BATCHES = 2
 _IGNORED = -100
 """Target where no token is to be predicted."""
 
-_NEW_TOKENS = {LabelKind.scale: 4, LabelKind.emotions: 2}
+_INTENSITY_TOKENS, _EMOTION_TOKENS = 4, 2
 """Tokens that are written in answer."""
 
 Items = dict[str, Any]
@@ -82,38 +86,69 @@ class _Split(Dataset[Items]):
 
 
 class Original(Variant):
-    """The original implementation; options of speed have no effect."""
+    """The original implementation; options of speed have no effect.
 
-    def start(self, clock: StageClock) -> None:
-        """See the base class."""
+    Args:
+        backbone: The frozen language model.
+        adapter: The adapter.
+        prompt: The sequence layout.
+        tree: The legal answers.
+        splits: The data by split.
+        optimizer: The optimizer of the adapter.
+        batch_size: Utterances per batch, in evaluation too.
+        metrics: Which metrics an evaluation computes.
+        seed: Seed of the order of the utterances.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        adapter: Adapter,
+        prompt: Prompt,
+        tree: AnswerTree,
+        splits: Mapping[str, _Split],
+        optimizer: torch.optim.Optimizer,
+        *,
+        batch_size: int,
+        metrics: MetricKind,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            backbone,
+            adapter,
+            prompt,
+            tree,
+            optimizer,
+            accumulate=1,
+            methods={
+                "backbone": (self, "_hidden"),
+                "head": (self, "_head"),
+                "adapter": (self, "_embed"),
+            },
+        )
+        self._splits = splits
+        self._batch_size = batch_size
+        self._metrics = metrics
         # One for all timings: each has other batches.
-        self._shuffle = torch.Generator().manual_seed(self.config.seed)
-        seed_everything(self.config.seed, workers=True, verbose=False)
-        if self.config.trainer.threads is not None:
-            torch.set_num_threads(self.config.trainer.threads)
-        with clock.during("load"):
-            self._load()
-        with clock.during("first step"):
-            self._step(next(self._batches("train")))
+        self._shuffle = torch.Generator().manual_seed(seed)
 
-    def train(self, steps: int, offset: float = 0.5) -> Timing:
+    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
         """See the base class; all batches cost the same here."""
-        since, read = self._now(), []
+        since, read = now(self.device), []
         for batch in islice(self._batches("train"), steps):
             self._step(batch)
             read += batch["index"].tolist()
-        return self._timing("train", self._now() - since, read)
+        return now(self.device) - since, read
 
-    def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
         """See the base class; all batches cost the same here."""
-        score, since, read = UtteranceScore(self.config.dataset.metrics), self._now(), []
+        score, since, read = UtteranceScore(self._metrics), now(self.device), []
         labels, space = self._splits["test"].labels, self.tree.space
-        steps = -(-utterances // self.config.training.batch_size)
-        for batch in islice(self._batches("test"), steps):
+        for batch in islice(self._batches("test"), -(-utterances // self._batch_size)):
             read += batch["index"].tolist()
             score.update(self._decode(batch), [space.target(labels[i]) for i in batch["index"]])
         score.compute()
-        return self._timing("test", self._now() - since, read)
+        return now(self.device) - since, read
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         return self._splits[split].tokens, self._splits[split].labels
@@ -122,93 +157,20 @@ class Original(Variant):
         with clock.during("data"):
             return list(islice(self._batches(split), _STAGED_BATCHES))
 
-    # ---- loading -----------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        config = self.config
-        half = self.device.type == "cuda"
-        config.backbone = replace(
-            config.backbone, dtype=Dtype.float16 if half else Dtype.float32, compile=False
-        )
-        # Texts of one length that are attended to in full, padding included.
-        config.text = replace(config.text, pad_to=config.dataset.text_tokens, attend_padding=True)
-        self.backbone = load_config_backbone(config.backbone, self.device)
-        self.prompt, self.tree = build_prompt(
-            self.backbone.tokenizer,
-            config.dataset.labels,
-            config.dataset,
-            config.backbone,
-            config.adapter,
-            config.text,
-            config.prompt,
-            pad_id=self.backbone.pad_id,
-        )
-        adapter = build_adapter(
-            config.adapter,
-            config.ablation,
-            width=self.backbone.width,
-            dims={"audio": config.dataset.audio_dim, "vision": config.dataset.vision_dim},
-        )
-        assert isinstance(adapter, MSEAdapter)
-        for branch in (adapter.audio, adapter.vision):
-            if branch is not None and branch.lstm is not None:
-                branch.lstm = cast("LastStateLSTM", _PackedLSTM(branch.lstm))
-        self.adapter = adapter.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=config.training.learning_rate, eps=config.training.eps
-        )
-        self.methods = {
-            "backbone": (self, "_hidden"),
-            "head": (self, "_head"),
-            "adapter": (self, "_embed"),
-        }
-        self._splits = {split: self._read_split(split) for split in ("train", "valid", "test")}
-
-    def _read_split(self, split: str) -> _Split:
-        """Loads a split; of one file for all of them, all of it."""
-        published = self.published
-        assert published is not None
-        if self.config.dataset.reader is Reader.mmsa:
-            content = load_pickle(published)[split]
-            texts, labels = list(content["raw_text"]), list(content["regression_labels"])
-        else:
-            items = load_pickle(published / f"{self.config.dataset.name}_{split}.pkl")
-            features = [item["features"] for item in items]
-            texts, labels = [item["text"] for item in features], [item["label"] for item in items]
-            keys = {"audio": "audio", "vision": "video"}
-            keys |= {"audio_lengths": "audio_len", "vision_lengths": "video_len"}
-            content = {name: [item[key] for item in features] for name, key in keys.items()}
-        names = ("audio", "vision", "audio_lengths", "vision_lengths")
-        tensors = {name: torch.from_numpy(np.array(content[name])) for name in names}
-        tokenized = [encode(self.backbone.tokenizer, text) for text in texts]
-        padded = [self.prompt.pad_texts([ids]).ids for ids in tokenized]
-        return _Split(
-            {
-                "ids": torch.cat(padded),
-                **tensors,
-                "audio": tensors["audio"].float(),
-                "vision": tensors["vision"].float(),
-            },
-            np.array([min(len(ids), self.prompt.text_tokens) for ids in tokenized]),
-            labels,
-        )
-
-    # ---- a step ------------------------------------------------------------------------------
-
     def _batches(self, split: str) -> Iterator[Items]:
         return iter(
             DataLoader(
                 self._splits[split],
-                batch_size=self.config.training.batch_size,
+                batch_size=self._batch_size,
                 shuffle=True,
                 generator=self._shuffle,
             )
         )
 
     def _step(self, batch: Items) -> None:
-        self.optimizer.zero_grad()
+        self._optimizer.zero_grad()
         self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self._optimizer.step()
 
     def _mean_loss(self, batch: Items) -> Tensor:
         """Cross-entropy over the label tokens, from logits at all positions."""
@@ -235,11 +197,12 @@ class Original(Variant):
     def _generate(self, batch: Items) -> Tensor:
         """(B, n) greedy tokens, one step after another."""
         embedded = self._embed(batch, None)
-        rereads = self.config.backbone.architecture.get("model_type") == "glm"
+        rereads = self.backbone.model.config.model_type == "glm"
+        count = _INTENSITY_TOKENS if self.tree.space.ordered else _EMOTION_TOKENS
         written: list[Tensor] = []
         cache: Any = None
         with self._autocast():
-            for _ in range(_NEW_TOKENS[self.config.dataset.labels.kind]):
+            for _ in range(count):
                 cache = DynamicCache() if rereads or cache is None else cache
                 scores = self._head(self._hidden(embedded, cache))
                 written.append(scores[:, -1].argmax(-1))
@@ -282,10 +245,84 @@ class Original(Variant):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.float16)
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+
+def load_original(config: TrainConfig, published: Path) -> Original:
+    """The original implementation with the options of a run.
+
+    Args:
+        config: All options of the run.
+        published: The data as they are published, as ``dataset.path`` names them.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    device = resolve_device(config.trainer.accelerator)
+    dtype = Dtype.float16 if device.type == "cuda" else Dtype.float32
+    backbone = load_config_backbone(replace(config.backbone, dtype=dtype, compile=False), device)
+    dataset = config.dataset
+    prompt, tree = build_prompt(
+        backbone.tokenizer,
+        dataset.labels,
+        dataset,
+        config.backbone,
+        config.adapter,
+        # Texts of one length that are attended to in full, padding included.
+        replace(config.text, pad_to=dataset.text_tokens, attend_padding=True),
+        config.prompt,
+        pad_id=backbone.pad_id,
+    )
+    adapter = build_adapter(
+        config.adapter,
+        config.ablation,
+        width=backbone.width,
+        dims={"audio": dataset.audio_dim, "vision": dataset.vision_dim},
+    )
+    assert isinstance(adapter, MSEAdapter)
+    for branch in (adapter.audio, adapter.vision):
+        if branch is not None and branch.lstm is not None:
+            branch.lstm = cast("LastStateLSTM", _PackedLSTM(branch.lstm))
+    adapter.to(device)
+    return Original(
+        backbone,
+        adapter,
+        prompt,
+        tree,
+        {split: _read_split(published, dataset, split, prompt) for split in SPLITS},
+        torch.optim.AdamW(
+            adapter.parameters(), lr=config.training.learning_rate, eps=config.training.eps
+        ),
+        batch_size=config.training.batch_size,
+        metrics=dataset.metrics,
+        seed=config.seed,
+    )
+
+
+def _read_split(published: Path, dataset: DatasetConfig, split: str, prompt: Prompt) -> _Split:
+    """Loads a split; of one file for all of them, all of it."""
+    if dataset.reader is Reader.mmsa:
+        content = load_pickle(published)[split]
+        texts, labels = list(content["raw_text"]), list(content["regression_labels"])
+    else:
+        items = load_pickle(published / f"{dataset.name}_{split}.pkl")
+        features = [item["features"] for item in items]
+        texts, labels = [item["text"] for item in features], [item["label"] for item in items]
+        keys = {"audio": "audio", "vision": "video"}
+        keys |= {"audio_lengths": "audio_len", "vision_lengths": "video_len"}
+        content = {name: [item[key] for item in features] for name, key in keys.items()}
+    names = ("audio", "vision", "audio_lengths", "vision_lengths")
+    tensors = {name: torch.from_numpy(np.array(content[name])) for name in names}
+    tokenized = [encode(prompt.tokenizer, text) for text in texts]
+    padded = [prompt.pad_texts([ids]).ids for ids in tokenized]
+    return _Split(
+        {
+            "ids": torch.cat(padded),
+            **tensors,
+            "audio": tensors["audio"].float(),
+            "vision": tensors["vision"].float(),
+        },
+        np.array([min(len(ids), prompt.text_tokens) for ids in tokenized]),
+        labels,
+    )
 
 
 class _PackedLSTM(nn.LSTM):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,44 +12,64 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msea_lightning.benchmark.variant import StageClock, Timing, Variant, evenly
+from msea_lightning.benchmark.variant import StageClock, Variant, evenly, now
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.sampler import TrainingSampler
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Label
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.training.build import make_ready, make_trainer
+from msea_lightning.training.module import TrainingModule
 
 _STAGED_BATCHES = 4
 """Batches whose stages are timed."""
 
 
 class Ours(Variant):
-    """This framework."""
+    """This framework.
 
-    def start(self, clock: StageClock) -> None:
-        """See the base class."""
-        with clock.during("load"):
-            ready = make_ready(self.config, store=Store.open(self.store))
-            self.module, self.data = ready.module, ready.data
-            assert isinstance(ready.module.model, AdaptedLM)
-            self.model = ready.module.model
-            self.backbone, self.adapter = self.model.backbone, self.model.adapter
-            self.prompt, self.tree = self.model.prompt, self.model.tree
-            self.optimizer = torch.optim.AdamW(self.adapter.parameters(), fused=True)
-            self.methods = {
-                "backbone": (self.backbone, "hidden"),
-                "head": (self.backbone, "logits"),
+    Args:
+        module: The model, ready to train.
+        data: The data module, set up and tokenised.
+        devices: Number of devices that share a training batch.
+        accumulate: Parts in which a device computes its share.
+        gradient_clip: Largest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        module: TrainingModule,
+        data: UtteranceDataModule,
+        *,
+        devices: int,
+        accumulate: int,
+        gradient_clip: float | None,
+    ) -> None:
+        assert isinstance(module.model, AdaptedLM)
+        self.model = module.model
+        self.data = data
+        self._module = module
+        self._devices = devices
+        self._gradient_clip = gradient_clip
+        super().__init__(
+            self.model.backbone,
+            self.model.adapter,
+            self.model.prompt,
+            self.model.tree,
+            torch.optim.AdamW(self.model.adapter.parameters(), fused=True),
+            accumulate=accumulate,
+            methods={
+                "backbone": (self.model.backbone, "hidden"),
+                "head": (self.model.backbone, "logits"),
                 "adapter": (self.model, "_adapt"),
-            }
-        with clock.during("first step"):
-            trainer = self._trainer(_EpochClock(), max_steps=1)
-            trainer.fit(self.module, datamodule=self.data)
+            },
+        )
 
-    def train(self, steps: int, offset: float = 0.5) -> Timing:
-        """See the base class."""
+    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
         clock = _EpochClock()
         trainer = self._trainer(clock, max_epochs=1)
-        parts = self.config.trainer.accumulate
+        parts = self._accumulate
         sampler = cast("TrainingSampler", self.data.train_dataloader().sampler)
         shares, batches = list(sampler), sampler.global_batches(0)
         # Whole steps, whose parts stay together.
@@ -61,21 +81,20 @@ class Ours(Variant):
         picked = [share for place in places for share in grouped[place]]
         loader = self.data.loader(self.data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
-        trainer.fit(self.module, loader, self.data.val_dataloader())
-        return self._timing("train", clock.seconds, _indices(batches, places))
+        trainer.fit(self._module, loader, self.data.val_dataloader())
+        return clock.seconds, _indices(batches, places)
 
-    def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
-        """See the base class."""
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
         clock = _EpochClock()
         trainer = self._trainer(clock)
         shares = list(self.data.test_dataloader().sampler)
-        together = self.data.eval_batch_size * self.config.trainer.devices
+        together = self.data.eval_batch_size * self._devices
         batches = self.data.evaluation_batches("test", together)
         places = evenly(range(len(shares)), -(-utterances // together), offset)
         picked = [shares[place] for place in places]
         loader = self.data.loader(self.data.splits["test"], picked)
-        trainer.test(self.module, dataloaders=loader, verbose=False)
-        return self._timing("test", clock.seconds, _indices(batches, places))
+        trainer.test(self._module, dataloaders=loader, verbose=False)
+        return clock.seconds, _indices(batches, places)
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         part = self.data.splits[split]
@@ -84,7 +103,7 @@ class Ours(Variant):
         return np.minimum(tokens, self.prompt.text_tokens), part.targets
 
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Batch]:
-        """See the base class; they are spread over all lengths."""
+        """A few batches, spread over all lengths."""
         self.model.train(split == "train").to(self.device)
         loader: Any = self.data.train_dataloader()
         if split != "train":
@@ -105,10 +124,10 @@ class Ours(Variant):
     def _trainer(self, clock: _EpochClock, **options: Any) -> Trainer:
         trainer = make_trainer(
             self.device,
-            devices=self.config.trainer.devices,
+            devices=self._devices,
             callbacks=[clock],
-            accumulate_grad_batches=self.config.trainer.accumulate,
-            gradient_clip_val=self.config.training.gradient_clip,
+            accumulate_grad_batches=self._accumulate,
+            gradient_clip_val=self._gradient_clip,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
@@ -121,6 +140,23 @@ class Ours(Variant):
         return trainer
 
 
+def load_ours(config: TrainConfig, store: Path) -> Ours:
+    """This framework with the options of a run.
+
+    Args:
+        config: All options of the run.
+        store: The prepared data.
+    """
+    ready = make_ready(config, store=Store.open(store))
+    return Ours(
+        ready.module,
+        ready.data,
+        devices=config.trainer.devices,
+        accumulate=config.trainer.accumulate,
+        gradient_clip=config.training.gradient_clip,
+    )
+
+
 def _indices(batches: Sequence[list[int]], places: Sequence[int]) -> list[int]:
     """Positions of the utterances that all devices together read, in order."""
     return sorted(index for place in places for index in batches[place])
@@ -131,21 +167,15 @@ class _EpochClock(Callback):
 
     seconds: float = 0.0
 
-    def _note(self, trainer: Trainer, *, begins: bool) -> None:
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize(trainer.strategy.root_device)
-        now = time.perf_counter()
-        self.seconds = -now if begins else self.seconds + now
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note(trainer, begins=True)
+        self.seconds = -now(pl_module.device)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note(trainer, begins=False)
+        self.seconds += now(pl_module.device)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note(trainer, begins=True)
+        self.seconds = -now(pl_module.device)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The module's own end of the epoch, with its metrics, comes after a callback's.
-        self._note(trainer, begins=False)
+        self.seconds += now(pl_module.device)

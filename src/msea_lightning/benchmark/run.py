@@ -44,6 +44,9 @@ _GRACE = 5
 _KILLED = -9
 """Exit code of a process that the system has killed."""
 
+_WARM_UP = 2
+"""Batches before any are timed."""
+
 _BYTES = 4
 """Bytes of a number in the data."""
 
@@ -209,54 +212,58 @@ def _measure(
     config: BenchConfig, runs: Mapping[str, TrainConfig], folder: Path, published: str | None
 ) -> list[VariantResult]:
     """Lets variants take turns: a round of one, a round of the next."""
-    timed, rounds = _TASKS[config.bench.measure], config.bench.rounds
+    bench, timed = config.bench, _TASKS[config.bench.measure]
+    # The rounds take different batches: their offsets lie evenly around the middle.
+    offsets = [(2 * number + 1) / (2 * bench.rounds) for number in range(bench.rounds)]
     results: dict[str, VariantResult] = {}
     workers: dict[str, _Worker] = {}
     with ExitStack() as stack:
         for name, options in runs.items():
-            tasks = ["start"]
+            batch = options.training.batch_size
+            per_step = {"train": ("steps", 1), "evaluate": ("utterances", batch)}
+            tasks: list[tuple[str, dict[str, Any]]] = [("start", {})]
             for task in timed:
-                tasks += [f"warm up {task}", *[task] * rounds]
-            tasks.append("peak")
-            if timed and options.trainer.devices == 1:
-                tasks += ["stages", "rate"]
-            file = folder / f"options-{len(list(folder.glob('options-*')))}.yaml"
-            file.write_text(OmegaConf.to_yaml(OmegaConf.structured(options)), encoding="utf-8")
-            plan = Plan(
-                variant=name,
-                config=str(file),
-                store=str(folder / "store"),
-                published=published,
-                tasks=tasks,
-                steps=config.bench.steps,
-                started=time.time(),
-            )
+                unit, each = per_step[task]
+                tasks.append((task, {unit: _WARM_UP * each}))
+                tasks += [(task, {unit: bench.steps * each, "offset": at}) for at in offsets]
+            tasks.append(("peak", {}))
+            alone = options.trainer.devices == 1
+            tasks += [("stages", {}), ("rate", {})] if timed and alone else []
+            plain: Any = OmegaConf.to_container(OmegaConf.structured(options), enum_to_str=True)
+            plan = Plan(name, plain, str(folder / "store"), published, tasks, time.time())
             workers[name] = stack.enter_context(_worker(plan, folder))
             # One after the other, because loading several at a time would slow each of them.
-            results[name] = VariantResult(name, **workers[name].ask("start"))
+            results[name] = VariantResult(name, **workers[name].next_answer())
         for task in timed:
             for worker in workers.values():
-                worker.ask(f"warm up {task}")
-            for _ in range(rounds):
+                worker.next_answer()  # the warm-up
+            for _ in range(bench.rounds):
                 for name, worker in workers.items():
-                    timing = Timing(**worker.ask(task))
+                    timing = Timing(**worker.next_answer())
                     results[name].rounds.setdefault(task, []).append(timing)
         for name, worker in workers.items():
-            results[name].peak = worker.ask("peak")
-            if "stages" in worker.plan.tasks:
-                stages = worker.ask("stages")
+            results[name].peak = worker.next_answer()
+            if worker.tasks:
+                stages = worker.next_answer()
                 results[name].stages = {task: stages[task] for task in timed}
-                results[name].rate = worker.ask("rate")
+                results[name].rate = worker.next_answer()
     return list(results.values())
 
 
 class _Worker:
-    """The process of a variant."""
+    """The process of a variant.
+
+    Attributes:
+        tasks: Names of the tasks that are left.
+    """
 
     def __init__(self, plan: Plan, process: subprocess.Popen[str], log: Path) -> None:
-        self.plan, self.process, self._log = plan, process, log
+        self.tasks = [task for task, _ in plan.tasks]
+        self.process = process
+        self._variant = plan.variant
+        self._log = log
 
-    def ask(self, task: str) -> Any:
+    def next_answer(self) -> Any:
         """Lets the process do the next task of its plan.
 
         Raises:
@@ -265,9 +272,9 @@ class _Worker:
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert answers is not None
-        line = ""
+        task, line = self.tasks.pop(0), ""
         with suppress(BrokenPipeError):  # it has ended; why, is said below
-            requests.write(f"{task}\n")
+            requests.write("\n")
             requests.flush()
             line = answers.readline()
         if not line:
@@ -275,12 +282,12 @@ class _Worker:
             last = self._log.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
             killed = " (killed, perhaps for lack of memory)" if code == _KILLED else ""
             raise BenchError(
-                f"the variant {self.plan.variant!r} ended during '{task}' with exit code {code}"
+                f"the variant {self._variant!r} ended during '{task}' with exit code {code}"
                 f"{killed}. It said last: {' / '.join(last) or 'nothing'}"
             )
         answer = json.loads(line)
         if "error" in answer:
-            raise BenchError(f"the variant {self.plan.variant!r}: {answer['error']}")
+            raise BenchError(f"the variant {self._variant!r}: {answer['error']}")
         return answer["result"]
 
 
@@ -306,18 +313,12 @@ def _worker(plan: Plan, folder: Path) -> Iterator[_Worker]:
     try:
         yield _Worker(plan, process, log)
     finally:
-        for pipe in (process.stdin, process.stdout):
-            with suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-        if process.poll() is None:
-            process.terminate()
+        process.terminate()
         try:
-            process.wait(timeout=_GRACE)
+            process.communicate(timeout=_GRACE)
         except subprocess.TimeoutExpired:
             # Several devices wait for each other in the middle of a step.
-            family = psutil.Process(process.pid).children(recursive=True)
-            for member in (process, *family):
+            for member in (process, *psutil.Process(process.pid).children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
-            process.wait()
+            process.communicate()

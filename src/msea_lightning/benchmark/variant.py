@@ -1,4 +1,4 @@
-"""One variant of a benchmark, in a process of its own: what is timed, and how."""
+"""What a variant of the benchmark does, and how its batches and their stages are timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msea_lightning.adapter import Adapter
-from msea_lightning.backbone import FrozenBackbone, resolve_device
-from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.flops import UtteranceFlops, utterance_flops
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.cost.step import StepMeter
 from msea_lightning.data.utterance import Label
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt
@@ -33,7 +32,7 @@ class Timing:
 
     Attributes:
         seconds: How long they took.
-        utterances: Utterances that were read.
+        utterances: Utterances that were read, on all devices.
         tokens: Tokens of their sequences, without padding.
         operations: Floating point operations that the frozen model needs for them: forward, and in
             training backward to its input, without padding and with the prefix cached.
@@ -46,48 +45,43 @@ class Timing:
 
 
 class Variant(ABC):
-    """One variant: something that trains and evaluates on the generated data.
+    """Something that trains and evaluates on the generated data.
 
     Args:
-        config: All options.
-        store: The data, prepared.
-        published: The same data as it is published, as ``dataset.path`` names it; None where no
-            variant reads it.
-
-    Attributes:
-        device: Where it computes.
-        backbone: The frozen language model; this and the following once it has started.
+        backbone: The frozen language model.
         adapter: The adapter.
         prompt: The sequence layout.
         tree: The legal answers.
         optimizer: An optimizer for the adapter.
+        accumulate: Batches for each of its steps.
         methods: Owner and name of the methods in which ``backbone``, ``head`` and ``adapter``
             compute, for timing the stages of a step.
     """
 
-    backbone: FrozenBackbone
-    adapter: Adapter
-    prompt: Prompt
-    tree: AnswerTree
-    optimizer: torch.optim.Optimizer
-    methods: Mapping[str, tuple[object, str]]
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        adapter: Adapter,
+        prompt: Prompt,
+        tree: AnswerTree,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate: int,
+        methods: Mapping[str, tuple[object, str]],
+    ) -> None:
+        self.backbone = backbone
+        self.adapter = adapter
+        self.prompt = prompt
+        self.tree = tree
+        self.device = backbone.device
+        self._optimizer = optimizer
+        self._accumulate = accumulate
+        self._methods = methods
 
-    def __init__(self, config: TrainConfig, store: Path, published: Path | None) -> None:
-        self.config = config
-        self.store = store
-        self.published = published
-        self.device = resolve_device(config.trainer.accelerator)
-        self._flops: dict[str, UtteranceFlops] = {}
+    def first_step(self) -> None:
+        """Takes a training step that is not measured."""
+        self._train(1, 0.5)
 
-    @abstractmethod
-    def start(self, clock: StageClock) -> None:
-        """Loads everything and takes the first training step.
-
-        Args:
-            clock: Times the stages of it.
-        """
-
-    @abstractmethod
     def train(self, steps: int, offset: float = 0.5) -> Timing:
         """Trains on some batches.
 
@@ -95,8 +89,8 @@ class Variant(ABC):
             steps: How many; at most all.
             offset: Which of them, in [0, 1), where batches differ in cost: see :func:`evenly`.
         """
+        return self._timing("train", *self._train(steps, offset))
 
-    @abstractmethod
     def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
         """Decodes some test utterances, metrics included.
 
@@ -104,12 +98,19 @@ class Variant(ABC):
             utterances: How many, rounded up to whole batches; at most all.
             offset: Which of them, as in :meth:`train`.
         """
+        return self._timing("test", *self._evaluate(utterances, offset))
+
+    @abstractmethod
+    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
+        """Seconds of training, and the positions of the utterances in their split."""
+
+    @abstractmethod
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
+        """Seconds of an evaluation, and the positions of the utterances in their split."""
 
     @abstractmethod
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         """(N,) tokens of the texts of a split, cut but without padding, and their N labels."""
-
-    # ---- stages of a step --------------------------------------------------------------------
 
     @abstractmethod
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Any]:
@@ -131,41 +132,36 @@ class Variant(ABC):
         clock = StageClock(self.device)
         for batch in self._few_batches("train", clock):
             with (
-                clock.timing(*self.methods["backbone"], "backbone"),
-                clock.timing(*self.methods["head"], "head", until_gradient=True),
+                clock.timing(*self._methods["backbone"], "backbone"),
+                clock.timing(*self._methods["head"], "head", until_gradient=True),
                 clock.during("step"),
             ):
                 self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
             with clock.during("optimizer"):
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self._optimizer.step()
+                self._optimizer.zero_grad()
         training = _with_rest(clock.seconds(), "adapter")
-        # With gradient accumulation, one optimizer step is for several batches.
-        training["optimizer"] /= self.config.trainer.accumulate
+        training["optimizer"] /= self._accumulate
         clock = StageClock(self.device)
         for batch in self._few_batches("test", clock):
             with ExitStack() as stack:
-                for stage, (owner, method) in self.methods.items():
+                for stage, (owner, method) in self._methods.items():
                     stack.enter_context(clock.timing(owner, method, stage))
                 with clock.during("step"):
                     self._decode(batch)
         return {"train": training, "evaluate": _with_rest(clock.seconds(), "decode")}
 
-    # ---- counting ----------------------------------------------------------------------------
+    def _timing(self, split: str, seconds: float, read: Sequence[int]) -> Timing:
+        texts = self._texts(split)[0][list(read)]
+        operations = self._meter.flops(texts, training=split == "train").sum()
+        tokens = int(self.lengths(split)[list(read)].sum())
+        return Timing(seconds, len(read), tokens, float(operations))
 
-    def _timing(self, split: str, seconds: float, indices: Sequence[int]) -> Timing:
-        """A timing of utterances at these positions in a split, those of all devices."""
-        if split not in self._flops:
-            prompt = copy.copy(self.prompt)
-            prompt.pad_to, prompt.attend_padding = None, False  # padding does not count
-            config, training = self.backbone.model.config, split == "train"
-            self._flops[split] = utterance_flops(
-                config, self.adapter, prompt, self.tree, training=training
-            )
-        read = list(indices)
-        lengths, (texts, _) = self.lengths(split)[read], self._texts(split)
-        operations = self._flops[split](texts[read]).sum()
-        return Timing(seconds, len(lengths), int(lengths.sum()), float(operations))
+    @cached_property
+    def _meter(self) -> StepMeter:
+        prompt = copy.copy(self.prompt)
+        prompt.pad_to, prompt.attend_padding = None, False  # padding does not count
+        return StepMeter(self.backbone.model.config, self.adapter, prompt, self.tree, {})
 
     def lengths(self, split: str) -> NDArray[np.int64]:
         """(N,) tokens of the sequences of a split, without padding; in training with the label."""
@@ -184,6 +180,13 @@ class Variant(ABC):
         tensors = [*model.parameters(), *model.buffers()]
         sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
         return sum(sizes.values())
+
+
+def now(device: torch.device) -> float:
+    """This instant in seconds, once a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def evenly(items: Sequence[Item], count: int, offset: float) -> list[Item]:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msea_lightning.adapter import FeatureStandardizer
-from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.adapter import Adapter
 from msea_lightning.backbone.loading.load import compute_dtype
 from msea_lightning.backbone.loading.memory import (
     HEADROOM,
@@ -27,11 +26,12 @@ from msea_lightning.backbone.loading.memory import (
     smaller,
     weight_memory,
 )
-from msea_lightning.backbone.options import Quantization
-from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.step import BatchSize, StepMeter
+from msea_lightning.backbone.options import Attention, Quantization
+from msea_lightning.config.roots import RunConfig
+from msea_lightning.cost.step import META, BatchSize, StepMeter
 from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig
-from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.build import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
@@ -41,14 +41,8 @@ _LIBRARIES = 40 << 20
 """Allowance for what libraries load and allocate on their first use, on any device."""
 
 _FRAGMENTATION = 1.5
-"""Resident bytes on a CPU for every byte of tensors at the peak. An allocator keeps what is freed
-between blocks in use, and batches of other lengths do not always fit there: between 1.2 and 2
-times were measured (docs/log.md), so the activations of an estimate are right within a third."""
-
-_METERS: dict[str, StepMeter] = {}
-"""The meters of this process, by all that they measure. They hold no numbers."""
-
-_METERS_KEPT = 8
+"""Resident bytes on a CPU for every byte of tensors at the peak: an allocator keeps what is freed
+between blocks in use, and batches of other lengths do not always fit there."""
 
 _FLOAT = 4
 """Bytes of a float32, in which features are stored and the adapter computes."""
@@ -86,21 +80,6 @@ class SplitSize:
             {name: int(frames.max(initial=0)) for name, frames in lengths.items()},
             {name: int(frames.sum()) for name, frames in lengths.items()},
         )
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """What an estimate needs to know of a data set.
-
-    Attributes:
-        splits: ``train``, ``valid`` and ``test``.
-        dims: Values per frame of each feature, by name.
-        labels: The label space, with nothing left to infer.
-    """
-
-    splits: Mapping[str, SplitSize]
-    dims: Mapping[str, int]
-    labels: LabelConfig
 
 
 @dataclass(frozen=True)
@@ -180,82 +159,93 @@ class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
     Args:
-        config: All options of the run.
-        data: How much data there is.
-        tokenizer: The backbone's tokenizer.
-        language: The backbone's architecture.
+        language: The language model's architecture.
+        adapter: The adapter in front of it.
+        prompt: The sequence layout.
+        tree: The legal answers.
+        splits: How much there is of ``train``, ``valid`` and ``test``.
+        dims: Values per frame of each feature, by name.
+        standardize: Whether features are standardised.
+        stored: How the language model's weights are kept.
+        attention: Implementation of the attention.
+        checkpoint_activations: Whether layers compute their activations again.
         device: Where the run is to go.
+        devices: Number of devices that share a training batch.
+        batch_size: Utterances per training batch, all devices together.
+        accumulate: Parts in which a device computes its share of a training batch.
+        eval_batch_size: Utterances per evaluation batch and device; None for what fits.
 
     Attributes:
-        language: The backbone's architecture.
+        language: The language model's architecture.
+        trainable: Parameters of the adapter.
+        longest: Tokens of the longest sequence, the label not counted.
+        splits: How much there is of each split.
+        stored: How the language model's weights are kept.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        data: DataSize,
-        tokenizer: PreTrainedTokenizerBase,
         language: PretrainedConfig,
+        adapter: Adapter,
+        prompt: Prompt,
+        tree: AnswerTree,
+        splits: Mapping[str, SplitSize],
+        dims: Mapping[str, int],
+        *,
+        standardize: bool,
+        stored: Stored,
+        attention: Attention,
+        checkpoint_activations: bool,
         device: torch.device,
+        devices: int,
+        batch_size: int,
+        accumulate: int,
+        eval_batch_size: int | None,
     ) -> None:
-        self._config = config
-        self._data = data
-        self._tokenizer = tokenizer
         self.language = language
+        self.trainable = trainable(adapter)
+        self.longest = prompt.longest
+        self.splits = splits
+        self.stored = stored
+        self._dims = dims
         self._device = device
-        self._stored = Stored(
-            compute_dtype(config.backbone.dtype, device),
-            config.backbone.quantization,
-            config.backbone.double_quantization,
-            config.backbone.weights,
+        self._devices = devices
+        self._batch_size = batch_size
+        self._accumulate = accumulate
+        self._eval_batch_size = eval_batch_size
+        self._answer_nodes = len(tree)
+        self._meters: dict[torch.dtype, StepMeter] = {}
+        self._new_meter = partial(
+            StepMeter,
+            language,
+            adapter,
+            prompt,
+            tree,
+            dims,
+            standardize=standardize,
+            attention=attention,
+            checkpoint_activations=checkpoint_activations,
         )
-        if config.backbone.quantization is not Quantization.none:
+        if stored.quantization is not Quantization.none:
             with suppress(ImportError):
                 # It is a part of the process, and of its memory, from now on.
                 import bitsandbytes  # noqa: F401
-        self._prompt, self._tree = build_prompt(
-            tokenizer,
-            data.labels,
-            config.dataset,
-            config.backbone,
-            config.adapter,
-            config.text,
-            config.prompt,
-        )
-        with torch.device("meta"):
-            self._adapter = build_adapter(
-                config.adapter,
-                config.ablation,
-                width=language.get_text_config().hidden_size,
-                dims=data.dims,
-            )
 
-    @property
-    def trainable(self) -> int:
-        """Parameters of the adapter."""
-        return trainable(self._adapter)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence, the label not counted."""
-        return self._prompt.longest
-
-    @cached_property
-    def eval_batch_size(self) -> int:
+    def eval_batch_size(self, stored: Stored | None = None) -> int:
         """Utterances per evaluation batch and device.
 
         Where none is given: on a GPU, which is faster the more it has to do, the largest power of
         two up to 256 whose batch takes no more memory than a training step.
-        """
-        return self._eval_batch_size(self._stored)
 
-    def _eval_batch_size(self, stored: Stored) -> int:
-        training = self._config.training
-        if training.eval_batch_size is not None:
-            return training.eval_batch_size
+        Args:
+            stored: How the language model's weights are kept; as configured where not given.
+        """
+        if self._eval_batch_size is not None:
+            return self._eval_batch_size
         if self._device.type == "cpu":
             return EVALUATION_BATCH
-        step = self._train_bytes(stored, training.batch_size)
+        stored = stored or self.stored
+        step = self._train_bytes(stored, self._batch_size)
         size = _LARGEST_EVALUATION_BATCH
         while size > 1 and self._evaluation_bytes(stored, size) > step:
             size //= 2
@@ -271,18 +261,18 @@ class MemoryEstimator:
         """The estimate of the run as configured, or with a change.
 
         Args:
-            stored: How the backbone's weights are kept.
+            stored: How the language model's weights are kept.
             batch_size: Utterances per training batch, all devices together.
             eval_batch_size: Utterances per evaluation batch and device.
 
         Raises:
             BackboneError: if the architecture does not run without numbers.
         """
-        stored = stored or self._stored
+        stored = stored or self.stored
         weights = weight_memory(self.language, stored, self._device)
-        train = self._train_bytes(stored, batch_size or self._config.training.batch_size)
-        evaluate = self._evaluation_bytes(stored, eval_batch_size or self._eval_batch_size(stored))
-        numbers = trainable(self._adapter) * _FLOAT
+        train = self._train_bytes(stored, batch_size or self._batch_size)
+        evaluate = self._evaluation_bytes(stored, eval_batch_size or self.eval_batch_size(stored))
+        numbers = self.trainable * _FLOAT
         on_cpu = self._device.type == "cpu"
         return MemoryEstimate(
             process=process_bytes(self._device) + _LIBRARIES,
@@ -291,7 +281,7 @@ class MemoryEstimator:
             adapter=2 * numbers,
             optimizer=2 * numbers,
             loading=weights.loading,
-            files=weights.files + (self._frame_bytes() if on_cpu else 0),
+            files=weights.files + (self._feature_bytes() if on_cpu else 0),
             loading_files=weights.loading_files,
         )
 
@@ -306,21 +296,21 @@ class MemoryEstimator:
                 fit.
         """
         # Processes on a CPU share its memory.
-        processes = self._config.trainer.devices if self._device.type == "cpu" else 1
+        processes = self._devices if self._device.type == "cpu" else 1
         free = free_bytes(self._device)
 
         def needed(**change: Any) -> int:
             return self.estimate(**change).needed * processes
 
         changes: dict[str, Callable[[], int]] = {
-            option: partial(needed, stored=how) for option, how in smaller(self._stored).items()
+            option: partial(needed, stored=how) for option, how in smaller(self.stored).items()
         }
         if estimate.needed * processes * HEADROOM > free:
             sizes = self._fitting_batches(int(free / processes / HEADROOM))
             if sizes:
                 named = " ".join(f"training.{name}={size}" for name, size in sizes.items())
                 changes[named] = partial(needed, **sizes)
-        what = f"This run ({self._stored}, training.batch_size={self._config.training.batch_size})"
+        what = f"This run ({self.stored}, training.batch_size={self._batch_size})"
         if processes > 1:
             what += f" in {processes} processes"
         refuse_unless_fits(what, estimate.needed * processes, free, self._device, changes)
@@ -330,13 +320,13 @@ class MemoryEstimator:
 
         Evaluation batches first, because they change no result; then training batches, then both.
         """
-        least = self._config.trainer.devices * self._config.trainer.accumulate
+        least = self._devices * self._accumulate
 
         def fits(batch_size: int, eval_batch_size: int) -> bool:
             sizes = self.estimate(batch_size=batch_size, eval_batch_size=eval_batch_size)
             return sizes.needed <= limit
 
-        train, evaluate = self._config.training.batch_size, self.eval_batch_size
+        train, evaluate = self._batch_size, self.eval_batch_size()
         if largest := _largest(evaluate, 1, lambda size: fits(train, size)):
             return {"eval_batch_size": largest}
         if largest := _largest(train, least, lambda size: fits(size, evaluate)):
@@ -347,81 +337,55 @@ class MemoryEstimator:
         beside = _largest(evaluate, 1, lambda size: fits(batch, size))
         return {"batch_size": batch, "eval_batch_size": beside}
 
-    def meter(self, dtype: torch.dtype) -> StepMeter:
-        """What measures the steps of the run in a dtype; runs that differ in no step share it."""
-        config = self._config
-        measured = (
-            (dtype, self.language.to_json_string(), len(self._tokenizer), self._prompt.longest),
-            (self._data.labels, self._data.dims, config.dataset.standardize),
-            (config.backbone, config.adapter, config.ablation, config.text, self._prompt.task),
-        )
-        key = repr(measured)
-        if key not in _METERS:
-            if len(_METERS) == _METERS_KEPT:
-                _METERS.clear()
-            _METERS[key] = StepMeter(
-                self.language,
-                self._tokenizer,
-                self._in_front_of,
-                self._data.dims,
-                dtype=dtype,
-                attention=config.backbone.attention,
-                checkpoint_activations=config.backbone.checkpoint_activations,
-            )
-        return _METERS[key]
-
-    def _in_front_of(self, frozen: FrozenBackbone) -> AdaptedLM:
-        dims = self._data.dims if self._config.dataset.standardize else {}
-        statistics = {name: (np.zeros(dim), np.ones(dim)) for name, dim in dims.items()}
-        return AdaptedLM(
-            frozen,
-            self._adapter,
-            standardizer=FeatureStandardizer(statistics).to("meta"),
-            prompt=self._prompt,
-            tree=self._tree,
-        )
+    def meter(self, stored: Stored) -> StepMeter:
+        """What measures the steps of the run with weights that are kept in a certain way."""
+        if stored.dtype not in self._meters:
+            self._meters[stored.dtype] = self._new_meter(dtype=stored.dtype)
+        return self._meters[stored.dtype]
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of the largest training batch of one device."""
-        split = self._data.splits["train"]
+        split = self.splits["train"]
         batches = -(-split.utterances // batch_size)
         batch = -(-split.utterances // batches)  # batches differ by one utterance at most
-        batch = -(-batch // self._config.trainer.devices)
-        batch = -(-batch // self._config.trainer.accumulate)
+        batch = -(-batch // self._devices)
+        batch = -(-batch // self._accumulate)
         size = BatchSize(batch, split.text, split.frames)
-        return self.meter(stored.dtype).train_bytes(size) + self._workspace(stored, size)
+        return self.meter(stored).train_bytes(size) + self._workspace(stored, size)
 
     def _evaluation_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of an evaluation batch of one device with the longest of all sequences."""
-        splits = [self._data.splits[name] for name in ("valid", "test")]
+        splits = [self.splits[name] for name in ("valid", "test")]
         largest = max(split.utterances for split in splits)
-        batch = min(batch_size, -(-largest // self._config.trainer.devices))
-        frames = {
-            name: max(split.frames.get(name, 0) for split in splits) for name in self._data.dims
-        }
+        batch = min(batch_size, -(-largest // self._devices))
+        frames = {name: max(split.frames.get(name, 0) for split in splits) for name in self._dims}
         size = BatchSize(batch, max(split.text for split in splits), frames)
-        return self.meter(stored.dtype).predict_bytes(size) + self._workspace(stored, size)
+        return self.meter(stored).predict_bytes(size) + self._workspace(stored, size)
 
     def _workspace(self, stored: Stored, size: BatchSize) -> int:
         """What a quantised layer needs beyond a dense one while it is multiplied."""
         if stored.quantization is Quantization.none:
             return 0
-        layers = quantizable_layers(architecture_on_meta(self.language, stored.dtype))
         # The matrix is written out in the compute dtype, one layer at a time.
-        numbers: int = max((layer.weight.numel() for layer in layers), default=0)
-        matrix = numbers * stored.dtype.itemsize
+        matrix = max((shape.numel() for shape in self._matrices), default=0)
+        matrix *= stored.dtype.itemsize
         if stored.quantization is not Quantization.int8:
             return matrix
         # Input in float16 and in int8; product in int32, and twice in float32.
-        row: int = max(3 * layer.weight.shape[1] + 12 * layer.weight.shape[0] for layer in layers)
-        tokens = self._prompt.longest + len(self._tree)
-        return matrix + size.utterances * tokens * row
+        row = max(3 * inputs + 12 * outputs for outputs, inputs in self._matrices)
+        return matrix + size.utterances * (self.longest + self._answer_nodes) * row
 
-    def _frame_bytes(self) -> int:
+    @cached_property
+    def _matrices(self) -> list[torch.Size]:
+        """Shapes of the weights that quantisation stores in another way."""
+        model = architecture_on_meta(self.language, torch.float32)
+        return [layer.weight.shape for layer in quantizable_layers(model)]
+
+    def _feature_bytes(self) -> int:
         """The data set's features, which are read once an epoch, from files that stay mapped."""
         return _FLOAT * sum(
-            frames * self._data.dims[name]
-            for split in self._data.splits.values()
+            frames * self._dims[name]
+            for split in self.splits.values()
             for name, frames in split.all_frames.items()
         )
 
@@ -435,3 +399,63 @@ def _largest(size: int, least: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def build_estimator(
+    config: RunConfig,
+    labels: LabelConfig,
+    splits: Mapping[str, SplitSize],
+    dims: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    language: PretrainedConfig,
+    device: torch.device,
+) -> MemoryEstimator:
+    """The estimator of a run.
+
+    Args:
+        config: All options of the run.
+        labels: The label space, with nothing left to infer.
+        splits: How much there is of ``train``, ``valid`` and ``test``.
+        dims: Values per frame of each feature, by name.
+        tokenizer: The language model's tokenizer, or another one that writes as many tokens.
+        language: The language model's architecture.
+        device: Where the run is to go.
+
+    Raises:
+        UserError: where labels, prompt and tokenizer do not go together.
+    """
+    backbone = config.backbone
+    prompt, tree = build_prompt(
+        tokenizer,
+        labels,
+        config.dataset,
+        backbone,
+        config.adapter,
+        config.text,
+        config.prompt,
+    )
+    with META:
+        width = language.get_text_config().hidden_size
+        adapter = build_adapter(config.adapter, config.ablation, width=width, dims=dims)
+    return MemoryEstimator(
+        language,
+        adapter,
+        prompt,
+        tree,
+        splits,
+        dims,
+        standardize=config.dataset.standardize,
+        stored=Stored(
+            compute_dtype(backbone.dtype, device),
+            backbone.quantization,
+            backbone.double_quantization,
+            backbone.weights,
+        ),
+        attention=backbone.attention,
+        checkpoint_activations=backbone.checkpoint_activations,
+        device=device,
+        devices=config.trainer.devices,
+        batch_size=config.training.batch_size,
+        accumulate=config.trainer.accumulate,
+        eval_batch_size=config.training.eval_batch_size,
+    )

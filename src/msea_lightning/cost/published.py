@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from msea_lightning.backbone.loading.memory import HEADROOM, smaller
 from msea_lightning.backbone.loading.tokenizers import add_special_tokens, has_tokenizer
 from msea_lightning.backbone.options import Weights
 from msea_lightning.commands.command_line import compose
-from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
-from msea_lightning.cost.flops import UtteranceFlops
+from msea_lightning.config.roots import RunConfig, TrainConfig
+from msea_lightning.cost.estimate import MemoryEstimator, SplitSize, build_estimator
+from msea_lightning.data.options import DatasetConfig
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.build import build_prompt
 from msea_lightning.paper import paper_table
@@ -40,18 +40,6 @@ ASSUMED_SHARE = 0.5
 
 _PROBABILITIES = np.linspace(0, 1, 1001)[1:] - 0.0005
 """Of the texts that stand for all of a data set."""
-
-
-class Found(Protocol):
-    """Where a data set or a backbone was found, if it was."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether it is complete."""
-
-    @property
-    def option(self) -> str:
-        """The option that names the place, if one is needed."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ def configuration_costs(
     configs: Sequence[TrainConfig],
     device: torch.device,
     free: int,
-    found: Mapping[str, Found],
+    places: Mapping[str, str],
     rate: float | None,
 ) -> tuple[list[ConfigurationCost], dict[str, dict[str, int]]]:
     """What runs would take of a device, and for each backbone that does not fit, what would.
@@ -120,7 +108,8 @@ def configuration_costs(
         configs: The runs, of data sets and backbones of the paper.
         device: Where they would go.
         free: Bytes that are free there.
-        found: Where data sets and backbones are, by name.
+        places: Name of every data set and backbone that is on this machine to the option that
+            says where, which is empty where a run finds it by itself.
         rate: Operations per second of the device in products of large matrices, where known.
 
     Returns:
@@ -128,38 +117,36 @@ def configuration_costs(
         options that make its largest run fit, each with the bytes that it needs then.
     """
     costs: list[ConfigurationCost] = []
-    largest: dict[str, tuple[int, PublishedEstimator]] = {}
+    largest: dict[str, tuple[int, MemoryEstimator]] = {}
     for config in configs:
-        estimator = PublishedEstimator(config, device)
-        cost = _cost(config, estimator, estimator.estimate(), device, free, found, rate)
+        estimator = published_estimator(config, device)
+        cost = _cost(config, estimator, device, free, places, rate)
         costs.append(cost)
         if not cost.fits and cost.needed > largest.get(cost.backbone, (0, None))[0]:
             largest[cost.backbone] = (cost.needed, estimator)
-    return costs, {name: estimator.fitting(free) for name, (_, estimator) in largest.items()}
+    return costs, {name: fitting(estimator, free) for name, (_, estimator) in largest.items()}
 
 
 def _cost(
     config: TrainConfig,
-    estimator: PublishedEstimator,
-    estimate: MemoryEstimate,
+    estimator: MemoryEstimator,
     device: torch.device,
     free: int,
-    found: Mapping[str, Found],
+    places: Mapping[str, str],
     rate: float | None,
 ) -> ConfigurationCost:
-    epoch, test = estimator.flops()
+    estimate = estimator.estimate()
+    epoch, test = published_flops(config.dataset, estimator)
     flops = config.training.schedule_epochs * epoch + test
-    dataset, backbone = found[config.dataset.name], found[config.backbone.name]
-    command = (
-        f"python -m msea_lightning.train dataset={config.dataset.name} "
-        f"backbone={config.backbone.name}"
-    )
+    dataset, backbone = config.dataset.name, config.backbone.name
+    words = [f"python -m msea_lightning.train dataset={dataset} backbone={backbone}"]
+    words += [option for name in (dataset, backbone) if (option := places.get(name))]
     return ConfigurationCost(
-        dataset=config.dataset.name,
-        backbone=config.backbone.name,
+        dataset=dataset,
+        backbone=backbone,
         recipe=config.recipe,
         device=str(device),
-        dtype=estimator.dtype,
+        dtype=str(estimator.stored.dtype).removeprefix("torch."),
         quantization=config.backbone.quantization.value,
         batch_size=config.training.batch_size,
         trainable=estimator.trainable,
@@ -171,20 +158,48 @@ def _cost(
         fits=estimate.needed * HEADROOM <= free,
         flops_epoch=epoch,
         hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,
-        dataset_found=dataset.usable,
-        backbone_found=backbone.usable,
-        command=" ".join(filter(None, [command, dataset.option, backbone.option])),
+        dataset_found=dataset in places,
+        backbone_found=backbone in places,
+        command=" ".join(words),
     )
 
 
-def is_published(config: TrainConfig) -> bool:
+def fitting(estimator: MemoryEstimator, free: int) -> dict[str, int]:
+    """The options that each make a run fit into free bytes, with the bytes it needs then."""
+    needed = {
+        option: estimator.estimate(stored=how).needed
+        for option, how in smaller(estimator.stored).items()
+    }
+    return {option: size for option, size in needed.items() if size * HEADROOM <= free}
+
+
+def published_flops(dataset: DatasetConfig, estimator: MemoryEstimator) -> tuple[float, float]:
+    """Operations of an epoch with its validation, and of the test.
+
+    Every utterance by itself: what batches are padded with is not counted, nor is the reading of
+    features, which takes less than a thousandth. Texts are as long as the data set's are, in tokens
+    of LLaMA2's tokenizer, which makes more of Chinese than the others do.
+
+    Args:
+        dataset: The options of a data set of the paper.
+        estimator: The estimator of the run.
+    """
+    texts = np.minimum(SHAPES[dataset.name].text.at(_PROBABILITIES), dataset.text_tokens)
+    meter = estimator.meter(estimator.stored)
+    train = float(meter.flops(texts, training=True).mean())
+    evaluate = float(meter.flops(texts, training=False).mean())
+    sizes = {name: split.utterances for name, split in estimator.splits.items()}
+    return sizes["train"] * train + sizes["valid"] * evaluate, sizes["test"] * evaluate
+
+
+def is_published(config: RunConfig) -> bool:
     """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
     resized = config.backbone.hidden_size or config.backbone.num_layers
     return not resized and (config.dataset.name, config.backbone.name) in LONGEST
 
 
-class PublishedEstimator(MemoryEstimator):
-    """The estimate of a run whose data set, tokenizer and weights need not be on this machine.
+def published_estimator(config: RunConfig, device: torch.device) -> MemoryEstimator:
+    """The estimator of a run whose data set, tokenizer and weights need not be on this machine.
 
     A language model or a tokenizer is read only where the options name another one than the paper
     has. Without a tokenizer, the task prompt has as many tokens as in the published one: counted
@@ -193,50 +208,26 @@ class PublishedEstimator(MemoryEstimator):
     Args:
         config: The run: a data set and a backbone of the paper.
         device: Where it would go.
+
+    Raises:
+        UserError: where the options name a language model or a tokenizer that is not there.
     """
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        language = _architecture(config)  # refuses a place that is not there
-        tokenizer, is_own = _tokenizer(config)
-        if not is_own:
-            task = _stand_in_task(config, tokenizer)
-            config = replace(config, prompt=replace(config.prompt, task=task))
-        super().__init__(config, published_size(config), tokenizer, language, device)
-
-    @property
-    def dtype(self) -> str:
-        """Compute dtype of the backbone."""
-        return str(self._stored.dtype).removeprefix("torch.")
-
-    def fitting(self, free: int) -> dict[str, int]:
-        """The options that each make the run fit into free bytes, with the bytes it needs then."""
-        needed = {
-            option: self.estimate(stored=how).needed
-            for option, how in smaller(self._stored).items()
-        }
-        return {option: size for option, size in needed.items() if size * HEADROOM <= free}
-
-    def flops(self) -> tuple[float, float]:
-        """Operations of an epoch with its validation, and of the test.
-
-        Every utterance by itself: what batches are padded with is not counted, nor is the reading
-        of features, which takes less than a thousandth. Texts are as long as the data set's are,
-        in tokens of LLaMA2's tokenizer, which makes more of Chinese than the others do.
-        """
-        texts = SHAPES[self._config.dataset.name].text.at(_PROBABILITIES)
-        cut = np.minimum(texts, self._config.dataset.text_tokens)
-        meter = self.meter(self._stored.dtype)
-        train, evaluate = (
-            float(UtteranceFlops(meter, training=training)(cut).mean())
-            for training in (True, False)
-        )
-        sizes = {name: split.utterances for name, split in self._data.splits.items()}
-        return sizes["train"] * train + sizes["valid"] * evaluate, sizes["test"] * evaluate
+    published = published_run(config.dataset.name, config.backbone.name)
+    own_path = config.backbone.path != published.backbone.path
+    language = _architecture(config, own_path=own_path)
+    tokenizer = _named_tokenizer(config, own_path=own_path)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(str(tiny_backbone()))
+        add_special_tokens(tokenizer, config.backbone.special_tokens)
+        task = _stand_in_task(config, published, tokenizer)
+        config = replace(config, prompt=replace(config.prompt, task=task))
+    splits, dims = _published_sizes(config.dataset)
+    labels = config.dataset.labels
+    return build_estimator(config, labels, splits, dims, tokenizer, language, device)
 
 
-def published_size(config: TrainConfig) -> DataSize:
-    """The sizes of a data set of the paper; every utterance is as long as the longest."""
-    dataset = config.dataset
+def _published_sizes(dataset: DatasetConfig) -> tuple[dict[str, SplitSize], dict[str, int]]:
+    """Sizes of the splits, and values per frame; every utterance is as long as the longest."""
     (row,) = (row for row in paper_table("datasets") if row["dataset"] == dataset.name)
     counts = {
         "train": dataset.expected_train or int(row["train"]),
@@ -258,54 +249,48 @@ def published_size(config: TrainConfig) -> DataSize:
         )
         for split, count in counts.items()
     }
-    return DataSize(splits, dims, dataset.labels)
+    return splits, dims
 
 
 @cache
-def _as_published(dataset: str, backbone: str) -> TrainConfig:
+def published_run(dataset: str, backbone: str) -> TrainConfig:
+    """A configuration of the paper, as training composes it."""
     return compose("train", TrainConfig, [f"dataset={dataset}", f"backbone={backbone}"])
 
 
-def _is_own_path(config: TrainConfig) -> bool:
-    """Whether the options name another language model than the paper's."""
-    published = _as_published(config.dataset.name, config.backbone.name)
-    return config.backbone.path != published.backbone.path
-
-
-def _architecture(config: TrainConfig) -> PretrainedConfig:
+def _architecture(config: RunConfig, *, own_path: bool) -> PretrainedConfig:
     backbone = config.backbone
-    own = _is_own_path(config)
     language = backbone_config(
         backbone_place(backbone.path),
-        weights=backbone.weights if own else Weights.random,
+        weights=backbone.weights if own_path else Weights.random,
         architecture=backbone.architecture,
     )
-    if not own:
+    if not own_path:
         language.dtype = torch.float16
     return language
 
 
-def _tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerBase, bool]:
-    """A tokenizer, and whether it is the one that the options name."""
+def _named_tokenizer(config: RunConfig, *, own_path: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the options name; None where that is the published one."""
     backbone = config.backbone
-    named = backbone.tokenizer or (backbone.path if _is_own_path(config) else None)
-    if named is not None:
-        place = backbone_place(named)
-        if backbone.tokenizer is not None or has_tokenizer(place):
-            return load_tokenizer(place), True
+    named = backbone.tokenizer or (backbone.path if own_path else None)
+    if named is None:
+        return None
+    place = backbone_place(named)
+    if backbone.tokenizer is None and not has_tokenizer(place):
         _log.warning("%s has no tokenizer: lengths are those of the paper's", place)
-    tokenizer = load_tokenizer(str(tiny_backbone()))
-    add_special_tokens(tokenizer, backbone.special_tokens)
-    return tokenizer, False
+        return None
+    return load_tokenizer(place)
 
 
-def _stand_in_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def _stand_in_task(
+    config: RunConfig, published: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
     """A task prompt with which sequences have the published length in a stand-in's tokens."""
-    pair = (config.dataset.name, config.backbone.name)
-    published, chosen = (_prompt(each, tokenizer) for each in (_as_published(*pair), config))
-    if chosen.task != published.task:
+    expected, chosen = (_prompt(each, tokenizer) for each in (published, config))
+    if chosen.task != expected.task:
         _log.info("the task prompt is not the paper's: the built-in tokenizer counts its tokens")
-    more = LONGEST[pair] - published.longest
+    more = LONGEST[config.dataset.name, config.backbone.name] - expected.longest
     wanted = max(1, len(chosen.encode(chosen.task)) + more)
     words = ["the"]
     while len(chosen.encode(" ".join(words))) < wanted:
@@ -313,7 +298,7 @@ def _stand_in_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> s
     return " ".join(words)
 
 
-def _prompt(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _prompt(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     prompt, _ = build_prompt(
         tokenizer,
         config.dataset.labels,

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -26,23 +28,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.backbone.loading.attention import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
 from msea_lightning.backbone.options import Attention
 from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 META = torch.device("meta")
 
 _FEW, _MORE = 3, 4
 """Layers of the copies: from three layers on, each further one costs the same."""
 
-_FEW_FRAMES = 2
+_FEW_FRAMES = 64
 """Frames of a feature in the copies, where a batch has more."""
+
+_SHAPES: dict[Any, Any] = {}
+"""What operations on the meta device result in, by what they are given; for all copies."""
+
+_MOST_SHAPES = 20_000
 
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
 """How an architecture fails that does not run without numbers."""
@@ -68,9 +78,11 @@ class StepMeter:
 
     Args:
         language: The language model's architecture; nothing of its size is allocated.
-        tokenizer: Its tokenizer, or another one that writes as many tokens.
-        build: Puts the trained part in front of a language model, both on the meta device.
-        dims: Values per frame of each feature, by name.
+        adapter: The adapter in front of it, on any device.
+        prompt: The sequence layout, whose tokenizer may be any that writes as many tokens.
+        tree: The legal answers.
+        dims: Values per frame of each feature of the data, by name.
+        standardize: Whether features are standardised.
         dtype: Compute dtype of the language model.
         attention: Implementation of the attention.
         checkpoint_activations: Whether layers compute their activations again.
@@ -82,10 +94,12 @@ class StepMeter:
     def __init__(
         self,
         language: PretrainedConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        build: Callable[[FrozenBackbone], AdaptedLM],
+        adapter: Adapter,
+        prompt: Prompt,
+        tree: AnswerTree,
         dims: Mapping[str, int],
         *,
+        standardize: bool = False,
         dtype: torch.dtype = torch.float32,
         attention: Attention = Attention.auto,
         checkpoint_activations: bool = False,
@@ -94,15 +108,17 @@ class StepMeter:
         plain = Attention.auto if attention is Attention.flash_attention_2 else attention
         self._attention = resolve_attention(language, plain)
         self._language = language
-        self._tokenizer = tokenizer
-        self._build = build
+        self._adapter = deepcopy(adapter).to(META)
+        statistics = {name: (np.zeros(dim), np.ones(dim)) for name, dim in dims.items()}
+        self._standardizer = FeatureStandardizer(statistics if standardize else None).to(META)
+        self._prompt = prompt
+        self._tree = tree
         self._dims = dims
         self._dtype = dtype
         self._recompute = checkpoint_activations
         self._models: dict[int, AdaptedLM] = {}
         self._peaks: dict[tuple[Any, ...], int] = {}
-        self._frames: dict[tuple[str, bool], float] = {}
-        self._layers = self._measured_layers()
+        self._flops: dict[bool, tuple[int, int, int]] = {}
 
     def train_bytes(self, size: BatchSize) -> int:
         """Bytes of all tensors at the peak of a training step, weights not counted."""
@@ -112,7 +128,7 @@ class StepMeter:
         """Bytes of all tensors at the peak of an evaluation batch, weights not counted."""
         return self._bytes(size, training=False)
 
-    def flops(self, text: int, *, training: bool) -> int:
+    def flops(self, text: ArrayLike, *, training: bool) -> NDArray[np.float64]:
         """Operations for one utterance: forward and backward in training, else forward.
 
         An addition and a multiplication are two operations. Attention counts in full, also the
@@ -122,12 +138,27 @@ class StepMeter:
         language model's operations.
 
         Args:
-            text: Tokens of its text.
+            text: Tokens of a text or of many, any shape, cut as the run cuts them.
             training: A training step, not an evaluation.
+
+        Returns:
+            As many numbers.
         """
+        if training not in self._flops:
+            # Every product in a transformer is of the first or second degree in the length, so
+            # that three lengths tell all others, exactly.
+            start, middle, end = (self._counted(tokens, training=training) for tokens in (1, 2, 3))
+            self._flops[training] = start, middle - start, end - 2 * middle + start
+        start, slope, bend = self._flops[training]
+        further = np.asarray(text, dtype=np.float64) - 1
+        found: NDArray[np.float64] = start + slope * further + bend * further * (further - 1) / 2
+        return found
+
+    def _counted(self, text: int, *, training: bool) -> int:
+        """Operations for one utterance with so many tokens of text."""
 
         def count(layers: int) -> int:
-            counter = _Operations()
+            counter = _Operations()  # type: ignore[no-untyped-call]
             self._run(layers, BatchSize(1, text, {}), counter, training=training)
             return counter.total
 
@@ -139,20 +170,12 @@ class StepMeter:
         total = self._whole_depth(lambda layers: self._peak(layers, base, training=training))
         for name, frames in size.frames.items():
             if frames > _FEW_FRAMES:
-                further = (frames - _FEW_FRAMES) * size.utterances
-                total += round(further * self._frame_bytes(name, base, training=training))
+                longer = replace(base, frames={**few, name: _FEW_FRAMES + 1})
+                less, more = (
+                    self._peak(self._layers[0], each, training=training) for each in (base, longer)
+                )
+                total += (frames - _FEW_FRAMES) * (more - less)
         return total
-
-    def _frame_bytes(self, name: str, base: BatchSize, *, training: bool) -> float:
-        """What a further frame of a feature takes for each utterance."""
-        key = (name, training)
-        if key not in self._frames:
-            longer = replace(base, frames={**base.frames, name: _FEW_FRAMES + 1})
-            less, more = (
-                self._peak(self._layers[0], size, training=training) for size in (base, longer)
-            )
-            self._frames[key] = (more - less) / base.utterances
-        return self._frames[key]
 
     def _peak(self, layers: int, size: BatchSize, *, training: bool) -> int:
         """Bytes of all tensors at the peak of a batch in front of few layers."""
@@ -170,7 +193,8 @@ class StepMeter:
         deep = self._language.get_text_config().num_hidden_layers
         return base if deep == few else base + (deep - few) * (measure(more) - base) // (more - few)
 
-    def _measured_layers(self) -> tuple[int, int]:
+    @cached_property
+    def _layers(self) -> tuple[int, int]:
         """Two depths that tell of the whole one; the whole one twice where layers differ."""
         deep = self._language.get_text_config().num_hidden_layers
         if deep > _MORE:
@@ -184,20 +208,26 @@ class StepMeter:
 
     def _model(self, layers: int) -> AdaptedLM:
         if layers not in self._models:
-            frozen = FrozenBackbone(
-                architecture_on_meta(
-                    with_layers(self._language, layers), self._dtype, self._attention
-                ),
-                self._tokenizer,
-                checkpoint_activations=self._recompute,
+            language = architecture_on_meta(
+                with_layers(self._language, layers), self._dtype, self._attention
             )
-            model = self._models[layers] = self._build(frozen)
-            frozen.cached_prefix(model.prompt.prefix_ids)
+            with _MetaMode():  # type: ignore[no-untyped-call]
+                frozen = FrozenBackbone(
+                    language,
+                    self._prompt.tokenizer,
+                    checkpoint_activations=self._recompute,
+                )
+                frozen.cached_prefix(self._prompt.prefix_ids)
+            self._models[layers] = AdaptedLM(
+                frozen,
+                self._adapter,
+                standardizer=self._standardizer,
+                prompt=self._prompt,
+                tree=self._tree,
+            )
         return self._models[layers]
 
-    def _run(
-        self, layers: int, size: BatchSize, watching: AbstractContextManager[Any], *, training: bool
-    ) -> None:
+    def _run(self, layers: int, size: BatchSize, watching: _MetaMode, *, training: bool) -> None:
         """Lets the model compute a batch, and watches it."""
         try:
             model = self._model(layers)
@@ -265,23 +295,70 @@ def batch_of(model: AdaptedLM, size: BatchSize, dims: Mapping[str, int]) -> Batc
     )
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations of matrix products as ``FlopCounterMode`` does, but not by module."""
+class _MetaMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at every operation, and computes equal ones on the meta device only once.
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+    PyTorch derives shapes there in Python, which takes up to half a millisecond for an addition,
+    and the layers of a model repeat the same few operations.
+    """
+
+    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Looks at an operation and its result."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
-            self.total += int(count(*args, **(kwargs or {}), out_val=result))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs) if func.is_view else _computed(func, args, kwargs)
+        self.look(func, args, kwargs, result)
         return result
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operation, from ``_SHAPES`` where it is known."""
+    given = (*args, *kwargs.values())
+    key = (func, *kwargs, *map(_signature, given))
+    if key in _SHAPES:
+        place, size, stride, dtype = _SHAPES[key]
+        if place is not None:
+            return given[place]
+        return torch.empty_strided(size, stride, dtype=dtype, device=META)
+    result = func(*args, **kwargs)
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    if not isinstance(result, Tensor) or not all(part.is_meta for part in (result, *tensors)):
+        return result
+    if len(_SHAPES) == _MOST_SHAPES:
+        _SHAPES.clear()
+    places = [place for place, value in enumerate(given) if value is result]
+    unchanged = key == (func, *kwargs, *map(_signature, given))
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+    if places and unchanged:  # an operation in place gives back what it was given
+        _SHAPES[key] = places[0], None, None, None
+    elif result.untyped_storage()._cdata not in storages:
+        _SHAPES[key] = None, result.shape, result.stride(), result.dtype
+    return result
+
+
+def _signature(value: Any) -> Any:
+    """What the shapes of results depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    return type(value), value
+
+
+class _Operations(_MetaMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations of matrix products as ``FlopCounterMode`` does, but not by module."""
+
+    total = 0
+
+    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += int(count(*args, **kwargs, out_val=result))
+
+
+class LiveBytes(_MetaMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operators return, as long as they are alive.
 
     Args:
@@ -293,27 +370,24 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         language = model.backbone.model
         weights = (language.parameters(), language.buffers(), model.parameters(), model.buffers())
-        self._known = {tensor.untyped_storage()._cdata for tensor in chain(*weights)}
+        self._seen = {tensor.untyped_storage()._cdata for tensor in chain(*weights)}
         self._device = device
         self._live = 0
         self.peak = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Counts the storages of a result that are new."""
         for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device == self._device:
                 storage = leaf.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._known.add(storage._cdata)
+                if storage._cdata not in self._seen:
+                    self._seen.add(storage._cdata)
                     self._live += storage.nbytes()
                     weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self._live)
-        return result
 
     def _free(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
+        self._seen.discard(storage)
         self._live -= size
 
 

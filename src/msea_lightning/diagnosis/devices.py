@@ -144,7 +144,7 @@ def measured_rate(device: Device) -> float | None:
     """
     import torch
 
-    from msea_lightning.cost.flops import matrix_rate
+    from msea_lightning.cost.rate import matrix_rate
 
     try:
         return matrix_rate(getattr(torch, device.dtype), torch.device(device.name))

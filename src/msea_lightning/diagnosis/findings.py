@@ -104,7 +104,8 @@ def diagnose(config: DoctorConfig) -> Findings:
 
         from msea_lightning.cost.published import configuration_costs
 
-        found = {resource.name: resource for resource in (*findings.datasets, *findings.backbones)}
+        resources = (*findings.datasets, *findings.backbones)
+        found = {resource.name: resource.option for resource in resources if resource.usable}
         findings.rate = measured_rate(machine.device)
         configs, device = paper_configurations(), torch.device(machine.device.name)
         findings.configurations, findings.fitting = configuration_costs(
@@ -144,9 +145,10 @@ def choices(group: str) -> list[TrainConfig]:
 
 def paper_configurations() -> list[TrainConfig]:
     """The twelve configurations of the paper, as training composes them."""
+    from msea_lightning.cost.published import published_run
+
     return [
-        compose("train", TrainConfig, [f"dataset={row['dataset']}", f"backbone={row['backbone']}"])
-        for row in paper_table("hyperparameters")
+        published_run(row["dataset"], row["backbone"]) for row in paper_table("hyperparameters")
     ]
 
 

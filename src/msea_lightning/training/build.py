@@ -29,7 +29,12 @@ from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.options import BackboneConfig, Weights
 from msea_lightning.config.logging import log_once
 from msea_lightning.config.roots import RunConfig, TrainConfig
-from msea_lightning.cost.estimate import DataSize, MemoryEstimate, MemoryEstimator, SplitSize
+from msea_lightning.cost.estimate import (
+    MemoryEstimate,
+    MemoryEstimator,
+    SplitSize,
+    build_estimator,
+)
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import complete_labels
@@ -318,12 +323,18 @@ def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfi
         )
 
 
-def data_size(data: UtteranceDataModule) -> DataSize:
-    """How much data there is, of a data module that is set up and tokenised."""
+def data_estimator(
+    config: RunConfig,
+    data: UtteranceDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: PretrainedConfig,
+    device: torch.device,
+) -> MemoryEstimator:
+    """The memory estimator of a run whose data module is set up and tokenised."""
     splits = {
         name: SplitSize.of(split.tokens or [], split.lengths) for name, split in data.splits.items()
     }
-    return DataSize(splits, data.dims, data.labels)
+    return build_estimator(config, data.labels, splits, data.dims, tokenizer, architecture, device)
 
 
 def _estimate(
@@ -338,9 +349,9 @@ def _estimate(
 
     None where an architecture cannot be estimated and the user goes on all the same.
     """
-    estimator = MemoryEstimator(config, data_size(data), tokenizer, architecture, device)
+    estimator = data_estimator(config, data, tokenizer, architecture, device)
     try:
-        data.eval_batch_size = estimator.eval_batch_size
+        data.eval_batch_size = estimator.eval_batch_size()
         estimate = estimator.estimate()
     except BackboneError as error:
         if config.backbone.check_memory:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.loading.memory import parameter_count, readable_bytes
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
-from msea_lightning.cost.published import PublishedEstimator, is_published
+from msea_lightning.cost.published import is_published, published_estimator
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
@@ -18,7 +19,12 @@ from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
-from msea_lightning.training.build import build_data, build_standalone, data_size, read_backbone
+from msea_lightning.training.build import (
+    build_data,
+    build_standalone,
+    data_estimator,
+    read_backbone,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +59,10 @@ def measure_size(config: TrainConfig) -> RunFolder:
             _log.info("%s: %s trainable parameters", named, f"{count:,}")
             return run
         estimator = _estimator(config)
-        estimate = estimator.estimate()
+        # What this process holds differs from time to time, and is no part of the run's size.
+        estimate = replace(estimator.estimate(), process=0)
         frozen = parameter_count(estimator.language)
-        write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size))
+        write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size()))
         size = {
             "trainable_parameters": estimator.trainable,
             "backbone_parameters": frozen,
@@ -77,8 +84,8 @@ def measure_size(config: TrainConfig) -> RunFolder:
 def _estimator(config: TrainConfig) -> MemoryEstimator:
     device = resolve_device(config.trainer.accelerator)
     if is_published(config):
-        return PublishedEstimator(config, device)
+        return published_estimator(config, device)
     data = build_data(config)
     language, tokenizer = read_backbone(config.backbone)
     data.tokenize(partial(encode_all, tokenizer))
-    return MemoryEstimator(config, data_size(data), tokenizer, language, device)
+    return data_estimator(config, data, tokenizer, language, device)

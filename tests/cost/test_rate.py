@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from msea_lightning.cost import flops
-from msea_lightning.cost.flops import matrix_rate
+from msea_lightning.cost import rate
+from msea_lightning.cost.rate import matrix_rate
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_the_rate_is_that_of_the_best_try(monkeypatch: pytest.MonkeyPatch) -> No
     clock = _ticks(durations)
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     state = torch.get_rng_state()
-    size = flops._SQUARE_CPU
+    size = rate._SQUARE_CPU
     assert matrix_rate(torch.float32, CPU) == 2 * size**3 / 0.25
     assert next(durations, None) is None
     assert torch.equal(torch.get_rng_state(), state)
