@@ -23,11 +23,11 @@ def bench(config: BenchConfig) -> None:
     """
     from rich.console import Console
 
-    from msea_lightning.benchmark.results import json_file, show
+    from msea_lightning.benchmark.results import show
     from msea_lightning.benchmark.run import benchmark
-    from msea_lightning.runs.files import write_json
+    from msea_lightning.runs.files import json_target, write_json
 
-    target = json_file(config.bench.json)
+    target = json_target("bench.json", config.bench.json, replaces=False)
     results = benchmark(config)
     console = Console()
     show(results, console)

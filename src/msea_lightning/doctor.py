@@ -6,6 +6,7 @@ What is missing is a finding, not an error: the exit code is 0 wherever the chec
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 from msea_lightning.commands.command_line import launch
 from msea_lightning.config.roots import DoctorConfig
@@ -18,19 +19,25 @@ def doctor(config: DoctorConfig) -> None:
         config: All options.
 
     Raises:
-        DoctorError: if a folder to search does not exist, or the file cannot be written.
+        UserError: if a folder to search does not exist, or the file cannot be written.
     """
     from rich.console import Console
 
-    from msea_lightning.diagnosis.findings import diagnose, json_file, write_findings
+    from msea_lightning.diagnosis.findings import DoctorError, diagnose
     from msea_lightning.diagnosis.show import print_line, show
+    from msea_lightning.runs.files import json_target, write_json
 
-    target = json_file(config)
+    target = json_target("json", config.json, replaces=True)
     findings = diagnose(config)
     console = Console()
     show(findings, console)
     if target is not None:
-        write_findings(findings, target)
+        try:
+            write_json(target, asdict(findings))
+        except OSError as error:
+            raise DoctorError(
+                f"json={target}: the findings cannot be written ({error})."
+            ) from error
         print_line(console, f"findings: {target}")
 
 

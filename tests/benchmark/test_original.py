@@ -64,7 +64,7 @@ def first_four(both: tuple[Ours, Original], split: str) -> tuple[Batch, dict[str
     indices = list(range(4))
     data = ours.data
     loader = data.train_dataloader() if split == "train" else data.test_dataloader()
-    tensors = {name: values[:4] for name, values in original._splits[split].tensors.items()}
+    tensors = {name: values[:4] for name, values in original.splits[split].tensors.items()}
     batch: Batch = loader.dataset[indices]
     return batch, {"index": torch.arange(4), **tensors}
 
@@ -85,7 +85,7 @@ def test_the_gradient_is_the_same(both: tuple[Ours, Original]) -> None:
     task.zero_grad()
     loss, count = task.loss(batch)
     (loss / count).backward()
-    original._optimizer.zero_grad()
+    original.optimizer.zero_grad()
     original._mean_loss(theirs).backward()
     mine = {name: parameter.grad for name, parameter in task.adapter.named_parameters()}
     # Sums of at most a thousand products, in float32 and in another order.
@@ -153,7 +153,7 @@ def test_the_parts_of_a_step_stay_together(
 ) -> None:
     ours, _ = both
     data = ours.data
-    monkeypatch.setattr(ours, "_accumulate", 2)
+    monkeypatch.setattr(ours, "accumulate", 2)
     monkeypatch.setattr(data, "_micro_batches", 2)
     read: list[list[list[int]]] = []
     loader = data.loader

@@ -220,14 +220,14 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
         (["dataset=mosi"], "bench.shape=mosi: only the lengths of .*mosei"),
         (
             ["adapter=mag"],
-            r"'original' has the adapter mse.*here: adapter=mag\. Leave original out\.$",
+            r"'original' has the adapter mse.*here: adapter=mag\. Leave original out",
         ),
-        (["trainer.devices=2"], r"here: trainer\.devices=2\. .*\[original,\"trainer\.devices=2\""),
-        (["bench.compare=['adapter=mag']"], "'adapter=mag': .*go on the command line"),
+        (["trainer.devices=2"], r"here: trainer\.devices=2\. .*or give devices"),
+        (["bench.compare=['adapter=mag']"], "'adapter=mag' .*go on the command line"),
         (["bench.compare=['dataset.path=x']"], "all variants read the same generated data"),
         (["bench.compare=['dataset={path: x}']"], "all variants read the same generated data"),
         (["bench.compare=['dataset.name=mosei']"], "all variants read the same generated data"),
-        (["bench.compare=['runs=x']"], "'runs=x': runs changes nothing of what is measured"),
+        (["bench.compare=['runs=x']"], "'runs=x' .*runs changes nothing of what is measured"),
     ],
 )
 def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:
@@ -251,15 +251,6 @@ def test_nothing_to_compare(compared: str) -> None:
         options(f"bench.compare={compared}")
 
 
-def test_data_that_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
-        free = 1 << 10
-
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(BenchError, match=r"GiB are free: lower bench\.utterances=8"):
-        benchmark(options())
-
-
 def test_a_place_for_the_numbers_that_is_not_there_or_taken(tmp_path: Path) -> None:
     taken = tmp_path / "found.json"
     taken.write_text("{}")
@@ -267,6 +258,6 @@ def test_a_place_for_the_numbers_that_is_not_there_or_taken(tmp_path: Path) -> N
         (taken, "exists already"),
         (tmp_path / "no" / "a.json", "does not exist"),
     ):
-        with pytest.raises(BenchError, match=f"{flaw}: give a new file"):
+        with pytest.raises(ConfigError, match=f"{flaw}: give a new file"):
             bench(options(f"bench.json={place}"))
     assert taken.read_text() == "{}"

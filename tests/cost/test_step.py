@@ -238,7 +238,7 @@ def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         meter(architecture(LLAMA)).train_bytes(SIZE)
 
 
-@pytest.mark.parametrize("adapter", ["mse", "mag", "chfn"])
+@pytest.mark.parametrize("adapter", ["mse", "mag"])
 def test_shapes_that_are_known_change_no_result(
     monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
@@ -247,7 +247,7 @@ def test_shapes_that_are_known_change_no_result(
             pass
 
     def costs() -> tuple[Any, ...]:
-        measured = meter(architecture(LLAMA), adapter)
+        measured = meter(architecture(LLAMA, num_hidden_layers=3), adapter)
         operations = measured.flops(9, training=True)
         return measured.train_bytes(SIZE), measured.predict_bytes(SIZE), operations
 

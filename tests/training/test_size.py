@@ -78,11 +78,11 @@ def test_an_option_that_changes_a_published_length_counts(
     published, changed = (
         published_estimator(options(*words), CPU) for words in (pair, [*pair, word])
     )
-    assert published.longest == LONGEST["mosei", "qwen"]
+    assert published.prompt.longest == LONGEST["mosei", "qwen"]
     if more is None:
-        assert changed.longest < published.longest
+        assert changed.prompt.longest < published.prompt.longest
     else:
-        assert changed.longest == published.longest + more
+        assert changed.prompt.longest == published.prompt.longest + more
 
 
 def test_a_longer_sequence_takes_more_memory_and_operations(options: Options) -> None:
@@ -105,7 +105,7 @@ def test_a_language_model_that_is_named_is_read(options: Options, tmp_path: Path
     words = ("dataset=mosei", "backbone=llama2", f"backbone.path={tmp_path / 'model'}")
     estimator = published_estimator(options(*words), CPU)
     assert estimator.language.hidden_size == 64
-    assert estimator.longest == LONGEST["mosei", "llama2"]
+    assert estimator.prompt.longest == LONGEST["mosei", "llama2"]
 
 
 def test_any_other_pair_is_measured_on_its_files(options: Options) -> None:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from msea_lightning.adapter import lstm
 from msea_lightning.backbone import load_backbone
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.utterance import Batch
@@ -192,6 +193,8 @@ def make(options: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -
             estimated_stepping_batches=10,
         )
         monkeypatch.setattr(TrainingModule, "log", lambda *_, **__: None)
+        # The device stands for a GPU, where LSTMs read packed sequences.
+        monkeypatch.setattr(lstm, "_WITH_KERNEL", {"meta"})
         # What this device has not: autocast, which adapters switch off, and a name that the fused
         # optimizer knows.
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

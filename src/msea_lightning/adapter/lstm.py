@@ -26,6 +26,10 @@ _VANISHED, _STEPS_BETWEEN = 1e-25, 4
 with a hundred times slower. Every few steps smaller numbers than this are set to zero."""
 
 
+_WITH_KERNEL = {"cuda"}
+"""Types of devices that have a kernel for packed sequences."""
+
+
 class LastStateLSTM(nn.LSTM):
     """A :class:`torch.nn.LSTM` of one layer and one direction; weights and names are the same.
 
@@ -47,7 +51,7 @@ class LastStateLSTM(nn.LSTM):
         Returns:
             (B, H).
         """
-        if frames.device.type != "cuda" and not torch.is_grad_enabled():
+        if frames.device.type not in _WITH_KERNEL and not torch.is_grad_enabled():
             # Without a gradient padding costs less than packing.
             states_BLH, _ = super().forward(frames)
             last_B = (lengths - 1).to(frames.device, non_blocking=True)
@@ -58,7 +62,7 @@ class LastStateLSTM(nn.LSTM):
         place_B = order_B.argsort().to(frames.device, non_blocking=True)
         order_B = order_B.to(frames.device, non_blocking=True)
         packed = pack_padded_sequence(frames.index_select(0, order_B), sorted_B, batch_first=True)
-        if frames.device.type != "cuda":
+        if frames.device.type not in _WITH_KERNEL:
             weight_in, weight_state, bias_in, bias_state = self._flat_weights
             assert bias_in is not None
             assert bias_state is not None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -32,19 +32,18 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import DynamicCache
 
-from msea_lightning.adapter import Adapter
 from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
-from msea_lightning.backbone import FrozenBackbone, resolve_device
+from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.options import Dtype
 from msea_lightning.benchmark.variant import StageClock, Variant, now
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
 from msea_lightning.data.utterance import Label
-from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt, Texts, encode
-from msea_lightning.metrics import MetricKind, UtteranceScore
+from msea_lightning.metrics import UtteranceScore
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.build import build_adapter, build_prompt
 from msea_lightning.training.build import load_config_backbone
 
@@ -61,6 +60,7 @@ Items = dict[str, Any]
 """A batch: ``index`` (B,) in the split, ``ids`` (B, T) of the texts, features and their lengths."""
 
 
+@dataclass(eq=False)
 class _Split(Dataset[Items]):
     """One split as it lies in memory, everything as long as the longest.
 
@@ -71,12 +71,9 @@ class _Split(Dataset[Items]):
         labels: N labels.
     """
 
-    def __init__(
-        self, tensors: dict[str, Tensor], tokens: NDArray[np.int64], labels: list[Label]
-    ) -> None:
-        self.tensors = tensors
-        self.tokens = tokens
-        self.labels = labels
+    tensors: dict[str, Tensor]
+    tokens: NDArray[np.int64]
+    labels: list[Label]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,55 +82,31 @@ class _Split(Dataset[Items]):
         return {"index": index, **{name: values[index] for name, values in self.tensors.items()}}
 
 
+@dataclass(eq=False)
 class Original(Variant):
     """The original implementation; options of speed have no effect.
 
-    Args:
-        backbone: The frozen language model.
-        adapter: The adapter.
-        prompt: The sequence layout.
-        tree: The legal answers.
+    Attributes:
         splits: The data by split.
-        optimizer: The optimizer of the adapter.
         batch_size: Utterances per batch, in evaluation too.
         metrics: Which metrics an evaluation computes.
-        seed: Seed of the order of the utterances.
+        shuffle: Draws the order of the utterances, for each timing another.
     """
 
-    def __init__(
-        self,
-        backbone: FrozenBackbone,
-        adapter: Adapter,
-        prompt: Prompt,
-        tree: AnswerTree,
-        splits: Mapping[str, _Split],
-        optimizer: torch.optim.Optimizer,
-        *,
-        batch_size: int,
-        metrics: MetricKind,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            backbone,
-            adapter,
-            prompt,
-            tree,
-            optimizer,
-            accumulate=1,
-            methods={
-                "backbone": (self, "_hidden"),
-                "head": (self, "_head"),
-                "adapter": (self, "_embed"),
-            },
-        )
-        self._splits = splits
-        self._batch_size = batch_size
-        self._metrics = metrics
-        # One for all timings: each has other batches.
-        self._shuffle = torch.Generator().manual_seed(seed)
+    splits: Mapping[str, _Split]
+    batch_size: int
+    metrics: MetricKind
+    shuffle: torch.Generator
+
+    @property
+    def _methods(self) -> Mapping[str, tuple[object, str]]:
+        return {
+            "backbone": (self, "_hidden"),
+            "head": (self, "_head"),
+            "adapter": (self, "_embed"),
+        }
 
     def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
-        """See the base class; all batches cost the same here."""
         since, read = now(self.device), []
         for batch in islice(self._batches("train"), steps):
             self._step(batch)
@@ -141,17 +114,16 @@ class Original(Variant):
         return now(self.device) - since, read
 
     def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
-        """See the base class; all batches cost the same here."""
-        score, since, read = UtteranceScore(self._metrics), now(self.device), []
-        labels, space = self._splits["test"].labels, self.tree.space
-        for batch in islice(self._batches("test"), -(-utterances // self._batch_size)):
+        score, since, read = UtteranceScore(self.metrics), now(self.device), []
+        labels, space = self.splits["test"].labels, self.tree.space
+        for batch in islice(self._batches("test"), -(-utterances // self.batch_size)):
             read += batch["index"].tolist()
             score.update(self._decode(batch), [space.target(labels[i]) for i in batch["index"]])
         score.compute()
         return now(self.device) - since, read
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
-        return self._splits[split].tokens, self._splits[split].labels
+        return self.splits[split].tokens, self.splits[split].labels
 
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Items]:
         with clock.during("data"):
@@ -160,21 +132,21 @@ class Original(Variant):
     def _batches(self, split: str) -> Iterator[Items]:
         return iter(
             DataLoader(
-                self._splits[split],
-                batch_size=self._batch_size,
+                self.splits[split],
+                batch_size=self.batch_size,
                 shuffle=True,
-                generator=self._shuffle,
+                generator=self.shuffle,
             )
         )
 
     def _step(self, batch: Items) -> None:
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        self.optimizer.step()
 
     def _mean_loss(self, batch: Items) -> Tensor:
         """Cross-entropy over the label tokens, from logits at all positions."""
-        labels = [self.tree.ids(self._splits["train"].labels[index]) for index in batch["index"]]
+        labels = [self.tree.ids(self.splits["train"].labels[index]) for index in batch["index"]]
         # assemble() leaves out the last token of a label, which is not read: here all are read.
         embedded = self._embed(batch, [[*ids, self.prompt.pad_id] for ids in labels])
         targets = torch.full(embedded.shape[:2], _IGNORED)
@@ -282,18 +254,18 @@ def load_original(config: TrainConfig, published: Path) -> Original:
         if branch is not None and branch.lstm is not None:
             branch.lstm = cast("LastStateLSTM", _PackedLSTM(branch.lstm))
     adapter.to(device)
+    training = config.training
     return Original(
         backbone,
         adapter,
         prompt,
         tree,
-        {split: _read_split(published, dataset, split, prompt) for split in SPLITS},
-        torch.optim.AdamW(
-            adapter.parameters(), lr=config.training.learning_rate, eps=config.training.eps
-        ),
-        batch_size=config.training.batch_size,
+        torch.optim.AdamW(adapter.parameters(), lr=training.learning_rate, eps=training.eps),
+        accumulate=1,
+        splits={split: _read_split(published, dataset, split, prompt) for split in SPLITS},
+        batch_size=training.batch_size,
         metrics=dataset.metrics,
-        seed=config.seed,
+        shuffle=torch.Generator().manual_seed(config.seed),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,50 +27,37 @@ _STAGED_BATCHES = 4
 """Batches whose stages are timed."""
 
 
+@dataclass(eq=False)
 class Ours(Variant):
     """This framework.
 
-    Args:
+    Attributes:
         module: The model, ready to train.
+        model: The language model with the adapter in front.
         data: The data module, set up and tokenised.
         devices: Number of devices that share a training batch.
-        accumulate: Parts in which a device computes its share.
         gradient_clip: Largest norm of the gradient.
     """
 
-    def __init__(
-        self,
-        module: TrainingModule,
-        data: UtteranceDataModule,
-        *,
-        devices: int,
-        accumulate: int,
-        gradient_clip: float | None,
-    ) -> None:
-        assert isinstance(module.model, AdaptedLM)
-        self.model = module.model
-        self.data = data
-        self._module = module
-        self._devices = devices
-        self._gradient_clip = gradient_clip
-        super().__init__(
-            self.model.backbone,
-            self.model.adapter,
-            self.model.prompt,
-            self.model.tree,
-            torch.optim.AdamW(self.model.adapter.parameters(), fused=True),
-            accumulate=accumulate,
-            methods={
-                "backbone": (self.model.backbone, "hidden"),
-                "head": (self.model.backbone, "logits"),
-                "adapter": (self.model, "_adapt"),
-            },
-        )
+    module: TrainingModule
+    model: AdaptedLM
+    data: UtteranceDataModule
+    devices: int
+    gradient_clip: float | None
+
+    @property
+    def _methods(self) -> Mapping[str, tuple[object, str]]:
+        backbone = self.backbone
+        return {
+            "backbone": (backbone, "hidden"),
+            "head": (backbone, "logits"),
+            "adapter": (self.model, "_adapt"),
+        }
 
     def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
         clock = _EpochClock()
         trainer = self._trainer(clock, max_epochs=1)
-        parts = self._accumulate
+        parts = self.accumulate
         sampler = cast("TrainingSampler", self.data.train_dataloader().sampler)
         shares, batches = list(sampler), sampler.global_batches(0)
         # Whole steps, whose parts stay together.
@@ -81,19 +69,19 @@ class Ours(Variant):
         picked = [share for place in places for share in grouped[place]]
         loader = self.data.loader(self.data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
-        trainer.fit(self._module, loader, self.data.val_dataloader())
+        trainer.fit(self.module, loader, self.data.val_dataloader())
         return clock.seconds, _indices(batches, places)
 
     def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
         clock = _EpochClock()
         trainer = self._trainer(clock)
         shares = list(self.data.test_dataloader().sampler)
-        together = self.data.eval_batch_size * self._devices
+        together = self.data.eval_batch_size * self.devices
         batches = self.data.evaluation_batches("test", together)
         places = evenly(range(len(shares)), -(-utterances // together), offset)
         picked = [shares[place] for place in places]
         loader = self.data.loader(self.data.splits["test"], picked)
-        trainer.test(self._module, dataloaders=loader, verbose=False)
+        trainer.test(self.module, dataloaders=loader, verbose=False)
         return clock.seconds, _indices(batches, places)
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
@@ -124,10 +112,10 @@ class Ours(Variant):
     def _trainer(self, clock: _EpochClock, **options: Any) -> Trainer:
         trainer = make_trainer(
             self.device,
-            devices=self._devices,
+            devices=self.devices,
             callbacks=[clock],
-            accumulate_grad_batches=self._accumulate,
-            gradient_clip_val=self._gradient_clip,
+            accumulate_grad_batches=self.accumulate,
+            gradient_clip_val=self.gradient_clip,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
@@ -148,11 +136,19 @@ def load_ours(config: TrainConfig, store: Path) -> Ours:
         store: The prepared data.
     """
     ready = make_ready(config, store=Store.open(store))
+    model = ready.module.model
+    assert isinstance(model, AdaptedLM)
     return Ours(
-        ready.module,
-        ready.data,
+        model.backbone,
+        model.adapter,
+        model.prompt,
+        model.tree,
+        torch.optim.AdamW(model.adapter.parameters(), fused=True),
+        config.trainer.accumulate,
+        module=ready.module,
+        model=model,
+        data=ready.data,
         devices=config.trainer.devices,
-        accumulate=config.trainer.accumulate,
         gradient_clip=config.training.gradient_clip,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -12,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from msea_lightning.backbone.loading.memory import readable_bytes
-from msea_lightning.benchmark import BenchError
 
 if TYPE_CHECKING:
     from msea_lightning.benchmark.variant import Timing
@@ -124,27 +122,6 @@ def share_rates(variants: Sequence[VariantResult]) -> None:
         if found.rate:
             own = found.device, found.dtype
             found.rate = max(rate for *kind, rate in measured if tuple(kind) == own)
-
-
-def json_file(name: str | None) -> Path | None:
-    """The file for the numbers, if there is to be one.
-
-    Args:
-        name: ``bench.json``.
-
-    Raises:
-        BenchError: where it exists already, or its folder does not.
-    """
-    if name is None:
-        return None
-    target = Path(name).expanduser()
-    if target.exists() or not target.absolute().parent.is_dir():
-        flaw = "exists already" if target.exists() else "is in a folder that does not exist"
-        raise BenchError(
-            f"bench.json={target} {flaw}: give a new file in an existing folder; with -m one for "
-            "each benchmark, such as bench.json='${bench.shape}-${backbone.name}.json'."
-        )
-    return target
 
 
 def show(results: Results, console: Console) -> None:

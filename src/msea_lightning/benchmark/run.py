@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,9 +46,6 @@ _KILLED = -9
 _WARM_UP = 2
 """Batches before any are timed."""
 
-_BYTES = 4
-"""Bytes of a number in the data."""
-
 _TASKS = {
     Measured.everything: ("train", "evaluate"),
     Measured.train: ("train",),
@@ -66,8 +62,7 @@ def benchmark(config: BenchConfig) -> Results:
         config: What is measured, and against what.
 
     Raises:
-        BenchError: for a data set whose lengths are not known, a variant that cannot be run, or
-            too little room for the data.
+        BenchError: for a data set whose lengths are not known, or a variant that cannot be run.
         UserError: for options of a variant that do not exist or do not fit.
     """
     if config.dataset.name not in SHAPES:
@@ -108,10 +103,14 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
         _check_original(config)
     if variant in (ORIGINAL, OURS):
         return TrainConfig(**shared)
+
+    def refused(why: str) -> BenchError:
+        return BenchError(f"bench.compare: {variant!r} {why}")
+
     words = variant.split("+")
     if not all("=" in word for word in words):
-        raise BenchError(
-            f"bench.compare: {variant!r} is neither {ORIGINAL} nor {OURS}, nor options, such as in "
+        raise refused(
+            f"is neither {ORIGINAL} nor {OURS}, nor options, such as in "
             "'bench.compare=[ours,\"backbone.dtype=bfloat16\"]', joined by '+'."
         )
     try:
@@ -119,42 +118,43 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
             OmegaConf.structured(TrainConfig(**shared)), OmegaConf.from_dotlist(words)
         )
     except OmegaConfBaseException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BenchError(
-            f"bench.compare: {variant!r}: {reason}. A variant has options of "
+        raise refused(
+            f"is no option: {str(error).strip().splitlines()[0]}. A variant has options of "
             "python -m msea_lightning.train, such as backbone.dtype=bfloat16; choices of whole "
             "groups, such as adapter=mag, go on the command line and hold for all variants."
         ) from error
     for word in words:
         if (part := word.partition("=")[0].partition(".")[0]) not in shared:
-            raise BenchError(
-                f"bench.compare: {variant!r}: {part} changes nothing of what is measured. Variants "
-                f"have options of {', '.join(sorted(shared))}."
+            raise refused(
+                f"is of no use: {part} changes nothing of what is measured. Variants have options "
+                f"of {', '.join(sorted(shared))}."
             )
     options = to_typed(changed, TrainConfig)  # type: ignore[arg-type]
     if (options.dataset.name, options.dataset.path) != (config.dataset.name, config.dataset.path):
-        raise BenchError(
-            f"bench.compare: {variant!r}: all variants read the same generated data. Leave "
-            "dataset.name and dataset.path out."
+        raise refused(
+            "has other data, but all variants read the same generated data. Leave dataset.name and "
+            "dataset.path out."
         )
     return options
 
 
 def _check_original(config: BenchConfig) -> None:
     """Refuses to measure the original with what it does not have."""
-    adapter, ablation, quantization = config.adapter, config.ablation, config.backbone.quantization
-    # What a variant cannot change is given for all; the rest can be given to a variant of its own.
-    for_all = [f"adapter={adapter.name}"] if adapter.name != "mse" else []
-    for_all += [] if ablation.text else [f"ablation={ablation.name}"]
-    own = [f"trainer.devices={config.trainer.devices}"] if config.trainer.devices > 1 else []
-    if quantization is not Quantization.none:
-        own.append(f"backbone.quantization={quantization.value}")
-    if for_all or own:
-        instead = f", or give it to one variant: 'bench.compare=[original,\"{'+'.join(own)}\"]'"
+    lacks = {
+        f"adapter={config.adapter.name}": config.adapter.name != "mse",
+        f"ablation={config.ablation.name}": not config.ablation.text,
+        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
+        f"backbone.quantization={config.backbone.quantization.value}": (
+            config.backbone.quantization is not Quantization.none
+        ),
+    }
+    if any(lacks.values()):
+        given = [option for option, lacking in lacks.items() if lacking]
         raise BenchError(
             "bench.compare: the variant 'original' has the adapter mse with its text, one device "
-            f"and no quantisation; here: {', '.join(for_all + own)}. Leave original out"
-            f"{'' if for_all else instead}."
+            f"and no quantisation; here: {', '.join(given)}. Leave original out, or give devices "
+            "and quantisation to one variant: "
+            "'bench.compare=[original,\"backbone.quantization=int8\"]'."
         )
 
 
@@ -171,7 +171,6 @@ def _generate(config: BenchConfig, folder: Path) -> str | None:
     expected = expected_counts(dataset)
     wanted = dict.fromkeys(SPLITS, bench.eval_utterances) | {"train": bench.utterances}
     counts = {split: wanted[split] or expected[split] or 0 for split in SPLITS}
-    _check_room(config, counts, folder)
     tokenizer = backbone_tokenizer(
         config.backbone.path,
         tokenizer=config.backbone.tokenizer,
@@ -185,24 +184,6 @@ def _generate(config: BenchConfig, folder: Path) -> str | None:
     target = folder / "published"
     target.mkdir()
     return str(write_published(Store.open(folder / "store"), dataset, target))
-
-
-def _check_room(config: BenchConfig, counts: Mapping[str, int], folder: Path) -> None:
-    shape, dataset = SHAPES[config.dataset.name], config.dataset
-    padded = ORIGINAL in config.bench.compare
-    numbers = sum(
-        (lengths.mean + padded * lengths.quantiles[-1]) * (dim or 0)
-        for lengths, dim in ((shape.audio, dataset.audio_dim), (shape.vision, dataset.vision_dim))
-    )
-    needed = sum(counts.values()) * numbers * _BYTES
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise BenchError(
-            f"the generated data need {needed / 2**30:.1f} GiB in {folder.parent}, where "
-            f"{free / 2**30:.1f} GiB are free: lower bench.utterances={config.bench.utterances} or "
-            f"bench.eval_utterances={config.bench.eval_utterances}, or set TMPDIR to a place with "
-            "more room."
-        )
 
 
 # ---- measuring -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -44,39 +44,30 @@ class Timing:
     operations: float
 
 
+@dataclass(eq=False)
 class Variant(ABC):
     """Something that trains and evaluates on the generated data.
 
-    Args:
+    Attributes:
         backbone: The frozen language model.
         adapter: The adapter.
         prompt: The sequence layout.
         tree: The legal answers.
         optimizer: An optimizer for the adapter.
         accumulate: Batches for each of its steps.
-        methods: Owner and name of the methods in which ``backbone``, ``head`` and ``adapter``
-            compute, for timing the stages of a step.
     """
 
-    def __init__(
-        self,
-        backbone: FrozenBackbone,
-        adapter: Adapter,
-        prompt: Prompt,
-        tree: AnswerTree,
-        optimizer: torch.optim.Optimizer,
-        *,
-        accumulate: int,
-        methods: Mapping[str, tuple[object, str]],
-    ) -> None:
-        self.backbone = backbone
-        self.adapter = adapter
-        self.prompt = prompt
-        self.tree = tree
-        self.device = backbone.device
-        self._optimizer = optimizer
-        self._accumulate = accumulate
-        self._methods = methods
+    backbone: FrozenBackbone
+    adapter: Adapter
+    prompt: Prompt
+    tree: AnswerTree
+    optimizer: torch.optim.Optimizer
+    accumulate: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
 
     def first_step(self) -> None:
         """Takes a training step that is not measured."""
@@ -112,6 +103,11 @@ class Variant(ABC):
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         """(N,) tokens of the texts of a split, cut but without padding, and their N labels."""
 
+    @property
+    @abstractmethod
+    def _methods(self) -> Mapping[str, tuple[object, str]]:
+        """Owner and name of the methods in which backbone, head and adapter compute."""
+
     @abstractmethod
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Any]:
         """A few batches, whose loading is timed as the stage ``data``."""
@@ -138,10 +134,10 @@ class Variant(ABC):
             ):
                 self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
             with clock.during("optimizer"):
-                self._optimizer.step()
-                self._optimizer.zero_grad()
-        training = _with_rest(clock.seconds(), "adapter")
-        training["optimizer"] /= self._accumulate
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        training = _with_rest(clock.seconds, "adapter")
+        training["optimizer"] /= self.accumulate
         clock = StageClock(self.device)
         for batch in self._few_batches("test", clock):
             with ExitStack() as stack:
@@ -149,7 +145,7 @@ class Variant(ABC):
                     stack.enter_context(clock.timing(owner, method, stage))
                 with clock.during("step"):
                     self._decode(batch)
-        return {"train": training, "evaluate": _with_rest(clock.seconds(), "decode")}
+        return {"train": training, "evaluate": _with_rest(clock.seconds, "decode")}
 
     def _timing(self, split: str, seconds: float, read: Sequence[int]) -> Timing:
         texts = self._texts(split)[0][list(read)]
@@ -201,47 +197,29 @@ def evenly(items: Sequence[Item], count: int, offset: float) -> list[Item]:
     return [items[int((offset + number) * len(items) / count)] for number in range(count)]
 
 
-@dataclass
 class StageClock:
     """Adds up the time that the stages of a step take.
 
-    A GPU works asynchronously; there, instants are events in its queue.
-
     Args:
         device: Where the steps are computed.
+
+    Attributes:
+        seconds: Of each stage, in the order in which stages first came.
     """
 
-    device: torch.device
-    _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
-
-    def now(self) -> Any:
-        """This instant."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def add(self, stage: str, since: Any) -> None:
-        """Counts the time up to now."""
-        self._spans.append((stage, since, self.now()))
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
         """Counts the time of a block."""
-        since = self.now()
+        since = now(self._device)
         yield
-        self.add(stage, since)
+        self._add(stage, since)
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds by stage, in the order in which stages first came."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        sums: dict[str, float] = {}
-        for stage, since, until in self._spans:
-            span = since.elapsed_time(until) / 1000 if self.device.type == "cuda" else until - since
-            sums[stage] = sums.get(stage, 0.0) + span
-        return sums
+    def _add(self, stage: str, since: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self._device) - since
 
     @contextmanager
     def timing(
@@ -259,18 +237,18 @@ class StageClock:
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            since = self.now()
+            since = now(self._device)
             result = original(*args, **kwargs)
             inputs = [item for item in args if isinstance(item, Tensor) and item.requires_grad]
             backward = bool(inputs) and result.requires_grad
             if not (backward and until_gradient):
-                self.add(stage, since)
+                self._add(stage, since)
             if backward:
                 starts = [since]
                 if not until_gradient:
-                    result.register_hook(lambda _: starts.append(self.now()))
+                    result.register_hook(lambda _: starts.append(now(self._device)))
                 inputs[0].register_hook(  # type: ignore[no-untyped-call]
-                    lambda _: self.add(stage, starts[-1])
+                    lambda _: self._add(stage, starts[-1])
                 )
             return result
 

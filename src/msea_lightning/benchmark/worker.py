@@ -80,7 +80,7 @@ def known_tasks(plan: Plan) -> Mapping[str, Callable[..., Any]]:
         cpu = f"cpu, {threads} thread{'s' * (threads > 1)}"
         return {
             "start": time.time() - plan.started,
-            "start_stages": {"import": imported, **clock.seconds()},
+            "start_stages": {"import": imported, **clock.seconds},
             "start_resident": process_bytes(device),
             "weights": variant.weight_bytes(),
             "dtype": str(dtype).removeprefix("torch."),

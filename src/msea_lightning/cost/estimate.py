@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -155,10 +156,11 @@ class MemoryEstimate:
         }
 
 
+@dataclass(eq=False)
 class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
-    Args:
+    Attributes:
         language: The language model's architecture.
         adapter: The adapter in front of it.
         prompt: The sequence layout.
@@ -173,63 +175,36 @@ class MemoryEstimator:
         devices: Number of devices that share a training batch.
         batch_size: Utterances per training batch, all devices together.
         accumulate: Parts in which a device computes its share of a training batch.
-        eval_batch_size: Utterances per evaluation batch and device; None for what fits.
-
-    Attributes:
-        language: The language model's architecture.
-        trainable: Parameters of the adapter.
-        longest: Tokens of the longest sequence, the label not counted.
-        splits: How much there is of each split.
-        stored: How the language model's weights are kept.
+        given_eval_batch: Utterances per evaluation batch and device; None for what fits.
     """
 
-    def __init__(
-        self,
-        language: PretrainedConfig,
-        adapter: Adapter,
-        prompt: Prompt,
-        tree: AnswerTree,
-        splits: Mapping[str, SplitSize],
-        dims: Mapping[str, int],
-        *,
-        standardize: bool,
-        stored: Stored,
-        attention: Attention,
-        checkpoint_activations: bool,
-        device: torch.device,
-        devices: int,
-        batch_size: int,
-        accumulate: int,
-        eval_batch_size: int | None,
-    ) -> None:
-        self.language = language
-        self.trainable = trainable(adapter)
-        self.longest = prompt.longest
-        self.splits = splits
-        self.stored = stored
-        self._dims = dims
-        self._device = device
-        self._devices = devices
-        self._batch_size = batch_size
-        self._accumulate = accumulate
-        self._eval_batch_size = eval_batch_size
-        self._answer_nodes = len(tree)
+    language: PretrainedConfig
+    adapter: Adapter
+    prompt: Prompt
+    tree: AnswerTree
+    splits: Mapping[str, SplitSize]
+    dims: Mapping[str, int]
+    standardize: bool
+    stored: Stored
+    attention: Attention
+    checkpoint_activations: bool
+    device: torch.device
+    devices: int
+    batch_size: int
+    accumulate: int
+    given_eval_batch: int | None
+
+    def __post_init__(self) -> None:
+        """Makes what quantises a part of the process, and of its memory, from now on."""
         self._meters: dict[torch.dtype, StepMeter] = {}
-        self._new_meter = partial(
-            StepMeter,
-            language,
-            adapter,
-            prompt,
-            tree,
-            dims,
-            standardize=standardize,
-            attention=attention,
-            checkpoint_activations=checkpoint_activations,
-        )
-        if stored.quantization is not Quantization.none:
+        if self.stored.quantization is not Quantization.none:
             with suppress(ImportError):
-                # It is a part of the process, and of its memory, from now on.
                 import bitsandbytes  # noqa: F401
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter."""
+        return trainable(self.adapter)
 
     def eval_batch_size(self, stored: Stored | None = None) -> int:
         """Utterances per evaluation batch and device.
@@ -240,12 +215,12 @@ class MemoryEstimator:
         Args:
             stored: How the language model's weights are kept; as configured where not given.
         """
-        if self._eval_batch_size is not None:
-            return self._eval_batch_size
-        if self._device.type == "cpu":
+        if self.given_eval_batch is not None:
+            return self.given_eval_batch
+        if self.device.type == "cpu":
             return EVALUATION_BATCH
         stored = stored or self.stored
-        step = self._train_bytes(stored, self._batch_size)
+        step = self._train_bytes(stored, self.batch_size)
         size = _LARGEST_EVALUATION_BATCH
         while size > 1 and self._evaluation_bytes(stored, size) > step:
             size //= 2
@@ -269,13 +244,13 @@ class MemoryEstimator:
             BackboneError: if the architecture does not run without numbers.
         """
         stored = stored or self.stored
-        weights = weight_memory(self.language, stored, self._device)
-        train = self._train_bytes(stored, batch_size or self._batch_size)
+        weights = weight_memory(self.language, stored, self.device)
+        train = self._train_bytes(stored, batch_size or self.batch_size)
         evaluate = self._evaluation_bytes(stored, eval_batch_size or self.eval_batch_size(stored))
         numbers = self.trainable * _FLOAT
-        on_cpu = self._device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         return MemoryEstimate(
-            process=process_bytes(self._device) + _LIBRARIES,
+            process=process_bytes(self.device) + _LIBRARIES,
             weights=weights.weights,
             activations=int(max(train, evaluate) * (_FRAGMENTATION if on_cpu else 1)),
             adapter=2 * numbers,
@@ -296,8 +271,8 @@ class MemoryEstimator:
                 fit.
         """
         # Processes on a CPU share its memory.
-        processes = self._devices if self._device.type == "cpu" else 1
-        free = free_bytes(self._device)
+        processes = self.devices if self.device.type == "cpu" else 1
+        free = free_bytes(self.device)
 
         def needed(**change: Any) -> int:
             return self.estimate(**change).needed * processes
@@ -310,37 +285,52 @@ class MemoryEstimator:
             if sizes:
                 named = " ".join(f"training.{name}={size}" for name, size in sizes.items())
                 changes[named] = partial(needed, **sizes)
-        what = f"This run ({self.stored}, training.batch_size={self._batch_size})"
+        what = f"This run ({self.stored}, training.batch_size={self.batch_size})"
         if processes > 1:
             what += f" in {processes} processes"
-        refuse_unless_fits(what, estimate.needed * processes, free, self._device, changes)
+        refuse_unless_fits(what, estimate.needed * processes, free, self.device, changes)
 
     def _fitting_batches(self, limit: int) -> dict[str, int]:
-        """The largest batches that fit; nothing where none would.
+        """The largest batches that fit, those of evaluation smaller first: they change no result.
 
-        Evaluation batches first, because they change no result; then training batches, then both.
+        Nothing where none would fit.
         """
-        least = self._devices * self._accumulate
 
-        def fits(batch_size: int, eval_batch_size: int) -> bool:
-            sizes = self.estimate(batch_size=batch_size, eval_batch_size=eval_batch_size)
-            return sizes.needed <= limit
+        def largest(least: int, most: int, needed: Callable[[int], int]) -> int:
+            sizes = range(least, most + 1)
+            return least - 1 + bisect_right(sizes, limit, key=needed)
 
-        train, evaluate = self._batch_size, self.eval_batch_size()
-        if largest := _largest(evaluate, 1, lambda size: fits(train, size)):
-            return {"eval_batch_size": largest}
-        if largest := _largest(train, least, lambda size: fits(size, evaluate)):
-            return {"batch_size": largest}
-        batch = _largest(train, least, lambda size: fits(size, 1))
-        if not batch:
+        least, evaluate = self.devices * self.accumulate, self.eval_batch_size()
+        batch = largest(
+            least,
+            self.batch_size,
+            lambda size: self.estimate(batch_size=size, eval_batch_size=1).needed,
+        )
+        if batch < least:
             return {}
-        beside = _largest(evaluate, 1, lambda size: fits(batch, size))
-        return {"batch_size": batch, "eval_batch_size": beside}
+        beside = largest(
+            1,
+            evaluate,
+            lambda size: self.estimate(batch_size=batch, eval_batch_size=size).needed,
+        )
+        wanted = {"batch_size": self.batch_size, "eval_batch_size": evaluate}
+        fitting = {"batch_size": batch, "eval_batch_size": beside}
+        return {name: size for name, size in fitting.items() if size != wanted[name]}
 
     def meter(self, stored: Stored) -> StepMeter:
         """What measures the steps of the run with weights that are kept in a certain way."""
         if stored.dtype not in self._meters:
-            self._meters[stored.dtype] = self._new_meter(dtype=stored.dtype)
+            self._meters[stored.dtype] = StepMeter(
+                self.language,
+                self.adapter,
+                self.prompt,
+                self.tree,
+                self.dims,
+                standardize=self.standardize,
+                dtype=stored.dtype,
+                attention=self.attention,
+                checkpoint_activations=self.checkpoint_activations,
+            )
         return self._meters[stored.dtype]
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
@@ -348,8 +338,8 @@ class MemoryEstimator:
         split = self.splits["train"]
         batches = -(-split.utterances // batch_size)
         batch = -(-split.utterances // batches)  # batches differ by one utterance at most
-        batch = -(-batch // self._devices)
-        batch = -(-batch // self._accumulate)
+        batch = -(-batch // self.devices)
+        batch = -(-batch // self.accumulate)
         size = BatchSize(batch, split.text, split.frames)
         return self.meter(stored).train_bytes(size) + self._workspace(stored, size)
 
@@ -357,8 +347,8 @@ class MemoryEstimator:
         """Activations of an evaluation batch of one device with the longest of all sequences."""
         splits = [self.splits[name] for name in ("valid", "test")]
         largest = max(split.utterances for split in splits)
-        batch = min(batch_size, -(-largest // self._devices))
-        frames = {name: max(split.frames.get(name, 0) for split in splits) for name in self._dims}
+        batch = min(batch_size, -(-largest // self.devices))
+        frames = {name: max(split.frames.get(name, 0) for split in splits) for name in self.dims}
         size = BatchSize(batch, max(split.text for split in splits), frames)
         return self.meter(stored).predict_bytes(size) + self._workspace(stored, size)
 
@@ -373,7 +363,7 @@ class MemoryEstimator:
             return matrix
         # Input in float16 and in int8; product in int32, and twice in float32.
         row = max(3 * inputs + 12 * outputs for outputs, inputs in self._matrices)
-        return matrix + size.utterances * (self.longest + self._answer_nodes) * row
+        return matrix + size.utterances * (self.prompt.longest + len(self.tree)) * row
 
     @cached_property
     def _matrices(self) -> list[torch.Size]:
@@ -384,21 +374,10 @@ class MemoryEstimator:
     def _feature_bytes(self) -> int:
         """The data set's features, which are read once an epoch, from files that stay mapped."""
         return _FLOAT * sum(
-            frames * self._dims[name]
+            frames * self.dims[name]
             for split in self.splits.values()
             for name, frames in split.all_frames.items()
         )
-
-
-def _largest(size: int, least: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from ``least`` up to ``size`` that fits; 0 where none does."""
-    if least > size or not fits(least):
-        return 0
-    low, high = least, size
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def build_estimator(
@@ -457,5 +436,5 @@ def build_estimator(
         devices=config.trainer.devices,
         batch_size=config.training.batch_size,
         accumulate=config.trainer.accumulate,
-        eval_batch_size=config.training.eval_batch_size,
+        given_eval_batch=config.training.eval_batch_size,
     )

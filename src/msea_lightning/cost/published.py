@@ -50,16 +50,12 @@ class ConfigurationCost:
         dataset: Name of the data set.
         backbone: Name of the backbone.
         recipe: The recipe in use; None where there is none for the pair.
-        device: Where it would run.
-        dtype: Compute dtype of the backbone there.
-        quantization: Storage of the backbone's linear layers.
         batch_size: Utterances per training batch.
         trainable: Parameters of the adapter.
         weights: Bytes of the backbone's weights.
         activations: Bytes of activations at the peak of a step.
         adapter: Bytes of the adapter's weights, their gradients and the optimizer's moments.
         needed: Bytes that have to be free.
-        free: Bytes that are free.
         fits: Whether the run would be started.
         flops_epoch: Floating point operations of an epoch and its validation.
         hours: Expected for the whole schedule, if nothing stops it early, and the test; None where
@@ -72,16 +68,12 @@ class ConfigurationCost:
     dataset: str
     backbone: str
     recipe: str | None
-    device: str
-    dtype: str
-    quantization: str
     batch_size: int
     trainable: int
     weights: int
     activations: int
     adapter: int
     needed: int
-    free: int
     fits: bool
     flops_epoch: float
     hours: float | None
@@ -120,7 +112,7 @@ def configuration_costs(
     largest: dict[str, tuple[int, MemoryEstimator]] = {}
     for config in configs:
         estimator = published_estimator(config, device)
-        cost = _cost(config, estimator, device, free, places, rate)
+        cost = _cost(config, estimator, free, places, rate)
         costs.append(cost)
         if not cost.fits and cost.needed > largest.get(cost.backbone, (0, None))[0]:
             largest[cost.backbone] = (cost.needed, estimator)
@@ -130,7 +122,6 @@ def configuration_costs(
 def _cost(
     config: TrainConfig,
     estimator: MemoryEstimator,
-    device: torch.device,
     free: int,
     places: Mapping[str, str],
     rate: float | None,
@@ -145,16 +136,12 @@ def _cost(
         dataset=dataset,
         backbone=backbone,
         recipe=config.recipe,
-        device=str(device),
-        dtype=str(estimator.stored.dtype).removeprefix("torch."),
-        quantization=config.backbone.quantization.value,
         batch_size=config.training.batch_size,
         trainable=estimator.trainable,
         weights=estimate.weights,
         activations=estimate.activations,
         adapter=estimate.adapter + estimate.optimizer,
         needed=estimate.needed,
-        free=free,
         fits=estimate.needed * HEADROOM <= free,
         flops_epoch=epoch,
         hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,

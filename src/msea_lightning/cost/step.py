@@ -73,10 +73,11 @@ class BatchSize:
     frames: Mapping[str, int]
 
 
+@dataclass(eq=False)
 class StepMeter:
     """Measures what the steps of a model cost.
 
-    Args:
+    Attributes:
         language: The language model's architecture; nothing of its size is allocated.
         adapter: The adapter in front of it, on any device.
         prompt: The sequence layout, whose tokenizer may be any that writes as many tokens.
@@ -88,34 +89,21 @@ class StepMeter:
         checkpoint_activations: Whether layers compute their activations again.
 
     Raises:
-        BackboneError: here or later, if the architecture does not run without numbers.
+        BackboneError: by all methods, if the architecture does not run without numbers.
     """
 
-    def __init__(
-        self,
-        language: PretrainedConfig,
-        adapter: Adapter,
-        prompt: Prompt,
-        tree: AnswerTree,
-        dims: Mapping[str, int],
-        *,
-        standardize: bool = False,
-        dtype: torch.dtype = torch.float32,
-        attention: Attention = Attention.auto,
-        checkpoint_activations: bool = False,
-    ) -> None:
-        # flash-attn is none of PyTorch's operators; it keeps what sdpa keeps.
-        plain = Attention.auto if attention is Attention.flash_attention_2 else attention
-        self._attention = resolve_attention(language, plain)
-        self._language = language
-        self._adapter = deepcopy(adapter).to(META)
-        statistics = {name: (np.zeros(dim), np.ones(dim)) for name, dim in dims.items()}
-        self._standardizer = FeatureStandardizer(statistics if standardize else None).to(META)
-        self._prompt = prompt
-        self._tree = tree
-        self._dims = dims
-        self._dtype = dtype
-        self._recompute = checkpoint_activations
+    language: PretrainedConfig
+    adapter: Adapter
+    prompt: Prompt
+    tree: AnswerTree
+    dims: Mapping[str, int]
+    standardize: bool = False
+    dtype: torch.dtype = torch.float32
+    attention: Attention = Attention.auto
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        """Begins with nothing measured."""
         self._models: dict[int, AdaptedLM] = {}
         self._peaks: dict[tuple[Any, ...], int] = {}
         self._flops: dict[bool, tuple[int, int, int]] = {}
@@ -190,16 +178,16 @@ class StepMeter:
         """What the whole depth costs, from what few layers cost."""
         few, more = self._layers
         base = measure(few)
-        deep = self._language.get_text_config().num_hidden_layers
+        deep = self.language.get_text_config().num_hidden_layers
         return base if deep == few else base + (deep - few) * (measure(more) - base) // (more - few)
 
     @cached_property
     def _layers(self) -> tuple[int, int]:
         """Two depths that tell of the whole one; the whole one twice where layers differ."""
-        deep = self._language.get_text_config().num_hidden_layers
+        deep = self.language.get_text_config().num_hidden_layers
         if deep > _MORE:
             few, more, whole = (
-                parameter_count(with_layers(self._language, layers))
+                parameter_count(with_layers(self.language, layers))
                 for layers in (_FEW, _MORE, deep)
             )
             if whole - few == (deep - _FEW) * (more - few):
@@ -208,22 +196,27 @@ class StepMeter:
 
     def _model(self, layers: int) -> AdaptedLM:
         if layers not in self._models:
+            # flash-attn is none of PyTorch's operators; it keeps what sdpa keeps.
+            fast = self.attention is Attention.flash_attention_2
+            attention = resolve_attention(self.language, Attention.auto if fast else self.attention)
             language = architecture_on_meta(
-                with_layers(self._language, layers), self._dtype, self._attention
+                with_layers(self.language, layers), self.dtype, attention
             )
             with _MetaMode():  # type: ignore[no-untyped-call]
                 frozen = FrozenBackbone(
                     language,
-                    self._prompt.tokenizer,
-                    checkpoint_activations=self._recompute,
+                    self.prompt.tokenizer,
+                    checkpoint_activations=self.checkpoint_activations,
                 )
-                frozen.cached_prefix(self._prompt.prefix_ids)
+                frozen.cached_prefix(self.prompt.prefix_ids)
+            dims = self.dims if self.standardize else {}
+            statistics = {name: (np.zeros(dim), np.ones(dim)) for name, dim in dims.items()}
             self._models[layers] = AdaptedLM(
                 frozen,
-                self._adapter,
-                standardizer=self._standardizer,
-                prompt=self._prompt,
-                tree=self._tree,
+                deepcopy(self.adapter).to(META),
+                standardizer=FeatureStandardizer(statistics).to(META),
+                prompt=self.prompt,
+                tree=self.tree,
             )
         return self._models[layers]
 
@@ -233,10 +226,10 @@ class StepMeter:
             model = self._model(layers)
             # Operations are counted of the products that attention consists of, memory is not.
             # Recomputed layers run where the mode does not reach; their scores are counted.
-            fuse = isinstance(watching, LiveBytes) and not self._recompute
+            fuse = isinstance(watching, LiveBytes) and not self.checkpoint_activations
             fused = _FusedAttention() if fuse else nullcontext()
             with fused, watching:
-                batch = batch_of(model, size, self._dims)
+                batch = batch_of(model, size, self.dims)
                 if training:
                     model.step(batch).loss_sum.backward()  # type: ignore[no-untyped-call]
                 else:
@@ -246,7 +239,7 @@ class StepMeter:
         except _FAILURES as error:
             first = next(iter(str(error).splitlines()), "").rstrip(".")
             raise BackboneError(
-                f"The cost of a {self._language.model_type} backbone cannot be estimated: "
+                f"The cost of a {self.language.model_type} backbone cannot be estimated: "
                 f"{type(error).__name__}: {first}. Choose a causal transformer with ordinary "
                 "attention, or go without the estimate (backbone.check_memory=false)."
             ) from error

@@ -36,12 +36,7 @@ _WEIGHTS = {
 
 
 def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None) -> list[Resource]:
-    """Where backbones are, and which further checkpoints lie in a folder.
-
-    Args:
-        configs: The choices of ``conf/backbone``.
-        folder: A folder with checkpoints, searched too.
-    """
+    """Where the backbones of ``conf/backbone`` are, and further checkpoints in a folder."""
     checkpoints = {} if folder is None else _checkpoints(folder)
     found = [find_backbone(config, checkpoints) for config in configs]
     known = [_sizes(_published(config)) for config in configs if config.path and checkpoints]
@@ -59,12 +54,16 @@ def _checkpoints(folder: Path) -> dict[Path, Sizes | str]:
     from msea_lightning.backbone.loading.load import load_config
 
     found: dict[Path, Sizes | str] = {}
-    for depth in ("", "*/", "*/*/", "*/*/*/"):
-        for path in sorted(folder.glob(f"{depth}config.json")):
-            try:
-                found[path.parent] = _sizes(load_config(str(path.parent)))
-            except UserError as error:
-                found[path.parent] = str(error)
+    files = (
+        file
+        for depth in ("", "*/", "*/*/", "*/*/*/")
+        for file in folder.glob(f"{depth}config.json")
+    )
+    for file in sorted(files):
+        try:
+            found[file.parent] = _sizes(load_config(str(file.parent)))
+        except UserError as error:
+            found[file.parent] = str(error)
     return found
 
 

@@ -39,12 +39,7 @@ class Resource:
 
 
 def find_datasets(configs: Sequence[DatasetConfig], folder: Path | None = None) -> list[Resource]:
-    """Where data sets are.
-
-    Args:
-        configs: The choices of ``conf/dataset``.
-        folder: A folder with files of data sets, searched too.
-    """
+    """Where the data sets of ``conf/dataset`` are; a folder that the user names is searched too."""
     names = {config.name for config in configs}
     return [find_dataset(config, folder=folder, others=names - {config.name}) for config in configs]
 

@@ -7,7 +7,7 @@ both are empty where all is well.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +25,10 @@ from msea_lightning.diagnosis.devices import (
 )
 from msea_lightning.diagnosis.packages import (
     Package,
-    check_quantization,
     find_packages,
     one_line,
 )
 from msea_lightning.paper import paper_table
-from msea_lightning.runs.files import write_json
 
 if TYPE_CHECKING:
     from msea_lightning.cost.published import ConfigurationCost
@@ -84,7 +82,7 @@ def diagnose(config: DoctorConfig) -> Findings:
     """
     folders = {name: _folder(config, name) for name in ("datasets", "backbones")}
     machine = find_machine(config.accelerator)
-    packages = [check_quantization(package, machine.chosen) for package in find_packages()]
+    packages = find_packages(machine.chosen)
     broken = any(package.flaw and not package.optional for package in packages)
     findings = Findings(packages, machine)
 
@@ -150,42 +148,3 @@ def paper_configurations() -> list[TrainConfig]:
     return [
         published_run(row["dataset"], row["backbone"]) for row in paper_table("hyperparameters")
     ]
-
-
-def json_file(config: DoctorConfig) -> Path | None:
-    """The file for the findings, if there is to be one.
-
-    Args:
-        config: The options, of which ``json`` names the file.
-
-    Raises:
-        DoctorError: if its folder does not exist, or it is a folder itself.
-    """
-    if config.json is None:
-        return None
-    target = Path(config.json).expanduser()
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise DoctorError(
-            f"json={config.json} is {'a' if target.is_dir() else 'in no'} folder; give a file in "
-            "a folder that exists, such as findings.json."
-        )
-    return target
-
-
-def write_findings(findings: Findings, target: Path) -> None:
-    """Writes the findings as JSON.
-
-    Args:
-        findings: What was found.
-        target: The file.
-
-    Raises:
-        DoctorError: if it cannot be written.
-    """
-    try:
-        write_json(target, asdict(findings))
-    except OSError as error:
-        raise DoctorError(
-            f"json={target}: the findings cannot be written ({type(error).__name__}: {error}). "
-            "Give a file in a folder that you may write to."
-        ) from error

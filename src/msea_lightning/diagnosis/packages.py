@@ -6,14 +6,13 @@ import importlib
 import io
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from importlib import metadata
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from msea_lightning import __version__
@@ -55,44 +54,44 @@ class Package:
     optional: bool = False
 
 
-def find_packages() -> list[Package]:
-    """Python, the project, all packages that it requires, and the optional ones."""
+def find_packages(device: str) -> list[Package]:
+    """Python, the project, all packages that it requires, and the optional ones.
+
+    Args:
+        device: Where a run would quantise, which is tried.
+    """
     own = Package(_PROJECT, __version__, "")
     try:
         wanted = metadata.metadata(_PROJECT)["Requires-Python"]
-        required = _requirements(_PROJECT)
     except metadata.PackageNotFoundError:
         flaw = "runs from its folder, not installed: what it needs is not known"
         return [replace(own, flaw=flaw, remedy="pip install -e .")]
     python = Package("python", platform.python_version(), wanted)
-    if not SpecifierSet(wanted).contains(platform.python_version(), prereleases=True):
-        remedy = f"install Python {wanted}, and the project into a new environment of it"
-        python = replace(python, flaw="not in range", remedy=remedy)
-    needs: dict[str, Requirement] = {
-        canonicalize_name(need.name): need for need in [*required, *_OPTIONAL]
+    needs = {canonicalize_name(need.name): need for need in (*_requirements(_PROJECT), *_OPTIONAL)}
+    dependencies = {
+        name: [
+            part for need in _requirements(name) if (part := canonicalize_name(need.name)) in needs
+        ]
+        for name in needs
     }
-    dependencies = {name: [part for part in _dependencies(name) if part in needs] for name in needs}
     found: dict[str, Package] = {}
     # Dependencies first: what fails because of a broken dependency has no flaw of its own.
     for name in TopologicalSorter(dependencies).static_order():
         broken = [part for part in dependencies[name] if found[part].flaw]
-        found[name] = _check(needs[name], broken)
+        found[name] = _check(needs[name], broken, device)
     return [python, own, *(found[name] for name in needs)]
 
 
 def _requirements(name: str) -> list[Requirement]:
-    needs = [Requirement(line) for line in metadata.requires(name) or []]
+    """What a package requires without extras; nothing where it is not installed."""
+    try:
+        needs = [Requirement(line) for line in metadata.requires(name) or []]
+    except metadata.PackageNotFoundError:
+        return []
     return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
-def _dependencies(name: str) -> list[str]:
-    try:
-        return [canonicalize_name(need.name) for need in _requirements(name)]
-    except metadata.PackageNotFoundError:
-        return []
-
-
-def _check(need: Requirement, broken: Sequence[str]) -> Package:
+def _check(need: Requirement, broken: Sequence[str], device: str) -> Package:
     """A required package, of which these dependencies do not work."""
     package = Package(need.name, None, str(need.specifier), optional=need in _OPTIONAL)
     install = f"pip install {shlex.quote(f'{need.name}{need.specifier}')}"
@@ -108,48 +107,27 @@ def _check(need: Requirement, broken: Sequence[str]) -> Package:
     if broken:
         return replace(package, flaw=f"waits for {', '.join(broken)}")
     try:
-        with _quiet():
+        # Packages print, log and warn while they are imported and tried.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             name = canonicalize_name(need.name)
             importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
+            if name == "bitsandbytes":
+                _quantize(device)
     except Exception as error:  # a broken package raises whatever it likes
-        return replace(package, flaw=one_line(error), remedy=_reinstall(package))
+        what = shlex.quote(f"{package.name}{package.needed}")
+        remedy = f"pip install --force-reinstall --no-deps {what}"
+        return replace(package, flaw=one_line(error), remedy=remedy)
     return package
 
 
-def check_quantization(package: Package, device: str) -> Package:
-    """A package; bitsandbytes, which may fail only when it is used, is tried with a small tensor.
+def _quantize(device: str) -> None:
+    """Quantises a small tensor: bitsandbytes may fail only when it is used."""
+    import torch
+    from bitsandbytes import functional
 
-    Args:
-        package: The package.
-        device: Where a run would quantise.
-    """
-    if package.name != "bitsandbytes" or package.flaw:
-        return package
-    try:
-        with _quiet():
-            import torch
-            from bitsandbytes import functional
-
-            weight = torch.ones(64, 64, dtype=torch.float16, device=device)
-            functional.quantize_4bit(weight, quant_type="nf4")
-            functional.int8_vectorwise_quant(weight)
-    except Exception as error:  # its native library fails in many ways
-        flaw = f"cannot quantise on {device}: {one_line(error)}"
-        return replace(package, flaw=flaw, remedy=_reinstall(package))
-    return package
-
-
-def _reinstall(package: Package) -> str:
-    """The command that installs a broken package anew, and nothing else."""
-    what = shlex.quote(f"{package.name}{package.needed}")
-    return f"pip install --force-reinstall --no-deps {what}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses what packages print, log and warn of while they are imported and tried."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
+    weight = torch.ones(64, 64, dtype=torch.float16, device=device)
+    functional.quantize_4bit(weight, quant_type="nf4")
+    functional.int8_vectorwise_quant(weight)
 
 
 def one_line(error: Exception) -> str:

@@ -104,7 +104,7 @@ def _show_configurations(findings: Findings, console: Console) -> None:
     from msea_lightning.cost.published import ASSUMED_SHARE
 
     device, rows = findings.machine.device, findings.configurations
-    title = f"The paper's configurations on {device.name}, in {rows[0].dtype}; memory in GiB"
+    title = f"The paper's configurations on {device.name}, in {device.dtype}; memory in GiB"
     table = _table(title, "")
     table.padding = (0, 0, 0, 0)  # 80 columns have room for no more
     for column in ("trainable", "batch", "weights", "activ.", "total", "PFLOP/\nepoch"):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msea_lightning.config.errors import ConfigError
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a UTF-8 text file through a temporary one, whatever else writes it meanwhile."""
@@ -30,6 +32,35 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON atomically; what is undefined (NaN) becomes null."""
     write_atomically(path, json.dumps(_defined(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def json_target(option: str, name: str | None, *, replaces: bool) -> Path | None:
+    """The file that an option names for numbers, if there is to be one.
+
+    Args:
+        option: The option, such as ``bench.json``.
+        name: Its value.
+        replaces: Whether the file may exist already.
+
+    Raises:
+        ConfigError: where it cannot be such a file, or must not.
+    """
+    if name is None:
+        return None
+    target = Path(name).expanduser()
+    flaw = None
+    if target.is_dir():
+        flaw = "is a folder"
+    elif not target.absolute().parent.is_dir():
+        flaw = "is in a folder that does not exist"
+    elif target.exists() and not replaces:
+        flaw = "exists already"
+    if flaw:
+        raise ConfigError(
+            f"{option}={target} {flaw}: give a new file in a folder that exists, such as "
+            f"{option}=numbers.json; with -m one for each job."
+        )
+    return target
 
 
 def _defined(value: Any) -> Any:
