@@ -41,7 +41,7 @@ def stand_in(path: Path) -> str | None:
 
 
 def instead_of_pickle(path: Path) -> str | None:
-    """Likewise for a pickle: also other formats, and pickles spoilt on the way."""
+    """Likewise for a pickle: also other formats."""
     head = _head(path)
     # A file of torch.save is a zip archive with a pickle in it, whose name comes first.
     if _TORCH_MAGIC in head[:20] or (head.startswith(b"PK") and b"data.pkl" in head[:256]):
@@ -54,17 +54,14 @@ def instead_of_pickle(path: Path) -> str | None:
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             return f"is {name}"
-    # Pickles of protocol 0 are lines of text, and would load with a \r at the end of every word.
-    is_text = not any(byte < 0x20 and byte not in b"\r\n\t" for byte in head)
-    if is_text and not head.startswith(b"\x80") and _has_only_crlf(path):
-        return WRITTEN_AS_TEXT
     return stand_in(path)
 
 
 def spoilt_by_text_mode(path: Path) -> str | None:
     """Whether a text-mode transfer explains that a pickle cannot be read; what to do then."""
     # A binary pickle has line feeds by chance, and hardly ever four with a return before each.
-    return WRITTEN_AS_TEXT if _has_only_crlf(path, least=4) else None
+    head = _head(path)
+    return WRITTEN_AS_TEXT if 4 <= head.count(b"\n") == head.count(b"\r\n") else None
 
 
 def tensor_remedy(path: Path) -> str:
@@ -74,12 +71,6 @@ def tensor_remedy(path: Path) -> str:
         f"holds PyTorch tensors, and this reader knows NumPy arrays. {_conversion(path, load)}\n"
         "They run any program in the file: only for files whose maker you trust."
     )
-
-
-def _has_only_crlf(path: Path, least: int = 1) -> bool:
-    """Whether the line feeds at the beginning of a file, some at least, all follow a return."""
-    head = _head(path)
-    return least <= head.count(b"\n") == head.count(b"\r\n")
 
 
 def _conversion(path: Path, load: str) -> str:
