@@ -1,8 +1,9 @@
 """Preparation: published files become a store, once.
 
-A store lies in ``<cache>/stores/<name>-<fingerprint>``. The fingerprint covers the source files and
-every option that changes what is stored, so that changed files or options make a new store, and
-unchanged ones find the store that is there. Nothing is ever written beside the source.
+A store lies in ``<cache>/stores/<name>-<fingerprint>``. The fingerprint covers the source files
+(name, size, time of change) and every option that changes what is stored, so that changed files or
+options make a new store, and unchanged ones find the store that is there. Nothing is ever written
+beside the source.
 """
 
 from __future__ import annotations
@@ -29,9 +30,6 @@ from msea_lightning.data.utterance import Utterance
 
 CONVERSION = 3
 """Raised whenever a reader makes other utterances of the same files: older stores are set aside."""
-
-_PROBE = 1 << 16
-"""Bytes at either end of a file that enter the fingerprint, beside its size and time of change."""
 
 _log = logging.getLogger(__name__)
 
@@ -123,9 +121,8 @@ def _locate(dataset: DatasetConfig) -> Path:
         find_files(downloads, dataset)
     except MissingFileError as error:
         raise PrepareError(
-            f"{error}, although {dataset.hub_id} was fetched from the Hugging Face Hub: it is not "
-            f"published in the layout of dataset.reader={dataset.reader.value}. Check "
-            "dataset.hub_id and dataset.reader."
+            f"{error}, although {dataset.hub_id} was fetched. Check dataset.hub_id and "
+            "dataset.reader."
         ) from error
     return downloads
 
@@ -174,6 +171,8 @@ def store_folder(dataset: DatasetConfig) -> Path:
         content["generator"] = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()
     else:
         path, labels = chosen_path(dataset), dataset.labels
+        root = path.parent if path.is_file() else path
+        files = [(os.path.relpath(file, root), file.stat()) for file in find_files(path, dataset)]
         content |= {
             "reader": dataset.reader.value,
             "repair": dataset.repair.value,
@@ -181,27 +180,10 @@ def store_folder(dataset: DatasetConfig) -> Path:
             "audio_dim": dataset.audio_dim,
             "vision_dim": dataset.vision_dim,
             "labels": [labels.kind.value, labels.low, labels.high, labels.names],
-            "files": _marks(find_files(path, dataset), path.parent if path.is_file() else path),
+            "files": [(name, about.st_size, about.st_mtime_ns) for name, about in files],
         }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return cache_folder(dataset) / "stores" / f"{dataset.name}-{digest[:12]}"
-
-
-def _marks(files: list[Path], root: Path) -> list[Any]:
-    """What tells versions of files apart: name, size, time of change, both ends."""
-    marks = []
-    for file in files:
-        status = file.stat()
-        # Folders of arrays have tens of thousands of files: those are not opened.
-        probe = b""
-        if file.suffix != ".npy":
-            with file.open("rb") as stream:
-                probe = stream.read(_PROBE)
-                stream.seek(max(status.st_size - _PROBE, 0))
-                probe += stream.read(_PROBE)
-        name = Path(os.path.relpath(file, root)).as_posix()
-        marks.append([name, status.st_size, status.st_mtime_ns, hashlib.sha256(probe).hexdigest()])
-    return marks
 
 
 def _convert(dataset: DatasetConfig, folder: Path) -> Store:
