@@ -121,9 +121,6 @@ def _open(path: Path) -> Iterator[_Stream]:
             "whole. Prepare it once on a machine with more memory and copy the store, or close "
             "other programs."
         ) from error
-    except EOFError as error:
-        damage = f"ends too early ({size} bytes): the copy is incomplete. Fetch the file again"
-        raise PickleError(f"{path} {spoilt_by_text_mode(path) or damage}.") from error
     except OSError as error:
         raise PickleError(
             f"{path} cannot be read ({error.strerror or error}): check the path and its "
@@ -132,6 +129,8 @@ def _open(path: Path) -> Iterator[_Stream]:
     except Exception as error:
         # A damaged pickle fails in any way that a program can fail; none of them helps a reader.
         damage = f"is damaged, or not a pickle ({type(error).__name__}: {error}). Fetch it again"
+        if isinstance(error, EOFError):
+            damage = f"ends too early ({size} bytes): the copy is incomplete. Fetch the file again"
         raise PickleError(f"{path} {spoilt_by_text_mode(path) or damage}.") from error
 
 

@@ -152,8 +152,9 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         return len(self._sources)
 
     def __getitem__(self, split: str) -> Iterator[Utterance]:
-        """Reads a split from its first utterance on."""
-        source = self._sources[split]
+        return self._read(split, self._sources[split])
+
+    def _read(self, split: str, source: Source) -> Iterator[Utterance]:
         empty_text = self._dataset.empty_text
         counts = self.counts[split] = Counts()
         self._seen[split] = set()
