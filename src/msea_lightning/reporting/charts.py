@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeAlias
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -120,13 +119,6 @@ def _unit(metric: str) -> str:
     return f"{info.title} [%]" if info.percent else info.title
 
 
-def _metrics(configurations: Sequence[Configuration]) -> list[str]:
-    """The metrics that the tables of these configurations show."""
-    known = {metric for one in configurations for metric in one.summaries}
-    shown = table_metrics(configurations[0].names.dataset, configurations)
-    return [metric for metric in shown if metric in known]
-
-
 def _strips(
     unit: str, rows: Sequence[tuple[str, Sequence[Sequence[float]]]], legend: Sequence[str] = ()
 ) -> Figure:
@@ -165,7 +157,7 @@ def _strips(
 
 
 def _seed_spread(configurations: Sequence[Configuration]) -> Drawings:
-    for metric in _metrics(configurations):
+    for metric in table_metrics(configurations[0].names.dataset, configurations):
         rows = [
             (f"{one.label}, n={summary.n}", [list(summary.values.values())])
             for one in configurations
@@ -177,7 +169,9 @@ def _seed_spread(configurations: Sequence[Configuration]) -> Drawings:
 
 def _volume(configurations: Sequence[Configuration]) -> Drawings:
     series = volume_series(configurations)
-    for metric in _metrics(configurations) if series else ():
+    if not series:
+        return
+    for metric in table_metrics(configurations[0].names.dataset, configurations):
         figure, axes = _frames(200 + 17 * len(series), bottom=42 + 17 * len(series))
         counts = []
         for own in series:
@@ -193,9 +187,10 @@ def _volume(configurations: Sequence[Configuration]) -> Drawings:
             )
         axes.set(xlim=(0, 105), xlabel="training data [%]", ylabel=_unit(metric))
         figure.legend(loc="lower left", handlelength=3.2)
-        few, many = min(counts, default=0), max(counts, default=0)
-        n = f"n={few}" if few == many else f"n={few} to {many}"
-        yield f"{metric_info(metric).title} by training data", f"{n} seeds", figure
+        if counts:
+            few, many = min(counts), max(counts)
+            n = f"n={few}" if few == many else f"n={few} to {many}"
+            yield f"{metric_info(metric).title} by training data", f"{n} seeds", figure
 
 
 def _learning(configurations: Sequence[Configuration]) -> Drawings:
@@ -286,50 +281,35 @@ def _intensity(configurations: Sequence[Configuration]) -> Drawings:
         low = min(truth.min(), answer.min()) if labels.low is None else labels.low
         high = max(truth.max(), answer.max()) if labels.high is None else labels.high
         limits = (low, high) if low < high else (low - 0.5, low + 0.5)
+        inside = np.clip(truth, *limits)
         figure, (above, below) = _frames(400, 2, height_ratios=(2, 1), hspace=0.3)
-        _intensity_map(above, truth, answer, limits)
-        _error_bars(below, truth, answer, limits)
+
+        counts, edges, _ = np.histogram2d(
+            inside, np.clip(answer, *limits), bins=_BINS, range=[limits, limits]
+        )
+        above.pcolormesh(edges, edges, _shares(counts, axis=1).T, vmin=0)
+        above.plot(limits, limits, "k--", marker="", linewidth=1)
+        above.set(xlabel="true intensity", ylabel="predicted intensity")
+        above.locator_params(nbins=5)
+        above.grid(visible=False)
+
+        errors = np.abs(answer - truth)
+        counts, edges, _ = binned_statistic(inside, errors, "count", _RANGES, limits)
+        means, _, _ = binned_statistic(inside, errors, "mean", _RANGES, limits)
+        bars = below.bar(
+            (edges[1:] + edges[:-1]) / 2,
+            np.nan_to_num(means),
+            width=0.8 * (edges[1] - edges[0]),
+            hatch="///",
+            edgecolor="black",
+            linewidth=0.8,
+        )
+        below.bar_label(bars, [f"n={count:.0f}" for count in counts], fontsize=9)
+        below.margins(y=0.2)
+        below.set_xticks(edges, [f"{edge:.2g}" for edge in edges])
+        below.set(xlabel="range of the true intensity", ylabel="MAE")
+        below.grid(visible=False, axis="x")
         yield one.label, f"{_seeds(len(answers))}, n={len(truth)}", figure
-
-
-def _intensity_map(
-    axes: Axes,
-    truth: NDArray[np.float64],
-    answer: NDArray[np.float64],
-    limits: tuple[float, float],
-) -> None:
-    counts, edges, _ = np.histogram2d(
-        np.clip(truth, *limits), np.clip(answer, *limits), bins=_BINS, range=[limits, limits]
-    )
-    axes.pcolormesh(edges, edges, _shares(counts, axis=1).T, vmin=0)
-    axes.plot(limits, limits, "k--", marker="", linewidth=1)
-    axes.set(xlabel="true intensity", ylabel="predicted intensity")
-    axes.locator_params(nbins=5)
-    axes.grid(visible=False)
-
-
-def _error_bars(
-    axes: Axes,
-    truth: NDArray[np.float64],
-    answer: NDArray[np.float64],
-    limits: tuple[float, float],
-) -> None:
-    places, errors = np.clip(truth, *limits), np.abs(answer - truth)
-    counts, edges, _ = binned_statistic(places, errors, "count", _RANGES, limits)
-    means, _, _ = binned_statistic(places, errors, "mean", _RANGES, limits)
-    bars = axes.bar(
-        (edges[1:] + edges[:-1]) / 2,
-        np.nan_to_num(means),
-        width=0.8 * (edges[1] - edges[0]),
-        hatch="///",
-        edgecolor="black",
-        linewidth=0.8,
-    )
-    axes.bar_label(bars, [f"n={count:.0f}" for count in counts], fontsize=9)
-    axes.margins(y=0.2)
-    axes.set_xticks(edges, [f"{edge:.2g}" for edge in edges])
-    axes.set(xlabel="range of the true intensity", ylabel="MAE")
-    axes.grid(visible=False, axis="x")
 
 
 def _reliability(configurations: Sequence[Configuration]) -> Drawings:

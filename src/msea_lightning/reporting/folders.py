@@ -33,7 +33,7 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.runs.folder import Names, RunFolder, find_runs, parse_config
+from msea_lightning.runs.folder import PREDICTION_COLUMNS, Names, RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
 
 ZERO_SHARE = MetricInfo(
@@ -330,8 +330,8 @@ def _numbers(texts: list[str]) -> NDArray[np.float64]:
 
 
 def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
-    names = ("id", "text", "label", "prediction", "probability")
-    ids, texts, labels, answers, probabilities = _read_columns(path, names)
+    columns = _read_columns(path, PREDICTION_COLUMNS)
+    ids, texts, labels, answers, probabilities = columns
     if kind is MetricKind.emotion:
         return Predictions(ids, texts, labels, answers, _numbers(probabilities))
     # Plus zero: there is one zero, not a negative one besides.

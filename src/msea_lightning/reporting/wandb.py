@@ -31,7 +31,7 @@ from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import FULL
 from msea_lightning.reporting.options import LoggerConfig, WandbMode
 from msea_lightning.runs.files import write_atomically
-from msea_lightning.runs.folder import Names
+from msea_lightning.runs.folder import PREDICTION_COLUMNS, Names
 
 if TYPE_CHECKING:
     from msea_lightning.model.contract import Prediction
@@ -46,9 +46,6 @@ _UPLOAD = 300
 
 _ID_FILE = "wandb_id.txt"
 """File in the run folder with the W&B run's id, by which a resumed run continues it."""
-
-_COLUMNS = ("id", "text", "label", "prediction", "probability")
-"""Columns of the table of predictions, as in ``predictions.csv``."""
 
 _TAG_LENGTH = 64
 """Longest tag that W&B takes."""
@@ -174,13 +171,13 @@ def log_results(
         for name, value in values.items()
         if name in METRICS and not math.isnan(value)
     }
-    rows = [[getattr(item, column) for column in _COLUMNS] for item in predictions]
+    rows = [[getattr(item, column) for column in PREDICTION_COLUMNS] for item in predictions]
     for logger in (one for one in loggers if isinstance(one, TrainingLogger)):
         run, folder = logger.experiment, logger.folder
         with _or_say("the summary"):
             run.summary.update({**summary, "best_epoch": best_epoch})
         with _or_say("the predictions"), _staged_in(folder):
-            run.log({"test/predictions": wandb.Table(columns=list(_COLUMNS), data=rows)})
+            run.log({"test/predictions": wandb.Table(columns=list(PREDICTION_COLUMNS), data=rows)})
         with _or_say("the confusion matrix"), _staged_in(folder):
             names, true = confusion_classes(kind, labels, [item.label for item in predictions])
             _, predicted = confusion_classes(

@@ -26,6 +26,10 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Five times as fast where it is there."""
 
 
+PREDICTION_COLUMNS = ("id", "text", "label", "prediction", "probability")
+"""Columns of ``predictions.csv``."""
+
+
 class RunError(UserError):
     """A run folder that is not there, not complete, or not of the same run."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import sys
@@ -36,8 +34,8 @@ from msea_lightning.model.contract import Model, Prediction
 from msea_lightning.model.options import MODELS
 from msea_lightning.paper import paper_result
 from msea_lightning.plugin import attach, load_plugin
-from msea_lightning.runs.files import write_atomically, write_json
-from msea_lightning.runs.folder import RunError, RunFolder
+from msea_lightning.runs.files import csv_text, write_atomically, write_json
+from msea_lightning.runs.folder import PREDICTION_COLUMNS, RunError, RunFolder
 from msea_lightning.training.build import (
     build_data,
     build_standalone,
@@ -170,13 +168,9 @@ def show_results(
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
-    """Predictions as CSV text: id, text, label, prediction, probability."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["id", "text", "label", "prediction", "probability"])
-    for item in predictions:
-        writer.writerow([item.id, item.text, item.label, item.prediction, item.probability])
-    return buffer.getvalue()
+    """Predictions as the text of a CSV file."""
+    rows = [{name: getattr(item, name) for name in PREDICTION_COLUMNS} for item in predictions]
+    return csv_text(PREDICTION_COLUMNS, rows)
 
 
 def evaluate_split(
