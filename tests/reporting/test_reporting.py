@@ -315,7 +315,8 @@ def test_of_two_runs_with_the_same_options_the_later_counts(tmp_path: Path) -> N
     (row,) = (r for r in results(report) if r["metric"] == "acc")
     assert (row["n"], float(row["mean"])) == ("1", pytest.approx(100 * late["acc"]))
     assert any(
-        row[0] == "b-old" and "a-new has the same options" in row[1] for row in page(report).rows
+        row[0] == "a-new" and "b-old, which has the same options" in row[1]
+        for row in page(report).rows
     )
 
 

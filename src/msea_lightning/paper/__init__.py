@@ -29,7 +29,7 @@ def paper_table(name: str) -> list[dict[str, str]]:
         name: File name without its ending: ``results_msa`` (Table 2), ``results_erc`` (Table 3),
             ``ablation`` (Table 4), ``trainable_parameters`` (Tables 1 and 10), ``datasets``
             (Table 6), ``hyperparameters`` (Tables 7 to 9), ``prompts`` (Figure 3), ``names``,
-            ``percentiles`` or ``longest``.
+            ``percentiles``, ``longest`` or ``sources``.
     """
     text = (resources.files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     lines = (line for line in text.splitlines() if not line.startswith("#"))

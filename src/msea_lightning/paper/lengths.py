@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from msea_lightning.paper import paper_table
 
+_SOURCES = {row["dataset"]: row["source"] for row in paper_table("sources")}
+
 _PERCENTILES = paper_table("percentiles")
 _MELD_TOKENS = tuple(int(row["meld_tokens"]) for row in _PERCENTILES)
 _MELD_SECONDS = tuple(float(row["meld_seconds"]) for row in _PERCENTILES)
@@ -97,34 +99,19 @@ SHAPES: dict[str, Shape] = {
         text=_tokens(_MOSI_TOKENS, _MOSI_MEAN_TOKENS, 24),
         audio=_lasting(7.28, 20, 500),
         vision=_lasting(7.28, 15, 375),
-        source=(
-            "text: the tokens of MOSI's texts, measured, stretched to 24 on average, which is "
-            "assumed for the 19 words that are reported; frames: 20 and 15 a second (Tsai et al. "
-            "2019) of the reported 7.28 s on average, distributed as the measured seconds of "
-            "MELD's utterances. The reported averages are those of the data set's paper (Zadeh et "
-            "al. 2018) and not verified."
-        ),
+        source=_SOURCES["mosei"],
     ),
     "simsv2": Shape(
         text=_tokens(_MELD_TOKENS, _MELD_MEAN_TOKENS, 1 + _SIMS_CHARACTERS * _TOKENS_PER_CHARACTER),
         audio=_lasting(_SIMS_SECONDS, 100, 925),
         vision=_lasting(_SIMS_SECONDS, 25, 232),
-        source=(
-            "assumed: 3.67 s and 15 characters on average, as reported for its predecessor SIMS "
-            "(Yu et al. 2020; not verified), 1.743 tokens a character as in the paper's "
-            "Chinese prompts, measured, 100 and 25 frames a second, which make the published "
-            "steps 9.25 s of either modality; all distributed as MELD's, measured."
-        ),
+        source=_SOURCES["simsv2"],
     ),
     "meld": Shape(
         text=Lengths(_MELD_TOKENS),
         audio=_lasting(_MELD_MEAN_SECONDS, 157 / 5, 157),
         vision=_lasting(_MELD_MEAN_SECONDS, 32 / 5, 32),
-        source=(
-            "text: measured on MELD's training texts with LLaMA2's tokenizer; frames: the seconds "
-            "of MELD's training utterances, measured, of which the first 5 are assumed to be the "
-            "published steps (16 kHz with 512 samples a frame make 157 frames)."
-        ),
+        source=_SOURCES["meld"],
     ),
     "cherma": Shape(
         text=_tokens(
@@ -134,12 +121,7 @@ SHAPES: dict[str, Shape] = {
         ),
         audio=_lasting(_CHERMA_SECONDS, 50, 543),
         vision=Lengths((16, 16)),
-        source=(
-            "assumed: 50 audio frames a second, as wav2vec has, and 4.3 s on average, distributed "
-            "as MELD's, measured, so that the published steps cut one utterance in twenty; as many "
-            "characters a second as in SIMS and 1.743 tokens a character; 16 vision frames in "
-            "every utterance."
-        ),
+        source=_SOURCES["cherma"],
     ),
 }
 """The lengths of the paper's data sets."""

@@ -122,13 +122,7 @@ def _unit(metric: str) -> str:
 def _strips(
     unit: str, rows: Sequence[tuple[str, Sequence[Sequence[float]]]], legend: Sequence[str] = ()
 ) -> Figure:
-    """One line of points per row, below its label; of a single series also the mean.
-
-    Args:
-        unit: Label of the axis.
-        rows: Label, and the values of each series.
-        legend: Names of the series, where there is more than one.
-    """
+    """A line of points per row (label, values of each series); of a single series also the mean."""
     below = 60 if legend else 42
     figure, axes = _frames(10 + 34 * len(rows) + below, left=8, bottom=below)
     for index, (label, _) in enumerate(rows):

@@ -95,23 +95,21 @@ class Grouped:
         sizes: Sizes of full models, with their names.
         measured: Those of runs that measured nothing else.
         missing_sizes: Runs that only measure sizes, planned or begun, and not finished.
-        duplicates: Finished run that does not count to the one of the same options that was
-            finished later.
     """
 
     configurations: list[Configuration]
     sizes: list[tuple[Names, Size]]
     measured: list[tuple[Names, Size]]
     missing_sizes: list[Run]
-    duplicates: dict[str, str]
 
 
 def group(folder: Folder) -> Grouped:
     """Sorts runs into configurations, and summarises each.
 
-    Of several finished runs of the same options and seed the one that was finished last counts.
+    Of several finished runs of the same options and seed the one that was finished last counts;
+    the others are noted among its problems.
     """
-    counted, duplicates = _without_duplicates(folder.runs)
+    counted = _without_duplicates(folder.runs)
     found: dict[str, Configuration] = {}
     for run in counted:
         if run.config.size_only:
@@ -134,7 +132,6 @@ def group(folder: Folder) -> Grouped:
         sizes=_sizes(sizes, ordered),
         measured=_sizes(sizes, []),
         missing_sizes=sorted(missing_sizes, key=lambda run: names_order(run.names)),
-        duplicates=duplicates,
     )
 
 
@@ -178,18 +175,18 @@ def by_kind(
     return parts
 
 
-def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
+def _without_duplicates(runs: Sequence[Run]) -> list[Run]:
     """One run per fingerprint, by seed: the last that finished, else the last by name."""
     same: dict[str, list[Run]] = defaultdict(list)
-    for run in sorted(
-        runs, key=lambda run: (run.finished_at or -math.inf, run.error or "", run.name)
-    ):
+    for run in sorted(runs, key=lambda run: (run.finished_at or -math.inf, run.name)):
         same[run.fingerprint].append(run)
-    counted = sorted((part[-1] for part in same.values()), key=lambda run: run.config.seed)
-    duplicates = {
-        run.name: part[-1].name for part in same.values() for run in part[:-1] if run.finished
-    }
-    return counted, duplicates
+    for *others, last in same.values():
+        last.problems += [
+            f"counts instead of {run.name}, which has the same options and is older"
+            for run in others
+            if run.finished
+        ]
+    return sorted((part[-1] for part in same.values()), key=lambda run: run.config.seed)
 
 
 def _summarize(one: Configuration) -> None:

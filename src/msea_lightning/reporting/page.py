@@ -100,10 +100,6 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
     found = list(folder.unreadable.items())
     for run in (run for one in grouped.configurations for run in one.runs):
         found += [(run.name, problem) for problem in (*run.problems, *run.discrepancies)]
-    found += [
-        (name, f"does not count: {counted} has the same options and is newer")
-        for name, counted in grouped.duplicates.items()
-    ]
     return Table(
         title="Problems",
         note="Every metric is recomputed from predictions.csv and compared with metrics.json.",

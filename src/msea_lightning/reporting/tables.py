@@ -204,17 +204,10 @@ class _Part:
         first: str = "Model",
         sizes: bool = False,
     ) -> Table:
-        """A table in the layout of the paper's, with a column per metric.
+        """A table in the layout of the paper's ``number``, with a column per metric.
 
-        Args:
-            number: The paper's number of it, such as ``Table 4``.
-            labels: What to show, in order, and how it is called.
-            own: The configurations among which that is.
-            above: Rows at the top.
-            title: What tells it from others of this number and data set.
-            note: What stands below it.
-            first: Heading of the first column.
-            sizes: Whether the last column has the trainable parameters.
+        Its rows are those ``above`` and of all names that have ``labels``, with the configurations
+        among ``own`` that go by them; with ``sizes`` it has a column of trainable parameters.
         """
         place = number if self.in_paper else f"Layout of {number}"
         first_number = re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number)
