@@ -46,25 +46,14 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> li
     return ids
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The string that token ids stand for, to the letter."""
-    # Tidying would take the space out of " ." and make a sound tokenizer look like a bad one.
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that a tokenizer puts in front of a text.
 
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        The special tokens that it puts in front of a text of its own accord (``[gMASK] <sop>`` of
-        GLM-4; what it puts behind the text does not count); else its beginning token, where it
-        has one but leaves it to others to write (GPT-2); else nothing (Qwen2.5).
+    They are the special tokens that it puts there of its own accord (``[gMASK] <sop>`` of GLM-4;
+    what it puts behind the text does not count); else its beginning token, where it has one but
+    leaves it to others to write (GPT-2); else nothing (Qwen2.5).
     """
-    text = "a"
-    whole, plain = tokenizer(text)["input_ids"], encode(tokenizer, text)
+    whole, plain = tokenizer("a")["input_ids"], encode(tokenizer, "a")
     for front in range(1, len(whole) - len(plain) + 1):
         if whole[front : front + len(plain)] == plain:
             return list(whole[:front])
@@ -181,7 +170,8 @@ class Prompt:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The string that token ids stand for, to the letter."""
-        return decode(self.tokenizer, ids)
+        # Tidying would take the space out of " ." and make a sound tokenizer look like a bad one.
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def describe(self, answer: str) -> str:
         """The whole sequence on one line, as the tokenizer writes it.
@@ -206,19 +196,11 @@ class Prompt:
         return f'{" ".join(written)} label ("{answer}" as {label})'
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
-        """Tokenises B texts, cuts them on the right and pads them on the left.
-
-        Args:
-            texts: B texts.
-        """
+        """Tokenises B texts, cuts them on the right and pads them on the left."""
         return self.pad_texts(encode_all(self.tokenizer, texts))
 
     def pad_texts(self, encoded: Sequence[Sequence[int] | NDArray[np.int32]]) -> Texts:
-        """Cuts B tokenised texts on the right and pads them on the left.
-
-        Args:
-            encoded: B lists of token ids.
-        """
+        """Cuts B tokenised texts on the right and pads them on the left."""
         limit = self.text_tokens if self.pad_to is None else min(self.text_tokens, self.pad_to)
         rows = [ids[:limit] for ids in encoded]
         ids = _pad_left(rows, self.pad_id, self.pad_to)

@@ -52,14 +52,12 @@ class MetricInfo:
         higher_is_better: Direction.
         percent: True for a share between 0 and 1 that tables show as a percentage with two
             decimals; False for a number that they show as it is, with three.
-        meaning: One line.
     """
 
     name: str
     title: str
     higher_is_better: bool
     percent: bool
-    meaning: str
 
     def format(self, value: float) -> str:
         """The value as the paper's tables write it; "-" where it is undefined."""
@@ -77,33 +75,24 @@ class MetricInfo:
 METRICS: dict[str, MetricInfo] = {
     info.name: info
     for info in (
-        MetricInfo("acc2", "Acc-2", True, True, "accuracy of the sign"),
-        MetricInfo("f1", "F1", True, True, "F1 of the sign, weighted by the true classes"),
-        MetricInfo("acc2_non0", "Acc-2 (non0)", True, True, "acc2 without neutral truth"),
-        MetricInfo("f1_non0", "F1 (non0)", True, True, "f1 without neutral truth"),
-        MetricInfo("acc2_weak", "Acc2_weak", True, True, "acc2 where |truth| <= 0.4"),
-        MetricInfo("acc3", "Acc-3", True, True, "accuracy over three bins of intensity"),
-        MetricInfo("acc5", "Acc-5", True, True, "accuracy over five bins of intensity"),
-        MetricInfo("acc7", "Acc-7", True, True, "accuracy over seven bins of intensity"),
-        MetricInfo("mae", "MAE", False, False, "mean absolute error of the intensity"),
-        MetricInfo("corr", "Corr", True, False, "Pearson correlation of the intensity"),
-        MetricInfo("acc", "Acc", True, True, "accuracy over the emotions"),
-        MetricInfo("wf1", "WF1", True, True, "F1 of the emotions, weighted by the true classes"),
+        MetricInfo("acc2", "Acc-2", higher_is_better=True, percent=True),
+        MetricInfo("f1", "F1", higher_is_better=True, percent=True),
+        MetricInfo("acc2_non0", "Acc-2 (non0)", higher_is_better=True, percent=True),
+        MetricInfo("f1_non0", "F1 (non0)", higher_is_better=True, percent=True),
+        MetricInfo("acc2_weak", "Acc2_weak", higher_is_better=True, percent=True),
+        MetricInfo("acc3", "Acc-3", higher_is_better=True, percent=True),
+        MetricInfo("acc5", "Acc-5", higher_is_better=True, percent=True),
+        MetricInfo("acc7", "Acc-7", higher_is_better=True, percent=True),
+        MetricInfo("mae", "MAE", higher_is_better=False, percent=False),
+        MetricInfo("corr", "Corr", higher_is_better=True, percent=False),
+        MetricInfo("acc", "Acc", higher_is_better=True, percent=True),
+        MetricInfo("wf1", "WF1", higher_is_better=True, percent=True),
     )
 }
-"""Every metric by name."""
+"""Every metric by name; what each one is, is said at the functions below."""
 
 METRIC_NAMES: dict[MetricKind, tuple[str, ...]] = {
-    MetricKind.mosei: (
-        "acc2",
-        "f1",
-        "acc2_non0",
-        "f1_non0",
-        "acc5",
-        "acc7",
-        "mae",
-        "corr",
-    ),
+    MetricKind.mosei: ("acc2", "f1", "acc2_non0", "f1_non0", "acc5", "acc7", "mae", "corr"),
     MetricKind.simsv2: ("acc2", "f1", "acc2_weak", "acc3", "acc5", "mae", "corr"),
     MetricKind.scale: ("mae", "corr"),
     MetricKind.emotion: ("acc", "wf1"),
@@ -298,11 +287,8 @@ def _check_lengths(preds: int, targets: int) -> None:
 def _check_same_coding(pred: list[Any], true: list[Any]) -> None:
     """Refuses names on one side and ids on the other, which would all count as wrong."""
     for names, ids, which in ((pred, true, "predictions"), (true, pred, "targets")):
-        if (
-            names
-            and all(isinstance(value, str) for value in names)
-            and all(isinstance(value, int | float) for value in ids)
-        ):
+        all_names = all(isinstance(value, str) for value in names)
+        if names and all_names and all(isinstance(value, int | float) for value in ids):
             raise MetricError(
                 f"the {which} are names, such as '{names[0]}', but the others are numbers, such as "
                 f"{ids[0]}: give names or class ids for both."

@@ -36,9 +36,7 @@ from msea_lightning.metrics.options import MetricKind
 from msea_lightning.runs.folder import PREDICTION_COLUMNS, Names, RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
 
-ZERO_SHARE = MetricInfo(
-    "zero_share", "Exact zeros", False, True, "share of predicted intensities that are exactly 0"
-)
+ZERO_SHARE = MetricInfo("zero_share", "Exact zeros", higher_is_better=False, percent=True)
 """What ``metrics.json`` holds besides the metrics, for intensities; no direction is better."""
 
 _TOLERANCE = 1e-9
