@@ -329,7 +329,7 @@ def test_the_plan_is_written_down(trainer: Trainer) -> None:
     # Version 2 called the runs cells, and held their names alone.
     path.write_text(json.dumps({"version": 2, "cells": [{"seed": 1}]}))
     (flaw,) = read_folder(Path("runs")).unreadable.values()
-    assert "the same sweep writes it anew" in flaw
+    assert "the plan of this sweep cannot be read" in flaw
 
 
 @pytest.mark.parametrize(

@@ -90,14 +90,20 @@ class FrozenBackbone:
             self.body = replaced(self.body, frozen_int8)
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self._prefixes: dict[tuple[tuple[int, ...], torch.device], PrefixCache] = {}
+        pairwise = self.body
+        if model.config._attn_implementation not in _PAIRWISE_ATTENTION:
+            pairwise = with_attention(self.body, "sdpa")
+        trained = {
+            body: _recomputing(body) if checkpoint_activations else body
+            for body in {self.body, pairwise}
+        }
         # By whether the mask is between positions, and whether gradients are computed.
-        self._bodies: dict[tuple[bool, bool], Any] = {}
-        for pairwise in (False, True):
-            body = self.body
-            if pairwise and model.config._attn_implementation not in _PAIRWISE_ATTENTION:
-                body = with_attention(body, "sdpa")
-            self._bodies[pairwise, False] = body
-            self._bodies[pairwise, True] = _recomputing(body) if checkpoint_activations else body
+        self._bodies: dict[tuple[bool, bool], Any] = {
+            (False, False): self.body,
+            (True, False): pairwise,
+            (False, True): trained[self.body],
+            (True, True): trained[pairwise],
+        }
         self_check(self)
         if compile:
             # Lengths differ from batch to batch: compiled once for all of them.

@@ -34,7 +34,7 @@ def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
 
 
 def readme(facts: PluginFacts, parameters: int) -> str:
-    """The ``README.md`` of a plugin, whose weights are so many numbers."""
+    """The ``README.md`` of a plugin with so many parameters."""
     read, unread = [], ""
     for name, dim in (("audio", facts.audio_dim), ("vision", facts.vision_dim)):
         if dim is None:

@@ -237,7 +237,7 @@ def backbone_config(
     weights: Weights | str = Weights.pretrained,
     architecture: Mapping[str, Any] | None = None,
 ) -> PretrainedConfig:
-    """The config that :func:`load_language_model` builds from; arguments and errors are its."""
+    """The config that :func:`load_language_model` builds from; it takes the same arguments."""
     from transformers import AutoConfig
 
     if _choice(Weights, weights) is Weights.pretrained or not architecture:

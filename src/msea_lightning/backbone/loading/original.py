@@ -79,7 +79,7 @@ def original_family(fields: Mapping[str, Any]) -> str | None:
 
 
 def native_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
-    """The native config for the content of an original ``config.json`` that is from a place.
+    """The native config of an original checkpoint, from the fields of its ``config.json``.
 
     Raises:
         BackboneError: if a field is missing or has a value for which the native architecture would

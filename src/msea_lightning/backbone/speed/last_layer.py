@@ -40,7 +40,7 @@ def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
 
 
 def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Module:
-    """A view of the body in which the modules with some names compute the last positions only."""
+    """A view of the body in which the named modules compute the last positions only."""
     modules = [body.get_submodule(name) for name in names]
     return replaced(
         body,
@@ -51,7 +51,7 @@ def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Mo
 
 
 class LastPositions(nn.Module):
-    """Computes a module at so many of the last positions, and gives zeros for the others."""
+    """Computes a module at the last ``last`` positions and gives zeros for the others."""
 
     def __init__(self, module: nn.Module, last: int) -> None:
         super().__init__()
