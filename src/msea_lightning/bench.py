@@ -12,15 +12,7 @@ from msea_lightning.config.roots import BenchConfig
 
 
 def bench(config: BenchConfig) -> None:
-    """Measures, prints tables, and writes all numbers to a file if asked to.
-
-    Args:
-        config: What is measured, and against what.
-
-    Raises:
-        UserError: for a data set whose lengths are not known, a variant that cannot be run, or a
-            file that cannot be written.
-    """
+    """Measures, prints tables, and writes all numbers to a file if asked to."""
     from rich.console import Console
 
     from msea_lightning.benchmark.results import show

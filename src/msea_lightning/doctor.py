@@ -13,14 +13,7 @@ from msea_lightning.config.roots import DoctorConfig
 
 
 def doctor(config: DoctorConfig) -> None:
-    """Looks at this machine, prints what it finds, and writes it to a file if asked to.
-
-    Args:
-        config: All options.
-
-    Raises:
-        UserError: if a folder to search does not exist, or the file cannot be written.
-    """
+    """Looks at this machine, prints what it finds, and writes it to a file if asked to."""
     from rich.console import Console
 
     from msea_lightning.diagnosis.findings import DoctorError, diagnose

@@ -7,11 +7,7 @@ from msea_lightning.config.roots import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluates as the options say.
-
-    Args:
-        config: All options.
-    """
+    """Evaluates as the options say."""
     from msea_lightning.training.evaluation import evaluate
 
     evaluate(config)

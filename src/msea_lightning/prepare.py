@@ -11,11 +11,7 @@ from msea_lightning.config.roots import PrepareConfig
 
 
 def job(config: PrepareConfig) -> None:
-    """Prepares the data set and prints a summary of it.
-
-    Args:
-        config: The data set.
-    """
+    """Prepares the data set and prints a summary of it."""
     from rich.console import Console
 
     from msea_lightning.data.prepare import prepare_store

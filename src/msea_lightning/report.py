@@ -9,14 +9,7 @@ from msea_lightning.config.roots import ReportConfig
 
 
 def report(config: ReportConfig) -> None:
-    """Writes the report and says where it is.
-
-    Args:
-        config: The folder of runs, and where to write.
-
-    Raises:
-        UserError: if there is no such folder, no run folder in it, or nowhere to write.
-    """
+    """Writes the report and says where it is."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

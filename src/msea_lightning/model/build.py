@@ -37,10 +37,10 @@ def build_prompt(
     Args:
         tokenizer: The language model's tokenizer.
         labels: Label space with nothing left to infer.
-        dataset: Language and length of the texts.
-        backbone: Layout of the sequence, and how it writes intensities.
-        adapter: Number of pseudo tokens.
-        text: Treatment of the texts.
+        dataset: Has the language and the length of the texts.
+        backbone: Has the layout of the sequence, and how intensities are written.
+        adapter: Has the number of pseudo tokens.
+        text: Padding of the texts.
         prompt: The task prompt.
         pad_id: Id that pads texts and sequences; where only lengths count, any will do.
 

@@ -30,10 +30,10 @@ class ModelError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The loss of a batch, or of the part of it that one rank reads at a time.
+    """The loss of a batch, or of the micro-batch that one rank reads at a time.
 
     An optimizer step minimises the sum of ``loss_sum`` over the sum of ``count``, each summed over
-    all parts and ranks, so that neither changes what is trained.
+    all micro-batches and ranks, so that neither changes what is trained.
 
     Attributes:
         loss_sum: Scalar that carries the gradient.
@@ -116,8 +116,8 @@ class Model(nn.Module, ABC):
         space: The labels that the values of :meth:`predict` stand for.
         needs: What it wants of the data set.
         batch_statistic: Whether the loss is a statistic of the whole batch (a covariance,
-            similarities between utterances). Such a model is refused where batches are taken in
-            parts, or by several ranks.
+            similarities between utterances). Such a model is refused where batches are divided
+            into micro-batches or among ranks.
         gathers: With ``batch_statistic``: it gathers the batch from all ranks itself, so several
             ranks are allowed.
     """

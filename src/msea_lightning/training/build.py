@@ -80,15 +80,12 @@ def make_ready(
         config: All options of the run.
         store: The prepared data set, where it is at hand.
         memory_file: Where to write how much memory the run is expected to take.
-
-    Raises:
-        UserError: whatever is wrong with data, backbone or options, or does not fit.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     kind: type[Model] = MODELS.load(config.model.name)
-    check_parts(kind, parts=config.trainer.accumulate, ranks=config.trainer.devices)
+    check_micro_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.devices)
     data = build_data(config, store=store)
     device = resolve_device(config.trainer.accelerator)
     language_model, estimate = None, None
@@ -110,15 +107,11 @@ def make_ready(
     return Ready(module, data, device, estimate)
 
 
-def check_parts(model: type[Model], *, parts: int, ranks: int) -> None:
-    """Refuses to part the batches of a model whose loss is a statistic of the whole batch.
-
-    Raises:
-        ModelError: naming the options that part them.
-    """
-    if not model.batch_statistic or (parts == 1 and (ranks == 1 or model.gathers)):
+def check_micro_batches(model: type[Model], *, number: int, ranks: int) -> None:
+    """Refuses to divide the batches of a model whose loss is a statistic of the whole batch."""
+    if not model.batch_statistic or (number == 1 and (ranks == 1 or model.gathers)):
         return
-    options = f"trainer.accumulate={parts}" if parts > 1 else f"trainer.devices={ranks}"
+    options = f"trainer.accumulate={number}" if number > 1 else f"trainer.devices={ranks}"
     raise ModelError(
         f"The loss of {model.__name__} is a statistic of the whole batch, but {options} computes "
         f"it on parts of one: set {options.split('=')[0]}=1."
@@ -126,16 +119,7 @@ def check_parts(model: type[Model], *, parts: int, ranks: int) -> None:
 
 
 def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
-    """Refuses a data set that lacks what a model needs, before anything large is loaded.
-
-    Args:
-        model: The model's class.
-        data: The data module, set up.
-
-    Raises:
-        ModelError: naming what is missing, and what there is.
-        DataError: naming a training utterance without a label that is needed.
-    """
+    """Refuses a data set that lacks what a model needs, before anything large is loaded."""
     needs, train = model.needs, data.splits["train"]
     for what, needed, found in (
         ("feature", needs.features, list(data.dims)),
@@ -159,15 +143,7 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
 
 
 def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDataModule:
-    """The data module of a run, set up.
-
-    Args:
-        config: All options of the run.
-        store: The prepared data set, where it is at hand.
-
-    Raises:
-        UserError: whatever is wrong with the data set, or does not go with the model.
-    """
+    """The data module of a run, set up; it has what the model needs."""
     kind: type[Model] = MODELS.load(config.model.name)
     data = UtteranceDataModule(
         config.dataset,
@@ -185,12 +161,7 @@ def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDat
 
 
 def build_standalone(config: RunConfig, data: UtteranceDataModule) -> Model:
-    """The model that the options describe, which is not an adapted language model.
-
-    Args:
-        config: All options of the run.
-        data: The data module, set up.
-    """
+    """The model that the options describe, which is not an adapted language model."""
     facts = DataFacts(
         # Whether intensities have a sign is a matter of language models.
         space=LabelSpace.from_config(data.labels, signed=False, encode=lambda text: [len(text)]),
@@ -209,16 +180,7 @@ def _statistics(config: RunConfig, data: UtteranceDataModule) -> Statistics | No
 def build_adapted_lm(
     config: RunConfig, data: UtteranceDataModule, language_model: FrozenBackbone
 ) -> AdaptedLM:
-    """The adapted language model that the options describe.
-
-    Args:
-        config: All options of the run.
-        data: The data module, set up.
-        language_model: The frozen language model.
-
-    Raises:
-        UserError: where data, labels, language model and adapter do not go together.
-    """
+    """The adapted language model that the options describe."""
     unread = [name for name in data.dims if name not in AdaptedLM.reads]
     if unread:
         log_once(
@@ -255,13 +217,7 @@ def load_config_backbone(
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FrozenBackbone:
-    """The backbone that the options describe, on a device.
-
-    Args:
-        config: The options.
-        device: Where to put it.
-        tokenizer: Its tokenizer, where it is at hand.
-    """
+    """The backbone that the options describe, on a device."""
     if tokenizer is None:
         _, tokenizer = read_backbone(config)
     language_model = load_language_model(

@@ -61,9 +61,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder; of a
     model that has no rule, ``evaluations/<split>``.
 
-    Args:
-        config: The run folder, the split, and how answers are picked.
-
     Returns:
         Name to value; None where undefined.
 

@@ -48,10 +48,9 @@ _log = logging.getLogger(__name__)
 
 
 def fit(config: TrainConfig) -> RunFolder:
-    """Trains an adapter, tests the best validation epoch once, and writes the run folder.
+    """Trains a model, tests the best validation epoch once, and writes the run folder.
 
-    Args:
-        config: All options of the run. With ``ckpt=auto`` a run that is finished stays as it is.
+    With ``ckpt=auto`` a run that is finished stays as it is.
 
     Returns:
         The finished run folder.

@@ -1,7 +1,7 @@
 """The LightningModule: optimisation, logging, gathering, metrics and divergence for every model.
 
 Where things are: the learning rate in :meth:`TrainingModule.configure_optimizers`, the mean over
-parts and ranks in :meth:`TrainingModule.on_before_optimizer_step`.
+micro-batches and ranks in :meth:`TrainingModule.on_before_optimizer_step`.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ class TrainingModule(LightningModule):
         self.model.start_epoch(self.current_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The summed loss of one part of a batch; see :meth:`on_before_optimizer_step`."""
+        """The summed loss of a micro-batch; see :meth:`on_before_optimizer_step`."""
         batch = self.model.augment(batch)
         step = self.model.step(batch)
         self._current = (batch, step)
         self._count += step.count
-        ranks, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
         for name, value in {"loss": step.loss_sum, **step.terms}.items():
             self.log(
                 f"train/{name}",
@@ -139,8 +139,8 @@ class TrainingModule(LightningModule):
                 batch_size=step.count,
                 sync_dist=ranks > 1,
             )
-        # Lightning divides by the parts and DDP by the ranks, which hold different counts.
-        return step.loss_sum * (ranks * parts)
+        # Lightning divides by their number and DDP by that of ranks; they hold different counts.
+        return step.loss_sum * (ranks * micro_batches)
 
     def on_after_backward(self) -> None:
         """Tells the model."""

@@ -38,8 +38,7 @@ class TrainerConfig:
     devices: int = option(1, "number of devices; more than one trains with DDP", low=1)
     accumulate: int = option(
         1,
-        "parts in which a device takes its share of a batch, one after another: less memory, the "
-        "same results",
+        "micro-batches in which a device takes its share of a batch: less memory, the same results",
         low=1,
     )
     threads: int | None = option(

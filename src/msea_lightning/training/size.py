@@ -37,15 +37,6 @@ def measure_size(config: TrainConfig) -> RunFolder:
     read. ``metrics.json`` holds ``{"size": {"trainable_parameters", "backbone_parameters",
     "memory_bytes"}}``, ``memory.json`` the estimate by part. Of a model without a language model
     only the trainable parameters are counted.
-
-    Args:
-        config: All options of the run.
-
-    Returns:
-        The finished run folder.
-
-    Raises:
-        UserError: whatever is wrong with data, backbone or options.
     """
     config = with_absolute_places(config)
     with open_run(config) as run:
