@@ -169,8 +169,8 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
             r"^hydra\.searchpath=\[/one\]: there is no folder /one\.$",
         ),
         (
-            ["hydra/sweeper=basic", "hydra/sweeper=basic"],
-            r"^hydra/sweeper is given twice, as hydra/sweeper=basic and hydra/sweeper=basic; give",
+            ["hydra.searchpath=[.]", "hydra.searchpath=[..]"],
+            r"^hydra\.searchpath is given twice, as hydra\.searchpath=\[\.\] and hydra\.searc",
         ),
         (["seed=1,2"], r"^seed=1,2: these are several values; add -m to run once with each\.$"),
         (["adapter.scales=1,2"], r"add -m .* A list is written adapter\.scales=\[1,2\]"),

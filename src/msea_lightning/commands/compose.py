@@ -69,15 +69,8 @@ def opened(
 ) -> Iterator[Composer[Root]]:
     """Sets Hydra up for a command line, and takes it down again at the end.
 
-    Args:
-        config_name: The file in ``conf/`` that composes it, without ``.yaml``.
-        root: The dataclass that the configuration has to fit.
-        lines: The overrides.
-        multirun: Whether an option may have several values.
-        launches: Whether one of Hydra's launchers will run the jobs.
-
-    Raises:
-        ConfigError: for overrides that cannot be meant.
+    With ``multirun`` an option may have several values, with ``launches`` one of Hydra's launchers
+    will run the jobs; the rest as in :func:`compose`.
     """
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema(root))
@@ -184,15 +177,7 @@ class Composer(Generic[Root]):
         return jobs
 
     def start(self, task: Task, jobs: Sequence[Job[Root]]) -> Sequence[JobReturn]:
-        """Hands jobs to Hydra's launcher.
-
-        Args:
-            task: What the launcher calls with the composed configuration of each.
-            jobs: The jobs.
-
-        Returns:
-            What the launcher returns of each.
-        """
+        """Hands jobs to Hydra's launcher, which calls the task with each one's configuration."""
         words = [*self.hydra, *jobs[0].overrides]
         config = self.loader.load_configuration(self.config_name, words, RunMode.MULTIRUN)
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
