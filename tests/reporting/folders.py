@@ -21,7 +21,6 @@ from msea_lightning.runs.folder import config_text
 from msea_lightning.runs.identity import fingerprint
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
-SEEDS = (1111, 2222, 3333, 4444, 5555)
 _KINDS = {"mosei": MetricKind.mosei, "simsv2": MetricKind.simsv2, "mosi": MetricKind.mosei}
 _HIGH = {"mosei": 3.0, "mosi": 3.0, "simsv2": 1.0}
 
@@ -142,58 +141,3 @@ def write_plan(root: Path, configs: Iterable[TrainConfig], name: str = "sweep") 
     (root / "sweeps").mkdir(exist_ok=True)
     runs = [{"config": config_text(config)} for config in configs]
     (root / "sweeps" / f"{name}.json").write_text(json.dumps({"runs": runs}))
-
-
-def sample(root: Path, *, seeds: Sequence[int] = SEEDS, utterances: int = 1000) -> int:
-    """Forty cells of all kinds with these seeds; the number of runs."""
-    ablations = ("none", "no_audio", "no_vision", "no_text", "no_audio_vision", "no_tgm", "no_msf")
-    words = [
-        (f"dataset={dataset}", "backbone=chatglm3", f"ablation={ablation}")
-        for dataset in ("meld", "simsv2")
-        for ablation in ablations
-    ]
-    words += [
-        (f"dataset={dataset}", f"backbone={backbone}", "ablation=none")
-        for dataset in ("mosei", "cherma", "meld", "simsv2")
-        for backbone in ("qwen", "llama2")
-    ]
-    words += [
-        (f"dataset={dataset}", "backbone=chatglm3", "ablation=none")
-        for dataset in ("mosei", "cherma")
-    ]
-    words += [
-        (f"dataset={dataset}", "backbone=chatglm3", f"adapter={adapter}")
-        for dataset in ("mosei", "meld", "simsv2")
-        for adapter in ("mag", "chfn")
-    ]
-    words += [
-        ("dataset=cherma", "backbone=llama2", f"dataset.train_fraction={part}")
-        for part in (0.2, 0.4, 0.6, 0.8)
-    ]
-    words += [
-        ("dataset=meld", "backbone=qwen", f"adapter.pseudo_tokens={count}") for count in (1, 3, 6)
-    ]
-    words += [
-        (*("dataset=mosi", "dataset.path=mosi.pkl"), "backbone=tiny", f"ablation={ablation}")
-        for ablation in ("none", "no_audio", "no_vision")
-    ]
-    number = 0
-    for index, line in enumerate(words):
-        for seed in seeds:
-            config = make_config(*_with_places(line), seed=seed)
-            write_run(
-                root / f"cell-{index}" / f"run-{seed}",
-                config,
-                skill=0.45 + 0.01 * (index % 30),
-                utterances=utterances,
-                epochs=8,
-                emotions=config.dataset.labels.names or EMOTIONS,
-            )
-            number += 1
-    return number
-
-
-def _with_places(words: Sequence[str]) -> tuple[str, ...]:
-    if any(word.startswith("dataset.path=") for word in words):
-        return tuple(words)
-    return (*words, "dataset.path=published")

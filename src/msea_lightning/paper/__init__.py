@@ -18,9 +18,6 @@ FULL = "none"
 
 _RESULTS = {"Table 2": "results_msa", "Table 3": "results_erc"}
 
-_ABLATED = ("mse", "chatglm3")
-"""Adapter and backbone of Table 4."""
-
 
 def paper_table(name: str) -> list[dict[str, str]]:
     """The rows of one table, as text.
@@ -91,16 +88,16 @@ def paper_result(
         Metric name (as in :mod:`msea_lightning.metrics`) to the number as it is printed there,
         shares in percent; empty where the paper reports nothing.
     """
+    title = model_title(adapter, backbone)
     found: dict[str, str] = {}
     if ablation == FULL:
-        title = model_title(adapter, backbone)
         for row in result_rows(dataset)[1]:
             if row["model"] == title:
                 found = {name: row[name] for name in row if name not in ("model", "cited")}
-    elif (adapter, backbone) == _ABLATED:
+    else:
         prefix = f"{dataset}_"
         for row in paper_table("ablation"):
-            if row["variant"] == ABLATIONS.title(ablation):
+            if (row["model"], row["variant"]) == (title, ABLATIONS.title(ablation)):
                 own = (name for name in row if name.startswith(prefix))
                 found = {name.removeprefix(prefix): row[name] for name in own}
     return {name: number for name, number in found.items() if number}

@@ -151,7 +151,7 @@ def _strips(
 
 
 def _seed_spread(configurations: Sequence[Configuration]) -> Drawings:
-    for metric in table_metrics(configurations[0].names.dataset, configurations):
+    for metric in table_metrics(configurations):
         rows = [
             (f"{one.label}, n={summary.n}", [list(summary.values.values())])
             for one in configurations
@@ -165,7 +165,7 @@ def _volume(configurations: Sequence[Configuration]) -> Drawings:
     series = volume_series(configurations)
     if not series:
         return
-    for metric in table_metrics(configurations[0].names.dataset, configurations):
+    for metric in table_metrics(configurations):
         figure, axes = _frames(200 + 17 * len(series), bottom=42 + 17 * len(series))
         counts = []
         for own in series:

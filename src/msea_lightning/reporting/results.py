@@ -45,9 +45,9 @@ def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
             **_metric_columns(one, metric),
             "missing_seeds": ";".join(str(run.config.seed) for run in one.missing),
         }
-        for dataset, same in by_dataset(grouped.configurations).items()
+        for same in by_dataset(grouped.configurations).values()
         for one in same
-        for metric in one.summaries or table_metrics(dataset, same)
+        for metric in one.summaries or table_metrics(same)
     ]
     for names, size in grouped.measured:
         paper = paper_parameters(names.adapter, names.backbone, names.dataset)

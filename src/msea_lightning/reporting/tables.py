@@ -153,12 +153,12 @@ def _heading(metric: str) -> str:
     return "Result" if metric == UNKNOWN else metric_info(metric).title
 
 
-def table_metrics(dataset: str, configurations: Sequence[Configuration]) -> tuple[str, ...]:
-    """The metrics that the paper reports for a data set; of another one all that it has.
+def table_metrics(configurations: Sequence[Configuration]) -> tuple[str, ...]:
+    """The metrics that the paper reports for their data set; of another one all that it has.
 
     One without a name where no run of it is finished.
     """
-    _, rows = result_rows(dataset)
+    _, rows = result_rows(configurations[0].names.dataset)
     if rows:
         return tuple(name for name in rows[0] if name not in ("model", "cited"))
     kinds = {one.kind for one in configurations if one.kind is not None}
@@ -181,7 +181,7 @@ class _Part:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return table_metrics(self.dataset, self.configurations)
+        return table_metrics(self.configurations)
 
     @property
     def in_paper(self) -> bool:
@@ -446,7 +446,7 @@ def significance_tables(grouped: Grouped) -> list[Table]:
                 )
                 for one in own
                 for metric, test in one.tests.items()
-                if metric in table_metrics(dataset, own)
+                if metric in table_metrics(own)
             ],
         )
         for (dataset, adapter, backbone), own in families.items()
