@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.backbone.loading.gguf import is_gguf
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import LabelConfig, Language
@@ -105,12 +106,11 @@ def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str
     """
     path, file = _hub_id_or_file(config.path)
     tokenizer, tokenizer_file = _hub_id_or_file(config.tokenizer)
-    is_gguf = file is not None and file.lower().endswith(".gguf")
     return {
         "name": config.name,
         "path": path,
         "file": file,
-        "sha256": _sha256(str(config.path)) if is_gguf else None,
+        "sha256": _sha256(str(config.path)) if file and is_gguf(file) else None,
         "tokenizer": tokenizer,
         "tokenizer_file": tokenizer_file,
         "weights": config.weights.value,
@@ -161,18 +161,7 @@ def describe(
     backbone: Mapping[str, Any],
     test: Mapping[str, float],
 ) -> PluginFacts:
-    """The facts of a trained model.
-
-    Args:
-        model: The model.
-        metrics: Metric definitions.
-        dataset: Name of the data set.
-        labels: Its label space, with nothing left to infer.
-        layout: Segments of the sequence.
-        pad_token: Padding token as configured.
-        backbone: See :func:`backbone_facts`.
-        test: Metrics on the test split.
-    """
+    """The facts of a trained model, with those of :class:`PluginFacts` that it does not know."""
     options = model.adapter.options()
     return PluginFacts(
         format=FORMAT,

@@ -87,11 +87,12 @@ def load_backbone(
     Args:
         path: Hub id, folder or ``.gguf`` file; None takes the model that ships with the project.
         tokenizer: See :func:`backbone_tokenizer`.
-        weights: See :func:`load_language_model`.
-        architecture: See :func:`load_language_model`.
+        weights: Pretrained, or random for measuring.
+        architecture: Fields of the transformers config, with random weights.
         pad_token: Token that fills up sequences.
         special_tokens: See :func:`backbone_tokenizer`.
-        **options: Further options of :func:`load_language_model`.
+        **options: Further options of :func:`load_language_model`: ``quantization``, ``dtype``,
+            ``device`` and so on.
 
     Raises:
         BackboneError: see :func:`load_language_model`; or a model or tokenizer that cannot serve
