@@ -86,8 +86,8 @@ class DialogueLayout(Layout):
                 str(name).lower().replace("_", "").replace(" ", ""): value
                 for name, value in (*features.items(), *item.items())
             }
-            dialogues = (*_values(about, _DIALOGUES), *map(dialogue_of, _values(about, _IDS)))
-            group = next(filter(None, dialogues), None)
+            ids = (about[name] for name in _IDS if isinstance(about.get(name), str))
+            group = next(filter(None, (_find(about, _DIALOGUES), *map(dialogue_of, ids))), None)
             if index == 0 and split == "train" and "valid" not in self.by_split and not group:
                 _log.warning(
                     "there is no valid file, and %s names no dialogues: the validation part will "
@@ -107,10 +107,11 @@ class DialogueLayout(Layout):
                     for name, key in (("audio", "audio"), ("vision", "video"))
                 },
                 group=group,
-                speaker=next(iter(_values(about, _SPEAKERS)), None),
+                speaker=_find(about, _SPEAKERS),
             )
 
 
-def _values(about: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    """The fields of these names that are there, as text."""
-    return [checks.identity(about[name]) for name in names if about.get(name) is not None]
+def _find(about: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The first of some fields that is there, as text."""
+    found = (about[name] for name in names if about.get(name) is not None)
+    return next(map(checks.identity, found), None)
