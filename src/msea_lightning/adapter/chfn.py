@@ -44,15 +44,7 @@ class CHFNAdapter(TextAdapter):
     - ``value`` starts at zero, so that training starts with the text as the language model knows
       it. One head attends. The order of the frames is not read.
 
-    Args:
-        text_dim: Width of the language model's embeddings.
-        audio_dim: Audio features per frame; None where the data set has no audio.
-        vision_dim: Vision features per frame; None where the data set has no vision.
-        use_audio: False leaves audio out of the sequence.
-        use_vision: False leaves vision out of the sequence.
-
-    Raises:
-        AdapterError: if a size is not positive, or neither audio nor vision is left.
+    The arguments, and what they raise, are those of :class:`~.contract.TextAdapter`.
     """
 
     def __init__(

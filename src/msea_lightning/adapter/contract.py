@@ -211,8 +211,9 @@ class TextAdapter(Adapter):
     """An adapter that changes the embeddings of the text and makes no pseudo tokens.
 
     Args:
-        arguments: As for :class:`Adapter`; with ``use_audio`` and ``use_vision``, which of the
-            modalities that the data set has are read.
+        arguments: As for :class:`Adapter`: ``text_dim``, width of the language model's embeddings;
+            ``audio_dim`` and ``vision_dim``, features per frame, None where the data set has none;
+            ``use_audio`` and ``use_vision``, False where they are left out all the same.
         make_branch: Makes the part that reads a modality, from its number of features.
 
     Raises:

@@ -68,17 +68,11 @@ class MAGAdapter(TextAdapter):
     - The shift is applied to the embeddings that enter the language model, whose layers are left
       as they are.
 
+    The other arguments, and what they raise, are those of :class:`~.contract.TextAdapter`.
+
     Args:
-        text_dim: Width of the language model's embeddings.
-        audio_dim: Audio features per frame; None where the data set has no audio.
-        vision_dim: Vision features per frame; None where the data set has no vision.
         beta: Longest shift in multiples of the token's own norm.
         dropout: Share of an embedding's numbers that training drops.
-        use_audio: False leaves out the audio part of the shift.
-        use_vision: False leaves out the vision part of the shift.
-
-    Raises:
-        AdapterError: if a size is not positive, or neither audio nor vision is left.
     """
 
     def __init__(

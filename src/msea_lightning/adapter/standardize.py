@@ -21,7 +21,7 @@ class FeatureStandardizer(nn.Module):
     """Subtracts the mean of each value of a feature and divides by its standard deviation.
 
     Its state dict is exactly ``<name>_mean`` and ``<name>_std``, float32, (d,), for each feature
-    that it has statistics of. Other features pass unchanged.
+    that it has statistics of. Other features pass unchanged, as the very same tensors.
 
     Args:
         statistics: Name of each feature to (mean, standard deviation), each (d,). A value whose
@@ -79,9 +79,6 @@ class FeatureStandardizer(nn.Module):
         Args:
             features: Name of each feature to its values, (B, L, d) float32, and lengths, (B,) int,
                 frames of each utterance, on any device.
-
-        Returns:
-            The same of all features; the very same tensors where there are no statistics.
 
         Raises:
             AdapterError: if the values per frame differ from those of the statistics.

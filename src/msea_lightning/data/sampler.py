@@ -188,9 +188,7 @@ class DialogueBatchSampler(TrainingSampler):
 def dialogues_of(groups: Sequence[str | None], positions: NDArray[np.int64]) -> list[list[int]]:
     """The utterances of each dialogue in order, as positions in the split.
 
-    Args:
-        groups: N dialogues; an utterance of group None is a dialogue of its own.
-        positions: (N,) position of each utterance in its dialogue.
+    An utterance of group None is a dialogue of its own; ``positions``, (N,), are those in it.
     """
     found: dict[object, list[int]] = {}
     for index, group in enumerate(groups):

@@ -116,11 +116,7 @@ class StoreSplit:
 
     @property
     def targets(self) -> list[Label]:
-        """The N main labels.
-
-        Raises:
-            DataError: naming the first utterance that is unlabelled.
-        """
+        """The N main labels; a DataError names the first utterance that is unlabelled."""
         return complete_labels(self.ids, self.labels)
 
     @property
@@ -129,15 +125,7 @@ class StoreSplit:
         return {name: float((lengths > 0).mean()) for name, lengths in self.lengths.items()}
 
     def frames(self, name: str, index: int) -> NDArray[np.float32] | None:
-        """The frames of one feature of one utterance.
-
-        Args:
-            name: Name of the feature.
-            index: Position of the utterance.
-
-        Returns:
-            (L, d) float32, or None where the utterance does not have the feature.
-        """
+        """(L, d) float32 frames of a feature of the utterance at a position; None where absent."""
         start, stop = self._spans[name][index].tolist()
         return self._frames.file.get_slice(name)[start:stop] if stop > start else None
 
@@ -146,19 +134,18 @@ class StoreSplit:
 
         A feature that none of them has is one frame of zeros, with lengths of 0.
         """
+        rows = [self._rows[index] for index in indices]
         return Batch(
             index=torch.tensor(indices),
-            ids=[self.ids[index] for index in indices],
-            texts=[self.texts[index] for index in indices],
-            labels={
-                name: [found[index] for index in indices] for name, found in self.labels.items()
-            },
+            ids=[row.id for row in rows],
+            texts=[row.text for row in rows],
+            labels={name: [row.labels.get(name) for row in rows] for name in self.labels},
             features={
                 name: pad([self.frames(name, index) for index in indices], dim)
                 for name, dim in self.dims.items()
             },
-            groups=[self.groups[index] for index in indices],
-            speakers=[self.speakers[index] for index in indices],
+            groups=[row.group for row in rows],
+            speakers=[row.speaker for row in rows],
             positions=torch.from_numpy(self.positions[indices]),
             tokens=None if self.tokens is None else [self.tokens[index] for index in indices],
         )
@@ -177,11 +164,7 @@ class StoreSplit:
         )
 
     def tokenized(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> StoreSplit:
-        """The same utterances with the token ids of their texts.
-
-        Args:
-            encode: Tokenises N texts.
-        """
+        """The same utterances with the token ids that ``encode`` makes of their N texts."""
         encoded = encode(self.texts)
         # One array for all: thousands of small ones would cost more than the numbers in them.
         flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32)
@@ -219,8 +202,7 @@ class Store:
         """Opens a store; reads texts, labels and lengths, but no frames.
 
         Raises:
-            StoreError: where the folder holds no store, one of another format version, or a
-                damaged one.
+            StoreError: where there is no store, one of another format version, or a damaged one.
         """
         folder = Path(folder)
         if not cls.exists(folder):

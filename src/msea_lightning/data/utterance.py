@@ -101,11 +101,7 @@ class Batch:
 
     @property
     def targets(self) -> list[Label]:
-        """The B main labels.
-
-        Raises:
-            DataError: naming the first utterance that is unlabelled.
-        """
+        """The B main labels; a DataError names the first utterance that is unlabelled."""
         return complete_labels(self.ids, self.labels)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -130,11 +126,6 @@ def complete_labels(
     ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]], name: str = MAIN_LABEL
 ) -> list[Label]:
     """The labels of one name of N utterances, all of which must have it.
-
-    Args:
-        ids: N ids, for the error message.
-        labels: Name of a label to N labels.
-        name: The name.
 
     Raises:
         DataError: naming the first utterance without the label.

@@ -10,8 +10,8 @@ Shape legend: B utterances, A legal answers, L tokens of the longest answer, M n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,16 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from msea_lightning.language.labels import LabelSpace, LabelSpaceError
 from msea_lightning.language.options import Decode
-
-
-class TreeTensors(NamedTuple):
-    """An :class:`AnswerTree` on a device: its tensors of these names, and (A,) float64 values."""
-
-    tokens: Tensor
-    depths: Tensor
-    attends: Tensor
-    answer_ids: Tensor
-    values: Tensor
 
 
 class AnswerTree:
@@ -45,6 +35,7 @@ class AnswerTree:
         tokens: (M,) token id of each node; parents come before children.
         depths: (M,) distance from the prompt's last token, 1 for its direct followers.
         attends: (M, M) bool, whether node i attends to node j (its ancestors and itself).
+        values: (A,) float64, what each answer means: the intensity or the class number.
     """
 
     def __init__(
@@ -85,18 +76,19 @@ class AnswerTree:
         for prefix, node in nodes.items():
             for end in range(1, len(prefix) + 1):
                 self.attends[node, nodes[prefix[:end]]] = True
-        self._moved: dict[torch.device, TreeTensors] = {}
+        self.values = torch.tensor(space.values, dtype=torch.float64)
+        self._moved: dict[torch.device, AnswerTree] = {}
 
     def ids(self, label: float | str) -> list[int]:
         """Token ids of the answer that training teaches for a label."""
         return self._written[self.space.text(label)]
 
-    def to(self, device: torch.device) -> TreeTensors:
-        """What scoring and decoding need, on a device; moved there once."""
+    def to(self, device: torch.device) -> AnswerTree:
+        """The tree with its tensors on a device; moved there once."""
         if device not in self._moved:
-            values = torch.tensor(self.space.values, dtype=torch.float64)
-            tensors = (self.tokens, self.depths, self.attends, self.answer_ids, values)
-            self._moved[device] = TreeTensors(*(tensor.to(device) for tensor in tensors))
+            moved = self._moved[device] = copy(self)
+            for name in ("answer_ids", "predictors", "tokens", "depths", "attends", "values"):
+                setattr(moved, name, getattr(self, name).to(device))
         return self._moved[device]
 
     def __len__(self) -> int:

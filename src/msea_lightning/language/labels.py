@@ -181,9 +181,7 @@ class EmotionSet(LabelSpace):
 def generated_prompt(space: LabelSpace, language: str) -> str:
     """A task prompt for a label space that has none of its own, in the paper's wording (Fig. 3).
 
-    Args:
-        space: Label space that the answer comes from.
-        language: ``en`` or ``zh``.
+    ``language`` is ``en`` or ``zh``.
     """
     if isinstance(space, EmotionSet):
         pairs = ", ".join(

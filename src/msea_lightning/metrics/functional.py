@@ -106,11 +106,7 @@ def selection_metric(kind: MetricKind | str) -> MetricInfo:
 
 
 def kind_of(kind: MetricKind | str) -> MetricKind:
-    """A kind of metrics by its name.
-
-    Raises:
-        MetricError: if there is none of that name.
-    """
+    """A kind of metrics by its name; a MetricError where there is none of that name."""
     name = kind.value if isinstance(kind, MetricKind) else kind
     names = [known.value for known in METRIC_NAMES]
     if name not in names:
@@ -266,11 +262,7 @@ def zero_share(preds: Values) -> float:
 
 
 def intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
-    """Predictions and targets as two (N,) arrays of float32.
-
-    Raises:
-        MetricError: if they are no numbers, or not equally many.
-    """
+    """(N,) float32 each; a MetricError where they are no numbers, or not equally many."""
     pred, true = _float32(preds), _float32(targets)
     _check_lengths(len(pred), len(true))
     return pred, true
