@@ -175,9 +175,6 @@ def read_folder(root: Path) -> Folder:
     A run folder is what holds a ``config.yaml``, however it is called; folders inside of it are its
     own. Links to folders are not followed.
 
-    Args:
-        root: The folder.
-
     Raises:
         ReportError: if there is no such folder, or no run folder in it.
     """

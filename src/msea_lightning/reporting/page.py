@@ -174,16 +174,9 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
 def write_page(
     grouped: Grouped, layouts: Sequence[Table], problems: Table, counts: Mapping[str, int]
 ) -> str:
-    """The page.
+    """The page as HTML, with the paper's tables among others.
 
-    Args:
-        grouped: All configurations.
-        layouts: The paper's tables.
-        problems: See :func:`problems_table`.
-        counts: How many of what there is.
-
-    Returns:
-        HTML. Every text that comes from a run is escaped.
+    Every text that comes from a run is escaped.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -99,15 +99,8 @@ def wandb_loggers(
 
     Without an account, or where the server does not answer, the run is recorded offline. The W&B
     run ends with the block: as failed where an exception leaves it. A run that is resumed goes on
-    in the W&B run that it began, whose id is in ``wandb_id.txt``.
-
-    Args:
-        options: Where W&B runs go.
-        names: What the run is called by.
-        seed: Its seed.
-        experiment: The table or figure of the paper that it belongs to.
-        config: Everything to log of its options, as plain values.
-        folder: The run folder.
+    in the W&B run that it began, whose id is in ``wandb_id.txt``. ``config`` is everything to log
+    of its options, as plain values; ``experiment`` the table or figure of the paper.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # The first process of a DDP run records; the others' logger writes nothing.
@@ -158,10 +151,10 @@ def log_results(
     are. An undefined metric is left out. What cannot be logged is said in a warning.
 
     Args:
-        loggers: The trainer's loggers; those of :func:`wandb_loggers` are used.
+        loggers: The trainer's; those of :func:`wandb_loggers` are used.
         kind: The metrics of the data set.
         labels: Its labels, with nothing left to infer.
-        results: Split to metric name to value.
+        results: Split to metric name to value, shares between 0 and 1.
         predictions: All predictions on the test split, in its order.
         best_epoch: The epoch that validation chose, counted from 0.
     """

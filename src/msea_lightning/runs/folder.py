@@ -176,11 +176,7 @@ def model_folder(config: TrainConfig) -> Path:
 
 
 def find_runs(root: Path) -> Iterator[RunFolder]:
-    """All run folders below a folder, whatever they are called, in the order of their paths.
-
-    Args:
-        root: The folder; it need not exist.
-    """
+    """All run folders below a folder that need not exist, by their paths."""
     for path, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "config.yaml" in files:
@@ -202,9 +198,6 @@ def runs_by_fingerprint(root: Path) -> dict[str, list[RunFolder]]:
 
     A finished run comes before one that can be resumed, and that before one that cannot; among
     equals the latest.
-
-    Args:
-        root: The folder; it need not exist.
     """
 
     def usefulness(run: RunFolder) -> tuple[bool, bool, float]:

@@ -17,11 +17,7 @@ _FOLDER = ".locks"
 
 
 def is_held(config: TrainConfig) -> bool:
-    """Whether a process trains a run of exactly these options at the moment.
-
-    Args:
-        config: All options of the run; local places as ``with_absolute_places`` has them.
-    """
+    """Whether a process trains a run of exactly these options at the moment; see :func:`locked`."""
     try:
         with locked(config, patience=0):
             return False
