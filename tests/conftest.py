@@ -13,6 +13,16 @@ from hypothesis import settings
 from msea_lightning.backbone import FrozenBackbone, load_backbone
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.fit import fit
+
+SMALL = (
+    "dataset.demo_utterances=90",
+    "training.schedule_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.progress_bar=false",
+)
+"""Options of a small, short run on the demo corpus."""
 
 settings.register_profile("msea_lightning", deadline=None)  # machines differ in speed
 settings.load_profile("msea_lightning")
@@ -50,13 +60,7 @@ def options(cache: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """Composes the options of a small, short run on the demo corpus, with overrides."""
 
     def make(*overrides: str) -> TrainConfig:
-        small = {
-            "dataset.demo_utterances": "90",
-            "training.schedule_epochs": "2",
-            "trainer.accelerator": "cpu",
-            "trainer.progress_bar": "false",
-        }
-        given = {**small, **dict(override.split("=", 1) for override in overrides)}
+        given = dict(word.split("=", 1) for word in (*SMALL, *overrides))
         runs = given.pop("runs", str(tmp_path / "runs"))
         own_cache = given.pop("dataset.cache", str(cache))
         config = copy.deepcopy(composed(tuple(f"{key}={value}" for key, value in given.items())))
@@ -64,3 +68,11 @@ def options(cache: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A short run on the demo corpus that all tests share: look, and change nothing."""
+    config = copy.deepcopy(composed(SMALL))
+    config.runs, config.dataset.cache = str(tmp_path_factory.mktemp("shared")), str(cache)
+    return fit(config)

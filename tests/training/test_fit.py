@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -28,6 +29,7 @@ from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory
 from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingError, TrainingModule
+from tests.conftest import SMALL, composed
 from tests.data.published import table_rows, write_table
 from tests.rounding import assert_trained_alike
 
@@ -85,8 +87,8 @@ def test_features_that_no_adapter_reads_are_said(
     )
 
 
-def test_checkpoint_and_plugin_hold_adapter_tensors_only(options: Options) -> None:
-    run = fit(options("training.schedule_epochs=1"))
+def test_checkpoint_and_plugin_hold_adapter_tensors_only(finished_run: RunFolder) -> None:
+    run = finished_run
     checkpoint = torch.load(run.last, weights_only=True)
     heads = {name.split(".")[0] for name in checkpoint["state_dict"]}
     assert heads == {"adapter", "standardizer"}
@@ -95,8 +97,8 @@ def test_checkpoint_and_plugin_hold_adapter_tensors_only(options: Options) -> No
     assert sum(file.stat().st_size for file in run.plugin.iterdir()) < 4e6
 
 
-def test_the_same_seed_gives_the_same_run(options: Options) -> None:
-    one, two = fit(options()), fit(options())
+def test_the_same_seed_gives_the_same_run(options: Options, finished_run: RunFolder) -> None:
+    one, two = finished_run, fit(options())
     assert one.path != two.path
     assert one.metrics.read_bytes() == two.metrics.read_bytes()
     assert one.predictions.read_bytes() == two.predictions.read_bytes()
@@ -104,11 +106,23 @@ def test_the_same_seed_gives_the_same_run(options: Options) -> None:
     assert not same(one, fit(options("seed=2")))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of three epochs."""
+    config = copy.deepcopy(composed(SMALL))
+    config.training.schedule_epochs = 3
+    config.runs, config.dataset.cache = str(tmp_path_factory.mktemp("undisturbed")), str(cache)
+    return fit(config)
+
+
 @pytest.mark.parametrize(("epoch", "step"), [(1, 0), (2, 0), (1, 2)])
 def test_resuming_ends_where_an_undisturbed_run_ends(
-    options: Options, monkeypatch: pytest.MonkeyPatch, epoch: int, step: int
+    options: Options,
+    undisturbed: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+    step: int,
 ) -> None:
-    undisturbed = fit(options("training.schedule_epochs=3"))
     runs = f"{options().runs}-resumed"
     ordinary = TrainingModule.training_step
 
@@ -227,9 +241,22 @@ def test_resuming_with_other_options_is_refused(
         fit(options("ckpt=last", "training.learning_rate=0.1"))
 
 
+@pytest.fixture
+def copied_run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A finished run that may be changed."""
+    shutil.copytree(finished_run.path, tmp_path / "copied")
+    return RunFolder(tmp_path / "copied")
+
+
 @pytest.mark.parametrize("variant", ["erc", "msa"])
-def test_evaluation_reproduces_the_run(options: Options, variant: str) -> None:
-    run = fit(options(f"dataset.demo_task={variant}"))
+def test_evaluation_reproduces_the_run(
+    options: Options, copied_run: RunFolder, variant: str
+) -> None:
+    run = copied_run if variant == "erc" else fit(options(f"dataset.demo_task={variant}"))
+    if variant == "msa":
+        median = evaluate(EvaluateConfig(str(run.path), Split.train, Decode.median))
+        assert median["mae"] is not None
+        assert (run.path / "evaluations" / "train-median.json").exists()
     metrics = json.loads(run.metrics.read_text())
     assert evaluate(EvaluateConfig(run=str(run.path))) == metrics["test"]
     assert evaluate(EvaluateConfig(run=str(run.path), split=Split.valid)) == metrics["valid"]
@@ -251,10 +278,10 @@ def test_predictions_come_in_the_order_of_the_split(options: Options) -> None:
 
 
 def test_evaluation_takes_the_batches_of_the_run(
-    options: Options, monkeypatch: pytest.MonkeyPatch
+    copied_run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Company moves the numbers of an utterance by rounding."""
-    run = fit(options("training.schedule_epochs=1"))
+    run = copied_run
     sizes = []
     ordinary = TrainingModule.test_step
 
@@ -273,9 +300,9 @@ def test_evaluation_takes_the_batches_of_the_run(
 
 
 def test_evaluation_in_batches_of_another_size(
-    options: Options, caplog: pytest.LogCaptureFixture
+    copied_run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = fit(options("training.schedule_epochs=1"))
+    run = copied_run
     expected = json.loads(run.metrics.read_text())["test"]
     with caplog.at_level(logging.INFO, logger="msea_lightning.training.evaluation"):
         found = evaluate(EvaluateConfig(run=str(run.path), eval_batch_size=3))
@@ -287,29 +314,23 @@ def test_evaluation_in_batches_of_another_size(
     assert "instead of" not in caplog.text
 
 
-def test_evaluation_with_another_rule_and_split(options: Options) -> None:
-    run = fit(options("dataset.demo_task=msa"))
-    median = evaluate(EvaluateConfig(run=str(run.path), split=Split.train, decode=Decode.median))
-    assert median["mae"] is not None
-    assert (run.path / "evaluations" / "train-median.json").exists()
-
-
-def test_evaluation_of_what_is_no_finished_run(options: Options, tmp_path: Path) -> None:
+def test_evaluation_of_what_is_no_finished_run(copied_run: RunFolder) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
-        evaluate(EvaluateConfig(run=str(tmp_path)))
-    run = fit(options())
-    run.metrics.unlink()
+        evaluate(EvaluateConfig(run=str(copied_run.path.parent)))
+    copied_run.metrics.unlink()
     with pytest.raises(RunError, match=r"is not finished .*ckpt="):
-        evaluate(EvaluateConfig(run=str(run.path)))
+        evaluate(EvaluateConfig(run=str(copied_run.path)))
 
 
-def test_plugin_is_refused_by_another_language_model(options: Options, backbone: Any) -> None:
+def test_plugin_is_refused_by_another_language_model(
+    finished_run: RunFolder, backbone: Any
+) -> None:
     from transformers import AutoModelForCausalLM
 
     from msea_lightning.backbone import FrozenBackbone
     from msea_lightning.plugin import PluginError
 
-    plugin = load_plugin(fit(options("training.schedule_epochs=1")).plugin)
+    plugin = load_plugin(finished_run.plugin)
     attached = attach(plugin, backbone)
     assert attached.backbone is backbone
     torch.manual_seed(1)
@@ -318,7 +339,9 @@ def test_plugin_is_refused_by_another_language_model(options: Options, backbone:
         attach(plugin, FrozenBackbone(other, backbone.tokenizer))
 
 
-def test_a_step_in_parts_trains_the_same(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_micro_batches_trains_the_same(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of labels that are unequally many tokens, so that the parts of a step are."""
     taught = AnswerTree.ids
 
@@ -347,7 +370,9 @@ def history(run: RunFolder) -> list[dict[str, str]]:
 
 
 def test_more_parts_than_a_batch_has_utterances(options: Options) -> None:
-    with pytest.raises(SamplerError, match=r"17 parts cannot share .* lower trainer\.accumulate"):
+    with pytest.raises(
+        SamplerError, match=r"17 micro-batches cannot share .* lower trainer\.accumulate"
+    ):
         fit(options("trainer.accumulate=17"))
 
 
@@ -406,8 +431,7 @@ def test_failed_run_says_why_in_its_log(options: Options) -> None:
     assert "lower dataset.text_tokens" in log.read_text()
 
 
-def test_epochs_are_said_aloud(options: Options, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        fit(options("training.schedule_epochs=1"))
-    assert "epoch 0: train loss" in caplog.text
-    assert "trainable parameters (mse)" in caplog.text
+def test_epochs_are_said_aloud(finished_run: RunFolder) -> None:
+    log = (finished_run.path / "train.log").read_text()
+    assert "epoch 0: train loss" in log
+    assert "trainable parameters (mse)" in log
