@@ -509,7 +509,7 @@ def test_the_twelve_configurations_have_the_papers_adapters(
         settings = expected["settings_in_original_config"]
         assert config.training.batch_size == settings["batch_size"]
         assert config.recipe == f"{dataset}_{backbone}"
-        assert parameter_count(estimator.language) == numbers[backbone]
+        assert parameter_count(estimator.meter.language) == numbers[backbone]
 
 
 def test_what_a_configuration_needs_is_the_sum_of_its_parts(findings: Findings) -> None:
@@ -559,7 +559,7 @@ def test_sequences_are_as_long_as_the_real_tokenizers_write_them(
             config.text,
             config.prompt,
         )
-        assert estimator.prompt.longest == prompt.longest
+        assert estimator.meter.prompt.longest == prompt.longest
 
 
 def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> None:
@@ -572,7 +572,7 @@ def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> 
     # By hand: 24 layers, in training each weight forward and again backward, attention thrice.
     # Texts are a little shorter than their distribution's mean, because long ones are cut.
     # What all sequences begin with is cached.
-    prefix = len(estimator.prompt.prefix_ids)
+    prefix = len(estimator.meter.prompt.prefix_ids)
     fixed, text = 95 - 50, 22.6
     assert text < SHAPES["mosei"].text.mean
     keys_and_values, others = 2 * 2048**2, 2 * 2048**2 + 3 * 2048 * 5504

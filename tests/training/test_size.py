@@ -78,11 +78,11 @@ def test_an_option_that_changes_a_published_length_counts(
     published, changed = (
         published_estimator(options(*words), CPU) for words in (pair, [*pair, word])
     )
-    assert published.prompt.longest == LONGEST["mosei", "qwen"]
+    assert published.meter.prompt.longest == LONGEST["mosei", "qwen"]
     if more is None:
-        assert changed.prompt.longest < published.prompt.longest
+        assert changed.meter.prompt.longest < published.meter.prompt.longest
     else:
-        assert changed.prompt.longest == published.prompt.longest + more
+        assert changed.meter.prompt.longest == published.meter.prompt.longest + more
 
 
 def test_a_longer_sequence_takes_more_memory_and_operations(options: Options) -> None:
@@ -104,8 +104,8 @@ def test_a_language_model_that_is_named_is_read(options: Options, tmp_path: Path
     small.save_pretrained(tmp_path / "model")
     words = ("dataset=mosei", "backbone=llama2", f"backbone.path={tmp_path / 'model'}")
     estimator = published_estimator(options(*words), CPU)
-    assert estimator.language.hidden_size == 64
-    assert estimator.prompt.longest == LONGEST["mosei", "llama2"]
+    assert estimator.meter.language.hidden_size == 64
+    assert estimator.meter.prompt.longest == LONGEST["mosei", "llama2"]
 
 
 def test_any_other_pair_is_measured_on_its_files(options: Options) -> None:

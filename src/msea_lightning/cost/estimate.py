@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msea_lightning.adapter import Adapter
 from msea_lightning.backbone.loading.load import compute_dtype
 from msea_lightning.backbone.loading.memory import (
     HEADROOM,
@@ -27,12 +26,10 @@ from msea_lightning.backbone.loading.memory import (
     smaller,
     weight_memory,
 )
-from msea_lightning.backbone.options import Attention, Quantization
+from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import RunConfig
 from msea_lightning.cost.step import META, BatchSize, StepMeter
 from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig
-from msea_lightning.language.answers import AnswerTree
-from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.build import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
@@ -161,16 +158,9 @@ class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
     Attributes:
-        language: The language model's architecture.
-        adapter: The adapter in front of it.
-        prompt: The sequence layout.
-        tree: The legal answers.
+        meter: Measures the steps of the run.
         splits: How much there is of ``train``, ``valid`` and ``test``.
-        dims: Values per frame of each feature, by name.
-        standardize: Whether features are standardised.
         stored: How the language model's weights are kept.
-        attention: Implementation of the attention.
-        checkpoint_activations: Whether layers compute their activations again.
         device: Where the run is to go.
         devices: Number of devices that share a training batch.
         batch_size: Utterances per training batch, all devices together.
@@ -178,16 +168,9 @@ class MemoryEstimator:
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
     """
 
-    language: PretrainedConfig
-    adapter: Adapter
-    prompt: Prompt
-    tree: AnswerTree
+    meter: StepMeter
     splits: Mapping[str, SplitSize]
-    dims: Mapping[str, int]
-    standardize: bool
     stored: Stored
-    attention: Attention
-    checkpoint_activations: bool
     device: torch.device
     devices: int
     batch_size: int
@@ -196,7 +179,7 @@ class MemoryEstimator:
 
     def __post_init__(self) -> None:
         """Makes what quantises a part of the process, and of its memory, from now on."""
-        self._meters: dict[torch.dtype, StepMeter] = {}
+        self._meters = {self.stored.dtype: self.meter}
         if self.stored.quantization is not Quantization.none:
             with suppress(ImportError):
                 import bitsandbytes  # noqa: F401
@@ -204,7 +187,7 @@ class MemoryEstimator:
     @property
     def trainable(self) -> int:
         """Parameters of the adapter."""
-        return trainable(self.adapter)
+        return trainable(self.meter.adapter)
 
     def eval_batch_size(self, stored: Stored | None = None) -> int:
         """Utterances per evaluation batch and device.
@@ -244,7 +227,7 @@ class MemoryEstimator:
             BackboneError: if the architecture does not run without numbers.
         """
         stored = stored or self.stored
-        weights = weight_memory(self.language, stored, self.device)
+        weights = weight_memory(self.meter.language, stored, self.device)
         train = self._train_bytes(stored, batch_size or self.batch_size)
         evaluate = self._evaluation_bytes(stored, eval_batch_size or self.eval_batch_size(stored))
         numbers = self.trainable * _FLOAT
@@ -317,20 +300,9 @@ class MemoryEstimator:
         fitting = {"batch_size": batch, "eval_batch_size": beside}
         return {name: size for name, size in fitting.items() if size != wanted[name]}
 
-    def meter(self, stored: Stored) -> StepMeter:
-        """What measures the steps of the run with weights that are kept in a certain way."""
+    def _meter(self, stored: Stored) -> StepMeter:
         if stored.dtype not in self._meters:
-            self._meters[stored.dtype] = StepMeter(
-                self.language,
-                self.adapter,
-                self.prompt,
-                self.tree,
-                self.dims,
-                standardize=self.standardize,
-                dtype=stored.dtype,
-                attention=self.attention,
-                checkpoint_activations=self.checkpoint_activations,
-            )
+            self._meters[stored.dtype] = replace(self.meter, dtype=stored.dtype)
         return self._meters[stored.dtype]
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
@@ -341,16 +313,18 @@ class MemoryEstimator:
         batch = -(-batch // self.devices)
         batch = -(-batch // self.accumulate)
         size = BatchSize(batch, split.text, split.frames)
-        return self.meter(stored).train_bytes(size) + self._workspace(stored, size)
+        return self._meter(stored).train_bytes(size) + self._workspace(stored, size)
 
     def _evaluation_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of an evaluation batch of one device with the longest of all sequences."""
         splits = [self.splits[name] for name in ("valid", "test")]
         largest = max(split.utterances for split in splits)
         batch = min(batch_size, -(-largest // self.devices))
-        frames = {name: max(split.frames.get(name, 0) for split in splits) for name in self.dims}
+        frames = {
+            name: max(split.frames.get(name, 0) for split in splits) for name in self.meter.dims
+        }
         size = BatchSize(batch, max(split.text for split in splits), frames)
-        return self.meter(stored).predict_bytes(size) + self._workspace(stored, size)
+        return self._meter(stored).predict_bytes(size) + self._workspace(stored, size)
 
     def _workspace(self, stored: Stored, size: BatchSize) -> int:
         """What a quantised layer needs beyond a dense one while it is multiplied."""
@@ -363,18 +337,18 @@ class MemoryEstimator:
             return matrix
         # Input in float16 and in int8; product in int32, and twice in float32.
         row = max(3 * inputs + 12 * outputs for outputs, inputs in self._matrices)
-        return matrix + size.utterances * (self.prompt.longest + len(self.tree)) * row
+        return matrix + size.utterances * (self.meter.prompt.longest + len(self.meter.tree)) * row
 
     @cached_property
     def _matrices(self) -> list[torch.Size]:
         """Shapes of the weights that quantisation stores in another way."""
-        model = architecture_on_meta(self.language, torch.float32)
+        model = architecture_on_meta(self.meter.language, torch.float32)
         return [layer.weight.shape for layer in quantizable_layers(model)]
 
     def _feature_bytes(self) -> int:
         """The data set's features, which are read once an epoch, from files that stay mapped."""
         return _FLOAT * sum(
-            frames * self.dims[name]
+            frames * self.meter.dims[name]
             for split in self.splits.values()
             for name, frames in split.all_frames.items()
         )
@@ -416,23 +390,28 @@ def build_estimator(
     with META:
         width = language.get_text_config().hidden_size
         adapter = build_adapter(config.adapter, config.ablation, width=width, dims=dims)
-    return MemoryEstimator(
+    stored = Stored(
+        compute_dtype(backbone.dtype, device),
+        backbone.quantization,
+        backbone.double_quantization,
+        backbone.weights,
+    )
+    meter = StepMeter(
         language,
         adapter,
         prompt,
         tree,
-        splits,
         dims,
         standardize=config.dataset.standardize,
-        stored=Stored(
-            compute_dtype(backbone.dtype, device),
-            backbone.quantization,
-            backbone.double_quantization,
-            backbone.weights,
-        ),
+        dtype=stored.dtype,
         attention=backbone.attention,
         checkpoint_activations=backbone.checkpoint_activations,
-        device=device,
+    )
+    return MemoryEstimator(
+        meter,
+        splits,
+        stored,
+        device,
         devices=config.trainer.devices,
         batch_size=config.training.batch_size,
         accumulate=config.trainer.accumulate,

@@ -172,9 +172,8 @@ def published_flops(dataset: DatasetConfig, estimator: MemoryEstimator) -> tuple
         estimator: The estimator of the run.
     """
     texts = np.minimum(SHAPES[dataset.name].text.at(_PROBABILITIES), dataset.text_tokens)
-    meter = estimator.meter(estimator.stored)
-    train = float(meter.flops(texts, training=True).mean())
-    evaluate = float(meter.flops(texts, training=False).mean())
+    train = float(estimator.meter.flops(texts, training=True).mean())
+    evaluate = float(estimator.meter.flops(texts, training=False).mean())
     sizes = {name: split.utterances for name, split in estimator.splits.items()}
     return sizes["train"] * train + sizes["valid"] * evaluate, sizes["test"] * evaluate
 

@@ -52,7 +52,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
         estimator = _estimator(config)
         # What this process holds differs from time to time, and is no part of the run's size.
         estimate = replace(estimator.estimate(), process=0)
-        frozen = parameter_count(estimator.language)
+        frozen = parameter_count(estimator.meter.language)
         write_json(run.memory, estimate.report(estimator.trainable, estimator.eval_batch_size()))
         size = {
             "trainable_parameters": estimator.trainable,
