@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msea_lightning.commands.command_line import compose, conf_folder
+from msea_lightning.commands.compose import conf_folder, opened
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
 from msea_lightning.diagnosis.backbones import find_backbones
@@ -138,7 +138,8 @@ def choices(group: str) -> list[TrainConfig]:
         group: ``dataset`` or ``backbone``; of the latter not the one that stands for any model.
     """
     names = {path.stem for path in (conf_folder() / group).glob("*.yaml")} - {_ANY_BACKBONE}
-    return [compose("train", TrainConfig, [f"{group}={name}"]) for name in sorted(names)]
+    with opened("train", TrainConfig, []) as composer:
+        return [composer.typed([f"{group}={name}"]) for name in sorted(names)]
 
 
 def paper_configurations() -> list[TrainConfig]:
