@@ -101,6 +101,32 @@ def test_rooms_of_the_pipeline_share_options_alone(path: Path) -> None:
             assert module.split(".")[2] == "options", f"{room} imports {module}"
 
 
+COMPUTING = set(ORDER) - {"config", "commands", "reporting", "sweep"}
+"""Rooms whose classes compute; reports and sweeps hold the options of runs as their data."""
+
+
+def annotations(node: ast.stmt) -> list[ast.expr | None]:
+    """The types of a field, or of what a class is made of."""
+    if isinstance(node, ast.AnnAssign):
+        return [node.annotation]
+    if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+        return [argument.annotation for argument in (*node.args.args, *node.args.kwonlyargs)]
+    return []
+
+
+@pytest.mark.parametrize("room", sorted(COMPUTING))
+def test_classes_take_plain_values_and_no_whole_configuration(room: str) -> None:
+    roots = ast.parse((PACKAGE / "config" / "roots.py").read_text(encoding="utf-8"))
+    whole = {node.name for node in roots.body if isinstance(node, ast.ClassDef)}
+    assert "TrainConfig" in whole
+    for path in FILES:
+        if part_of(path) == room:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                for part in node.body if isinstance(node, ast.ClassDef) else ():
+                    named = {ast.unparse(found) for found in annotations(part) if found}
+                    assert not named & whole, f"{path}: {node.name} takes {named & whole}"
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_commands_are_short(command: str) -> None:
     lines = (PACKAGE / f"{command}.py").read_text(encoding="utf-8").splitlines()
