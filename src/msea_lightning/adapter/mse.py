@@ -73,8 +73,8 @@ class ModalityBranch(nn.Module):
 class MSEAdapter(Adapter):
     """The paper's adapter, with every ablation of its Table 4.
 
-    A part that an option leaves out does not exist: it has no parameters, no keys in the state
-    dict and no entry in :meth:`parameter_counts`. Weights start as PyTorch's own layers do.
+    A part that an option leaves out does not exist: it has no parameters and no keys in the state
+    dict. Weights start as PyTorch's own layers do.
 
     Every intermediate is the output of a submodule: ``audio.lstm``, ``audio.proj``,
     ``vision.lstm``, ``vision.proj`` and ``text_proj`` (Eq. 3), ``scales[i]`` (Eq. 5), ``conv``,
