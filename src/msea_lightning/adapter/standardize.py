@@ -26,7 +26,6 @@ class FeatureStandardizer(nn.Module):
     Args:
         statistics: Name of each feature to (mean, standard deviation), each (d,). A value whose
             deviation is zero, or below what float32 can tell from its mean, is only centred.
-
     """
 
     def __init__(self, statistics: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None) -> None:
@@ -54,14 +53,10 @@ class FeatureStandardizer(nn.Module):
             raise AdapterError(
                 f"feature statistics hold {sorted(state_dict)}, but {sorted(expected)} are needed."
             )
-        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in state_dict.items()}
         # Release 0.1 saved empty statistics of audio and vision where there were none.
+        found = [name for name in names if state_dict[f"{name}_mean"].numel()]
         return cls(
-            {
-                name: (arrays[f"{name}_mean"], arrays[f"{name}_std"])
-                for name in names
-                if arrays[f"{name}_mean"].size
-            }
+            {name: (state_dict[f"{name}_mean"], state_dict[f"{name}_std"]) for name in found}
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
