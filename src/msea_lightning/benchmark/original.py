@@ -219,12 +219,7 @@ class Original(Variant):
 
 
 def load_original(config: TrainConfig, published: Path) -> Original:
-    """The original implementation with the options of a run.
-
-    Args:
-        config: All options of the run.
-        published: The data as they are published, as ``dataset.path`` names them.
-    """
+    """The original implementation on published files, as ``dataset.path`` names them."""
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)

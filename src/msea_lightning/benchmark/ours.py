@@ -129,12 +129,7 @@ class Ours(Variant):
 
 
 def load_ours(config: TrainConfig, store: Path) -> Ours:
-    """This framework with the options of a run.
-
-    Args:
-        config: All options of the run.
-        store: The prepared data.
-    """
+    """This framework on the data of a store."""
     ready = make_ready(config, store=Store.open(store))
     model = ready.module.model
     assert isinstance(model, AdaptedLM)

@@ -125,12 +125,7 @@ def share_rates(variants: Sequence[VariantResult]) -> None:
 
 
 def show(results: Results, console: Console) -> None:
-    """Prints tables.
-
-    Args:
-        results: What was measured.
-        console: Where to.
-    """
+    """Prints tables."""
     variants, first = results.variants, results.variants[0]
     numbers = {variant.name: variant.compared(first) for variant in variants}
     console.print(results.title, style="bold", highlight=False)

@@ -162,11 +162,7 @@ def _check_original(config: BenchConfig) -> None:
 
 
 def _generate(config: BenchConfig, folder: Path) -> str | None:
-    """Writes the data to ``store`` in a folder, and as they are published if that is to be read.
-
-    Returns:
-        What ``dataset.path`` has to be for the published files.
-    """
+    """Writes the data to ``store``; as they are published too, if that is to be read, and where."""
     dataset, bench = config.dataset, config.bench
     expected = expected_counts(dataset)
     wanted = dict.fromkeys(SPLITS, bench.eval_utterances) | {"train": bench.utterances}

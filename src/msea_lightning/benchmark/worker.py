@@ -42,14 +42,7 @@ class Plan:
 
 
 def known_tasks(plan: Plan) -> Mapping[str, Callable[..., Any]]:
-    """Loads the variant of a plan.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        What each task does; its result can be written as JSON.
-    """
+    """Loads the variant of a plan, and says what each task does; results can be written as JSON."""
     import torch
     from omegaconf import OmegaConf
 

@@ -364,16 +364,7 @@ def build_estimator(
     language: PretrainedConfig,
     device: torch.device,
 ) -> MemoryEstimator:
-    """The estimator of a run.
-
-    Args:
-        config: All options of the run.
-        labels: The label space, with nothing left to infer.
-        splits: How much there is of ``train``, ``valid`` and ``test``.
-        dims: Values per frame of each feature, by name.
-        tokenizer: The language model's tokenizer, or another one that writes as many tokens.
-        language: The language model's architecture.
-        device: Where the run is to go.
+    """The estimator of a run, of which ``labels`` leave nothing to infer.
 
     Raises:
         UserError: where labels, prompt and tokenizer do not go together.

@@ -71,11 +71,7 @@ class Machine:
 
 
 def find_machine(accelerator: Accelerator) -> Machine:
-    """Devices with their memory, and the one that a run would use.
-
-    Args:
-        accelerator: The run's ``trainer.accelerator``.
-    """
+    """Devices with their memory, and the one that ``trainer.accelerator`` chooses."""
     memory = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = f"{cores} cores, {platform.machine()}"
@@ -137,11 +133,7 @@ def find_disks() -> list[Disk]:
 
 
 def measured_rate(device: Device) -> float | None:
-    """Operations per second of a device in matrix products; None where its memory is full.
-
-    Args:
-        device: A device, which computes in its own dtype.
-    """
+    """Operations per second of a device in matrix products; None where its memory is full."""
     import torch
 
     from msea_lightning.cost.rate import matrix_rate

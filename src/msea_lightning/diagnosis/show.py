@@ -25,12 +25,7 @@ _NOTHING_FITS = (
 
 
 def show(findings: Findings, console: Console) -> None:
-    """Prints what was found, and the commands that get what is missing.
-
-    Args:
-        findings: What was found.
-        console: Where to print.
-    """
+    """Prints what was found, and the commands that get what is missing."""
     _show_packages(findings, console)
     _show_machine(findings, console)
     if findings.datasets:
