@@ -36,20 +36,11 @@ _WIDTH = 344
 
 _STYLE = resources.files("msea_lightning.reporting") / "charts.mplstyle"
 
-_LABEL = 52
-"""Characters of a configuration's label that fit into a chart."""
-
-_STEP = 0.1
-"""Distance of the intensities that can be written, where the options leave it to the data."""
-
-_MOST_CLASSES = 12
-"""A confusion matrix of more classes is unreadable in this width."""
-
-_BINS = 13
-"""Squares per side of the map of intensities."""
-
-_RANGES = 6
-"""Ranges of the true intensity, for each of which there is a mean error."""
+_LABEL = 52  # characters of a configuration's label that fit into a chart
+_MOST_CLASSES = 12  # a confusion matrix of more is unreadable in this width
+_BINS = 13  # squares per side of the map of intensities
+_RANGES = 6  # of the true intensity, for each of which there is a mean error
+_STEP = 0.1  # distance of legal intensities where the options leave it to the data
 
 
 class Chart(NamedTuple):
@@ -67,16 +58,13 @@ Drawings: TypeAlias = Iterator[tuple[str, str, Figure]]
 def draw_all(configurations: Sequence[Configuration]) -> dict[str, dict[str, list[Chart]]]:
     """All charts: data set to heading to its charts; what would be empty is left out."""
     drawn: dict[str, dict[str, list[Chart]]] = {}
-    names = (f"chart-{number}" for number in itertools.count())
+    numbers = itertools.count()
     with resources.as_file(_STYLE) as style, mpl.rc_context(fname=style):
         for dataset, own in by_dataset(one for one in configurations if one.runs).items():
             for heading, draw in _KINDS.items():
-                charts = [
-                    Chart(title, caption, _as_svg(figure, title, next(names)))
-                    for title, caption, figure in draw(own)
-                ]
-                if charts:
-                    drawn.setdefault(dataset, {})[heading] = charts
+                for title, caption, figure in draw(own):
+                    chart = Chart(title, caption, _as_svg(figure, title, f"chart-{next(numbers)}"))
+                    drawn.setdefault(dataset, {}).setdefault(heading, []).append(chart)
     return drawn
 
 
@@ -131,14 +119,8 @@ def _strips(
         axes.text(0, index - 0.4, label, transform=place, va="center")
     for number in range(max(1, len(legend))):
         points = [(value, index) for index, (_, own) in enumerate(rows) for value in own[number]]
-        axes.plot(
-            *np.transpose(points),
-            linestyle="",
-            markersize=6.5,
-            fillstyle="none",
-            clip_on=False,
-            label=legend[number] if legend else None,
-        )
+        look = {"linestyle": "", "markersize": 6.5, "fillstyle": "none", "clip_on": False}
+        axes.plot(*np.transpose(points), **look, label=legend[number] if legend else None)
     if legend:
         figure.legend(loc="lower left", ncols=len(legend))
     else:
@@ -172,19 +154,14 @@ def _volume(configurations: Sequence[Configuration]) -> Drawings:
             known = [one for one in own if metric in one.summaries and one.summaries[metric].n]
             summaries = [one.summaries[metric] for one in known]
             counts += [summary.n for summary in summaries]
-            axes.errorbar(
-                [100 * one.names.train_fraction for one in known],
-                [summary.mean for summary in summaries],
-                yerr=[summary.sd for summary in summaries],
-                capsize=3,
-                label=own[-1].label,
-            )
+            shares = [100 * one.names.train_fraction for one in known]
+            means, spreads = ([getattr(one, name) for one in summaries] for name in ("mean", "sd"))
+            axes.errorbar(shares, means, yerr=spreads, capsize=3, label=own[-1].label)
         axes.set(xlim=(0, 105), xlabel="training data [%]", ylabel=_unit(metric))
         figure.legend(loc="lower left", handlelength=3.2)
         if counts:
-            few, many = min(counts), max(counts)
-            n = f"n={few}" if few == many else f"n={few} to {many}"
-            yield f"{metric_info(metric).title} by training data", f"{n} seeds", figure
+            n = " to ".join(map(str, sorted({min(counts), max(counts)})))
+            yield f"{metric_info(metric).title} by training data", f"n={n} seeds", figure
 
 
 def _learning(configurations: Sequence[Configuration]) -> Drawings:
@@ -243,14 +220,9 @@ def _confusion(configurations: Sequence[Configuration]) -> Drawings:
         figure, axes = _frames(336, left=80, bottom=84)
         axes.pcolormesh(shares, vmin=0, vmax=1)
         for row, column in zip(*np.nonzero(counts), strict=True):
-            axes.text(
-                column + 0.5,
-                row + 0.5,
-                f"{counts[row, column]:.0f}",
-                ha="center",
-                va="center",
-                color="white" if shares[row, column] > 0.6 else "black",
-            )
+            color = "white" if shares[row, column] > 0.6 else "black"
+            look = {"ha": "center", "va": "center", "color": color}
+            axes.text(column + 0.5, row + 0.5, f"{counts[row, column]:.0f}", **look)
         places = np.arange(len(names)) + 0.5
         shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
         axes.set_xticks(places, shown, rotation=50, ha="right", rotation_mode="anchor")
@@ -290,14 +262,9 @@ def _intensity(configurations: Sequence[Configuration]) -> Drawings:
         errors = np.abs(answer - truth)
         counts, edges, _ = binned_statistic(inside, errors, "count", _RANGES, limits)
         means, _, _ = binned_statistic(inside, errors, "mean", _RANGES, limits)
-        bars = below.bar(
-            (edges[1:] + edges[:-1]) / 2,
-            np.nan_to_num(means),
-            width=0.8 * (edges[1] - edges[0]),
-            hatch="///",
-            edgecolor="black",
-            linewidth=0.8,
-        )
+        middles, width = (edges[1:] + edges[:-1]) / 2, 0.8 * (edges[1] - edges[0])
+        look = {"hatch": "///", "edgecolor": "black", "linewidth": 0.8}
+        bars = below.bar(middles, np.nan_to_num(means), width, **look)
         below.bar_label(bars, [f"n={count:.0f}" for count in counts], fontsize=9)
         below.margins(y=0.2)
         below.set_xticks(edges, [f"{edge:.2g}" for edge in edges])
@@ -318,14 +285,9 @@ def _reliability(configurations: Sequence[Configuration]) -> Drawings:
         width = 1 / len(found.counts)
         figure, axes = _frames(235)
         axes.plot([0, 1], [0, 1], "k--", marker="", linewidth=1)
-        bars = axes.bar(
-            (np.arange(len(found.counts))[filled] + 0.5) * width,
-            found.accuracy[filled],
-            width=0.86 * width,
-            edgecolor="black",
-            linewidth=0.7,
-            alpha=0.55,
-        )
+        middles = (np.arange(len(found.counts))[filled] + 0.5) * width
+        look = {"edgecolor": "black", "linewidth": 0.7, "alpha": 0.55}
+        bars = axes.bar(middles, found.accuracy[filled], 0.86 * width, **look)
         axes.bar_label(bars, [f"{count:.0f}" for count in found.counts[filled]], padding=4)
         axes.plot(found.confidence[filled], found.accuracy[filled], "ko-", markersize=4)
         axes.set(xlim=(0, 1), ylim=(0, 1.12), xticks=np.linspace(0, 1, 5))
@@ -358,14 +320,14 @@ def _costs(configurations: Sequence[Configuration]) -> Drawings:
         ]
         if any(known):
             memory.append((f"{one.label}, n={len(sizes)}", known))
-    if timed:
-        figure = _strips("seconds", timed)
-        figure.axes[0].set_xlim(left=0)
-        yield "Time per epoch", "Mean over the epochs of a run.", figure
-    if memory:
-        figure = _strips("GiB", memory, legend=("estimated", "measured peak"))
-        figure.axes[0].set_xlim(left=0)
-        yield "Memory", "Of the device that trained.", figure
+    for title, caption, unit, rows, legend in (
+        ("Time per epoch", "Mean over the epochs of a run.", "seconds", timed, ()),
+        ("Memory", "Of the device that trained.", "GiB", memory, ("estimated", "measured peak")),
+    ):
+        if rows:
+            figure = _strips(unit, rows, legend)
+            figure.axes[0].set_xlim(left=0)
+            yield title, caption, figure
 
 
 _KINDS = {

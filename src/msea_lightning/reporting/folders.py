@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -43,16 +43,9 @@ _TOLERANCE = 1e-9
 """Largest difference of a metric from its recomputation that is rounding: both are sums in float64
 of the same numbers, each at most a few thousand units of the last place apart."""
 
-_UNREADABLE = (
-    UserError,
-    OmegaConfBaseException,
-    YAMLError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-)
-"""What reading a ``config.yaml`` or the plan of a sweep raises where it is broken."""
+_BROKEN = (OSError, ValueError, KeyError, TypeError, csv.Error)
+_UNREADABLE = (*_BROKEN, UserError, OmegaConfBaseException, YAMLError)
+"""What reading raises where a file is broken, and where options are."""
 
 _SEED_LINE = re.compile(r"^seed: (\d+)\n", re.MULTILINE)
 
@@ -69,12 +62,8 @@ def metric_info(name: str) -> MetricInfo:
 class Predictions(NamedTuple):
     """``predictions.csv`` of a run: N utterances of the test part, in the run's order.
 
-    Attributes:
-        ids: N utterance ids.
-        texts: N texts.
-        labels: N true intensities, or names of emotions.
-        answers: N predicted ones, of the same kind.
-        probabilities: (N,) probability of each answer among all legal ones, 0..1.
+    Labels and answers are intensities, or names of emotions; the (N,) probabilities of the answers
+    are those among all legal ones, 0..1.
     """
 
     ids: list[str]
@@ -94,7 +83,7 @@ class Size(NamedTuple):
 
 @dataclass
 class Run:
-    """One run folder, or a run that a sweep was to make.
+    """One run folder, or a run that a sweep was to make; what is unknown is None or empty.
 
     Attributes:
         name: The folder, relative to the folder of all runs; empty where there is none yet.
@@ -102,12 +91,12 @@ class Run:
         finished_at: When ``metrics.json`` was written, in seconds since the epoch; None for a run
             that is not finished or whose ``metrics.json`` is broken.
         test: Metrics of the test part, recomputed from ``predictions.csv`` where that can be read;
-            NaN for what is undefined. Empty in an unfinished run.
-        kind: Definition of the metrics; None in an unfinished run.
-        size: Size of a finished run: what ``size_only`` measured, or ``memory.json``.
-        predictions: Answers on the test part, of a finished run.
-        history: Column to its (E,) values, one an epoch, of a finished run: epoch, seconds, loss,
-            and the metric that chooses the epoch; NaN for empty fields.
+            NaN for what is undefined.
+        kind: Definition of the metrics.
+        size: What ``size_only`` measured, or ``memory.json``.
+        predictions: Answers on the test part.
+        history: Epochs, their seconds, losses and the metric that chooses one, (E,) each, by
+            column; NaN for empty fields.
         error: Why a run is not finished, where it says so.
         warnings: What ``metrics.json`` says of results that are worth little, in sentences.
         problems: Files of a finished run that are missing or broken, in words.
@@ -160,24 +149,14 @@ class Run:
 
 
 class Folder(NamedTuple):
-    """All runs beneath a folder, also those that are only planned.
-
-    What cannot be read is in ``unreadable``: its path to the reason.
-    """
+    """All runs beneath a folder, planned ones too; what is ``unreadable`` has its reason."""
 
     runs: list[Run]
     unreadable: dict[str, str]
 
 
 def read_folder(root: Path) -> Folder:
-    """Reads all run folders and plans of sweeps beneath a folder.
-
-    A run folder is what holds a ``config.yaml``, however it is called; folders inside of it are its
-    own. Links to folders are not followed.
-
-    Raises:
-        ReportError: if there is no such folder, or no run folder in it.
-    """
+    """Reads all run folders (what holds a ``config.yaml``) and plans of sweeps beneath a folder."""
     if not root.is_dir():
         raise ReportError(
             f"runs={root}: there is no such folder. Give the folder in which training put its run "
@@ -190,19 +169,18 @@ def read_folder(root: Path) -> Folder:
             f"runs={root}: no run folder (a folder with config.yaml) is in it. Give the folder in "
             "which training put its run folders, such as runs."
         )
-    read_config = _config_reader()
     found = Folder([], {})
     for folder in folders:
         name = folder.path.relative_to(root).as_posix()
         try:
-            config = read_config(folder.config.read_text(encoding="utf-8"))
+            config = _read_config(folder.config.read_text(encoding="utf-8"))
             found.runs.append(_read_run(folder, name, config))
         except _UNREADABLE as error:
             found.unreadable[name] = f"config.yaml: {error}"
     for path in plans:
         try:
             planned = _read_json(path)["runs"]
-            found.runs.extend(Run("", read_config(run["config"])) for run in planned)
+            found.runs.extend(Run("", _read_config(run["config"])) for run in planned)
         except _UNREADABLE as error:
             found.unreadable[path.relative_to(root).as_posix()] = (
                 f"the plan of this sweep cannot be read ({error!r}). Delete it; started again, the "
@@ -211,20 +189,15 @@ def read_folder(root: Path) -> Folder:
     return found
 
 
-def _config_reader() -> Callable[[str], TrainConfig]:
-    """Reads the text of a ``config.yaml``, once for all that differ in the line of the seed alone.
+_parse = cache(parse_config)
+"""Checking options takes some 50 ms: it is done once for all that differ in the seed alone."""
 
-    Checking the options takes some 50 ms, which is 10 s for 200 runs.
-    """
-    parse = cache(parse_config)
 
-    def read(text: str) -> TrainConfig:
-        seed = _SEED_LINE.search(text)
-        if seed is None:
-            return parse(text)
-        return replace(parse(_SEED_LINE.sub("seed: 0\n", text)), seed=int(seed[1]))
-
-    return read
+def _read_config(text: str) -> TrainConfig:
+    seed = _SEED_LINE.search(text)
+    if seed is None:
+        return parse_config(text)
+    return replace(_parse(_SEED_LINE.sub("seed: 0\n", text)), seed=int(seed[1]))
 
 
 def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
@@ -268,7 +241,7 @@ def _noted(path: Path, problems: list[str]) -> Iterator[None]:
         problems.append(f"{path.name} is missing")
     except KeyError as error:
         problems.append(f"{path.name} is broken: it has no {error}")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except _BROKEN as error:
         problems.append(f"{path.name} is broken: {error}")
 
 
@@ -312,7 +285,7 @@ def _read_columns(path: Path, names: tuple[str, ...]) -> list[list[str]]:
     """These columns of a CSV file that has at least one row."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, strict=True))
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ValueError(f"record {number} has more or fewer fields than the header")
     if not rows:

@@ -1,8 +1,6 @@
 """Configurations: runs that differ in nothing but the seed, finished or not.
 
-Which options make a run what it is, :mod:`msea_lightning.runs.identity` says; nothing here lists
-options of its own. Configurations, runs and seeds have one order, which depends on neither time nor
-names of folders.
+Configurations, runs and seeds have one order, which depends on neither time nor names of folders.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
@@ -19,19 +18,10 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import FULL, paper_titles
-from msea_lightning.reporting.folders import (
-    ZERO_SHARE,
-    Folder,
-    Run,
-    Size,
-    metric_info,
-)
+from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.folder import Names
 from msea_lightning.runs.identity import comparable, fingerprint
-
-_SEEDLESS = 0
-"""The seed that stands for all seeds of a configuration."""
 
 
 @dataclass
@@ -41,7 +31,7 @@ class Configuration:
     Attributes:
         names: What it is called by.
         identity: Its fingerprint.
-        config: The options, with the seed of no run.
+        config: The options, with 0 for the seed.
         runs: Finished runs, by seed.
         missing: Runs that are planned or begun and not finished, by seed.
         options: ``option=value`` for each in which configurations of the same names differ.
@@ -71,8 +61,9 @@ class Configuration:
     @property
     def variant(self) -> str:
         """Model and what is left out of it."""
-        full = self.names.ablation == FULL
-        return self.names.model + ("" if full else f", {ABLATIONS.title(self.names.ablation)}")
+        if self.names.ablation == FULL:
+            return self.names.model
+        return f"{self.names.model}, {ABLATIONS.title(self.names.ablation)}"
 
     @property
     def label(self) -> str:
@@ -88,11 +79,11 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Grouped:
-    """All configurations of a folder.
+    """All configurations of a folder, and sizes of full models with their names.
 
     Attributes:
         configurations: In order: data sets and backbones as in the paper, then others by name.
-        sizes: Sizes of full models, with their names.
+        sizes: All sizes.
         measured: Those of runs that measured nothing else.
         missing_sizes: Runs that only measure sizes, planned or begun, and not finished.
     """
@@ -109,12 +100,13 @@ def group(folder: Folder) -> Grouped:
     Of several finished runs of the same options and seed the one that was finished last counts;
     the others are noted among its problems.
     """
-    counted = _without_duplicates(folder.runs)
+    sizes: list[Run] = []
     found: dict[str, Configuration] = {}
-    for run in counted:
+    for run in _without_duplicates(folder.runs):
         if run.config.size_only:
+            sizes.append(run)
             continue
-        config = replace(run.config, seed=_SEEDLESS)
+        config = replace(run.config, seed=0)
         identity = fingerprint(config)
         one = found.setdefault(identity, Configuration(run.names, identity, config))
         (one.runs if run.finished else one.missing).append(run)
@@ -125,14 +117,9 @@ def group(folder: Folder) -> Grouped:
     for one in ordered:
         _summarize(one)
     _test_ablations(ordered)
-    sizes = [run for run in counted if run.config.size_only]
-    missing_sizes = [run for run in sizes if not run.finished]
-    return Grouped(
-        configurations=ordered,
-        sizes=_sizes(sizes, ordered),
-        measured=_sizes(sizes, []),
-        missing_sizes=sorted(missing_sizes, key=lambda run: names_order(run.names)),
-    )
+    missing = [run for run in sizes if not run.finished]
+    missing.sort(key=lambda run: names_order(run.names))
+    return Grouped(ordered, _sizes(sizes, ordered), _sizes(sizes, []), missing)
 
 
 def names_order(names: Names) -> tuple[Any, ...]:
@@ -152,11 +139,9 @@ def _place(name: str, known: Iterable[str]) -> tuple[int, str]:
 
 
 def by_dataset(configurations: Iterable[Configuration]) -> dict[str, list[Configuration]]:
-    """Configurations by data set, in order."""
-    parts: dict[str, list[Configuration]] = {}
-    for one in configurations:
-        parts.setdefault(one.names.dataset, []).append(one)
-    return parts
+    """Configurations in their order, by data set."""
+    groups = groupby(configurations, key=lambda one: one.names.dataset)
+    return {dataset: list(own) for dataset, own in groups}
 
 
 def by_kind(
@@ -216,7 +201,6 @@ def _name_differences(configurations: Iterable[Configuration]) -> None:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -257,6 +241,5 @@ def _sizes(
         if run.size is not None
     }
     return sorted(
-        found,
-        key=lambda item: (names_order(item[0]), item[1].trainable or 0, item[1].estimated or 0),
+        found, key=lambda it: (names_order(it[0]), it[1].trainable or 0, it[1].estimated or 0)
     )

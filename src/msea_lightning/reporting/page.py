@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from importlib import resources
 from statistics import fmean
@@ -20,21 +21,12 @@ from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset
 from msea_lightning.reporting.tables import (
     Row,
     Table,
+    make_table,
     mean_text,
     seed_tables,
     seeds_text,
     significance_tables,
     warnings_table,
-)
-
-_MINORITY = (
-    "Sorted by the share of runs that do not give the most frequent answer (minority). Per model: "
-    "its most frequent answer, and how many of its seeds gave it."
-)
-
-_DEVIATION = (
-    "Sorted by the sample standard deviation (sd) of the answers of all runs. Per model: the mean "
-    "answer over its seeds."
 )
 
 
@@ -67,32 +59,18 @@ def best_table(configurations: Sequence[Configuration]) -> Table:
         best = choose(known, key=lambda one: one.summaries[info.name].mean)
         mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
         rows.append((dataset_title(dataset), best.label, info.title, mean, seeds_text(best)))
-    return Table(
-        title="Best mean on the test part",
-        note="A model is all runs that differ in nothing but the seed. Means are over seeds, ± is "
-        "the sample standard deviation. The best of many is chosen on the test part here, which "
-        "flatters it.",
-        columns=("Data set", "Best mean on test", "Metric", "Mean ± sd", "n"),
-        rows=rows,
-        words=3,
-    )
+    return make_table("best", rows)
 
 
 def missing_table(grouped: Grouped) -> Table:
     """Runs that were planned or begun and are not finished, with what stopped them."""
     found = [(one.label, run) for one in grouped.configurations for run in one.missing]
     found += [(f"{run.names.model}, size only", run) for run in grouped.missing_sizes]
-    return Table(
-        title="Missing runs",
-        note="Planned by a sweep or begun, and not finished.",
-        columns=("Data set", "Model", "Seed", "State", "What is known"),
-        rows=[
-            (dataset_title(run.names.dataset), label, str(run.config.seed), *run.missing)
-            for label, run in found
-        ],
-        words=5,
-        state="State",
-    )
+    rows = [
+        (dataset_title(run.names.dataset), label, str(run.config.seed), *run.missing)
+        for label, run in found
+    ]
+    return make_table("missing", rows)
 
 
 def problems_table(folder: Folder, grouped: Grouped) -> Table:
@@ -100,29 +78,14 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
     found = list(folder.unreadable.items())
     for run in (run for one in grouped.configurations for run in one.runs):
         found += [(run.name, problem) for problem in (*run.problems, *run.discrepancies)]
-    return Table(
-        title="Problems",
-        note="Every metric is recomputed from predictions.csv and compared with metrics.json.",
-        columns=("Run", "What is wrong"),
-        rows=found,
-    )
+    return make_table("problems", found)
 
 
 def cost_tables(grouped: Grouped) -> list[Table]:
     """Time and memory of every configuration: means over its seeds."""
     finished = [one for one in grouped.configurations if one.runs]
     return [
-        Table(
-            title=f"Time and memory: {dataset_title(dataset)}",
-            note="Means over seeds; training alone, in hours, minutes and seconds. Memory is that "
-            "of the device that trained.",
-            columns=(
-                *("Model", "n", "Epochs", "Per epoch", "Training"),
-                *("Memory estimated", "Memory measured"),
-            ),
-            rows=[_cost_row(one) for one in own],
-            words=1,
-        )
+        make_table("costs", [_cost_row(one) for one in own], dataset_title(dataset))
         for dataset, own in by_dataset(finished).items()
     ]
 
@@ -154,20 +117,11 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
     tables = []
     for (dataset, kind), part in by_kind(grouped.configurations).items():
         own = [one for one in part if one.kind is not None]
-        rows = most_disputed(own)
-        if not rows:
-            continue
-        emotions = kind is MetricKind.emotion
-        spread, note = ("minority", _MINORITY) if emotions else ("sd", _DEVIATION)
-        tables.append(
-            Table(
-                title=f"{dataset_title(dataset)}, by {spread}",
-                note=note,
-                columns=("Utterance", "Text", "Truth", *(one.label for one in own), spread),
-                rows=rows,
-                words=3 + len(own),
-            )
-        )
+        if rows := most_disputed(own):
+            spread = "minority" if kind is MetricKind.emotion else "sd"
+            columns = [*(one.label for one in own), spread]
+            table = make_table(spread, rows, dataset_title(dataset), columns)
+            tables.append(replace(table, words=3 + len(own)))
     return tables
 
 

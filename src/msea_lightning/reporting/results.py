@@ -31,7 +31,7 @@ def results_csv(grouped: Grouped, layouts: Sequence[Table]) -> str:
     """One row per configuration and metric of the test part, and per measured size.
 
     Numbers have full precision; shares are in percent, as in the paper. What is undefined or does
-    not exist is empty. Nothing in it depends on when or where the runs were made.
+    not exist is empty.
     """
     shown: dict[str, list[str]] = {}
     for table in layouts:
@@ -77,14 +77,11 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
     summary = one.summaries.get(metric)
     if summary is None:
         return columns
-    test = one.tests.get(metric)
-    values = summary.values
+    values, test = summary.values, one.tests.get(metric)
     numbers = {
         "mean": summary.mean,
         "sd": summary.sd,
-        "best": None if summary.best is None else values[summary.best],
         "best_seed": summary.best,
-        "median": None if summary.median is None else values[summary.median],
         "median_seed": summary.median,
         "min": min(values.values(), default=None),
         "max": max(values.values(), default=None),
@@ -92,6 +89,8 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
         "p_value": test.p if test else None,
         "p_holm": test.holm if test else None,
     }
+    for name, seed in (("best", summary.best), ("median", summary.median)):
+        numbers[name] = None if seed is None else values[seed]
     return {
         **columns,
         "n": str(summary.n),

@@ -28,8 +28,7 @@ class Summary:
         undefined: Seeds whose value is undefined.
         mean: Arithmetic mean; NaN without values.
         sd: Sample standard deviation (n - 1); NaN with fewer than two values.
-        best: Seed of the best value; None where no direction is better, or without values. Of
-            equal values the smallest seed counts, here and below.
+        best: Seed of the best value, the smallest of equal ones; None where there is none.
         median: Seed of the median run: the lower one of the two in the middle where n is even.
     """
 
@@ -47,12 +46,9 @@ class Summary:
 
 
 def summarize(info: MetricInfo, by_seed: Mapping[int, float], *, directed: bool = True) -> Summary:
-    """Mean, spread and outstanding runs of one metric over seeds.
+    """Mean, spread and outstanding runs of a metric, whose values are as in ``metrics.json``.
 
-    Args:
-        info: The metric.
-        by_seed: Seed to value as in ``metrics.json``: shares as shares, NaN for undefined.
-        directed: False where neither high nor low values are better.
+    It is not ``directed`` where neither high nor low values are better.
     """
     unit = 100.0 if info.percent else 1.0
     values = {seed: unit * by_seed[seed] for seed in sorted(by_seed)}
@@ -72,15 +68,14 @@ def summarize(info: MetricInfo, by_seed: Mapping[int, float], *, directed: bool 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A two-sided paired t test of an ablation against the full model.
+    """A two-sided paired t test of an ablation against the full model; NaN for what is undefined.
 
     Attributes:
         seeds: Seeds that both have.
-        difference: Mean of ablation minus full model over these seeds, in the table's unit; NaN
-            without common seeds.
-        p: The p value; NaN where there is none.
+        difference: Mean of ablation minus full model over these seeds, in the table's unit.
+        p: The p value.
         reason: Why there is none.
-        holm: The p value after Holm's correction; NaN where there is no p value.
+        holm: The p value after Holm's correction.
     """
 
     seeds: tuple[int, ...]
@@ -121,9 +116,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.array(p_values, dtype=np.float64)
     order = np.argsort(p)  # NaN comes last
     factors = np.isfinite(p).sum() - np.arange(len(p))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
-    return [float(value) for value in corrected]
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return [float(value) for value in p]
 
 
 _BINS = 10
@@ -147,12 +141,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
-    """Bins answers by their probability.
-
-    Args:
-        probabilities: (N,) between 0 and 1; answers without one (NaN) are left out.
-        right: (N,) whether each answer is right.
-    """
+    """Bins answers by their (N,) probabilities, and leaves out those without one (NaN)."""
     known = np.isfinite(probabilities)
     values = np.array([probabilities[known], right[known]], dtype=np.float64)
     counts, _, _ = binned_statistic(values[0], values[0], "count", _BINS, (0, 1))

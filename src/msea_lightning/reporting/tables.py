@@ -1,7 +1,7 @@
 """The paper's tables with our numbers beside its own, and the tests of the ablations.
 
-A :class:`Table` holds finished texts. Of the paper's numbers none is computed: they are those of
-:mod:`msea_lightning.paper`. Rows are the registered adapters and ablations, and what runs add.
+Of the paper's numbers none is computed: they are those of :mod:`msea_lightning.paper`. Rows are the
+registered adapters and ablations, and what runs add.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from typing import TypeAlias
+
+import yaml
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.metrics import METRIC_NAMES
@@ -42,22 +45,8 @@ UNKNOWN = ""
 MISSING = "missing"
 """What a table shows for a configuration without a finished run."""
 
-CITED, PAPER, OURS, DIFFERENCE, WARNING = "cited", "paper", "ours", "difference", "warning"
-"""Where the numbers of a row come from."""
-
-_SEEDS = (
-    "Ours: mean ± sample standard deviation over n seeds; without ± there is one seed. Difference: "
-    "our mean minus the paper's number. Acc and F1 in percent."
-)
-
-_TEST = (
-    "Two-sided paired t test of each ablation against the full model over the seeds that both have "
-    "(scipy.stats.ttest_rel), and the p value after Holm's correction over the ablations of this "
-    "table and metric. It assumes that the differences between the two runs of a seed are "
-    "independent and normal. With as few seeds as here that cannot be checked, and a difference "
-    "has to be large to be found: a high p value does not show that two models are equal."
-)
-
+PAPER, OURS = "paper", "ours"
+"""Where the numbers of a row come from; others are ``cited``, ``difference`` and ``warning``."""
 
 Row: TypeAlias = tuple[str, ...]
 """A text for each column."""
@@ -65,7 +54,7 @@ Row: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of finished texts.
+    """A table of finished texts; :func:`make_table` makes it of its entry in ``tables.yaml``.
 
     Attributes:
         title: Its title, different from that of any other table.
@@ -92,9 +81,20 @@ class Table:
         """Its anchor in the page and label in LaTeX."""
         return re.sub(r"\W+", "-", self.title).strip("-").lower()
 
-    def state_of(self, row: Row) -> str:
-        """The class of a row in the page."""
-        return row[self.columns.index(self.state)] if self.state else ""
+
+_ENTRIES = yaml.safe_load(
+    (resources.files("msea_lightning.reporting") / "tables.yaml").read_text(encoding="utf-8")
+)
+
+
+def make_table(
+    name: str, rows: Sequence[Row], subject: str = "", more: Sequence[str] = ()
+) -> Table:
+    """A table of an entry in ``tables.yaml``, with what it is of and the headings that vary."""
+    entry = dict(_ENTRIES[name])
+    title = entry.pop("title").format(subject)
+    columns = (*entry.pop("columns"), *more)
+    return Table(title=title, columns=columns, rows=rows, **entry)
 
 
 def paper_text(names: Names, metric: str) -> str:
@@ -122,9 +122,11 @@ def mean_text(metric: str, summary: Summary) -> str:
     return f"{text} (n={summary.n})" if summary.n and summary.undefined else text
 
 
-def number_text(metric: str, value: float) -> str:
-    """One number of a metric, in the unit of the tables."""
-    return "undefined" if math.isnan(value) else f"{value:.{_digits(metric)}f}"
+def number_text(metric: str, value: float, *, sign: str = "", undefined: str = "undefined") -> str:
+    """One number of a metric with the paper's decimals, in the unit of the tables."""
+    if math.isnan(value):
+        return undefined
+    return f"{value:{sign}.{2 if metric_info(metric).percent else 3}f}"
 
 
 def seeds_text(one: Configuration) -> str:
@@ -134,7 +136,7 @@ def seeds_text(one: Configuration) -> str:
 
 
 def _difference_text(metric: str, value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.{_digits(metric)}f}"
+    return number_text(metric, value, sign="+", undefined="")
 
 
 def _p_text(value: float) -> str:
@@ -142,11 +144,6 @@ def _p_text(value: float) -> str:
     if math.isnan(value):
         return ""
     return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
-
-
-def _digits(metric: str) -> int:
-    """Decimals of a metric in the paper's tables."""
-    return 2 if metric_info(metric).percent else 3
 
 
 def _heading(metric: str) -> str:
@@ -161,7 +158,7 @@ def table_metrics(configurations: Sequence[Configuration]) -> tuple[str, ...]:
     _, rows = result_rows(configurations[0].names.dataset)
     if rows:
         return tuple(name for name in rows[0] if name not in ("model", "cited"))
-    kinds = {one.kind for one in configurations if one.kind is not None}
+    kinds = {one.kind for one in configurations}
     known = (name for kind in METRIC_NAMES if kind in kinds for name in METRIC_NAMES[kind])
     return tuple(dict.fromkeys(known)) or (UNKNOWN,)
 
@@ -184,10 +181,6 @@ class _Part:
         return table_metrics(self.configurations)
 
     @property
-    def in_paper(self) -> bool:
-        return self.dataset in paper_titles("dataset")
-
-    @property
     def whole(self) -> list[Configuration]:
         """The full models that all training data made."""
         return [one for one in self.configurations if one.is_whole]
@@ -200,7 +193,7 @@ class _Part:
         *,
         above: Sequence[Row] = (),
         title: str = "",
-        note: str = _SEEDS,
+        note: str = "{}",
         first: str = "Model",
         sizes: bool = False,
     ) -> Table:
@@ -209,25 +202,20 @@ class _Part:
         Its rows are those ``above`` and of all names that have ``labels``, with the configurations
         among ``own`` that go by them; with ``sizes`` it has a column of trainable parameters.
         """
-        place = number if self.in_paper else f"Layout of {number}"
-        first_number = re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number)
-        if self.mixed and self.kind is not None:
-            title = f"{title} ({self.kind.value})"
+        place = number if self.dataset in paper_titles("dataset") else f"Layout of {number}"
+        kind = f" ({self.kind.value})" if self.mixed and self.kind is not None else ""
         rows = list(above)
         for names, label in labels.items():
             for row in self.rows(names, label, [one for one in own if one.names == names]):
                 rows.append((*row, self._parameters(names, row[1])) if sizes else row)
-        return Table(
-            title=f"{place}: {dataset_title(self.dataset)}{title}",
-            note=note,
-            columns=(
-                *(first, "Source", "n"),
-                *map(_heading, self.metrics),
-                *(["Paras [M]"] if sizes else []),
-            ),
-            rows=rows,
-            state="Source",
-            number=first_number.lower(),
+        columns = [*map(_heading, self.metrics), *(["Paras [M]"] if sizes else [])]
+        subject = f"{place}: {dataset_title(self.dataset)}{title}{kind}"
+        table = make_table("paper", rows, subject, columns)
+        return replace(
+            table,
+            note=note.format(table.note),
+            columns=(first, *table.columns),
+            number=re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number).lower(),
             configurations=own,
         )
 
@@ -235,10 +223,10 @@ class _Part:
         """Trainable parameters in millions: the paper's, or those of our runs."""
         if source == PAPER:
             return paper_parameters(names.adapter, names.backbone, names.dataset)
-        if source == OURS:
-            counted = [size.trainable for other, size in self.sizes if other == names]
-            return _joined(map(_millions, counted)) or MISSING
-        return ""
+        if source != OURS:
+            return ""
+        counted = [size.trainable for other, size in self.sizes if other == names]
+        return _joined(map(_millions, counted)) or MISSING
 
     def rows(self, names: Names, label: str, own: Sequence[Configuration]) -> list[Row]:
         """The paper's row where it has one, then ours and the difference for each configuration."""
@@ -255,11 +243,10 @@ class _Part:
                 _difference_text(metric, paper_difference(one, metric)) for metric in self.metrics
             ]
             if any(differences):
-                rows.append((name, DIFFERENCE, "", *differences))
+                rows.append((name, "difference", "", *differences))
             if warnings := sum(bool(run.warnings) for run in one.runs):
                 text = f"see warnings: {warnings} of {len(one.runs)} runs"
-                blank = [""] * (len(self.metrics) - 1)
-                rows.append((name, WARNING, "", text, *blank))
+                rows.append((name, "warning", "", text, *[""] * (len(self.metrics) - 1)))
         if not own:
             rows.append((label, OURS, "0", *(MISSING for _ in self.metrics)))
         return rows
@@ -287,16 +274,15 @@ def _main_table(part: _Part) -> list[Table]:
         return []
     number, published = result_rows(part.dataset)
     cited = [
-        (row["model"], CITED, "", *(row[metric] for metric in part.metrics))
+        (row["model"], "cited", "", *(row[metric] for metric in part.metrics))
         for row in published
         if row["cited"] == "yes"
     ]
     backbones = list(paper_titles("backbone")) if published else []
     models = [Names(part.dataset, main, backbone) for backbone in backbones]
     labels = {names: names.model for names in (*models, *(one.names for one in full))}
-    if not number:
-        number = "Table 3" if part.kind is MetricKind.emotion else "Table 2"
-    note = f"Cited: numbers that the paper quotes from others. {_SEEDS}" if published else _SEEDS
+    number = number or ("Table 3" if part.kind is MetricKind.emotion else "Table 2")
+    note = "Cited: numbers that the paper quotes from others. {}" if published else "{}"
     return [part.table(number, labels, full, above=cited, note=note)]
 
 
@@ -316,8 +302,8 @@ def _ablation_tables(part: _Part) -> list[Table]:
             names = Names(part.dataset, adapter, backbone, ablation)
             is_other = ablation == FULL and not is_main
             labels[names] = names.model if is_other else ABLATIONS.title(ablation)
-        note = _SEEDS
-        if part.in_paper and is_main:
+        note = "{}"
+        if part.dataset in paper_titles("dataset") and is_main:
             note += (
                 " The paper's Table 4 is of ChatGLM3-6B on MELD and SIMS-V2 alone; what is more of "
                 "the full model is from Tables 2 and 3."
@@ -334,8 +320,6 @@ def _adapter_table(part: _Part) -> list[Table]:
     backbones = dict.fromkeys(
         one.names.backbone for one in part.whole if one.names.adapter in others
     )
-    if not backbones:
-        return []
     own = [one for one in part.whole if one.names.backbone in backbones]
     there = {one.names for one in own}
     every = [
@@ -348,8 +332,8 @@ def _adapter_table(part: _Part) -> list[Table]:
         for names in every
         if names in there or paper_text(names, part.metrics[0])
     }
-    note = f"{_SEEDS} Paras: trainable parameters in millions."
-    return [part.table("Tables 5 and 10", labels, own, note=note, sizes=True)]
+    note = "{} Paras: trainable parameters in millions."
+    return [part.table("Tables 5 and 10", labels, own, note=note, sizes=True)] if own else []
 
 
 def _volume_table(part: _Part) -> list[Table]:
@@ -370,8 +354,6 @@ def volume_series(configurations: Sequence[Configuration]) -> list[list[Configur
 
 def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
     """Tables 1 and 10: trainable parameters, and the memory that training is estimated to take."""
-    if not sizes:
-        return []
     datasets = list(dict.fromkeys(names.dataset for names, _ in sizes))
     models = sorted({names._replace(dataset="") for names, _ in sizes}, key=names_order)
     rows: list[Row] = []
@@ -392,19 +374,7 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
         memory = [_gib(size.estimated for size in own) for own in found]
         if any(memory):
             rows.append((model.model, "memory", *memory))
-    return [
-        Table(
-            title="Tables 1 and 10: trainable parameters in millions, and memory",
-            note=(
-                "Ours: counted in the built model. Memory: estimated before training, backbone, "
-                "adapter and largest batch together. Several numbers in one place are of runs with "
-                "other options than those of the recipe."
-            ),
-            columns=("Model", "Source", *map(dataset_title, datasets)),
-            rows=rows,
-            state="Source",
-        )
-    ]
+    return [make_table("sizes", rows, more=[*map(dataset_title, datasets)])] if rows else []
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -427,76 +397,57 @@ def significance_tables(grouped: Grouped) -> list[Table]:
     for one in grouped.configurations:
         if one.tests:
             families.setdefault(one.names[:3], []).append(one)
-    return [
-        Table(
-            title=(
-                f"Ablations against the full model: {dataset_title(dataset)}, "
-                f"{model_title(adapter, backbone)}"
-            ),
-            note=_TEST,
-            columns=("Variant", "Metric", "Pairs", "Mean difference", "p", "p (Holm)"),
-            rows=[
-                (
-                    one.label.removeprefix(f"{one.names.model}, "),
-                    _heading(metric),
-                    str(len(test.seeds)),
-                    _difference_text(metric, test.difference),
-                    _p_text(test.p) or test.reason,
-                    _p_text(test.holm),
-                )
-                for one in own
-                for metric, test in one.tests.items()
-                if metric in table_metrics(own)
-            ],
-        )
-        for (dataset, adapter, backbone), own in families.items()
-    ]
+    tables = []
+    for (dataset, adapter, backbone), own in families.items():
+        rows = [
+            (
+                one.label.removeprefix(f"{one.names.model}, "),
+                _heading(metric),
+                str(len(test.seeds)),
+                _difference_text(metric, test.difference),
+                _p_text(test.p) or test.reason,
+                _p_text(test.holm),
+            )
+            for one in own
+            for metric, test in one.tests.items()
+            if metric in table_metrics(own)
+        ]
+        subject = f"{dataset_title(dataset)}, {model_title(adapter, backbone)}"
+        tables.append(make_table("tests", rows, subject))
+    return tables
 
 
 def warnings_table(grouped: Grouped) -> Table:
     """What runs say of results that are worth little, such as one answer to every utterance."""
-    return Table(
-        title="Results with warnings",
-        note="From metrics.json: a class that is never answered, a modality that is absent, or one "
-        "answer to everything, beside the share of the most frequent class.",
-        columns=("Data set", "Model", "Seed", "What is the matter"),
-        rows=[
-            (dataset_title(one.names.dataset), one.label, str(run.config.seed), text)
-            for one in grouped.configurations
-            for run in one.runs
-            for text in run.warnings
-        ],
-        words=4,
-    )
+    rows = [
+        (dataset_title(one.names.dataset), one.label, str(run.config.seed), text)
+        for one in grouped.configurations
+        for run in one.runs
+        for text in run.warnings
+    ]
+    return make_table("warnings", rows)
 
 
 def seed_tables(grouped: Grouped) -> list[Table]:
     """Every metric of every configuration: mean, spread, best and median run."""
-    return [
-        Table(
-            title=f"All metrics: {dataset_title(dataset)}",
-            note=(
-                "Test part. Best and median: the value and its seed; of an even number of "
-                "seeds the lower of the two in the middle. Undefined values are in no mean."
-            ),
-            columns=("Model", "Metric", "n", "Mean ± sd", "Best", "Median", "Min", "Max"),
-            rows=[
-                (
-                    one.label,
-                    _heading(metric),
-                    str(summary.n),
-                    mean_text(metric, summary),
-                    _of_seed(metric, summary, summary.best),
-                    _of_seed(metric, summary, summary.median),
-                    number_text(metric, min(summary.values.values(), default=math.nan)),
-                    number_text(metric, max(summary.values.values(), default=math.nan)),
-                )
-                for one in own
-                for metric, summary in one.summaries.items()
-            ],
-        )
-        for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items()
-    ]
+    tables = []
+    for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items():
+        rows = [
+            (
+                one.label,
+                _heading(metric),
+                str(summary.n),
+                mean_text(metric, summary),
+                _of_seed(metric, summary, summary.best),
+                _of_seed(metric, summary, summary.median),
+                number_text(metric, min(summary.values.values(), default=math.nan)),
+                number_text(metric, max(summary.values.values(), default=math.nan)),
+            )
+            for one in own
+            for metric, summary in one.summaries.items()
+        ]
+        tables.append(make_table("seeds", rows, dataset_title(dataset)))
+    return tables
 
 
 def _of_seed(metric: str, summary: Summary, seed: int | None) -> str:

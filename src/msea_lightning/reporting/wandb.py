@@ -1,8 +1,6 @@
-"""Logs each run to Weights & Biases; never blocks training or makes it fail.
+"""Logs each run to Weights & Biases (``docs/wandb.md``); never blocks training or makes it fail.
 
-What a W&B run holds, and how to make a table of many, is in ``docs/wandb.md``. Everything is
-recorded without a network as well, and uploaded later by ``wandb sync``. Whatever W&B cannot do is
-said in a warning; training goes on, and the run folder has all of it.
+Whatever W&B cannot do is said in a warning; training goes on, and the run folder has all of it.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from numpy.typing import NDArray
 
+from msea_lightning.config.errors import first_line
 from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.metrics import METRICS
 from msea_lightning.metrics.options import MetricKind
@@ -44,25 +43,12 @@ _PATIENCE = 30
 _UPLOAD = 300
 """Seconds to wait at the end of an online run for what is still to be uploaded."""
 
-_ID_FILE = "wandb_id.txt"
-"""File in the run folder with the W&B run's id, by which a resumed run continues it."""
-
-_TAG_LENGTH = 64
-"""Longest tag that W&B takes."""
-
-_NAME_LENGTH = 128
-"""Longest name of an artifact that W&B takes."""
-
 
 class TrainingLogger(WandbLogger):
     """Sends W&B what happens in training, and nothing of the evaluations that come after it.
 
     Those belong to the best epoch, not to the last step; :func:`log_results` puts them into the
     summary. A metric that W&B does not take ends the recording with a warning, not the training.
-
-    Args:
-        experiment: The W&B run; None in processes that record nothing.
-        folder: The run folder.
     """
 
     def __init__(self, experiment: Any, folder: Path) -> None:
@@ -106,8 +92,9 @@ def wandb_loggers(
         # The first process of a DDP run records; the others' logger writes nothing.
         yield [TrainingLogger(None, folder)]
         return
-    part = "" if names.train_fraction == 1 else f"-train-{names.train_fraction:g}"
-    model = f"{names.slug}{part}"
+    model = names.slug
+    if names.train_fraction != 1:
+        model += f"-train-{names.train_fraction:g}"
     ablation = [] if names.ablation == FULL else [names.ablation]
     tags = [names.dataset, names.adapter, names.backbone, *ablation, experiment]
     run = _start(
@@ -115,8 +102,8 @@ def wandb_loggers(
         group=options.wandb_group or "/".join(filter(None, (experiment, names.dataset, model))),
         job_type=names.ablation,
         name="-".join([names.dataset, model, *ablation, f"seed-{seed}"]),
-        # What one may want to see together across groups.
-        tags=list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in tags if tag)),
+        # What one may want to see together across groups; W&B takes 64 characters of each.
+        tags=list(dict.fromkeys(tag[:64] for tag in tags if tag)),
         config=dict(config),
         id=_run_id(folder),
         dir=str(folder),
@@ -125,13 +112,12 @@ def wandb_loggers(
         yield []
         return
     exit_code = 1
+    late = "what was not uploaded by the end (`wandb sync --include-online` uploads it later)"
     try:
         yield [TrainingLogger(run, folder)]
         exit_code = 0
     finally:
-        with _or_say(
-            "what was not uploaded by the end (`wandb sync --include-online` uploads it later)"
-        ):
+        with _or_say(late):
             run.finish(exit_code=exit_code)
 
 
@@ -150,13 +136,8 @@ def log_results(
     ``valid/MAE``), values as the paper's tables have them: shares in percent, MAE and Corr as they
     are. An undefined metric is left out. What cannot be logged is said in a warning.
 
-    Args:
-        loggers: The trainer's; those of :func:`wandb_loggers` are used.
-        kind: The metrics of the data set.
-        labels: Its labels, with nothing left to infer.
-        results: Split to metric name to value, shares between 0 and 1.
-        predictions: All predictions on the test split, in its order.
-        best_epoch: The epoch that validation chose, counted from 0.
+    ``results`` is split to metric to value, with shares between 0 and 1; ``best_epoch`` counts
+    from 0.
     """
     summary = {
         f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
@@ -172,15 +153,13 @@ def log_results(
         with _or_say("the predictions"), _staged_in(folder):
             run.log({"test/predictions": wandb.Table(columns=list(PREDICTION_COLUMNS), data=rows)})
         with _or_say("the confusion matrix"), _staged_in(folder):
-            names, true = confusion_classes(kind, labels, [item.label for item in predictions])
-            _, predicted = confusion_classes(
-                kind, labels, [item.prediction for item in predictions]
+            pairs = [(item.label, item.prediction) for item in predictions]
+            (names, true), (_, predicted) = (
+                confusion_classes(kind, labels, values) for values in zip(*pairs, strict=True)
             )
+            title = "test: true class, predicted class"
             matrix = wandb.plot.confusion_matrix(
-                y_true=true.tolist(),
-                preds=predicted.tolist(),
-                class_names=names,
-                title="test: true class, predicted class",
+                y_true=true.tolist(), preds=predicted.tolist(), class_names=names, title=title
             )
             run.log({"test/confusion_matrix": matrix})
         with _or_say("the plugin"):
@@ -196,11 +175,6 @@ def confusion_classes(
     Acc-7 with the metrics of CMU-MOSEI, the two of Acc-2 with those of CH-SIMS v2.0 (see
     :mod:`msea_lightning.metrics.functional`). On any other scale, for which no metric has classes,
     they are five equal parts of the scale.
-
-    Args:
-        kind: The metrics of the data set.
-        labels: Its labels, with nothing left to infer.
-        values: N labels, true or predicted ones.
 
     Returns:
         The names of the C classes in ascending order, and (N,) numbers of classes.
@@ -234,7 +208,8 @@ def _start(options: LoggerConfig, **settings: Any) -> Any:
         try:
             return _init(options, mode, settings)
         except Exception as error:  # whatever it is, it does not stop the training
-            _log.warning("W&B does not answer (%s): this run is recorded offline", _one_line(error))
+            why = first_line(error)
+            _log.warning("W&B does not answer (%s): this run is recorded offline", why)
             with _or_say("the attempt"):
                 wandb.teardown()  # or its service holds the run's id
     run = None
@@ -251,10 +226,7 @@ def _init(options: LoggerConfig, mode: str, settings: Mapping[str, Any]) -> Any:
         entity=options.wandb_entity,
         resume="allow",
         settings=wandb.Settings(
-            init_timeout=_PATIENCE,
-            finish_timeout=_UPLOAD,
-            finish_timeout_raises=True,
-            silent=True,
+            init_timeout=_PATIENCE, finish_timeout=_UPLOAD, finish_timeout_raises=True, silent=True
         ),
         reinit="finish_previous",
         **settings,
@@ -268,7 +240,7 @@ def _init(options: LoggerConfig, mode: str, settings: Mapping[str, Any]) -> Any:
 
 def _run_id(folder: Path) -> str:
     """The id of the run's W&B run, made once: its folder's name, and what no other run has."""
-    file = folder / _ID_FILE
+    file = folder / "wandb_id.txt"
     if not file.exists():
         place = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))
         write_atomically(file, f"{place[-64:]}-{secrets.token_hex(4)}\n")
@@ -277,7 +249,7 @@ def _run_id(folder: Path) -> str:
 
 def _artifact(run_name: str, plugin: Path) -> wandb.Artifact:
     """The plugin folder; nothing of the backbone is in it."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", run_name)[-_NAME_LENGTH:]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", run_name)[-128:]  # W&B takes no longer ones
     facts = json.loads((plugin / "plugin.json").read_text(encoding="utf-8"))
     artifact = wandb.Artifact(name, type="model", metadata=facts)
     # The folder is complete and stays, so W&B reads it where it is instead of a copy of its own.
@@ -288,10 +260,9 @@ def _artifact(run_name: str, plugin: Path) -> wandb.Artifact:
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """Keeps the files of tables in the run folder until they are uploaded.
+    """Keeps the files of tables in the run folder, where ``wandb sync`` finds them.
 
-    W&B copies them to where ``WANDB_DATA_DIR`` says, else below the home folder, which on a
-    cluster may be full, or another one when ``wandb sync`` looks for them.
+    W&B copies them to ``WANDB_DATA_DIR``, else below the home folder, which may be full.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
@@ -309,17 +280,11 @@ def _or_say(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any class: its service process may be gone, a disk full
-        _log.warning("W&B: could not log %s (%s); the run folder has it", what, _one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        _log.warning("W&B: could not log %s (%s); the run folder has it", what, first_line(error))
 
 
 def _has_login() -> bool:
     """Whether ``wandb login`` has left a key in the netrc file."""
-    try:
-        entries = netrc.netrc()
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any("wandb" in host for host in entries.hosts)
+    with suppress(OSError, netrc.NetrcParseError):
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    return False
