@@ -35,26 +35,16 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def json_target(option: str, name: str | None, *, replaces: bool) -> Path | None:
-    """The file that an option names for numbers, if there is to be one.
-
-    Args:
-        option: The option, such as ``bench.json``.
-        name: Its value.
-        replaces: Whether the file may exist already.
-
-    Raises:
-        ConfigError: where it cannot be such a file, or must not.
-    """
+    """The file that an option names for numbers, which may exist where it ``replaces`` one."""
     if name is None:
         return None
     target = Path(name).expanduser()
-    flaw = None
-    if target.is_dir():
-        flaw = "is a folder"
-    elif not target.absolute().parent.is_dir():
-        flaw = "is in a folder that does not exist"
-    elif target.exists() and not replaces:
-        flaw = "exists already"
+    flaws = {
+        "is a folder": target.is_dir(),
+        "is in a folder that does not exist": not target.absolute().parent.is_dir(),
+        "exists already": target.exists() and not replaces,
+    }
+    flaw = next((words for words, holds in flaws.items() if holds), None)
     if flaw:
         raise ConfigError(
             f"{option}={target} {flaw}: give a new file in a folder that exists, such as "

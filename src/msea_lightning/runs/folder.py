@@ -25,7 +25,6 @@ from msea_lightning.runs.identity import fingerprint, written_fingerprint
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Five times as fast where it is there."""
 
-
 PREDICTION_COLUMNS = ("id", "text", "label", "prediction", "probability")
 """Columns of ``predictions.csv``."""
 
@@ -67,22 +66,16 @@ class Names(NamedTuple):
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder and the paths in it; there are ``env.json``, ``train.log``, ``wandb/`` too.
 
     Attributes:
-        path: The folder.
-        config: The resolved options.
-        checkpoints: Folder of checkpoints.
         last: Checkpoint of the last complete epoch.
         best: Checkpoint of the best validation epoch so far.
-        plugin: The trained plugin.
         metrics: Metrics of the best validation epoch; present in a finished run only.
         predictions: Predictions on the test split.
         history: One row an epoch.
         memory: Estimated and measured memory, in bytes.
         error: Why the last attempt failed; absent in a run that has not.
-
-    Besides these there are ``env.json``, ``train.log``, and with W&B ``wandb/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,11 +104,7 @@ class RunFolder:
         return found if isinstance(found, int) else None
 
     def load_config(self) -> TrainConfig:
-        """The options of the run.
-
-        Raises:
-            RunError: if the folder holds no run.
-        """
+        """The options of the run; RunError where the folder holds none."""
         if not self.config.is_file():
             raise RunError(
                 f"{self.path} is not a run folder: config.yaml is missing. Give the folder that "
@@ -124,10 +113,7 @@ class RunFolder:
         return parse_config(self.config.read_text(encoding="utf-8"), str(self.config))
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of the run's options; None where they cannot be read.
-
-        Much faster than loading the options, because nothing is checked.
-        """
+        """The fingerprint of the run's options, unchecked; None where they cannot be read."""
         try:
             written = yaml.load(self.config.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
             return written_fingerprint(written) if isinstance(written, dict) else None
@@ -150,16 +136,7 @@ def config_text(config: TrainConfig) -> str:
 
 
 def parse_config(text: str, where: str = "it") -> TrainConfig:
-    """The options in the text of a ``config.yaml``.
-
-    Args:
-        text: The text.
-        where: What the error calls it.
-
-    Raises:
-        RunError: if it holds no options.
-        ConfigError: if an option is unknown or its value is not legal.
-    """
+    """The options in the text of a ``config.yaml``, which an error calls ``where``."""
     loaded = OmegaConf.create(text)
     if not isinstance(loaded, DictConfig) or not loaded:
         raise RunError(f"{where} holds no options: it was changed by hand.")
@@ -185,11 +162,7 @@ def find_runs(root: Path) -> Iterator[RunFolder]:
 
 
 def runs_of(config: TrainConfig) -> list[RunFolder]:
-    """All runs of exactly these options below ``config.runs``; see :func:`runs_by_fingerprint`.
-
-    Args:
-        config: All options of the run; local places as ``with_absolute_places`` has them.
-    """
+    """All runs of exactly these options below ``config.runs``; see :func:`runs_by_fingerprint`."""
     return runs_by_fingerprint(Path(config.runs)).get(fingerprint(config), [])
 
 

@@ -15,22 +15,11 @@ from typing import Any
 from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
 
-_NOT_COMPARED = frozenset(
-    {
-        "ckpt",
-        "runs",
-        "experiment",
-        "trainer",
-        "training.eval_batch_size",
-        "logger",
-        "dataset.cache",
-        "dataset.download",
-        "dataset.workers",
-        "backbone.check_memory",
-        "backbone.compile",
-        "backbone.checkpoint_activations",
-    }
-)
+_NOT_COMPARED = {
+    *("ckpt", "runs", "experiment", "logger", "trainer", "training.eval_batch_size"),
+    *("dataset.cache", "dataset.download", "dataset.workers"),
+    *("backbone.check_memory", "backbone.compile", "backbone.checkpoint_activations"),
+}
 """Options and sections that say where and how something runs, not what: they may differ between a
 run and its continuation, and a run of one experiment also serves another."""
 
@@ -52,11 +41,7 @@ def fingerprint(config: TrainConfig) -> str:
 
 
 def written_fingerprint(written: Mapping[str, Any]) -> str:
-    """The :func:`fingerprint` of options as ``config.yaml`` holds them, without checking them.
-
-    Raises:
-        ConfigError: for an adapter that there is not, or options of another one.
-    """
+    """The :func:`fingerprint` of options as ``config.yaml`` holds them, hardly checked."""
     values = dict(_flat(choose(written, TrainConfig)))
     values.setdefault("dataset.split_version", 1)  # which release 0.1 did not write
     return _hash(_effective(values))
@@ -98,9 +83,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     """The options as ``config.yaml`` holds them."""
 
     def section(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {
-            name: value.value if isinstance(value, enum.Enum) else value for name, value in items
-        }
+        return {key: item.value if isinstance(item, enum.Enum) else item for key, item in items}
 
     return dataclasses.asdict(config, dict_factory=section)
 
@@ -124,21 +107,18 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
     path, such as ``THUDM/chatglm3-6b-base``, may be on the Hub and stays as it is.
     """
 
-    def local(place: str | None, *, always: bool = False) -> str | None:
+    def absolute(place: str | None) -> str | None:
+        return place and str(Path(place).expanduser().resolve())
+
+    def local(place: str | None) -> str | None:
         if place is None:
             return None
-        path = Path(place).expanduser()
-        is_local = always or place.startswith((".", "~")) or path.is_absolute() or path.exists()
-        return str(path.resolve()) if is_local else place
+        is_path = place.startswith((".", "~")) or Path(place).is_absolute() or Path(place).exists()
+        return absolute(place) if is_path else place
 
-    dataset = replace(
-        config.dataset,
-        path=local(config.dataset.path, always=True),
-        cache=local(config.dataset.cache, always=True),
+    data, backbone = config.dataset, config.backbone
+    return replace(
+        config,
+        dataset=replace(data, path=absolute(data.path), cache=absolute(data.cache)),
+        backbone=replace(backbone, path=local(backbone.path), tokenizer=local(backbone.tokenizer)),
     )
-    backbone = replace(
-        config.backbone,
-        path=local(config.backbone.path),
-        tokenizer=local(config.backbone.tokenizer),
-    )
-    return replace(config, backbone=backbone, dataset=dataset)

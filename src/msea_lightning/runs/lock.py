@@ -12,9 +12,6 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.runs.folder import RunError
 from msea_lightning.runs.identity import fingerprint
 
-_FOLDER = ".locks"
-"""Folder of the lock files, below the folder of all runs."""
-
 
 def is_held(config: TrainConfig) -> bool:
     """Whether a process trains a run of exactly these options at the moment; see :func:`locked`."""
@@ -29,15 +26,10 @@ def is_held(config: TrainConfig) -> bool:
 def locked(config: TrainConfig, *, patience: float) -> Iterator[None]:
     """Holds the lock of a run. The system releases it when the process ends, however it ends.
 
-    Args:
-        config: All options of the run; local places as ``with_absolute_places`` has them.
-        patience: Seconds to wait where another process holds it.
-
     Raises:
-        Timeout: where another process holds it for longer.
-        RunError: where the file system has no locks.
+        Timeout: where another process holds it for longer than ``patience`` seconds.
     """
-    folder = Path(config.runs) / _FOLDER
+    folder = Path(config.runs) / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{fingerprint(config)[:32]}.lock", timeout=patience)
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import Timeout
@@ -32,9 +32,6 @@ _FOLDER_VARIABLE = "MSEA_RUN_FOLDER"
 _PATIENCE = 2.0
 """Seconds that a run waits for its lock, which others hold for a moment when they check it."""
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-"""What PyTorch's errors say when memory runs out: on a GPU, and on a CPU."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -48,11 +45,8 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     """The folder of a run, new or resumed, with ``train.log`` attached to the log.
 
     In the other processes of a DDP run it is the folder that the first process has made. A run
-    that fails leaves the reason in ``error.json``.
-
-    Args:
-        config: Options of the run; ``ckpt`` chooses between a new and an earlier folder. With
-            ``ckpt=auto`` the folder may be that of a run that is finished.
+    that fails leaves the reason in ``error.json``. With ``ckpt=auto`` the folder may be that of a
+    run that is finished.
 
     Raises:
         RunError: if there is nothing to resume, it was started with other options, or with
@@ -97,9 +91,8 @@ def _logged(folder: RunFolder) -> Iterator[RunFolder]:
         known = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
         cause = None if known else sys.exc_info()
         text = str(error) or type(error).__name__
-        log_file.handle(
-            _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
-        )
+        record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, "%s", (text,), cause)
+        log_file.handle(record)
         if isinstance(error, Exception):
             write_json(folder.error, _described(error))
         raise
@@ -114,7 +107,9 @@ def _described(error: Exception) -> dict[str, str]:
     kind, text = "crashed", f"{type(error).__name__}: {error}"
     if isinstance(error, UserError):
         kind, text = "refused", str(error)
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY):
+    # What PyTorch says on a GPU, and on a CPU.
+    signs = ("out of memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in signs):
         if kind == "crashed":
             text = (
                 f"out of memory ({text.strip()}). Make training.batch_size smaller, or store the "
@@ -127,9 +122,8 @@ def _described(error: Exception) -> dict[str, str]:
 def new_folder(config: TrainConfig) -> RunFolder:
     """Makes the folder of a run that has begun, with ``config.yaml`` and ``env.json`` in it.
 
-    No two runs get the same one. Runs of a sweep share the folder of their time, and those of them
-    that differ in another option than the seed number themselves; any other run has a folder of a
-    time of its own, even if it starts in the same second as another one.
+    Runs of a sweep share the folder of their time, and those of them that differ in another option
+    than the seed number themselves; any other run has a folder of a time of its own.
     """
     above = model_folder(config)
     above.mkdir(parents=True, exist_ok=True)
@@ -142,20 +136,19 @@ def new_folder(config: TrainConfig) -> RunFolder:
         path = _make(above / shared / f"seed-{config.seed}")
     folder = RunFolder(path)
     write_atomically(folder.config, config_text(config))
-    write_atomically(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+    write_json(path / "env.json", environment())
     return folder
 
 
 def _make(path: Path) -> Path:
     """Makes a folder of this name, or of this name and the first number that is free."""
-    number, free = 1, path
-    while True:
-        try:
+    free = path
+    for number in itertools.count(2):
+        with suppress(FileExistsError):
             free.mkdir()
-            return free
-        except FileExistsError:
-            number += 1
-            free = path.with_name(f"{path.name}-{number}")
+            break
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _earlier_folder(config: TrainConfig) -> RunFolder:
