@@ -20,14 +20,7 @@ _RESULTS = {"Table 2": "results_msa", "Table 3": "results_erc"}
 
 
 def paper_table(name: str) -> list[dict[str, str]]:
-    """The rows of one table, as text.
-
-    Args:
-        name: File name without its ending: ``results_msa`` (Table 2), ``results_erc`` (Table 3),
-            ``ablation`` (Table 4), ``trainable_parameters`` (Tables 1 and 10), ``datasets``
-            (Table 6), ``hyperparameters`` (Tables 7 to 9), ``prompts`` (Figure 3), ``names``,
-            ``percentiles``, ``longest`` or ``sources``.
-    """
+    """The rows of one of the CSV files beside this module, as text."""
     text = (resources.files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     return list(csv.DictReader(lines))
@@ -35,11 +28,7 @@ def paper_table(name: str) -> list[dict[str, str]]:
 
 @cache
 def paper_titles(kind: str) -> dict[str, str]:
-    """Name on the command line to name in the tables, in the paper's order.
-
-    Args:
-        kind: ``dataset`` or ``backbone``.
-    """
+    """Name on the command line to name in the tables, of each ``dataset`` or ``backbone``."""
     return {row["name"]: row["title"] for row in paper_table("names") if row["kind"] == kind}
 
 
@@ -78,15 +67,8 @@ def paper_result(
 ) -> dict[str, str]:
     """What the paper reports for a model: the mean over its five seeds on the test part.
 
-    Args:
-        dataset: ``dataset.name``: mosei, simsv2, meld or cherma.
-        backbone: ``backbone.name``: qwen, llama2 or chatglm3.
-        adapter: ``adapter.name``: mse, mag or chfn.
-        ablation: ``ablation.name``.
-
-    Returns:
-        Metric name (as in :mod:`msea_lightning.metrics`) to the number as it is printed there,
-        shares in percent; empty where the paper reports nothing.
+    Metric (as in :mod:`msea_lightning.metrics`) to the number as it is printed there, shares in
+    percent; empty where the paper reports nothing.
     """
     title = model_title(adapter, backbone)
     found: dict[str, str] = {}

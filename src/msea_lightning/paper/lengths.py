@@ -7,15 +7,13 @@ another average and cut at the published number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.paper import paper_table
-
-_SOURCES = {row["dataset"]: row["source"] for row in paper_table("sources")}
 
 _PERCENTILES = paper_table("percentiles")
 _MELD_TOKENS = tuple(int(row["meld_tokens"]) for row in _PERCENTILES)
@@ -30,14 +28,15 @@ _MOSI_MEAN_TOKENS = 14.45
 _TOKENS_PER_CHARACTER = 1.743
 """Tokens of LLaMA2's tokenizer for a Chinese character, measured on the paper's Chinese prompts."""
 
+_MEASURED = {
+    "meld": (_MELD_TOKENS, _MELD_MEAN_TOKENS),
+    "mosi": (_MOSI_TOKENS, _MOSI_MEAN_TOKENS),
+}
+
 
 @dataclass(frozen=True)
 class Lengths:
-    """A distribution of lengths: its quantiles, with straight lines between them.
-
-    Attributes:
-        quantiles: At evenly spaced probabilities from 0 to 1, ascending; at least two.
-    """
+    """A distribution: its quantiles at evenly spaced probabilities, with lines between them."""
 
     quantiles: tuple[int, ...]
 
@@ -48,14 +47,7 @@ class Lengths:
         return float((ends[:-1] + ends[1:]).mean() / 2)
 
     def at(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The lengths at given probabilities.
-
-        Args:
-            probabilities: (N,) numbers from 0 to 1.
-
-        Returns:
-            (N,) lengths, rounded, at least 1.
-        """
+        """The lengths, rounded and at least 1, at (N,) given probabilities."""
         steps = np.linspace(0, 1, len(self.quantiles))
         lengths = np.rint(np.interp(probabilities, steps, self.quantiles))
         return np.maximum(lengths, 1).astype(np.int64)
@@ -63,14 +55,9 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """How long the utterances of a data set are.
+    """How long the utterances of a data set are, in tokens and frames, and how that is known.
 
-    Attributes:
-        text: Tokens of the text as LLaMA2's tokenizer counts them, without special tokens and
-            before the text is cut.
-        audio: Audio frames.
-        vision: Vision frames.
-        source: Where the lengths come from: what is measured, what is reported, what is assumed.
+    Tokens are as LLaMA2's tokenizer counts them, without special tokens, before the text is cut.
     """
 
     text: Lengths
@@ -79,51 +66,25 @@ class Shape:
     source: str
 
 
-def _tokens(measured: Sequence[int], average: float, wanted: float) -> Lengths:
-    """Tokens that are distributed as the measured ones, stretched from their average to another."""
-    return Lengths(tuple(max(1, round(tokens * wanted / average)) for tokens in measured))
+def _shape(row: Mapping[str, str]) -> Shape:
+    """The lengths that a row of ``lengths.csv`` describes."""
+    quantiles, mean = _MEASURED[row["measured"]]
+    wanted = float(row["tokens"] or 1 + float(row["characters"] or 0) * _TOKENS_PER_CHARACTER)
+    text = Lengths(tuple(max(1, round(tokens * wanted / mean)) for tokens in quantiles))
+    audio, vision = (_frames(row, modality) for modality in ("audio", "vision"))
+    return Shape(text, audio, vision, row["source"])
 
 
-def _lasting(seconds: float, rate: float, steps: int) -> Lengths:
-    """Frames (``rate`` a second, ``steps`` kept) of utterances that last ``seconds`` on average."""
-    stretch = rate * seconds / _MELD_MEAN_SECONDS
+def _frames(row: Mapping[str, str], modality: str) -> Lengths:
+    rate, steps = row[f"{modality}_rate"], int(row[f"{modality}_steps"])
+    if not rate:
+        return Lengths((steps, steps))
+    stretch = float(rate) * float(row["seconds"]) / _MELD_MEAN_SECONDS
     frames = (round(stretch * lasted) for lasted in _MELD_SECONDS)
     return Lengths(tuple(min(max(1, count), steps) for count in frames))
 
 
-_SIMS_SECONDS, _SIMS_CHARACTERS = 3.67, 15.0
-_CHERMA_SECONDS = 543 / 50 / _MELD_SECONDS[95] * _MELD_MEAN_SECONDS
-
-SHAPES: dict[str, Shape] = {
-    "mosei": Shape(
-        text=_tokens(_MOSI_TOKENS, _MOSI_MEAN_TOKENS, 24),
-        audio=_lasting(7.28, 20, 500),
-        vision=_lasting(7.28, 15, 375),
-        source=_SOURCES["mosei"],
-    ),
-    "simsv2": Shape(
-        text=_tokens(_MELD_TOKENS, _MELD_MEAN_TOKENS, 1 + _SIMS_CHARACTERS * _TOKENS_PER_CHARACTER),
-        audio=_lasting(_SIMS_SECONDS, 100, 925),
-        vision=_lasting(_SIMS_SECONDS, 25, 232),
-        source=_SOURCES["simsv2"],
-    ),
-    "meld": Shape(
-        text=Lengths(_MELD_TOKENS),
-        audio=_lasting(_MELD_MEAN_SECONDS, 157 / 5, 157),
-        vision=_lasting(_MELD_MEAN_SECONDS, 32 / 5, 32),
-        source=_SOURCES["meld"],
-    ),
-    "cherma": Shape(
-        text=_tokens(
-            _MELD_TOKENS,
-            _MELD_MEAN_TOKENS,
-            1 + _CHERMA_SECONDS * _SIMS_CHARACTERS / _SIMS_SECONDS * _TOKENS_PER_CHARACTER,
-        ),
-        audio=_lasting(_CHERMA_SECONDS, 50, 543),
-        vision=Lengths((16, 16)),
-        source=_SOURCES["cherma"],
-    ),
-}
+SHAPES = {row["dataset"]: _shape(row) for row in paper_table("lengths")}
 """The lengths of the paper's data sets."""
 
 LONGEST = {
