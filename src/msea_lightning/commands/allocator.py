@@ -16,7 +16,7 @@ SETTING = "THP_MEM_ALLOC_ENABLE"
 
 
 def begin_at_pages() -> None:
-    """Lets large tensors of this process, and of those that it starts, begin at memory pages.
+    """Lets large tensors begin at memory pages, in processes that this one starts as well.
 
     It has to come before the first tensor. Where the environment has the setting, that holds.
     """

@@ -1,10 +1,6 @@
 """Runs a command: what was typed becomes a checked configuration, which a job receives.
 
-:func:`launch` checks everything before the job starts, and before anything heavy is imported: the
-rooms ``commands`` and ``config`` import neither torch nor transformers nor lightning, and a command
-imports them inside its job.
-
-Exit codes: 0 done, 1 the job failed, 2 the command line is wrong, 130 interrupted.
+Nothing heavy is imported before everything is checked: commands import PyTorch inside their jobs.
 """
 
 from __future__ import annotations
@@ -41,10 +37,9 @@ def launch(
 ) -> None:
     """Runs a job as the command line says: once, or with ``-m`` once per combination of values.
 
-    Returns after a success and leaves through :class:`SystemExit` otherwise (exit codes at the head
-    of this module). An error of the user is printed to standard error as one paragraph; the
-    environment variable ``MSEA_TRACEBACK=1`` raises it instead. Any other exception keeps its
-    traceback.
+    Returns after a success and leaves through :class:`SystemExit` otherwise: 1 where the job
+    failed, 2 where the command line is wrong, 130 where it was interrupted. An error of the user is
+    printed as one paragraph, or raised with ``MSEA_TRACEBACK=1`` in the environment.
 
     Args:
         job: What to do with the checked configuration.

@@ -37,12 +37,7 @@ _EXPERIMENT = "experiment"
 
 
 def compose(config_name: str, root: type[Root], overrides: Sequence[str] = ()) -> Root:
-    """The typed configuration that a command line with these overrides runs with.
-
-    Args:
-        config_name: The file in ``conf/`` that composes it, without ``.yaml``.
-        root: The dataclass that the configuration has to fit.
-        overrides: Words such as ``dataset=mosei`` and ``seed=3``.
+    """The typed configuration of a command line with overrides such as ``dataset=mosei seed=3``.
 
     Raises:
         ConfigError: naming the override and what is legal.
@@ -150,11 +145,7 @@ class Composer(Generic[Root]):
         return to_typed(config, self.root)
 
     def jobs(self) -> list[Job[Root]]:
-        """The configuration of every combination of values, the grid of an experiment included.
-
-        Raises:
-            ConfigError: naming the override and what is legal.
-        """
+        """The configuration of every combination of values, the grid of an experiment included."""
         if not self.multirun:
             if missing := self._missing(self.words):
                 raise ConfigError(

@@ -31,14 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_flags(words: list[str]) -> argparse.Namespace:
-    """Splits a command line into flags and ``overrides``.
-
-    Args:
-        words: The words of the command line.
-
-    Raises:
-        ConfigError: for an unknown flag, flags that do not go together, or a missing folder.
-    """
+    """Splits a command line into flags and ``overrides``."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")

@@ -15,11 +15,7 @@ from msea_lightning.config.options import OptionInfo
 
 
 def help_text(composer: Composer[Any]) -> str:
-    """Usage, choices, and every option with the value that it would have.
-
-    Args:
-        composer: That of the command line without ``--help``.
-    """
+    """Usage, choices, and every option with the value that it would have without ``--help``."""
     checker = composer.checker
     config = composer.compose(next(composer.combinations()))
     text = [_usage(composer.config_name), "", "Flags", FLAGS]

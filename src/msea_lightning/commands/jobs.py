@@ -14,12 +14,7 @@ Root = TypeVar("Root")
 
 @dataclass(frozen=True)
 class Job(Generic[Root]):
-    """One run of a sweep.
-
-    Attributes:
-        overrides: The command line that makes it a run of its own, as Hydra reads it.
-        config: The configuration that they make.
-    """
+    """One run of a sweep: the overrides that make it a run of its own, and what they make."""
 
     overrides: list[str]
     config: Root

@@ -23,10 +23,6 @@ class Checker:
 
     Hydra itself says little about a misspelt or mistyped option, and accepts some without a word.
 
-    Args:
-        root: The dataclass that the configuration has to fit.
-        loader: Hydra's loader of the command's configuration.
-
     Attributes:
         options: All options by their dotted key.
         groups: Sections that are chosen as a whole, as in ``dataset=mosei``.
@@ -47,15 +43,10 @@ class Checker:
     def parse(
         self, lines: Sequence[str], *, multirun: bool, launches: bool = False
     ) -> list[Override]:
-        """Parses overrides, checks each, and refuses those that contradict each other.
+        """Parses overrides, Hydra's among them, and refuses illegal and contradicting ones.
 
-        Args:
-            lines: The overrides, those of Hydra's own options among them.
-            multirun: Whether one of them may name several values.
-            launches: Whether options of Hydra's launchers have a use.
-
-        Raises:
-            ConfigError: naming the override and what is legal.
+        With ``multirun`` one of them may name several values, with ``launches`` options of Hydra's
+        launchers have a use.
         """
         overrides = [self._parse_line(line) for line in lines]
         for override in overrides:

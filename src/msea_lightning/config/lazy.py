@@ -8,15 +8,7 @@ from typing import Any
 
 
 def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` (PEP 562).
-
-    Args:
-        package: The package, ``__name__``.
-        modules: Each public name and the module of the package that defines it.
-
-    Returns:
-        A function from a name to what it stands for; it raises AttributeError for others.
-    """
+    """A package's ``__getattr__`` (PEP 562), of each public name and the module that has it."""
 
     def load(name: str) -> Any:
         if name not in modules:

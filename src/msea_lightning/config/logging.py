@@ -15,12 +15,6 @@ def is_rank_zero() -> bool:
 
 
 def log_once(logger: logging.Logger, message: str, *, level: int = logging.INFO) -> None:
-    """Logs on rank zero alone, so that a run on several devices says everything once.
-
-    Args:
-        logger: The module's logger.
-        message: The message.
-        level: Its level.
-    """
+    """Logs on rank zero alone, so that a run on several devices says everything once."""
     if is_rank_zero():
         logger.log(level, "%s", message)

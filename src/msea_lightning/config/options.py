@@ -47,7 +47,7 @@ def option(
     metadata: dict[str, Any] = {"help": help, "choices": choices, "presets": presets}
     metadata |= {"low": low, "high": high, "above": above, "below": below}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+        return field(default_factory=functools.partial(copy.copy, default), metadata=metadata)
     if isinstance(default, type) and dataclasses.is_dataclass(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -101,13 +101,7 @@ def schema(root: type[Root]) -> type[Root]:
 def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
     """Plain values of a root, each choice with nothing but the options that it has.
 
-    Args:
-        values: As Hydra composes them, or as ``config.yaml`` holds them; options that the chosen
-            adapter lacks are null, missing or absent.
-        root: The dataclass of the entry point.
-
-    Raises:
-        ConfigError: for a choice that there is not, and for an option of another one.
+    Options that the chosen adapter lacks have to be null, missing or absent.
     """
     chosen = dict(values)
     for where, registry in registries(root).items():
@@ -126,14 +120,10 @@ def choose(values: typing.Mapping[str, Any], root: type[Any]) -> dict[str, Any]:
 
 
 def to_typed(config: DictConfig, root: type[Root]) -> Root:
-    """Turns a composed config into checked, plain, typed objects.
+    """Turns what Hydra composed into checked, plain, typed objects.
 
     The plain container is merged once more into a fresh structured config, because keys added
     on the command line with ``+`` pass the schema that Hydra merged into.
-
-    Args:
-        config: What Hydra composed.
-        root: The dataclass of the entry point, such as :class:`TrainConfig`.
 
     Raises:
         ConfigError: naming the option, the value and what is legal.
@@ -173,11 +163,7 @@ def _own_types(options: type[Any]) -> dict[str, Any]:
 
 
 def check(config: Any, where: str = "") -> None:
-    """Checks ranges and cross-field rules of a config object and of all objects inside it.
-
-    Raises:
-        ConfigError: naming the option, the value and what is legal.
-    """
+    """Checks ranges and cross-field rules of a config object and of all objects inside it."""
     for item in dataclasses.fields(config):
         key = f"{where}.{item.name}" if where else item.name
         value = getattr(config, item.name)
@@ -243,18 +229,11 @@ def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from options(hint, key)
             continue
-        default = (
-            item.default
-            if item.default is not dataclasses.MISSING
-            else typing.cast("Any", item.default_factory)()
-        )
-        yield OptionInfo(
-            key=key,
-            type=type_name(hint),
-            range=legal_range(item.metadata),
-            default=default,
-            help=item.metadata.get("help", ""),
-        )
+        default = item.default
+        if default is dataclasses.MISSING:
+            default = typing.cast("Any", item.default_factory)()
+        range_, help_ = legal_range(item.metadata), item.metadata.get("help", "")
+        yield OptionInfo(key, type_name(hint), range_, default, help_)
 
 
 def _options_of_choices(registry: Registry[type[Any]], where: str) -> Iterator[OptionInfo]:

@@ -6,7 +6,7 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from msea_lightning.config.errors import ConfigError
 
@@ -49,9 +49,6 @@ class Registry(Generic[Options]):
         @ADAPTERS.register("mag", "msea_lightning.adapter.mag.MAGAdapter", title="MAG")
         @dataclass
         class MAGOptions(AdapterOptions): ...
-
-    Args:
-        kind: What the entries are, for messages: ``adapter``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -67,9 +64,6 @@ class Registry(Generic[Options]):
             name: The name on the command line.
             target: Dotted path of the class or function; empty where there is none.
             title: Its name in the paper's tables and in reports; the name where not given.
-
-        Raises:
-            ValueError: if the name is taken.
         """
         if name in self._entries:
             raise ValueError(f"there are two of {self.kind} {name}")
@@ -88,8 +82,7 @@ class Registry(Generic[Options]):
 
     def options(self, name: str) -> Options:
         """What was registered under a name; ConfigError if nothing was."""
-        options: Options = self._entry(name).options
-        return options
+        return cast("Options", self._entry(name).options)
 
     def title(self, name: str) -> str:
         """What tables call an entry; any other name as it is."""
@@ -106,12 +99,12 @@ class Registry(Generic[Options]):
         for name, entry in self._entries.items():
             if entry.options in (thing, kind) or entry.target == path:
                 return name
-        raise ConfigError(f"{path} is not registered as {self.kind}; there are: {self._listed()}.")
+        raise self._refused(f"{path} is not registered as {self.kind}")
 
     def _entry(self, name: str) -> _Entry[Any]:
         if name not in self._entries:
-            raise ConfigError(f"there is no {self.kind} {name}; there are: {self._listed()}.")
+            raise self._refused(f"there is no {self.kind} {name}")
         return self._entries[name]
 
-    def _listed(self) -> str:
-        return ", ".join(self._entries)
+    def _refused(self, why: str) -> ConfigError:
+        return ConfigError(f"{why}; there are: {', '.join(self._entries)}.")

@@ -1,7 +1,4 @@
-"""The options of each command, composed of those of the components.
-
-Imported only by packages that combine components.
-"""
+"""The options of each command, composed of those of the components."""
 
 from __future__ import annotations
 

@@ -44,8 +44,5 @@ def say(text: str) -> None:
 def print_exception(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Prints an exception that nobody caught as Python does, but :func:`visible`.
-
-    Set as ``sys.excepthook``.
-    """
+    """Prints an exception that nobody caught as ``sys.excepthook`` does, but :func:`visible`."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
