@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from msea_lightning.backbone.loading.load import resolve_device as resolve_device
     from msea_lightning.backbone.loading.tokenizers import load_tokenizer as load_tokenizer
 
-__all__ = [
-    "BackboneError",
-    "FrozenBackbone",
-    "backbone_config",
-    "backbone_tokenizer",
-    "load_backbone",
-    "load_language_model",
-    "load_tokenizer",
-    "resolve_device",
-]
-
 __getattr__ = lazy(
     __name__,
     {

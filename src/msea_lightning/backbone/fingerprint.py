@@ -19,22 +19,16 @@ _ROWS = 16
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """What tells this language model from any other, by part.
 
-    Numbers are rounded to bfloat16 first, so that a checkpoint has the same fingerprint in every
-    compute dtype.
-
-    Returns:
-        ``model`` covers the architecture, ``embeddings`` some rows of the embedding matrix and all
-        vectors (norms, biases), ``linear`` some rows of every weight matrix, ``tokenizer`` the
-        vocabulary. Quantised matrices are not comparable to dense ones, and have a key of their
-        own, such as ``linear-bitsandbytes``.
+    ``model`` covers the architecture, ``embeddings`` some rows of the embedding matrix and all
+    vectors (norms, biases), ``linear`` some rows of every weight matrix, ``tokenizer`` the
+    vocabulary. Numbers are rounded to bfloat16, so that compute dtypes do not matter. Quantised
+    matrices are not comparable to dense ones, and have a key such as ``linear-bitsandbytes``.
     """
     config = model.config.get_text_config()
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
     shape = [config.model_type, embedding.shape[1], embedding.shape[0], config.num_hidden_layers]
-    others = [
-        parameter for _, parameter in sorted(model.named_parameters()) if parameter is not embedding
-    ]
+    others = [tensor for _, tensor in sorted(model.named_parameters()) if tensor is not embedding]
     vectors = [embedding, *(tensor for tensor in others if tensor.dim() <= 1)]
     method = getattr(model, "quantization_method", None)
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -93,24 +94,20 @@ class FrozenBackbone:
         pairwise = self.body
         if model.config._attn_implementation not in _PAIRWISE_ATTENTION:
             pairwise = with_attention(self.body, "sdpa")
-        trained = {
-            body: _recomputing(body) if checkpoint_activations else body
-            for body in {self.body, pairwise}
-        }
+        # Equal bodies stay one, which is compiled once.
+        trained = cache(_recomputing if checkpoint_activations else lambda body: body)
         # By whether the mask is between positions, and whether gradients are computed.
         self._bodies: dict[tuple[bool, bool], Any] = {
             (False, False): self.body,
             (True, False): pairwise,
-            (False, True): trained[self.body],
-            (True, True): trained[pairwise],
+            (False, True): trained(self.body),
+            (True, True): trained(pairwise),
         }
         self_check(self)
         if compile:
             # Lengths differ from batch to batch: compiled once for all of them.
-            compiled = {
-                body: torch.compile(body, dynamic=True) for body in set(self._bodies.values())
-            }
-            self._bodies = {case: compiled[body] for case, body in self._bodies.items()}
+            compiled = cache(partial(torch.compile, dynamic=True))
+            self._bodies = {case: compiled(body) for case, body in self._bodies.items()}
             self.last_modules = ()
 
     @property
@@ -137,9 +134,8 @@ class FrozenBackbone:
     def max_positions(self) -> int | None:
         """Longest sequence that the model reads as it was made to; None where it does not say.
 
-        That is the length that it was trained for, or the reach of its shortest attention window
-        where that is less: the explicit masks of :meth:`hidden` replace the model's own, and equal
-        them up to there.
+        Never beyond the shortest attention window: up to there the masks of :meth:`hidden` equal
+        the model's own.
         """
         config = self.model.config.get_text_config()
         limits = [getattr(config, "max_position_embeddings", None), *_windows(config)]
@@ -151,11 +147,7 @@ class FrozenBackbone:
         return getattr(self.model, "quantization_method", None) is not None
 
     def to(self, device: torch.device) -> FrozenBackbone:
-        """Moves the model in place.
-
-        Raises:
-            BackboneError: for a quantised model, which stays where it was loaded.
-        """
+        """Moves the model in place; a quantised one stays where it was loaded."""
         if self.device.type == device.type and device.index in (None, self.device.index):
             return self
         if self.quantized:
@@ -167,26 +159,14 @@ class FrozenBackbone:
         return self
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings.
-
-        Args:
-            ids: (B, S) token ids.
-
-        Returns:
-            (B, S, d) in the backbone's dtype.
-        """
+        """(B, S) token ids to (B, S, d) embeddings in the backbone's dtype."""
         embedded: Tensor = self._embedding(ids)
         return embedded
 
     def cached_prefix(self, ids: Sequence[int]) -> PrefixCache | None:
-        """The KV cache of the tokens that every sequence begins with, computed once.
+        """The KV cache of O tokens that every sequence begins with, computed once.
 
-        Args:
-            ids: O token ids.
-
-        Returns:
-            What :meth:`hidden` continues from; None where there are no tokens, or the model has to
-            compute them with every sequence.
+        None where there are no tokens, or the model has to compute them with every sequence.
         """
         if not ids or not self.caches_prefix:
             return None
@@ -246,14 +226,7 @@ class FrozenBackbone:
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits.
-
-        Args:
-            hidden: (..., d) final hidden states.
-
-        Returns:
-            (..., V) float32.
-        """
+        """(..., d) final hidden states to (..., V) logits of the next token, in float32."""
         # A slice of three axes would be multiplied by a copy of the head for every utterance.
         rows = hidden.reshape(-1, hidden.shape[-1])
         scores: Tensor = self.model.get_output_embeddings()(rows).view(*hidden.shape[:-1], -1)
@@ -322,17 +295,12 @@ class FrozenBackbone:
                 "label: its files are missing or in a format that transformers does not read. Give "
                 "a folder with tokenizer.json in backbone.tokenizer."
             )
-        if self.tokenizer.vocab_size > self.vocabulary:
+        if max(self.tokenizer.vocab_size, self.pad_id + 1) > self.vocabulary:
             raise BackboneError(
-                f"The tokenizer has {self.tokenizer.vocab_size} tokens, but the language model "
-                f"only {self.vocabulary} embeddings: they are not of one model. Set "
-                "backbone.tokenizer to the tokenizer of backbone.path."
-            )
-        if self.pad_id >= self.vocabulary:
-            raise BackboneError(
-                f"The padding token has the id {self.pad_id}, but the language model only "
-                f"{self.vocabulary} embeddings: set backbone.pad_token to a token that it was "
-                "trained with, such as the unknown or end token. Padding is masked, so any will do."
+                f"The tokenizer has {self.tokenizer.vocab_size} tokens and pads with the id "
+                f"{self.pad_id}, but the language model has only {self.vocabulary} embeddings: "
+                "they are not of one model (set backbone.tokenizer), or the padding was added "
+                "later (set backbone.pad_token to any token that the model was trained with)."
             )
 
 
@@ -382,11 +350,7 @@ def freeze(model: nn.Module) -> None:
 
 
 def _recomputing(body: nn.Module) -> nn.Module:
-    """A view whose layers compute their activations again in the backward pass.
-
-    Raises:
-        BackboneError: for an architecture whose layers cannot do that.
-    """
+    """A view whose layers compute their activations again in the backward pass."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     def layer(module: nn.Module) -> nn.Module | None:

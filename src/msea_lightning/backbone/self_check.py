@@ -18,22 +18,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_TOKENS = 5
-"""Length of the sequence that is tried."""
-
-_PREFIX = 2
-"""How many of its tokens are a prefix."""
+_TOKENS, _PREFIX = 5, 2
+"""Length of the sequence that is tried, and of its prefix."""
 
 
 def self_check(backbone: FrozenBackbone) -> None:
-    """Refuses a model that cannot be a backbone, and finds out what it can do faster.
+    """Refuses a model that cannot be a backbone; sets its ``caches_prefix`` and ``last_modules``.
 
-    Sets ``caches_prefix`` and ``last_modules`` of the backbone. A model that can do neither gives
-    the same results, only slower; the log says so.
-
-    Raises:
-        BackboneError: if its parts do not add up to the model's own logits, its attention does not
-            take a mask between every two positions, or memory is full.
+    A model that can do neither gives the same results, only slower; the log says so.
     """
     try:
         with torch.no_grad():

@@ -51,7 +51,7 @@ def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None
 
 def _checkpoints(folder: Path) -> dict[Path, Sizes | str]:
     """The sizes of all checkpoints up to three folders down, or why they are not known."""
-    from msea_lightning.backbone.loading.load import load_config
+    from msea_lightning.backbone.loading.load import backbone_config
 
     found: dict[Path, Sizes | str] = {}
     files = (
@@ -61,7 +61,7 @@ def _checkpoints(folder: Path) -> dict[Path, Sizes | str]:
     )
     for file in sorted(files):
         try:
-            found[file.parent] = _sizes(load_config(str(file.parent)))
+            found[file.parent] = _sizes(backbone_config(str(file.parent)))
         except UserError as error:
             found[file.parent] = str(error)
     return found

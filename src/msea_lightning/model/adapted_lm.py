@@ -6,7 +6,7 @@ tokens, A legal answers, M nodes of the answer tree, d width of the language mod
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from msea_lightning.language.answers import Answers, AnswerTree, decode
 from msea_lightning.language.options import Decode
 from msea_lightning.language.prompt import Prompt, Sequences, Texts
 from msea_lightning.model.contract import Model, ModelError, Step
+
+if TYPE_CHECKING:
+    from msea_lightning.backbone.speed.prefix_cache import PrefixCache
 
 
 class AdaptedLM(Model):
@@ -88,39 +91,23 @@ class AdaptedLM(Model):
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the label tokens (paper, Eq. 2) and their number.
 
-        Args:
-            batch: B utterances with their labels.
-
-        Returns:
-            A scalar that carries the gradient to the adapter, and the number of label tokens.
+        The former is a scalar that carries the gradient to the adapter.
         """
         logits, targets = self.label_logits(batch)
         return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
     def answers(self, batch: Batch, rule: Decode | None = None) -> Answers:
-        """Decoded answers of a batch, with the distribution over all legal ones.
-
-        Args:
-            batch: B utterances.
-            rule: How an answer is picked; the model's own rule where not given.
-        """
+        """Decoded answers of a batch, by the model's own rule where none is given."""
         return decode(self.tree, self.answer_logp(batch), rule or self.rule)
 
     def label_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits at the positions that predict label tokens, and nowhere else.
 
-        Args:
-            batch: B utterances with their labels, N label tokens altogether.
-
         Returns:
             (N, V) logits, and (N,) the token ids that they should predict; label after label.
         """
-        texts, pseudo, text = self._adapt(batch)
         labels = [self.tree.ids(label) for label in batch.targets]
-        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
-        after = prefix.tokens if prefix is not None else 0
-        sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
-        embedded = self._embed(sequences, pseudo, text)
+        sequences, embedded, prefix = self._sequences(batch, labels)
         assert sequences.targets is not None
         predicts = sequences.targets != -100
         last = predicts.shape[1]
@@ -135,22 +122,12 @@ class AdaptedLM(Model):
 
     @torch.no_grad()
     def answer_logp(self, batch: Batch) -> Tensor:
-        """Log probability of every token of every legal answer, in one forward pass.
+        """Log probability (B, A, L) of every token of every legal answer, in one forward pass.
 
         The answer tree follows the prompt; each of its nodes attends to the prompt and to its own
         ancestors only.
-
-        Args:
-            batch: B utterances.
-
-        Returns:
-            (B, A, L) float32.
         """
-        texts, pseudo, text = self._adapt(batch)
-        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
-        after = prefix.tokens if prefix is not None else 0
-        sequences = self.prompt.assemble(texts, len(batch), after=after).to(self.device)
-        embedded = self._embed(sequences, pseudo, text)
+        sequences, embedded, prefix = self._sequences(batch)
         mask, positions = sequences.mask, sequences.positions
         nodes = len(self.tree)
         if nodes:
@@ -188,6 +165,16 @@ class AdaptedLM(Model):
             return texts, pseudo, None
         return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._positions(texts.mask))
 
+    def _sequences(
+        self, batch: Batch, labels: list[list[int]] | None = None
+    ) -> tuple[Sequences, Tensor, PrefixCache | None]:
+        """Sequences after the cached prefix, their embeddings (B, S, d), and the prefix."""
+        texts, pseudo, text = self._adapt(batch)
+        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
+        after = prefix.tokens if prefix is not None else 0
+        sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
+        return sequences, self._embed(sequences, pseudo, text), prefix
+
     def _embed(self, sequences: Sequences, pseudo: Tensor | None, text: Tensor | None) -> Tensor:
         """Embeddings (B, S, d) with what the adapter returned at its positions."""
         embedded = self.backbone.embed(sequences.ids)
@@ -211,10 +198,8 @@ class AdaptedLM(Model):
             left = self.prompt.text_tokens - (longest - limit)
             remedy = "shorten prompt.task, which leaves no room for a text"
             if left > 0:
-                remedy = (
-                    f"lower dataset.text_tokens={self.prompt.text_tokens} to {left} or less, or "
-                    "shorten prompt.task"
-                )
+                lower = f"lower dataset.text_tokens={self.prompt.text_tokens} to {left} or less"
+                remedy = f"{lower}, or shorten prompt.task"
             raise ModelError(
                 f"Sequences of this data set may be {longest} tokens long, but the backbone reads "
                 f"{limit} at a time: {remedy}."
@@ -222,14 +207,9 @@ class AdaptedLM(Model):
 
 
 def _tree_mask(prompt: Tensor, attends: Tensor) -> Tensor:
-    """Who attends to whom in ``[prompt; answer tree]``.
+    """Who attends to whom in ``[prompt; answer tree]``, (B, S + M, S + M).
 
-    Args:
-        prompt: (B, S) bool, False at padding.
-        attends: (M, M) bool, ancestors within the tree.
-
-    Returns:
-        (B, S + M, S + M) bool.
+    From (B, S), False at padding, and (M, M), ancestors within the tree.
     """
     batch, width = prompt.shape
     nodes = len(attends)

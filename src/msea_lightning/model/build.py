@@ -34,18 +34,7 @@ def build_prompt(
 ) -> tuple[Prompt, AnswerTree]:
     """The sequence layout and the legal answers, for which no language model is needed.
 
-    Args:
-        tokenizer: The language model's tokenizer.
-        labels: Label space with nothing left to infer.
-        dataset: Has the language and the length of the texts.
-        backbone: Has the layout of the sequence, and how intensities are written.
-        adapter: Has the number of pseudo tokens.
-        text: Padding of the texts.
-        prompt: The task prompt.
-        pad_id: Id that pads texts and sequences; where only lengths count, any will do.
-
-    Raises:
-        UserError: where labels, prompt and tokenizer do not go together.
+    ``labels`` has nothing left to infer; where only lengths count, any ``pad_id`` will do.
     """
     space = LabelSpace.from_config(
         labels, signed=backbone.signed_labels, encode=partial(encode, tokenizer)
@@ -71,17 +60,7 @@ def build_adapter(
     width: int,
     dims: Mapping[str, int | None],
 ) -> Adapter:
-    """An untrained adapter.
-
-    Args:
-        adapter: Which one, and its sizes.
-        ablation: What is left out of it.
-        width: Width d of the language model's embeddings.
-        dims: Values per frame of the features that the data set has, by name.
-
-    Raises:
-        AdapterError: for an adapter that does not exist, or sizes that it does not have.
-    """
+    """An untrained adapter for embeddings of a width, and features with these values per frame."""
     make: Callable[..., Adapter] = ADAPTERS.load(adapter.name)
     return make(
         width,

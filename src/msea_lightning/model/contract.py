@@ -52,10 +52,6 @@ class Prediction:
 
     Attributes:
         index: Position in the split.
-        id: Utterance id.
-        text: The utterance's words.
-        label: The true label.
-        prediction: The predicted label.
         probability: Probability of the prediction among all legal answers.
     """
 

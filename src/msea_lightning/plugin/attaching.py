@@ -26,9 +26,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
 
     The language model itself is not touched; several plugins can be attached to one at a time.
     Where its linear layers are quantised otherwise than in training, a warning says so.
-
-    Returns:
-        The model: ``answers(batch)`` gives values, probabilities and distributions.
+    ``answers(batch)`` of the result gives values, probabilities and distributions.
 
     Raises:
         PluginError: if it is another language model (both fingerprints are given), or the weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,14 +48,10 @@ class PluginFacts:
 
     Attributes:
         format: Version of the format.
-        dataset: Data set that the plugin was trained on; its features are of the same kind as
-            those that it must be given.
+        dataset: Data set that the plugin was trained on, and of whose kind its features must be.
         adapter: Arguments of the adapter.
-        labels: Label space.
         signed_labels: Whether intensities of zero and above have a plus sign.
-        metrics: Metric definitions.
         decode: How an answer is picked.
-        prompt: Sequence layout and task prompt.
         audio_dim: Values per audio frame; None where there was no audio.
         vision_dim: Values per vision frame; None where there was no vision.
         backbone: See :func:`backbone_facts`; release 0.1 wrote ``name`` and ``path`` alone.
@@ -83,12 +78,7 @@ class PluginFacts:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A trained plugin, not attached to anything yet.
-
-    Attributes:
-        facts: Everything but the weights.
-        weights: Tensors by name, ``adapter.*`` and ``standardizer.*``.
-    """
+    """A trained plugin, not attached yet; its tensors are ``adapter.*`` and ``standardizer.*``."""
 
     facts: PluginFacts
     weights: Mapping[str, Tensor]
@@ -97,12 +87,9 @@ class Plugin:
 def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str, Any]:
     """What it takes to load the same language model again.
 
-    Returns:
-        ``name`` (of the preset), ``path`` (Hub id; None for the built-in model and for local
-        files), ``file`` (last part of a local path, else None), ``sha256`` (of a GGUF file, else
-        None), ``tokenizer`` and ``tokenizer_file`` (as ``path`` and ``file``; both None where the
-        tokenizer is that of the model), ``weights``, ``dtype``, ``quantization`` and
-        ``double_quantization``.
+    ``path`` is a Hub id, None for the built-in model and for local files, of which ``file`` is the
+    last part of the path and ``sha256`` that of a GGUF file; so are ``tokenizer`` and
+    ``tokenizer_file``, both None where the tokenizer is that of the model.
     """
     path, file = _hub_id_or_file(config.path)
     tokenizer, tokenizer_file = _hub_id_or_file(config.tokenizer)
@@ -128,7 +115,7 @@ def _hub_id_or_file(place: str | None) -> tuple[str | None, str | None]:
 
 
 def is_local(place: str) -> bool:
-    """Whether a place of a language model is on this machine, not on the Hub."""
+    """Whether a place is on this machine, not on the Hub."""
     path = Path(place).expanduser()
     return path.is_absolute() or place.startswith(".") or path.exists()
 
@@ -158,8 +145,8 @@ def describe(
     labels: LabelConfig,
     layout: list[SegmentConfig],
     pad_token: str | None,
-    backbone: Mapping[str, Any],
-    test: Mapping[str, float],
+    backbone: dict[str, Any],
+    test: dict[str, Any],
 ) -> PluginFacts:
     """The facts of a trained model, with those of :class:`PluginFacts` that it does not know."""
     options = model.adapter.options()
@@ -167,12 +154,12 @@ def describe(
         format=FORMAT,
         dataset=dataset,
         adapter=options,
-        labels=dataclasses.replace(labels),
+        labels=labels,
         signed_labels=model.tree.space.signed,
         metrics=metrics,
         decode=model.rule,
         prompt=PromptFacts(
-            layout=list(layout),
+            layout=layout,
             language=model.prompt.language,
             task=model.prompt.task,
             text_tokens=model.prompt.text_tokens,
@@ -182,8 +169,8 @@ def describe(
         ),
         audio_dim=options["audio_dim"],
         vision_dim=options["vision_dim"],
-        backbone=dict(backbone),
+        backbone=backbone,
         fingerprint=model.backbone.fingerprint(),
-        test=dict(test),
+        test=test,
         adapter_name=ADAPTERS.name_of(model.adapter),
     )

@@ -28,11 +28,7 @@ from msea_lightning.plugin.facts import (
 
 
 def load_plugin(folder: str | Path) -> Plugin:
-    """Reads a plugin folder.
-
-    Raises:
-        PluginError: if a file is missing, broken, or of another format version.
-    """
+    """Reads a plugin folder; PluginError if a file is missing, broken, or of another format."""
     folder = Path(folder)
     for name in (FACTS, WEIGHTS):
         if not (folder / name).is_file():
@@ -73,7 +69,7 @@ def load_plugin_backbone(
     Args:
         plugin: The plugin.
         path: Its place here, where the plugin was trained on local files.
-        tokenizer: The place of its tokenizer here, where that was trained with local files.
+        tokenizer: The place of its tokenizer here, where that was a local one.
         quantization: Storage of the linear layers; as in training where not given.
         dtype: Compute dtype; as in training where not given.
         device: Where to put it.

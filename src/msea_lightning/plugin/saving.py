@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from importlib import resources
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -35,47 +37,32 @@ def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
 
 def readme(facts: PluginFacts, parameters: int) -> str:
     """The ``README.md`` of a plugin with so many parameters."""
-    read, unread = [], ""
-    for name, dim in (("audio", facts.audio_dim), ("vision", facts.vision_dim)):
-        if dim is None:
-            unread += f" It does not read {name}, which its data did not have."
-        elif not facts.adapter.get(f"use_{name}", True):
-            unread += f" It does not read {name}, which was left out of it."
-        else:
-            read.append(f"{name} ({dim} values per frame)")
-    places = {
-        "file": ', "<place of that language model>"',
-        "tokenizer_file": ', tokenizer="<place of its tokenizer>"',
+    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
+    read = {
+        name: f"{name} ({dim} values per frame)"
+        for name, dim in dims.items()
+        if dim is not None and facts.adapter.get(f"use_{name}", True)
     }
-    missing = "".join(place for key, place in places.items() if facts.backbone.get(key))
-    scores = "\n".join(
-        f"| {METRICS[name].title if name in METRICS else name} | {_written(name, value)} |"
-        for name, value in facts.test.items()
+    template = (resources.files(__package__) / "README.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return f"""# Plugin ({facts.adapter_name}): {facts.dataset} on {facts.backbone.get("name")}
-
-{parameters:,} numbers that let a frozen language model read {" and ".join(read) or "no features"} \
-beside text.{unread}
-
-Base model: {backbone_title(facts.backbone)}. The features must be of the same kind as those of \
-{facts.dataset}.
-
-| test metric | value |
-|---|---|
-{scores}
-
-```python
-from msea_lightning.plugin import attach, load_plugin, load_plugin_backbone
-
-plugin = load_plugin("<this folder>")
-model = attach(plugin, load_plugin_backbone(plugin{missing}))
-answers = model.answers(batch)
-```
-"""
+    return environment.from_string(template).render(
+        facts=facts,
+        parameters=parameters,
+        read=" and ".join(read.values()),
+        unread={name: dim for name, dim in dims.items() if name not in read},
+        base=backbone_title(facts.backbone),
+        scores=[_score(name, value) for name, value in facts.test.items()],
+    )
 
 
-def _written(name: str, value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "undefined"
+def _score(name: str, value: float | None) -> tuple[str, str]:
+    """A metric's title and value."""
     info = METRICS.get(name)
-    return f"{value:.4f}" if info is None else info.format(value) + (" %" if info.percent else "")
+    title = name if info is None else info.title
+    if value is None or math.isnan(value):
+        return title, "undefined"
+    if info is None:
+        return title, f"{value:.4f}"
+    return title, info.format(value) + (" %" if info.percent else "")

@@ -22,11 +22,7 @@ _POLL = 1.0
 def gpu_of_its_own(say: Callable[[str], None]) -> Iterator[dict[str, str]]:
     """Takes one of the GPUs that this process may use, and waits while all are taken.
 
-    Args:
-        say: Told once what is waited for.
-
-    Yields:
-        The variables of the environment that give a process this GPU alone; none without GPUs.
+    Yields the variables of the environment that give a process this GPU alone; none without GPUs.
     """
     gpus = visible_gpus()
     if not gpus:

@@ -28,7 +28,6 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        job: Its overrides and options.
         config: The options with absolute places.
         fingerprint: Hash of the options.
         name: The overrides in which it differs from the other runs.
@@ -41,12 +40,7 @@ class PlannedRun:
 
 
 def plan(jobs: Sequence[Job[TrainConfig]]) -> list[PlannedRun]:
-    """The runs that jobs ask for; jobs with the same options are one run.
-
-    Raises:
-        SweepError: where ``ckpt`` is given, which every run decides by itself, or the runs would
-            go into several folders.
-    """
+    """The runs that jobs ask for; jobs with the same options are one run."""
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     roots = sorted({job.config.runs for job in jobs})
     if len(roots) > 1:

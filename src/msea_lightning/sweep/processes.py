@@ -58,10 +58,7 @@ def supervise(
 ) -> CompletedProcess[str]:
     """Runs a command and passes on what it writes, line by line, to standard error.
 
-    Args:
-        command: The command; it calls :func:`end_with_supervisor`.
-        prefix: What to put in front of its lines.
-        environment: Further variables of its environment.
+    It calls :func:`end_with_supervisor`, and has further variables in its environment.
 
     Returns:
         Its exit code, negative for a signal, and as ``stdout`` the last lines that it wrote.

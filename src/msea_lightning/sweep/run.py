@@ -1,10 +1,8 @@
 """Sweeps: all runs of a grid, each trained once, whatever happens to the others.
 
-Runs are identified by their resolved options
-(:func:`msea_lightning.runs.identity.fingerprint`): one that is finished is left alone, one that was
+Runs are identified by their resolved options: one that is finished is left alone, one that was
 interrupted is resumed, one that failed is tried again, and one that another process is training is
-waited for. :func:`run_sweep` plans and reports; the runs go through Hydra's launchers, in
-:func:`train_in_process`, each in a process of its own.
+waited for. They go through Hydra's launchers, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -45,9 +43,6 @@ _log = logging.getLogger(__name__)
 _INTERRUPTED = (130, -signal.SIGINT)
 """Exit codes after Ctrl-C."""
 
-_KILLED = -9
-"""Exit code after SIGKILL, which Windows does not have."""
-
 _POLL = 2.0
 """Seconds between two looks at runs that other processes train."""
 
@@ -70,18 +65,7 @@ class Outcome:
 
 
 def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> int:
-    """Trains every run that is not finished, and writes the report.
-
-    Args:
-        jobs: The runs; those that ask for the same options count once.
-        start: Hands runs to Hydra's launcher.
-
-    Returns:
-        0 where all runs are finished, 1 where some are not.
-
-    Raises:
-        SweepError: see :func:`msea_lightning.sweep.plan.plan`.
-    """
+    """Trains every run that is not finished, and writes the report; 0 where all went well."""
     runs = plan(jobs)
     root = Path(runs[0].config.runs)
     manifest = write_manifest(root, runs)
@@ -142,7 +126,7 @@ def _returned(result: JobReturn) -> Outcome:
     return Outcome(State.failed, f"{type(value).__name__}: {value}")
 
 
-def _found(config: TrainConfig, otherwise: str) -> Outcome:
+def _found(config: TrainConfig, otherwise: str = "") -> Outcome:
     """How a run ended, by its folder."""
     runs = runs_of(config)
     if runs and runs[0].finished:
@@ -170,11 +154,10 @@ def _report(root: Path) -> bool:
 def train_in_process(config: DictConfig) -> Outcome:
     """Trains one run in a process of its own, unless it is finished; what launchers call."""
     typed = with_absolute_places(to_typed(config, TrainConfig))
+    before = _found(typed)
+    if before.state is not State.failed:
+        return before
     runs = runs_of(typed)
-    if runs and runs[0].finished:
-        return Outcome(State.finished)
-    if is_held(typed):
-        return Outcome(State.held)
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.task if not word.startswith("ckpt=")]
     searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
@@ -200,7 +183,7 @@ def train_in_process(config: DictConfig) -> Outcome:
 
 def _describe(ended: CompletedProcess[str]) -> dict[str, str]:
     """What ``error.json`` says of a run that has not written it itself."""
-    if ended.returncode == _KILLED:
+    if ended.returncode == -9:  # Windows has no signal.SIGKILL
         return {
             "kind": "killed",
             "error": "the process was killed (SIGKILL), as the system does when memory runs out. "

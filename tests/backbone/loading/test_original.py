@@ -36,7 +36,6 @@ from msea_lightning.backbone import (
     backbone_config,
     load_language_model,
 )
-from msea_lightning.backbone.loading.load import load_config
 from msea_lightning.backbone.loading.original import (
     native_config,
     original_family,
@@ -348,7 +347,7 @@ def test_reading_leaves_no_names_behind(tmp_path: Path, family: str) -> None:
     load_language_model(str(VECTORS / TINY[family]))
     model_type = {"chatglm": "glm", "qwen": "qwen2"}[family]
     assert not get_checkpoint_conversion_mapping(model_type)
-    config = load_config(str(VECTORS / TINY[family]))
+    config = backbone_config(str(VECTORS / TINY[family]))
     CLASSES[family](config).save_pretrained(tmp_path)
     assert "model.embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
 

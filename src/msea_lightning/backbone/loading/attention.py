@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attention:
-    """What ``auto`` stands for: PyTorch's fused attention where the architecture takes it.
-
-    Raises:
-        BackboneError: if sdpa is asked for, and the architecture does not take it.
-    """
+    """What ``auto`` stands for: PyTorch's fused attention where the architecture takes it."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM._model_mapping[type(config)]

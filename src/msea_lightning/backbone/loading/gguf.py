@@ -1,8 +1,6 @@
 """Language models in one ``.gguf`` file, as llama.cpp writes and reads them.
 
-transformers reads the config, the tokenizer and the weights of many architectures from such a file.
-Weights that it stores quantised are unpacked: what is read back are the numbers that llama.cpp
-computes with, in a dense dtype. What transformers raises is explained by ``hub.explained``.
+Weights that it stores quantised are unpacked to the numbers that llama.cpp computes with.
 """
 
 from __future__ import annotations
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MAGIC = b"GGUF"
-"""What each such file begins with."""
-
 _ROTARY_FACTORS = ("rope_freqs", "rope_factors")
 """Tensors that change the rotation of queries and keys, which transformers does not read."""
 
@@ -39,18 +34,14 @@ def is_gguf(place: str | Path) -> bool:
 
 
 def gguf_config(path: str) -> PreTrainedConfig:
-    """The transformers config that the header of a file describes; no weight is read.
-
-    Raises:
-        BackboneError: if it is missing, no GGUF file, or one of several parts.
-    """
+    """The transformers config that the header of a file describes; no weight is read."""
     _check_file(path)
     found = Path(path).stat()
     return copy.deepcopy(_config(path, found.st_size, found.st_mtime_ns))
 
 
 def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a file, which pads on the left; errors as of :func:`gguf_config`."""
+    """The tokenizer of a file, which pads on the left."""
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.gguf_tokenizer_mapping import (
         convert_gguf_tokenizer,
@@ -67,13 +58,7 @@ def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def gguf_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a file by their names in transformers, unpacked on the CPU to a dtype.
-
-    The largest matrix is held twice in float32 for a moment.
-
-    Raises:
-        BackboneError: if it holds weights that would be left out.
-    """
+    """The weights of a file by their names in transformers, unpacked on the CPU to a dtype."""
     from gguf import LlamaFileType
     from transformers import AutoModelForCausalLM
     from transformers.integrations.gguf.reader import read_gguf_metadata
@@ -137,9 +122,9 @@ def _check_file(path: str) -> None:
             "<repository> <file>), and give its path as backbone.path."
         )
     with file.open("rb") as stream:
-        begins = stream.read(len(_MAGIC))
-    if begins != _MAGIC:
+        begins = stream.read(4)
+    if begins != b"GGUF":
         raise BackboneError(
-            f"{path} is no GGUF file: it begins with {begins!r} instead of {_MAGIC!r}. It may be a "
+            f"{path} is no GGUF file: it begins with {begins!r} instead of b'GGUF'. It may be a "
             "pointer of Git LFS in place of the file, or not complete: download it again."
         )

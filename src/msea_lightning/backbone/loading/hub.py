@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import TypeVar
+
+import yaml
 
 from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
 from msea_lightning.backbone.loading.gguf import is_gguf
@@ -13,31 +16,9 @@ from msea_lightning.config.errors import first_line
 
 Loaded = TypeVar("Loaded")
 
-_REASONS = {
-    "GatedRepoError|gated repo": "No access to {place}: its authors ask for consent first. Accept "
-    "the licence on the model's page of the Hugging Face Hub, then run `hf auth login`; or "
-    "download the files elsewhere and give their folder as backbone.path.",
-    "RepositoryNotFoundError": "There is no model {place} on the Hugging Face Hub, or your account "
-    "may not see it. Check backbone.path for a misspelling; for a private model run `hf auth "
-    "login` first.",
-    "custom code|trust_remote_code": "The checkpoint {place} brings its own Python code, which is "
-    "never run: only architectures that transformers implements can be a backbone. Give a "
-    "checkpoint in a native format as backbone.path.",
-    "not recognize this architecture|model type|not supported yet|Unrecognized model": (
-        "The installed transformers does not know the architecture of {place}: {reason} A newer "
-        "transformers may."
-    ),
-    "LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectError|couldn't connect|offline mode": (
-        "{place} is not on this machine and the Hugging Face Hub cannot be reached. Download it "
-        "where there is a network (`hf download {place}`), and give the folder as backbone.path."
-    ),
-    "install torch and gguf|No module named 'gguf'": "{place} is read with the package gguf, which "
-    "is missing here or too old: pip install --upgrade gguf.",
-    "UnpicklingError|weights_only": "A weight file of {place} is damaged, or holds Python objects "
-    "besides tensors, which are never executed. Download it again, or give a copy in the "
-    "safetensors format as backbone.path.",
-}
-"""What an error means, by its class or words in it (a regular expression); the first counts."""
+_REASONS: list[dict[str, str]] = yaml.safe_load(
+    (resources.files(__package__) / "hub.yaml").read_text(encoding="utf-8")
+)
 
 
 def expanded(place: str | Path) -> str:
@@ -47,16 +28,7 @@ def expanded(place: str | Path) -> str:
 
 
 def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
-    """A file of a checkpoint, fetched from the Hub where it is not on this machine yet.
-
-    Args:
-        place: Hub id or folder.
-        name: Name of the file.
-        offline: Look at this machine only: folders and what was fetched before.
-
-    Returns:
-        Its path; None where the checkpoint has no such file.
-    """
+    """A file of a checkpoint, fetched from the Hub unless ``offline``; None where it has none."""
     from transformers.utils.hub import cached_file
 
     if Path(place).exists():
@@ -74,12 +46,7 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
 
 
 def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
-    """Runs a loader of transformers; its errors become ones that say what to do.
-
-    Raises:
-        BackboneError: what is wrong with the place (Hub id, folder or ``.gguf`` file), or with
-            what lies there.
-    """
+    """Runs a loader of transformers; its errors become BackboneErrors that say what to do."""
     if not is_gguf(place):  # gguf.py checks the file
         _check_folder(place)
     try:
@@ -123,9 +90,9 @@ def _reason(place: str, error: Exception) -> str:
             "some, or store the backbone in fewer bits (backbone.quantization=int8 or nf4)."
         )
     said = " ".join(f"{type(cause).__name__} {cause}" for cause in causes)
-    for signs, meaning in _REASONS.items():
-        if re.search(signs, said, re.IGNORECASE):
-            return meaning.format(place=place, reason=first_line(error))
+    for entry in _REASONS:
+        if re.search(entry["signs"], said, re.IGNORECASE):
+            return entry["meaning"].format(place=place, reason=first_line(error))
     return (
         f"The language model {place} could not be loaded ({type(error).__name__}: "
         f"{first_line(error)}). A file of it may be damaged, not complete, or a pointer of Git LFS "

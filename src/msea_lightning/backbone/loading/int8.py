@@ -9,9 +9,6 @@ from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_STEPS = 127.0
-"""Steps of an int8 to either side; the scale of a row stands for so many of them."""
-
 
 def frozen_int8(module: nn.Module) -> nn.Module | None:
     """What stands for an int8 layer in a frozen model; None for any other module."""
@@ -23,9 +20,6 @@ class FrozenLinear8bit(nn.Module):
 
     bitsandbytes keeps the input of each layer for the gradient of the weight, which a frozen layer
     does not have. The result is computed by bitsandbytes' own code.
-
-    Args:
-        layer: The layer of bitsandbytes.
     """
 
     def __init__(self, layer: Linear8bitLt) -> None:
@@ -52,5 +46,6 @@ class _InputGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient of the input, as bitsandbytes computes it."""
         state = ctx.layer.state
-        matrix = state.CB.to(ctx.dtype, copy=True).mul_(state.SCB[:, None] * (1.0 / _STEPS))
+        # The scale of a row stands for the 127 steps of an int8 to either side.
+        matrix = state.CB.to(ctx.dtype, copy=True).mul_(state.SCB[:, None] * (1.0 / 127))
         return grad.to(ctx.dtype) @ matrix, None

@@ -1,8 +1,4 @@
-"""Loading a causal language model and its tokenizer, with errors that say what to do.
-
-Nothing here runs code from a checkpoint: only architectures that transformers itself implements,
-and the original formats of ChatGLM3 and Qwen, which are read as these (``original.py``).
-"""
+"""Loading a causal language model and its tokenizer; no code from a checkpoint ever runs."""
 
 from __future__ import annotations
 
@@ -44,6 +40,9 @@ Choice = TypeVar("Choice", Attention, Dtype, Quantization, Weights)
 
 _log = logging.getLogger(__name__)
 
+_LAYER = r"\.\d+\."
+"""The number of a layer in the name of a weight."""
+
 # The first warns for every layer of every step, the second of an optional kernel.
 for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
@@ -55,14 +54,8 @@ def tiny_backbone() -> Path:
 
 
 def resolve_device(accelerator: Accelerator) -> torch.device:
-    """The device of this process; with several GPUs, the one of its local rank.
-
-    Raises:
-        BackboneError: if a GPU is asked for and there is none.
-    """
-    if accelerator is Accelerator.cpu:
-        return torch.device("cpu")
-    if torch.cuda.is_available():
+    """The device of this process; with several GPUs, the one of its local rank."""
+    if accelerator is not Accelerator.cpu and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator is Accelerator.gpu:
         raise BackboneError(
@@ -86,17 +79,15 @@ def load_backbone(
 
     Args:
         path: Hub id, folder or ``.gguf`` file; None takes the model that ships with the project.
-        tokenizer: See :func:`backbone_tokenizer`.
-        weights: Pretrained, or random for measuring.
-        architecture: Fields of the transformers config, with random weights.
+        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
+        weights: See :func:`load_language_model`.
+        architecture: See :func:`load_language_model`.
         pad_token: Token that fills up sequences.
-        special_tokens: See :func:`backbone_tokenizer`.
-        **options: Further options of :func:`load_language_model`: ``quantization``, ``dtype``,
-            ``device`` and so on.
+        special_tokens: Those that a tokenizer which stands in (:func:`backbone_tokenizer`) gets.
+        **options: Further options of :func:`load_language_model`.
 
     Raises:
-        BackboneError: see :func:`load_language_model`; or a model or tokenizer that cannot serve
-            as a backbone.
+        BackboneError: for a model or tokenizer that cannot be loaded, or cannot serve.
     """
     place = backbone_place(path)
     # First, because its errors say best what is wrong with the place.
@@ -125,18 +116,10 @@ def backbone_tokenizer(
     weights: Weights | str = Weights.pretrained,
     special_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a language model.
+    """The tokenizer of a language model, from ``path`` where ``tokenizer`` names no other place.
 
-    Args:
-        path: Hub id or folder of the language model; None for the one that ships with the project.
-        tokenizer: Hub id or folder of the tokenizer, where it is not in ``path``.
-        weights: With random weights, which are for measuring, the tokenizer of the built-in
-            language model stands in for one that is not on this machine.
-        special_tokens: Those that the layout of the sequence and the padding name; a stand-in
-            gets them.
-
-    Raises:
-        BackboneError: see :func:`load_tokenizer`.
+    With random weights, which are for measuring, that of the built-in language model stands in for
+    one that is not on this machine, with the special tokens of layout and padding added.
     """
     place = expanded(tokenizer or backbone_place(path))
     random = _choice(Weights, weights) is Weights.random
@@ -209,15 +192,12 @@ def load_language_model(
         check_memory(config, stored, device)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention.value}
     if quantization is not Quantization.none:
-        options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if quantization is Quantization.int8
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=double_quantization,
-                bnb_4bit_compute_dtype=torch_dtype,
-            )
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=quantization is Quantization.int8,
+            load_in_4bit=quantization is Quantization.nf4,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double_quantization,
+            bnb_4bit_compute_dtype=torch_dtype,
         )
         options["device_map"] = {"": str(device)}
     with _quiet():
@@ -239,33 +219,45 @@ def backbone_config(
     architecture: Mapping[str, Any] | None = None,
 ) -> PretrainedConfig:
     """The config that :func:`load_language_model` builds from; it takes the same arguments."""
+    from transformers import AutoModelForCausalLM
+
+    if _choice(Weights, weights) is Weights.random and architecture:
+        what, config = "backbone.architecture", _described_config(architecture)
+    else:
+        what = expanded(path_or_name)
+        config = explained(what, lambda: _stored_config(what))
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise BackboneError(
+            f"{what} is a {config.model_type!r} model, which transformers knows, but not "
+            "as a causal language model; an MSE-Adapter needs one that writes text."
+        )
+    return config
+
+
+def _described_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    if _choice(Weights, weights) is Weights.pretrained or not architecture:
-        return load_config(path_or_name)
     if "model_type" not in architecture:
         raise BackboneError(
             f"backbone.architecture names {', '.join(architecture)}, but no model_type: add one "
             "that transformers knows, such as llama."
         )
     try:
-        config = AutoConfig.for_model(**architecture)
+        return AutoConfig.for_model(**architecture)
     except Exception as error:  # each config has checks of its own
         raise BackboneError(
             f"backbone.architecture is not a config of transformers: "
             f"{' '.join(str(error).split())} Mend its fields."
         ) from error
-    return _causal("backbone.architecture", config)
 
 
-def load_config(path_or_name: str | Path) -> PretrainedConfig:
+def _stored_config(place: str) -> PretrainedConfig:
     """The config of a checkpoint; of one in an original format, the native config."""
     from transformers import AutoConfig, PretrainedConfig
 
-    place = expanded(path_or_name)
     if is_gguf(place):
-        return _causal(place, explained(place, lambda: gguf_config(place)))
-    fields = explained(place, lambda: dict(PretrainedConfig.get_config_dict(place)[0]))
+        return gguf_config(place)
+    fields = dict(PretrainedConfig.get_config_dict(place)[0])
     if fields.get("quantization_config"):
         raise BackboneError(
             f"The weights of {place} are stored quantised already, as its config.json says. Give "
@@ -273,20 +265,8 @@ def load_config(path_or_name: str | Path) -> PretrainedConfig:
             "backbone.quantization."
         )
     if original_family(fields) is not None:
-        return explained(place, lambda: native_config(place, fields))
-    config = explained(place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False))
-    return _causal(place, config)
-
-
-def _causal(what: str, config: PretrainedConfig) -> PretrainedConfig:
-    """The config, unless it is of a model that does not write text."""
-    from transformers import AutoModelForCausalLM
-
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise BackboneError(
-            f"{what} is a {config.model_type!r} model, which transformers knows, but not "
-            "as a causal language model; an MSE-Adapter needs one that writes text."
-        )
+        return native_config(place, fields)
+    config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
     return config
 
 
@@ -298,9 +278,8 @@ def _random(config: PretrainedConfig, device: torch.device, options: dict[str, A
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, **dense)
-    if "quantization_config" in options:
-        return _from_weights(config, options, state=model.state_dict())[0]
-    return model
+    quantized = "quantization_config" in options
+    return _from_weights(config, options, model.state_dict())[0] if quantized else model
 
 
 def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -> Any:
@@ -310,16 +289,16 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
     family = None
     if is_gguf(place):
         unpacked = gguf_weights(place, config, options["dtype"])
-        model, found = _from_weights(config, options, state=unpacked)
+        model, found = _from_weights(config, options, unpacked)
     else:
         family = original_family(PretrainedConfig.get_config_dict(place)[0])
         with nullcontext() if family is None else original_weights(family):
-            model, found = _from_weights(config, options, place=place)
+            model, found = _from_weights(config, options, place)
     surplus = set(found["unexpected_keys"]) - IGNORED_WEIGHTS
     if family is None:
         # Such as a part that only other tasks have; but never a layer more than the model has.
-        own = {_numberless(name) for name in model.state_dict()}
-        surplus = {name for name in surplus if _numberless(name) in own}
+        own = {re.sub(_LAYER, ".", name) for name in model.state_dict()}
+        surplus = {name for name in surplus if re.sub(_LAYER, ".", name) in own}
     flaws = {
         "lacks": sorted(found["missing_keys"]),
         "holds in another shape": sorted(
@@ -343,30 +322,21 @@ def _pretrained(place: str, config: PretrainedConfig, options: dict[str, Any]) -
 
 
 def _from_weights(
-    config: PretrainedConfig,
-    options: dict[str, Any],
-    *,
-    place: str | None = None,
-    state: Mapping[str, Tensor] | None = None,
+    config: PretrainedConfig, options: dict[str, Any], source: str | Mapping[str, Tensor]
 ) -> tuple[Any, Any]:
     """A model from the weights of a checkpoint or in memory, and what did not fit."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
     built: tuple[Any, Any] = kind.from_pretrained(
-        place,
+        source if isinstance(source, str) else None,
         config=config,
-        state_dict=state,
+        state_dict=None if isinstance(source, str) else source,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused by the caller, with their names
         **options,
     )
     return built
-
-
-def _numberless(name: str) -> str:
-    """A weight's name without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 @contextmanager
@@ -400,8 +370,7 @@ def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> tor
     """The dtype that is asked for; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    dtype = _choice(Dtype, dtype)
-    if dtype is Dtype.auto:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    chosen: torch.dtype = getattr(torch, dtype.value)
-    return chosen
+    chosen = _choice(Dtype, dtype)
+    automatic = Dtype.bfloat16 if device.type == "cuda" else Dtype.float32
+    found: torch.dtype = getattr(torch, (automatic if chosen is Dtype.auto else chosen).value)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,10 +70,7 @@ class Stored:
 
 
 def weight_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> WeightMemory:
-    """Bytes that the weights of an architecture take on a device, also while they are loaded.
-
-    Nothing of its size is allocated.
-    """
+    """Bytes that the weights of an architecture take on a device; nothing of it is allocated."""
     model = architecture_on_meta(config, stored.dtype)
     linear = [layer.weight.shape for layer in quantizable_layers(model)]
     numbers = sum(parameter.numel() for parameter in model.parameters())
@@ -102,11 +100,7 @@ def parameter_count(config: PretrainedConfig) -> int:
 def architecture_on_meta(
     config: PretrainedConfig, dtype: torch.dtype, attention: Attention = Attention.eager
 ) -> PreTrainedModel:
-    """A language model on PyTorch's meta device, whose tensors have shapes but no numbers.
-
-    Raises:
-        BackboneError: if transformers cannot build it.
-    """
+    """A language model on PyTorch's meta device, whose tensors have shapes but no numbers."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -155,21 +149,17 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def peak_bytes(device: torch.device) -> int:
     """Most bytes of a device's memory that this process held since :func:`reset_peak`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        pass
     info: Any = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return int(info.peak_wset)
@@ -182,17 +172,12 @@ def peak_bytes(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device; on a CPU no more than the process's control group allows."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), _allowed_bytes())
 
 
 def check_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> None:
-    """Refuses a model whose weights alone do not fit on a device.
-
-    Raises:
-        BackboneError: giving what is needed, what is free, and which option would make it fit.
-    """
+    """Refuses a model whose weights alone do not fit on a device, with the options that would."""
 
     def size(how: Stored) -> int:
         memory = weight_memory(config, how, device)
@@ -226,18 +211,7 @@ def refuse_unless_fits(
     device: torch.device,
     changes: dict[str, Callable[[], int]],
 ) -> None:
-    """Refuses what does not fit, naming the changes that would make it fit.
-
-    Args:
-        what: What needs the memory, as the beginning of a sentence.
-        needed: Bytes that it needs.
-        free: Bytes that are free.
-        device: Where.
-        changes: Option to the bytes that would be needed with it.
-
-    Raises:
-        BackboneError: if needed bytes and headroom are more than what is free.
-    """
+    """Refuses what does not fit, naming what would: an option and the bytes needed with it."""
     if needed * HEADROOM <= free:
         return
     sizes = {change: size() for change, size in changes.items()}

@@ -15,15 +15,10 @@ _PER_LAYER = ("layer_types", "no_rope_layers")
 def resized(
     architecture: Mapping[str, Any], *, hidden_size: int | None, num_layers: int | None
 ) -> dict[str, Any]:
-    """The fields of an architecture with another width or number of layers.
+    """The fields of a transformers config with another width or number of layers; None leaves them.
 
     Heads keep their width as far as they can, and there are as many of them as fit; the inner width
     and the number of key and value heads keep their ratio. The vocabulary stays as it is.
-
-    Args:
-        architecture: Fields of the transformers config, as presets have them; not changed.
-        hidden_size: Width; None leaves it.
-        num_layers: Number of layers; None leaves it.
     """
     fields = dict(architecture)
     if hidden_size is not None:

@@ -1,10 +1,8 @@
-"""The tokenizer of a checkpoint, id for id.
+"""The tokenizer of a checkpoint, id for id, compared where a reference is at hand.
 
 transformers 5 reads some vocabulary files as another tokenizer without a word: from a
-``tokenizer.model`` alone, texts with leading or doubled spaces get other ids; a ``qwen.tiktoken``
-it does not read at all; and a class named in ``tokenizer_config.json`` may rebuild the tokenizer
-from the vocabulary instead of taking ``tokenizer.json`` as it is written. Here every format is read
-as it is meant, and compared where a reference is at hand.
+``tokenizer.model`` alone, texts with leading or doubled spaces get other ids, and a class named in
+``tokenizer_config.json`` may build another tokenizer than ``tokenizer.json`` describes.
 """
 
 from __future__ import annotations
@@ -29,14 +27,8 @@ _CHATGLM3_SPECIALS = (
 )
 """ChatGLM3's own special tokens, whose ids follow those of the vocabulary."""
 
-_CHATGLM3_PREFIX = ("[gMASK]", "sop")
-"""What begins every text of ChatGLM3."""
-
 _CHATGLM3_PIECES = 64_789
 """Pieces of ChatGLM3's vocabulary, by which its file is known where no config lies beside it."""
-
-_USER_DEFINED = 4
-"""Type of the pieces of a SentencePiece model that are kept whole wherever they stand."""
 
 _QWEN_PUBLISHED = (151_936, 151_643)
 """Embeddings of a published Qwen, and the ranks that its tokenizer has."""
@@ -60,17 +52,11 @@ _PROBES = (
 
 
 def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """The tokenizer of a Hub id, folder or ``.gguf`` file, which pads on the left.
 
     ``tokenizer.json`` is taken as it is written; else ``qwen.tiktoken`` (first Qwen) and
-    ``tokenizer.model`` (ChatGLM3, LLaMA) are converted; else transformers decides. No code of the
-    checkpoint is run. The tokenizer pads on the left.
-
-    Args:
-        path_or_name: Hub id, folder, or ``.gguf`` file.
-
-    Raises:
-        BackboneError: if there is none, its files are damaged, or it does not write labels.
+    ``tokenizer.model`` (ChatGLM3, LLaMA) are converted; else transformers decides. One that does
+    not write labels is refused.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -103,10 +89,10 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
 
 def has_tokenizer(path_or_name: str | Path) -> bool:
     """Whether a tokenizer is on this machine: in a folder, or fetched from the Hub before."""
-    names = ("tokenizer.json", "qwen.tiktoken", "tokenizer.model", "vocab.json", "tekken.json")
     place = expanded(path_or_name)
     if is_gguf(place):
         return Path(place).is_file()
+    names = ("tokenizer.json", "qwen.tiktoken", "tokenizer.model", "vocab.json", "tekken.json")
     return any(find_file(place, name, offline=True) is not None for name in names)
 
 
@@ -121,10 +107,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str])
 
 
 def _from_tiktoken(ranks_file: Path) -> PreTrainedTokenizerFast:
-    """Converts the ``qwen.tiktoken`` of the first Qwen (byte-level BPE, NFC).
-
-    As in the original, special tokens in a text are encoded as such, and nothing is put around it.
-    """
+    """Converts the ``qwen.tiktoken`` of the first Qwen (byte-level BPE, NFC)."""
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -235,11 +218,9 @@ def _from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     )
     specials = (*own, *_CHATGLM3_SPECIALS) if chatglm else own
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
-    prefix = _CHATGLM3_PREFIX if chatglm else (begin,)
-    front = " ".join(prefix)
+    prefix = ("[gMASK]", "sop") if chatglm else (begin,)
     tokenizer.post_processor = TemplateProcessing(
-        single=f"{front} $A",
-        pair=f"{front} $A $B",
+        single=[*prefix, "$A"],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in prefix],
     )
     converted = PreTrainedTokenizerFast(
@@ -269,7 +250,7 @@ def _check_kind(model_file: Path, proto: Any) -> None:
     kind = trainer.ModelType.Name(trainer.model_type)
     special_ids = (trainer.unk_id, trainer.bos_id, trainer.eos_id)
     # Those of a user would be cut out of a text before its spaces are marked.
-    symbols = sum(piece.type == _USER_DEFINED for piece in proto.pieces)
+    symbols = sum(piece.type == piece.USER_DEFINED for piece in proto.pieces)
     found = {
         "model type": (kind, "BPE"),
         "byte fallback": (trainer.byte_fallback, True),

@@ -15,9 +15,6 @@ from torch.nn import functional
 
 from msea_lightning.backbone.speed.views import replaced
 
-_MLP = "mlp"
-_QUERY_AND_OUTPUT = ("q_proj", "o_proj")
-
 
 def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
     """Modules of the last layer that work on each position alone, judged by their names.
@@ -28,26 +25,17 @@ def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
     for stack, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             layer = f"{stack}.{layers - 1}"
-            names = [name for name, _ in module[-1].named_modules()]
-            if _MLP not in names:
-                return []
-            mlp = f"{layer}.{_MLP}"
-            of_attention = [
-                f"{layer}.{name}" for name in names if name.rpartition(".")[2] in _QUERY_AND_OUTPUT
-            ]
-            return [(mlp, *of_attention), (mlp,)] if of_attention else [(mlp,)]
+            names = [f"{layer}.{name}" for name, _ in module[-1].named_modules()]
+            mlp = f"{layer}.mlp"
+            of_attention = [name for name in names if name.endswith((".q_proj", ".o_proj"))]
+            return list(dict.fromkeys([(mlp, *of_attention), (mlp,)])) if mlp in names else []
     return []
 
 
 def at_last_positions(body: nn.Module, names: Sequence[str], last: int) -> nn.Module:
     """A view of the body in which the named modules compute the last positions only."""
-    modules = [body.get_submodule(name) for name in names]
-    return replaced(
-        body,
-        lambda module: (
-            LastPositions(module, last) if any(module is one for one in modules) else None
-        ),
-    )
+    modules = {body.get_submodule(name) for name in names}
+    return replaced(body, lambda one: LastPositions(one, last) if one in modules else None)
 
 
 class LastPositions(nn.Module):
@@ -59,11 +47,7 @@ class LastPositions(nn.Module):
         self.last = last
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """(B, S, ...) to (B, S, ...).
-
-        Raises:
-            TypeError: if the module takes or returns anything else than one such tensor.
-        """
+        """(B, S, d) to (B, S, d); TypeError if the module takes or returns anything else."""
         if options or len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 3:
             raise TypeError("the module takes something else than one tensor of positions")
         skipped = max(0, inputs[0].shape[1] - self.last)

@@ -56,9 +56,6 @@ class _PrefixLayer(DynamicLayer):
         """(B, heads, O + S, d) keys and values; nothing is kept."""
         assert self.keys is not None
         assert self.values is not None
-        return _after(self.keys, key_states), _after(self.values, value_states)
-
-
-def _after(prefix: Tensor, states: Tensor) -> Tensor:
-    """(1, heads, O, d) and (B, heads, S, d) to (B, heads, O + S, d)."""
-    return torch.cat([prefix.expand(len(states), -1, -1, -1), states], dim=-2)
+        size = (len(key_states), -1, -1, -1)
+        keys = torch.cat([self.keys.expand(size), key_states], dim=-2)
+        return keys, torch.cat([self.values.expand(size), value_states], dim=-2)

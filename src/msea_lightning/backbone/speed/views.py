@@ -18,17 +18,11 @@ from transformers import PreTrainedConfig
 
 
 def replaced(module: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """A view in which some modules are others.
+    """A view with what ``replace`` gives for its modules, None where one stays.
 
-    Args:
-        module: The root of the tree.
-        replace: Gives the module that stands for another, or None where it stays.
-
-    Returns:
-        The view; the module itself where nothing is replaced.
+    The module itself where nothing is replaced.
     """
-    new = replace(module)
-    if new is not None:
+    if (new := replace(module)) is not None:
         return new
     children = {name: child and replaced(child, replace) for name, child in module._modules.items()}
     if all(children[name] is child for name, child in module._modules.items()):
