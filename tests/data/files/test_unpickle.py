@@ -283,7 +283,19 @@ def test_a_stated_size_beyond_the_file_allocates_nothing(tmp_path: Path) -> None
         load_pickle(tmp_path / "a.pkl")
 
 
+def nested_tuples(levels: int) -> bytes:
+    """A tuple that holds the one before it twice, so many levels deep."""
+    return b"\x80\x04)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(levels))
+
+
 EXPLOSIONS = {
+    "tuples": nested_tuples(40) + b".",
+    "tuples as a key": b"\x80\x04}" + nested_tuples(40)[2:] + b"K\x01s.",
+    "tuples in a frozenset": b"\x80\x04(" + nested_tuples(40)[2:] + b"\x91.",
+    "frozensets": b"\x80\x04)" + b"q\x00((h\x00K\x00\x91(h\x00K\x01\x91\x91" * 40 + b".",
+    "called frozensets": (
+        b"\x80\x04)" + b"q\x00cbuiltins\nfrozenset\n(](h\x00h\x00\x86K\x01etR" * 40 + b"."
+    ),
     "bytearray": b"cbuiltins\nbytearray\n(L6000000000L\ntR.",
     "bytes": b"cbuiltins\nbytes\n(L6000000000L\ntR.",
     "list": b"cbuiltins\nlist\n(C\x02ab\ntR.",

@@ -695,6 +695,38 @@ def test_flaws_of_dialogues_are_named_with_the_utterance(tmp_path: Path, name: s
         utterances(read_files(folder, config("meld", Reader.dialogue)))
 
 
+def endless(kind: str) -> Any:
+    """Forty levels, each of which holds the one before it twice; or a list that holds itself."""
+    value: Any = []
+    if kind == "itself":
+        value.append(value)
+        return value
+    for _ in range(40):
+        pair = [value, value]
+        value = {0: value, 1: value} if kind == "dict" else pair
+        if kind == "array":
+            value = np.empty(2, dtype=object)
+            value[:] = pair
+    return value
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "array", "itself"])
+@pytest.mark.parametrize("key", ["label", "text", "audio", "audio_len", "speaker"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_values_that_hold_others_without_end_are_refused(
+    tmp_path: Path, kind: str, key: str, inside: bool
+) -> None:
+    """To show, compare or convert one of them would take years."""
+    content = dialogue_content("meld")
+    item = content["train"][0]
+    place = item if key in ("label", "speaker") else item["features"]
+    place[key] = [endless(kind)] if inside else endless(kind)
+    reading = read_files(write_dialogue(tmp_path, "meld", content), config("meld", Reader.dialogue))
+    with pytest.raises(ReadError) as error:
+        list(reading["train"])
+    assert len(str(error.value)) < 400
+
+
 def test_repairs_are_counted_and_padding_is_not_looked_at(tmp_path: Path) -> None:
     content = mmsa_content("mosei")
     train = content["train"]

@@ -20,26 +20,14 @@ _BROKEN = (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.err
 
 
 def load_array(path: Path, where: str) -> NDArray[Any]:
-    """Loads an ``.npy`` file.
-
-    Args:
-        path: The file.
-        where: The utterance that it belongs to, for the error message.
-
-    Raises:
-        ReadError: where it is damaged, or holds pickled objects.
-    """
+    """Loads the ``.npy`` file of an utterance, which errors name first."""
     with _explained(path, f"{where}: {path}", "array of numbers"), path.open("rb") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[NpzFile]:
-    """Opens an ``.npz`` file, of which each array is read when it is asked for.
-
-    Raises:
-        ReadError: where it is damaged, or no such file.
-    """
+    """Opens an ``.npz`` file, of which each array is read when it is asked for."""
     with ExitStack() as stack:
         with _explained(path, f"{path}", "archive"):
             # Opened here, because numpy.load leaves the file open when it is no archive.
@@ -50,11 +38,7 @@ def open_archive(path: Path) -> Iterator[NpzFile]:
 
 
 def read_member(archive: Mapping[str, Any], path: Path, key: str) -> NDArray[Any]:
-    """Reads one array of an ``.npz`` file.
-
-    Raises:
-        ReadError: where it is damaged, or holds pickled objects.
-    """
+    """Reads one array of an ``.npz`` file."""
     with _explained(path, f"{path}: {key}", "array of numbers"):
         values = archive[key]
         if not isinstance(values, np.ndarray):

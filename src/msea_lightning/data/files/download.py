@@ -1,9 +1,8 @@
 """Published files from the Hugging Face Hub: resumable across runs, and checked.
 
-``huggingface_hub`` finds and transfers the files. Its own cache resumes within a run only, and
-compares no digest. Published files have up to tens of gigabytes, so that what has arrived is kept
-here under the digest of the whole and continued, and a file gets its name only when size and digest
-are those that the Hub states.
+The cache of ``huggingface_hub`` resumes within a run only, and compares no digest. Published files
+have up to tens of gigabytes, so that what has arrived is kept here under the digest of the whole
+and continued; a file gets its name only when size and digest are those that the Hub states.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-from msea_lightning.config.errors import UserError
+from msea_lightning.config.errors import UserError, first_line
 from msea_lightning.config.text import visible
 from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.options import DatasetConfig
 
-_BLOCK = 1 << 22
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 _log = logging.getLogger(__name__)
@@ -56,18 +54,10 @@ class _File(NamedTuple):
 
 
 def download(dataset: DatasetConfig, folder: Path) -> Path:
-    """Fetches the files of a data set into a folder; what lies there already is not fetched again.
-
-    Args:
-        dataset: The data set's options: ``hub_id``, and ``hub_file`` where one file is enough.
-        folder: Where the files will lie. What has been fetched in part is kept beside it.
+    """Fetches ``hub_file`` or all files of ``hub_id`` into a folder, but those that are there.
 
     Returns:
-        The folder.
-
-    Raises:
-        DownloadError: where the Hub cannot be reached or gives no access, a file is not there, the
-            disk is full, or what has been received is not what it should be.
+        The folder. What has been fetched in part is kept beside it.
     """
     partial = partial_folder(folder)
     with _explained(dataset, folder):
@@ -117,10 +107,9 @@ def _files(dataset: DatasetConfig) -> list[_File]:
         about = found[name]
         if about.size is None or about.blob_id is None:
             raise DownloadError(
-                f"{url} states no size or no digest, so that what arrives cannot be checked. Check "
-                "HF_ENDPOINT, or fetch the files by hand."
+                f"{url} states no size or no digest. Check HF_ENDPOINT, or fetch the files by hand."
             )
-        sha256 = about.lfs.sha256 if about.lfs is not None else None
+        sha256 = about.lfs.sha256 if about.lfs else None
         files.append(_File(name, url, about.size, sha256, about.blob_id))
     return files
 
@@ -161,7 +150,7 @@ def _flaw(file: _File, path: Path) -> str | None:
     if file.sha256 is None:
         digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(1 << 22):
             digest.update(block)
     wanted = file.sha256 or file.blob
     found = digest.hexdigest()
@@ -183,7 +172,6 @@ def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
                 f"{what} cannot be written to {folder.parent} ({error.strerror}). Set "
                 "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
             ) from error
-        reason = next(iter(str(error).strip().splitlines()), "")
         remedy = (
             "Check the network connection and run the same command again (it goes on where it "
             "stopped), set HF_ENDPOINT to a mirror"
@@ -194,6 +182,6 @@ def _explained(dataset: DatasetConfig, folder: Path) -> Iterator[None]:
                 "ask for access on its page and log in with `hf auth login` (or set HF_TOKEN)"
             )
         raise DownloadError(
-            f"{what} cannot be fetched: {type(error).__name__}: {reason}. {remedy}, or fetch the "
-            f"files by hand and put them into {folder}."
+            f"{what} cannot be fetched: {type(error).__name__}: {first_line(error)}. {remedy}, or "
+            f"fetch the files by hand and put them into {folder}."
         ) from error

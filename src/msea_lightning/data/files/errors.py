@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from reprlib import repr as short_repr
+from typing import Any
 
 from msea_lightning.config.errors import UserError
-
-_SHOWN = 10
 
 
 class ReadError(UserError):
@@ -21,7 +21,13 @@ class MissingFileError(ReadError):
     """
 
 
-def shorten(names: Iterable[str], shown: int = _SHOWN) -> str:
+def show_value(value: Any) -> str:
+    """A value in a file for an error message; of what may hold others without end the type."""
+    simple = isinstance(value, str | bytes | int | float)
+    return short_repr(value) if simple else f"<{type(value).__name__}>"
+
+
+def shorten(names: Iterable[str], shown: int = 10) -> str:
     """A list of names for an error message: the first of them, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""

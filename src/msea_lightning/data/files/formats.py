@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_HEAD = 1 << 16
+_HUB = ", or from the Hugging Face Hub with dataset.download=true"
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")
 _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # first pickle of torch.save before PyTorch 1.6
 _OTHERS = {
@@ -26,17 +26,9 @@ def stand_in(path: Path) -> str | None:
     if not head:
         return "is empty (0 bytes). Fetch the file again"
     if head.startswith(b"version https://git-lfs"):
-        return (
-            f"is a git-LFS pointer, {len(head)} bytes that stand for the file itself. Fetch the "
-            "file with `git lfs pull`, or where the data set is on the Hugging Face Hub with "
-            "dataset.download=true"
-        )
+        return f"is a git-LFS pointer of {len(head)} bytes. Fetch it with `git lfs pull`{_HUB}"
     if head.lstrip().lower().startswith(_WEB_PAGE):
-        return (
-            "is a web page, saved where the file itself should be. Fetch the file through its "
-            "download link, or where the data set is on the Hugging Face Hub with "
-            "dataset.download=true"
-        )
+        return f"is a web page. Fetch the file through its download link{_HUB}"
     return None
 
 
@@ -86,4 +78,4 @@ def _conversion(path: Path, load: str) -> str:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(_HEAD)
+        return file.read(1 << 16)

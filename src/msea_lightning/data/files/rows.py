@@ -6,22 +6,14 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from msea_lightning.data.files.errors import ReadError, shorten
 
-_SEPARATORS = ",;\t"
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row.
-
-    Attributes:
-        line: The line of the file that it begins on, counted from 1.
-        values: Its fields by column; without spaces around them, but for the text.
-    """
+class Row(NamedTuple):
+    """The line that a row begins on, and its fields by column, stripped but for the text."""
 
     line: int
     values: dict[str, str]
@@ -32,21 +24,15 @@ def read_rows(
 ) -> tuple[list[Row], str]:
     """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
 
-    Args:
-        path: The file; its first row names the columns, in any order and in any case.
-        required: Columns that must be there.
-        optional: Columns that may be there; they are empty where they are not. Others are ignored.
+    Its first row names the columns, in any order and in any case. Optional columns are empty where
+    they are missing; others are ignored.
 
     Returns:
         The rows, and the separator.
-
-    Raises:
-        ReadError: naming the file and the line, where it is not UTF-8, not CSV, lacks a column or
-            has rows that do not fit its header.
     """
     content = _decode(path)
     header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
-    separator = max(_SEPARATORS, key=header.count)
+    separator = max(",;\t", key=header.count)
     parsed = _parse(path, content, separator)
     if not parsed:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
@@ -78,17 +64,13 @@ def read_rows(
 
 def _decode(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ReadError(
-            f"{path} cannot be read ({error.strerror or error}): check its permissions."
-        ) from error
-    try:
-        return content.decode("utf-8-sig")
+        raise ReadError(f"{path} cannot be read ({error}): check its permissions.") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ReadError(
-            f"{path}, line {line} is not UTF-8 (byte {content[error.start]:#04x}). Save the file "
+            f"{path}, line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save it "
             'as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
 

@@ -7,11 +7,10 @@ nothing else. Any other name is refused before it is looked up, let alone called
 NumPy's own functions are not called with what a file says either: ``numpy.dtype.__setstate__``, for
 instance, believes whatever flags it is given, and a structured dtype with forged flags makes NumPy
 follow pointers that the file has chosen. Shapes, dtypes and sizes are checked here and the objects
-built afresh. That is also why pickles of NumPy 1 (``numpy.core``) and NumPy 2 (``numpy._core``)
-load alike.
+built afresh, alike for NumPy 1 (``numpy.core``) and NumPy 2 (``numpy._core``).
 
-The base is the standard library's unpickler in Python, because its C twin cannot be told to
-refuse extension codes and attribute states. Arrays are single opcodes, so it is fast enough.
+The base is the standard library's unpickler in Python: its C twin cannot be told to refuse
+extension codes and attribute states.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.files.errors import ReadError
+from msea_lightning.data.files.errors import ReadError, show_value
 from msea_lightning.data.files.formats import (
     WRITTEN_AS_TEXT,
     instead_of_pickle,
@@ -43,14 +41,12 @@ from msea_lightning.data.files.formats import (
 _KINDS = "biufcSUO"
 """Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
 
-_LARGE = 1 << 12
-"""Bytes or characters from which on an object is not kept for later items of a list."""
+_NESTED = 1000
+"""Most tuples and frozensets in one, counted as often as they can be reached in it."""
 
-_FORGOTTEN = object()
-"""Takes the place of a large object of an item that has been handed out."""
-
-_ARGUMENT = object()
-"""A type that is an argument only: ``_reconstruct`` has ndarray, defaultdict its factory."""
+_LARGE = 1 << 12  # bytes or characters from which on an object is not kept for later items
+_FORGOTTEN = object()  # takes the place of a large object of an item that has been handed out
+_ARGUMENT = object()  # a type that is an argument only, such as ndarray of _reconstruct
 
 
 class PickleError(ReadError):
@@ -65,17 +61,7 @@ def load_pickle(path: Path) -> Any:
     """Loads a pickle that may hold NumPy arrays, scalars and plain containers only.
 
     Pickles written by NumPy 1 and 2, by Python 2 and 3, in every protocol load. Byte strings of
-    Python 2 come back as text.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What the pickle holds; arrays may be read-only.
-
-    Raises:
-        PickleError: naming the file and what is wrong with it: it asks for another name (never
-            imported nor called), is truncated or damaged, or is something else.
+    Python 2 come back as text; arrays may be read-only. Anything else is a :class:`PickleError`.
     """
     with _open(path) as stream:
         return _Unpickler(path, stream).load()
@@ -86,12 +72,7 @@ def iterate_pickle(path: Path) -> Iterator[Any]:
 
     Pickles write long lists in runs of a thousand items; one run at a time is in memory. (CHERMA's
     training file has 38 GB of padded frames.) Where items share an array, the list is read whole.
-
-    Args:
-        path: The file, a pickled list; what it may hold is as for :func:`load_pickle`.
-
-    Raises:
-        PickleError: as :func:`load_pickle` does, and where the pickle holds no list.
+    What it may hold is as for :func:`load_pickle`.
     """
     count = 0
     try:
@@ -117,15 +98,11 @@ def _open(path: Path) -> Iterator[_Stream]:
         raise
     except MemoryError as error:
         raise PickleError(
-            f"{path} ({size / 2**30:.1f} GiB) does not fit in memory: this pickle can only be read "
-            "whole. Prepare it once on a machine with more memory and copy the store, or close "
-            "other programs."
+            f"{path} ({size / 2**30:.1f} GiB) does not fit in memory. Prepare it once on a machine "
+            "with more memory and copy the store, or close other programs."
         ) from error
     except OSError as error:
-        raise PickleError(
-            f"{path} cannot be read ({error.strerror or error}): check the path and its "
-            "permissions."
-        ) from error
+        raise PickleError(f"{path} cannot be read ({error}): check its permissions.") from error
     except Exception as error:
         # A damaged pickle fails in any way that a program can fail; none of them helps a reader.
         damage = f"is damaged, or not a pickle ({type(error).__name__}: {error}). Fetch it again"
@@ -195,6 +172,21 @@ def _set_array_state(array: NDArray[Any], state: Any) -> None:
     array.__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
+def _bounded(made: Any) -> Any:
+    """A tuple or frozenset, refused where hashing or showing it would never end.
+
+    Forty levels, each of which holds the one before it twice, are a few hundred bytes of a pickle.
+    """
+    parts, count = [made], 0
+    while parts:
+        inside = [part for part in parts.pop() if isinstance(part, tuple | frozenset)]
+        parts += inside
+        count += len(inside)
+        if count > _NESTED:
+            raise ValueError(f"a tuple or frozenset with more than {_NESTED} others in it")
+    return made
+
+
 def _reconstruct(kind: Any, *_: Any) -> NDArray[Any]:
     if kind is not _ARGUMENT:
         raise ValueError("a subclass of ndarray")
@@ -221,14 +213,14 @@ def _encode(text: Any = b"", encoding: str = "latin1") -> bytes:
     if isinstance(text, str) and encoding in ("latin1", "latin-1"):
         return text.encode("latin1")
     if not isinstance(text, bytes):
-        raise ValueError(f"bytes made of {short_repr(text)}, written in {short_repr(encoding)}")
+        raise ValueError(f"bytes made of {show_value(text)}, written in {show_value(encoding)}")
     return text
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
     shape = (shape,) if isinstance(shape, int) else shape
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array of shape {short_repr(shape)}")
+        raise ValueError(f"an array of shape {show_value(shape)}")
     return shape
 
 
@@ -270,7 +262,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     # Without its factory: nothing is to be made of what a file lacks.
     ("collections", "defaultdict"): lambda *_: defaultdict(None),
     ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
+    ("builtins", "frozenset"): lambda *args: _bounded(frozenset(*args)),
     ("builtins", "complex"): complex,
     ("builtins", "bytes"): _encode,
     ("builtins", "bytearray"): lambda *args: bytearray(_encode(*args)),
@@ -280,6 +272,17 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 _python_pickle: Any = pickle  # its Python parts are not in the typing stubs
+
+_IMMUTABLE = b"".join((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET))
+"""The opcodes whose objects can be hashed although they hold others."""
+
+
+def _load_bounded(code: int) -> Callable[[Any], None]:
+    def load(unpickler: Any) -> None:
+        _python_pickle._Unpickler.dispatch[code](unpickler)
+        _bounded(unpickler.stack[-1])
+
+    return load
 
 
 class _Unpickler(_python_pickle._Unpickler):  # type: ignore[misc]
@@ -339,6 +342,7 @@ class _Unpickler(_python_pickle._Unpickler):  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **_python_pickle._Unpickler.dispatch,
+        **{code: _load_bounded(code) for code in _IMMUTABLE},
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }

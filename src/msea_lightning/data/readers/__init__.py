@@ -12,21 +12,12 @@ __all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "
 
 
 def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
-    """All files that :func:`read_files` would read, in a published file or folder.
-
-    Raises:
-        MissingFileError: naming what is not there.
-        ReadError: where it is not clear which files are meant.
-    """
+    """All files that :func:`read_files` would read, in a published file or folder."""
     return _layout(path, dataset).files
 
 
 def read_files(path: Path, dataset: DatasetConfig) -> Reading:
-    """Opens a published file or folder.
-
-    Raises:
-        UserError: naming the file, and where it concerns one, the utterance and the remedy.
-    """
+    """Opens a published file or folder."""
     return Reading(dataset, _layout(path, dataset).sources())
 
 

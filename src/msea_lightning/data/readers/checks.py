@@ -1,7 +1,6 @@
 """What a file says about an utterance, checked and converted; one place for every layout.
 
-Each function takes a value as it is in the file, and where it is (file, utterance, split and
-position) for the error message.
+Each function takes a value as it is in the file, and where it is for the error message.
 """
 
 from __future__ import annotations
@@ -9,17 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from reprlib import repr as short_repr
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.data.files.errors import ReadError, shorten
+from msea_lightning.data.files.errors import ReadError, shorten, show_value
 from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.data.utterance import Label
 
-_RANGE_TOLERANCE = 1e-6
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.ASCII | re.I)
 
 
@@ -60,24 +57,17 @@ def members(item: Any, names: Sequence[str], where: str) -> Mapping[Any, Any]:
 
 
 def to_number(text: str) -> float | None:
-    """The number that a text is in plain decimal notation (``-1``, ``2.5``, ``3e-1``), or None.
-
-    Python's own ``float`` also takes ``1_0`` and the digits of every script.
-    """
+    """The number in plain decimal notation, or None; ``float`` takes ``1_0`` and other scripts."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else None
 
 
 def identity(value: Any) -> str:
-    """An id as text; of several parts, joined with underscores.
-
-    Raises:
-        ReadError: where it is neither text nor a number, nor a flat list of these.
-    """
+    """An id as text; of several parts, joined with underscores."""
     value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     parts = value if isinstance(value, list | tuple) else [value]
     names = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in parts]
     if not all(isinstance(name, str | int | float) for name in names):
-        raise ReadError(f"the id {short_repr(value)} is neither text nor a number. Mend the file.")
+        raise ReadError(f"the id {show_value(value)} is neither text nor a number. Mend the file.")
     return "_".join(map(str, names))
 
 
@@ -95,8 +85,8 @@ def words(value: Any, where: str) -> str:
 def label(value: Any, config: LabelConfig, where: str) -> Label:
     """The label as the data set's options say: an intensity or a name."""
     value = _single(value)
-    value = value.strip() if isinstance(value, str) else value
-    if value is None or value == "":
+    value = (value.strip() or None) if isinstance(value, str) else value
+    if value is None:
         raise ReadError(f"{where} has no label. Label it or remove it.")
     if config.kind is LabelKind.emotions or (config.kind is LabelKind.infer and config.names):
         return _emotion(value, config.names, where)
@@ -106,17 +96,13 @@ def label(value: Any, config: LabelConfig, where: str) -> Label:
 
 
 def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
-    """The real frames (L, d) of a feature sequence, of whatever number type they are in the file.
-
-    Raises:
-        ReadError: where they are not numbers of this shape, or shorter than they should be.
-    """
+    """The real frames (L, d) of a feature sequence, of whatever number type the file has."""
     try:
-        values = np.asarray(found.values)
+        values = _table(found.values)
     except ValueError as error:
         raise ReadError(
-            f"{where} has {name} features that are not a table of numbers ({error}). Extract "
-            "them anew."
+            f"{where} has {name} features that are not a table of numbers ({error}). Extract them "
+            "anew."
         ) from error
     if values.dtype.kind not in "biuf" or values.ndim != 2:
         raise ReadError(
@@ -131,30 +117,39 @@ def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
     is_count = isinstance(length, int | float) and length == length // 1
     if not is_count or not 0 <= length <= len(values):
         raise ReadError(
-            f"{where} has the {name} length {short_repr(length)}, but {len(values)} frames of "
-            f"{name} features; expected a whole number up to it. Mend the length or fetch the file "
-            "again."
+            f"{where} has the {name} length {show_value(length)}, but {len(values)} frames of "
+            "features; expected a whole number up to it. Mend it, or fetch the file again."
         )
     return values[: int(length)]
+
+
+def _table(values: Any) -> NDArray[Any]:
+    """An array of rows; in lists, no row may hold lists, which can share others without end."""
+    if isinstance(values, list | tuple):
+        rows = (row for row in values if isinstance(row, list | tuple))
+        if any(isinstance(cell, list | tuple) for row in rows for cell in row):
+            raise ValueError("there are lists in its rows")
+    return np.asarray(values)
 
 
 def _single(value: Any) -> Any:
     """The one value in an array or list of one; text of bytes."""
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value.item() if value.size == 1 else value.tolist()
+    if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _emotion(value: Any, names: Sequence[str], where: str) -> str:
-    # Class numbers: 3, 3.0 and "3" are the same name.
-    number = to_number(str(value))
-    for name in names:
-        if value == name or (number is not None and number == to_number(name)):
-            return name
+    if isinstance(value, str | int | float):
+        number = to_number(str(value))
+        for name in names:
+            # Class numbers: 3, 3.0 and "3" are the same name.
+            if value == name or (number is not None and number == to_number(name)):
+                return name
     raise ReadError(
-        f"{where} has the unknown label {short_repr(value)}; dataset.labels.names lists "
+        f"{where} has the unknown label {show_value(value)}; dataset.labels.names lists "
         f"{', '.join(names)}. Mend the label, remove the utterance, or add the name."
     )
 
@@ -163,18 +158,16 @@ def _intensity(value: Any, config: LabelConfig, where: str) -> float:
     number = to_number(value) if isinstance(value, str) else value
     if not isinstance(number, int | float):
         raise ReadError(
-            f"{where} has the label {short_repr(value)}, which is not a number, but the data set's "
-            "labels are intensities. Mend the label, or set dataset.labels.kind=emotions and "
-            "dataset.labels.names."
+            f"{where} has the label {show_value(value)}, which is not a number, but the labels are "
+            "intensities. Mend it, or set dataset.labels.kind=emotions and dataset.labels.names."
         )
     if not math.isfinite(number):
         raise ReadError(f"{where} has the label {number}. Give it a finite intensity or remove it.")
     low = -math.inf if config.low is None else config.low
     high = math.inf if config.high is None else config.high
-    if not low - _RANGE_TOLERANCE <= number <= high + _RANGE_TOLERANCE:
+    if not low - 1e-6 <= number <= high + 1e-6:  # float32 is off by less
         raise ReadError(
-            f"{where} has the label {number:g}, out of range from {low:g} to {high:g} "
-            "(dataset.labels.low and dataset.labels.high). Mend the label, remove the utterance, "
-            "or widen the range."
+            f"{where} has the label {number:g}, out of range from {low:g} to {high:g}. Mend it, "
+            "remove the utterance, or change dataset.labels.low and dataset.labels.high."
         )
     return float(number)

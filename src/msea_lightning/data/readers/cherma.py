@@ -20,69 +20,52 @@ from pathlib import Path
 from typing import Any
 
 from msea_lightning.data.files.arrays import load_array
-from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
+from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.files.rows import read_rows
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
-    NEEDED_SPLITS,
-    SPLIT_NAMES,
     Layout,
     Record,
     Source,
+    list_files,
+    refuse_missing,
+    split_files,
 )
 
-_NEEDED = ("audio_file", "video_label")
 _LABELS = {"M": "video_label", "T": "txt_label", "A": "audio_label", "V": "visual_label"}
 _TEXT_FIELDS = (
     *("text", "txt", "transcript", "transcription", "transcripts", "raw_text", "sentence"),
     *("utterance", "subtitle", "content"),
 )
-_TRANSCRIPTS = "transcripts.csv"
 
 
 class ChermaLayout(Layout):
     """JSON files beside folders of arrays; one utterance's features are in memory at a time."""
 
-    by_split: dict[str, Path]
-
     def find(self, path: Path) -> list[Path]:
         """JSON files, transcripts and features in a folder, or in the one below it."""
         path = path.parent if path.is_file() else path
-        self.by_split = {}
-        for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*/*.json"))]:
-            if file.stem in SPLIT_NAMES:
-                self.by_split.setdefault(SPLIT_NAMES[file.stem], file)
-        missing = [f"{split}.json" for split in NEEDED_SPLITS if split not in self.by_split]
-        if missing:
-            raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
-        folder = self.by_split["train"].parent
-        self._transcripts = folder / _TRANSCRIPTS
-        return [
-            *self.by_split.values(),
-            *([self._transcripts] if self._transcripts.is_file() else []),
-            *(
-                file
-                for name in ("audio", "visual")
-                for file in sorted((folder / name).rglob("*.npy"))
-            ),
-        ]
+        self._by_split = split_files(path, "json").get("", {})
+        refuse_missing(self._by_split, path, "{}.json")
+        folder = self._by_split["train"].parent
+        self._transcripts = list_files(folder, "transcripts.csv")
+        features = list_files(folder, "audio/**/*.npy", "visual/**/*.npy")
+        return [*self._by_split.values(), *self._transcripts, *features]
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the JSON files and the transcripts."""
-        transcripts = {}
-        if self._transcripts.is_file():
-            rows, _ = read_rows(self._transcripts, ("id", "text"))
-            transcripts = {row.values["id"]: row.values["text"] for row in rows}
-        entries = {split: _entries(file) for split, file in self.by_split.items()}
-        return {
-            split: Source(
-                file,
-                partial(_records, entries[split], split, file, transcripts),
-                len(entries[split]),
-            )
-            for split, file in self.by_split.items()
+        transcripts = {
+            row.values["id"]: row.values["text"]
+            for file in self._transcripts
+            for row in read_rows(file, ("id", "text"))[0]
         }
+        sources = {}
+        for split, file in self._by_split.items():
+            entries = _entries(file)
+            records = partial(_records, entries, split, file, transcripts)
+            sources[split] = Source(file, records, len(entries))
+        return sources
 
 
 def _entries(file: Path) -> list[Any]:
@@ -106,7 +89,9 @@ def _records(
     for number, entry in enumerate(entries, start=1):
         if isinstance(entry, dict):
             entry = {name: value for name, value in entry.items() if isinstance(value, str)}
-        fields = checks.members(entry, _NEEDED, f"{file}: number {number} ({split})")
+        fields = checks.members(
+            entry, ("audio_file", "video_label"), f"{file}: number {number} ({split})"
+        )
         identity = fields["audio_file"].removesuffix(".wav")
         where = f"{file}: utterance '{identity}' ({split}, number {number})"
         video = fields.get("video_file", identity).removesuffix(".mp4")
@@ -137,9 +122,8 @@ def _transcript(fields: Mapping[str, str], listed: str | None, file: Path, where
     words = next((fields[name] for name in _TEXT_FIELDS if name in fields), listed)
     if words is None:
         raise ReadError(
-            f"{where} has no transcript: the JSON entry has the fields {shorten(fields)}, and "
-            f"{_TRANSCRIPTS} beside it does not list the utterance. Write "
-            f"{file.parent / _TRANSCRIPTS} with the columns id and text, or use the files of "
-            "dataset=cherma dataset.download=true, which hold the transcripts."
+            f"{where} has no transcript in its fields ({shorten(fields)}). Write "
+            f"{file.with_name('transcripts.csv')} with the columns id and text, or use the files "
+            "of dataset=cherma dataset.download=true, which hold the transcripts."
         )
     return words

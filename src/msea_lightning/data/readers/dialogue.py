@@ -14,18 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
+from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.files.unpickle import iterate_pickle
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.readers.reading import (
-    NEEDED_SPLITS,
     SPLIT_NAMES,
     Layout,
     Record,
     Source,
     dialogue_of,
-    without_hidden,
+    refuse_missing,
+    split_files,
 )
 from msea_lightning.data.utterance import MAIN_LABEL
 
@@ -39,8 +39,6 @@ _log = logging.getLogger(__name__)
 class DialogueLayout(Layout):
     """One pickle for each split; a part of one is in memory at a time."""
 
-    by_split: dict[str, Path]
-
     def find(self, path: Path) -> list[Path]:
         """Files called ``dataset.name``, or else those of the only other name in the folder."""
         name = self.dataset.name
@@ -48,33 +46,26 @@ class DialogueLayout(Layout):
             stem, _, split = path.stem.rpartition("_")
             if not stem or split not in SPLIT_NAMES:
                 raise ReadError(
-                    f"{path} is not called <name>_train.pkl, <name>_valid.pkl or <name>_test.pkl, "
-                    "as the files of dataset.reader=dialogue are. Rename it or check "
-                    "dataset.reader."
+                    f"{path} is not called <name>_train.pkl, <name>_valid.pkl or <name>_test.pkl. "
+                    "Rename it or check dataset.reader."
                 )
             name, path = stem, path.parent
-        found: dict[str, dict[str, Path]] = {}
-        files = [*sorted(path.glob("*.pkl")), *sorted(path.glob("*/*.pkl"))]
-        for file in without_hidden(path, files):
-            stem, _, split = file.stem.rpartition("_")
-            if stem and split in SPLIT_NAMES:
-                found.setdefault(stem, {}).setdefault(SPLIT_NAMES[split], file)
+        found = split_files(path, "pkl")
+        found.pop("", None)
         if name not in found and len(found) > 1:
             raise ReadError(
                 f"{path} holds the files of {shorten(sorted(found))}, none of {name}. Give one of "
                 "the files themselves with dataset.path=..."
             )
-        self.by_split = found.get(name) or next(iter(found.values()), {})
-        missing = [f"{name}_{split}.pkl" for split in NEEDED_SPLITS if split not in self.by_split]
-        if missing:
-            raise MissingFileError(f"{path} holds no {' and no '.join(missing)}")
-        return list(self.by_split.values())
+        self._by_split = found.get(name) or next(iter(found.values()), {})
+        refuse_missing(self._by_split, path, f"{name}_{{}}.pkl")
+        return list(self._by_split.values())
 
     def sources(self) -> Mapping[str, Source]:
         """Where the records of each split come from; nothing is opened yet."""
         return {
             split: Source(file, partial(self._records, split, file))
-            for split, file in self.by_split.items()
+            for split, file in self._by_split.items()
         }
 
     def _records(self, split: str, file: Path) -> Iterator[Record]:
@@ -88,7 +79,7 @@ class DialogueLayout(Layout):
             }
             ids = (about[name] for name in _IDS if isinstance(about.get(name), str))
             group = next(filter(None, (_find(about, _DIALOGUES), *map(dialogue_of, ids))), None)
-            if index == 0 and split == "train" and "valid" not in self.by_split and not group:
+            if index == 0 and split == "train" and "valid" not in self._by_split and not group:
                 _log.warning(
                     "there is no valid file, and %s names no dialogues: the validation part will "
                     "share dialogues with the training part, and look better than the test part. "

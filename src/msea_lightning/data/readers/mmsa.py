@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.readers import checks
@@ -28,15 +30,13 @@ from msea_lightning.data.readers.reading import (
     Layout,
     Record,
     Source,
-    without_hidden,
+    list_files,
 )
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
 _LABELS = {"M": _NEEDED[-1], **{name: f"regression_labels_{name}" for name in "TAV"}}
 _OPTIONAL = ("audio_lengths", "vision_lengths", *_LABELS.values())
-_VIDEO = re.compile(r"(.+?)(\$_\$|/)", re.DOTALL)
-"""The video in an id: ``video$_$3``, in SIMS-V2 ``video/0003``."""
-_SUFFIXES = (".pkl", ".pickle")
+_VIDEO = re.compile(r"(.+?)(\$_\$|/)", re.DOTALL)  # video$_$3, in SIMS-V2 video/0003
 
 
 class MmsaLayout(Layout):
@@ -46,8 +46,8 @@ class MmsaLayout(Layout):
         """The one file: the path itself, ``dataset.hub_file``, or the only pickle in a folder."""
         if path.is_file():
             return [path]
-        pickles = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-        found = without_hidden(path, pickles)
+        files = list_files(path, "**/*")
+        found = [file for file in files if file.suffix.lower() in (".pkl", ".pickle")]
         wanted = Path(self.dataset.hub_file or "").name
         named = [file for file in found if file.name == wanted]
         if len(named) == 1 or len(found) == 1:
@@ -82,12 +82,12 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
             "splits train, valid and test. Check dataset.reader and dataset.path."
         )
     keys = {SPLIT_NAMES[key]: key for key in content if key in SPLIT_NAMES}
-    missing = [split for split in NEEDED_SPLITS if split not in keys]
-    if missing:
-        raise ReadError(
-            f"{file} has no split '{missing[0]}'; found {shorten(map(str, content))}. Check "
-            "dataset.path and dataset.reader, or fetch the file again."
-        )
+    for split in NEEDED_SPLITS:
+        if split not in keys:
+            raise ReadError(
+                f"{file} has no split '{split}'; found {shorten(map(str, content))}. Check "
+                "dataset.path and dataset.reader, or fetch the file again."
+            )
     parts = {}
     for split, key in keys.items():
         part = content.pop(key)
@@ -98,25 +98,17 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
                 part.setdefault("regression_labels", part["regression_labels_M"])
         checks.members(part, _NEEDED, where)
         parts[split] = {name: part[name] for name in (*_NEEDED, *_OPTIONAL) if name in part}
-        _check_sizes(parts[split], where)
+        counts = {
+            name: len(list(values)) if np.iterable(values) else 0
+            for name, values in parts[split].items()
+        }
+        for name, count in counts.items():
+            if count != counts["raw_text"]:
+                raise ReadError(
+                    f"{where} has {counts['raw_text']} of raw_text, but {count} of {name}; "
+                    "expected one each per utterance. Fetch the file again."
+                )
     return parts
-
-
-def _check_sizes(part: dict[str, Any], where: str) -> None:
-    counts = {name: _count(values) for name, values in part.items()}
-    for name, count in counts.items():
-        if count != counts["raw_text"]:
-            raise ReadError(
-                f"{where} has {counts['raw_text']} of raw_text, but {count} of {name}; expected "
-                "one each per utterance. Fetch the file again."
-            )
-
-
-def _count(values: Any) -> int:
-    try:
-        return len(values)
-    except TypeError:  # one value
-        return 0
 
 
 def _records(part: dict[str, Any]) -> Iterator[Record]:

@@ -1,8 +1,7 @@
 """Reading a data set: a layout says where its records are, here they become utterances.
 
 A :class:`Layout` turns published files into :class:`Record` objects, one at a time and unchecked.
-A :class:`Reading` checks them, trims them to their real lengths, converts and counts. Every error
-names the file, the utterance, the split and a remedy.
+A :class:`Reading` checks them, trims them to their real lengths, converts and counts.
 """
 
 from __future__ import annotations
@@ -11,36 +10,32 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.data.files.errors import ReadError, shorten
+from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.options import SPLITS, DatasetConfig, EmptyText, Repair
 from msea_lightning.data.readers import checks
 from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.utterance import Utterance
 
-SPLIT_NAMES: dict[str, str] = {
-    "train": "train",
-    "valid": "valid",
-    "dev": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-}
+SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(
+    ("dev", "val", "validation"), "valid"
+)
 """What published files call the splits, and what we do."""
 
 NEEDED_SPLITS = ("train", "test")
 """The splits that a published data set must have; a missing valid split is drawn from train."""
 
-_DIALOGUES = (
-    re.compile(r"(.*dia\d+)_?utt\d+(\.\w+)?", re.I),  # dia12_utt3.mp4 (MELD)
-    re.compile(r"(?:.*/)?(Ses\d+[FM]_\w+)_[FM]\d+(\.\w+)?", re.I),  # Ses01F_impro01_M003 (IEMOCAP)
+_DIALOGUE = re.compile(
+    r"((?P<meld>.*dia\d+)_?utt\d+"  # dia12_utt3.mp4
+    r"|(.*/)?(?P<iemocap>Ses\d+[FM]_\w+)_[FM]\d+)(\.\w+)?",  # Ses01F_impro01_M003
+    re.I,
 )
 
 _log = logging.getLogger(__name__)
@@ -69,8 +64,7 @@ class Record:
     speaker: str | None = None
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where the records of a split come from.
 
     Attributes:
@@ -90,10 +84,6 @@ class Layout(ABC):
     Attributes:
         dataset: The data set's options.
         files: All files that belong to it.
-
-    Raises:
-        MissingFileError: naming what is not there.
-        ReadError: where it is not clear which files are meant.
     """
 
     def __init__(self, path: Path, dataset: DatasetConfig) -> None:
@@ -108,7 +98,12 @@ class Layout(ABC):
 
     @abstractmethod
     def find(self, path: Path) -> list[Path]:
-        """All files of the data set in a published file or folder."""
+        """All files of the data set in a published file or folder.
+
+        Raises:
+            MissingFileError: naming what is not there.
+            ReadError: where it is not clear which files are meant.
+        """
 
     @abstractmethod
     def sources(self) -> Mapping[str, Source]:
@@ -184,14 +179,8 @@ class Reading(Mapping[str, Iterator[Utterance]]):
                 for name, found in record.features.items()
                 if found is not None and len(values := self._frames(name, found, where, counts))
             }
-            yield Utterance(
-                id=identity,
-                text=text,
-                labels=labels,
-                features=features,
-                group=record.group or None,
-                speaker=record.speaker or None,
-            )
+            group, speaker = record.group or None, record.speaker or None
+            yield Utterance(identity, text, labels, features, group, speaker)
         if counts.empty_text:
             what = "dropped" if empty_text is EmptyText.drop else "kept"
             _log.warning("%d utterances of %s have no words: %s", counts.empty_text, split, what)
@@ -239,18 +228,31 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         )
 
 
-def without_hidden(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Paths below a folder, without what file managers and editors put there (``._a``)."""
-    return [
-        path
-        for path in paths
-        if not any(
-            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
-        )
-    ]
+def list_files(folder: Path, *patterns: str) -> list[Path]:
+    """What lies in a folder, without what file managers and editors put there (``._a``)."""
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    hidden = re.compile(r"(.*/)?(\.|__MACOSX(/|$))", re.DOTALL)
+    return [path for path in found if not hidden.match(path.relative_to(folder).as_posix())]
+
+
+def split_files(folder: Path, suffix: str) -> dict[str, dict[str, Path]]:
+    """Files called ``<name>_<split>`` or ``<split>`` in a folder or the one below, by both."""
+    found: dict[str, dict[str, Path]] = {}
+    for file in list_files(folder, f"*.{suffix}", f"*/*.{suffix}"):
+        name, _, split = file.stem.rpartition("_")
+        if split in SPLIT_NAMES:
+            found.setdefault(name, {}).setdefault(SPLIT_NAMES[split], file)
+    return found
+
+
+def refuse_missing(found: Mapping[str, Path], folder: Path, form: str) -> None:
+    """Refuses a folder without the files of a split that a published data set must have."""
+    missing = [form.format(split) for split in NEEDED_SPLITS if split not in found]
+    if missing:
+        raise MissingFileError(f"{folder} holds no {' and no '.join(missing)}")
 
 
 def dialogue_of(identity: str) -> str | None:
     """The dialogue in an id of MELD or IEMOCAP; None in any other id."""
-    found = next((match for form in _DIALOGUES if (match := form.fullmatch(identity))), None)
-    return found[1] if found else None
+    found = _DIALOGUE.fullmatch(identity)
+    return (found["meld"] or found["iemocap"]) if found else None

@@ -26,10 +26,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +44,16 @@ from msea_lightning.data.readers.reading import (
     Record,
     Source,
     dialogue_of,
-    without_hidden,
+    list_files,
 )
 from msea_lightning.data.utterance import MAIN_LABEL, Label
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
 _LABELS = {"label": MAIN_LABEL, "label_t": "T", "label_a": "A", "label_v": "V"}
-_NEEDED = ("id", "split", "text", "label")
-_ALIASES = {"audio": "audio", "acoustic": "audio"} | dict.fromkeys(
-    ("vision", "video", "visual"), "vision"
-)
+_ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
+    name: name for name in ("audio", "vision")
+}
 _LENGTHS = "_lengths"
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null"))
@@ -74,13 +72,14 @@ class TableLayout(Layout):
         folder = self._table.parent
         if not os.path.lexists(self._table):
             raise MissingFileError(f"{path} holds no {_TABLE}")
-        archive = folder / _ARCHIVE
-        found = [self._table, archive] if os.path.lexists(archive) else [self._table]
-        return found + [file for inside in _folders(folder) for file in _arrays(inside)]
+        archive = [path for path in list_files(folder, "*") if path.name == _ARCHIVE]
+        arrays = [file for inside in _folders(folder) for file in list_files(inside, "**/*.npy")]
+        return [self._table, *archive, *arrays]
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
-        rows, separator = read_rows(self._table, _NEEDED, ("group", "speaker", *_LABELS))
+        needed = ("id", "split", "text", "label")
+        rows, separator = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
         if not rows:
             raise ReadError(
                 f"{self._table} has a header and no utterance. Give it one row per utterance."
@@ -123,7 +122,7 @@ class TableLayout(Layout):
             )
         return SPLIT_NAMES[name.lower()]
 
-    def _labels(self, column: str, rows: list[Row], separator: str) -> dict[int, Label]:
+    def _labels(self, column: str, rows: list[Row], separator: str) -> Mapping[int, Label]:
         """The labels of one column by row, numbers where all are; without those missing."""
         config = self.dataset.labels
         texts = {index: row.values[column] for index, row in enumerate(rows)}
@@ -132,21 +131,22 @@ class TableLayout(Layout):
             for index, text in texts.items()
             if text in config.names or text.lower() not in _MISSING
         }
-        if column == "label" and len(found) < len(rows):
-            without = texts.keys() - found.keys()
-            listed = shorten(f"line {rows[i].line} '{texts[i]}'" for i in sorted(without))
+        without = sorted(texts.keys() - found.keys())
+        if column == "label" and without:
             _log.warning(
                 "%d of %d utterances have no label (%s): they are kept without one. Where such a "
                 "word is the name of an emotion, list all names in dataset.labels.names",
-                *(len(without), len(rows), listed),
+                *(len(without), len(rows)),
+                shorten(f"line {rows[index].line} '{texts[index]}'" for index in without),
             )
         if config.kind is LabelKind.emotions or config.names:
-            return dict(found)
-        numbers = {
-            index: number
+            return found
+        # A decimal comma, where commas do not separate the fields.
+        read = (
+            (index, to_number(text if separator == "," else text.replace(",", ".")))
             for index, text in found.items()
-            if (number := _to_number(text, separator)) is not None
-        }
+        )
+        numbers = {index: number for index, number in read if number is not None}
         if config.kind is LabelKind.scale or len(numbers) == len(found):
             return {**found, **numbers}
         if len(numbers) > len(found) / 2:
@@ -155,12 +155,7 @@ class TableLayout(Layout):
                 "most labels are numbers, but line %d has '%s': all labels are taken for names",
                 *(rows[first].line, found[first]),
             )
-        return dict(found)
-
-
-def _to_number(text: str, separator: str) -> float | None:
-    """The number in a field; with a decimal comma where commas do not separate the fields."""
-    return to_number(text if separator == "," else text.replace(",", "."))
+        return found
 
 
 def _records(
@@ -184,8 +179,7 @@ def _records(
             )
 
 
-@dataclass
-class _Place:
+class _Place(NamedTuple):
     """Where the features of one name are.
 
     Attributes:
@@ -197,15 +191,7 @@ class _Place:
 
     where: str
     key: str | Path
-    names: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str) -> None:
-        """Adds the features of an utterance."""
-        self.names[unicodedata.normalize("NFC", name)] = name
-
-    def name_of(self, identity: str) -> str | None:
-        """What the features of an utterance are called; None where it has none."""
-        return self.names.get(unicodedata.normalize("NFC", identity))
+    names: dict[str, str]
 
 
 class _Features:
@@ -217,7 +203,7 @@ class _Features:
 
     def __init__(self, folder: Path, ids: list[str]) -> None:
         self._archive = folder / _ARCHIVE
-        self._ids = ids
+        self._ids = [_composed(identity) for identity in ids]
         self._arrays: dict[str, tuple[NDArray[Any], NDArray[Any] | None]] = {}
         self._keys: list[str] = []
         if self._archive.is_file():
@@ -232,8 +218,7 @@ class _Features:
                     f"{place.where}. Keep one of them."
                 )
             self.places[name] = place
-            if place.names:
-                self._compare(name, place)
+            self._compare(name, place)
 
     def open(self) -> AbstractContextManager[Mapping[str, Any]]:
         """The archive; empty where there is none."""
@@ -241,18 +226,18 @@ class _Features:
 
     def fetch(self, name: str, index: int, archive: Mapping[str, Any], where: str) -> Frames | None:
         """The features of the utterance in a row; None where it has none."""
-        place = self.places[name]
-        if not place.names:
+        _, key, names = self.places[name]
+        if not names:
             if name not in self._arrays:
-                self._arrays[name] = self._read_rows(str(place.key), archive)
+                self._arrays[name] = self._read_rows(str(key), archive)
             values, lengths = self._arrays[name]
             return Frames(values[index], None if lengths is None else lengths[index])
-        called = place.name_of(self._ids[index])
+        called = names.get(self._ids[index])
         if called is None:
             return None
-        if isinstance(place.key, Path):
-            return Frames.whole(load_array(place.key / f"{called}.npy", where))
-        return Frames.whole(read_member(archive, self._archive, f"{place.key}/{called}"))
+        if isinstance(key, Path):
+            return Frames.whole(load_array(key / f"{called}.npy", where))
+        return Frames.whole(read_member(archive, self._archive, f"{key}/{called}"))
 
     def _in_archive(self) -> list[_Place]:
         by_id: dict[str, _Place] = {}
@@ -261,30 +246,29 @@ class _Features:
             name, slash, identity = key.partition("/")
             owner = key.removesuffix(_LENGTHS)
             if slash:
-                where = f"{self._archive}, keys {name}/<id>"
-                by_id.setdefault(name, _Place(where, name)).add(identity)
+                place = _Place(f"{self._archive}, keys {name}/<id>", name, {})
+                by_id.setdefault(name, place).names[_composed(identity)] = identity
             elif owner == key or owner not in self._keys:
-                by_row.append(_Place(f"{self._archive}, key {name}", name))
+                by_row.append(_Place(f"{self._archive}, key {name}", name, {}))
         return [*by_row, *by_id.values()]
 
     def _in_folders(self, folder: Path) -> Iterator[_Place]:
         for path in _folders(folder):
-            place = _Place(str(path), path)
-            for file in _arrays(path):
-                place.add(file.relative_to(path).as_posix().removesuffix(".npy"))
+            files = list_files(path, "**/*.npy")
+            called = [file.relative_to(path).as_posix().removesuffix(".npy") for file in files]
+            names = {_composed(name): name for name in called}
             is_feature = path.name.lower() in _ALIASES
-            if place.names and (is_feature or any(map(place.name_of, self._ids))):
-                yield place
-            elif place.names:
+            if names and (is_feature or not names.keys().isdisjoint(self._ids)):
+                yield _Place(str(path), path, names)
+            elif names:
                 _log.warning("%s holds no .npy file that is called after an id: not read", path)
             elif is_feature:
                 _log.warning("%s holds no .npy files: no features are read from it", path)
 
     def _compare(self, name: str, place: _Place) -> None:
         """Says which features no row has; refuses them where no row has any."""
-        used = set(map(place.name_of, self._ids)) - {None}
-        extra = sorted(set(place.names.values()) - used)
-        if not used:
+        extra = sorted(place.names[key] for key in place.names.keys() - set(self._ids))
+        if extra and len(extra) == len(place.names):
             raise ReadError(
                 f"{place.where} holds {name} features of {len(extra)} utterances, none of which is "
                 f"in {_TABLE}: {shorten(extra)}. Name them after the ids, such as "
@@ -326,20 +310,17 @@ class _Features:
 def _feature(place: _Place) -> str:
     """The feature that a folder or key is called after."""
     name = Path(place.key).name
-    if name.lower() in _ALIASES:
-        return _ALIASES[name.lower()]
     if not _NAME.fullmatch(name):
         raise ReadError(
             f"{place.where}: '{name}' cannot be the name of a feature, which is a word of letters, "
             "digits and underscores, such as audio, vision or text_features. Rename or remove it."
         )
-    return name
+    return _ALIASES.get(name.lower(), name)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return without_hidden(folder, sorted(path for path in folder.iterdir() if path.is_dir()))
+    return [path for path in list_files(folder, "*") if path.is_dir()]
 
 
-def _arrays(folder: Path) -> list[Path]:
-    """The arrays in a folder and below it, without hidden files."""
-    return without_hidden(folder, sorted(folder.rglob("*.npy")))
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
