@@ -18,7 +18,7 @@ from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.model.contract import ModelError
-from msea_lightning.plugin import describe
+from msea_lightning.plugin.facts import describe
 from msea_lightning.training.build import build_adapted_lm, build_data
 from tests.rounding import BOUND, assert_same
 

@@ -20,11 +20,11 @@ from msea_lightning.plugin import (
     Plugin,
     PluginError,
     attach,
-    backbone_facts,
     load_plugin,
     load_plugin_backbone,
     save_plugin,
 )
+from msea_lightning.plugin.facts import backbone_facts
 from msea_lightning.plugin.saving import readme
 from tests.places import ROOT
 

@@ -111,11 +111,9 @@ class BackboneConfig:
                 f"{where}={self.name} needs {where}.path: a Hub id such as Qwen/Qwen2.5-0.5B, or "
                 "a folder with a checkpoint."
             )
+        resizable = self.weights is Weights.random and "model_type" in self.architecture
         for name in ("hidden_size", "num_layers"):
-            size = getattr(self, name)
-            if size is None:
-                continue
-            if self.weights is not Weights.random or "model_type" not in self.architecture:
+            if (size := getattr(self, name)) is not None and not resizable:
                 raise ConfigError(
                     f"{where}.{name}={size} is for measuring, with {where}.weights=random and a "
                     f"backbone whose {where}.architecture is known, such as {where}=llama2; here "
@@ -126,15 +124,15 @@ class BackboneConfig:
             raise ConfigError(f"{where}.hidden_size={self.hidden_size} is no multiple of 16.")
         for index, segment in enumerate(self.layout):
             segment.check(f"{where}.layout[{index}]")
+        kinds = [segment.kind for segment in self.layout]
         for kind in (SegmentKind.pseudo, SegmentKind.text, SegmentKind.prompt):
-            count = sum(segment.kind is kind for segment in self.layout)
-            if count != 1:
+            if (count := kinds.count(kind)) != 1:
                 raise ConfigError(
                     f"{where}.layout needs exactly one segment of kind '{kind.value}', "
                     f"found {count}."
                 )
-        if self.layout[-1].kind is not SegmentKind.prompt:
+        if kinds[-1] is not SegmentKind.prompt:
             raise ConfigError(
-                f"{where}.layout ends with '{self.layout[-1].kind.value}'; the last segment is "
-                "the prompt, because the label follows it."
+                f"{where}.layout ends with '{kinds[-1].value}'; the last segment is the prompt, "
+                "because the label follows it."
             )

@@ -84,10 +84,6 @@ class AdaptedLM(Model):
         """See :meth:`loss`."""
         return Step(*self.loss(batch))
 
-    def predict(self, batch: Batch) -> Answers:
-        """See :meth:`answers`."""
-        return self.answers(batch)
-
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the label tokens (paper, Eq. 2) and their number.
 
@@ -96,9 +92,11 @@ class AdaptedLM(Model):
         logits, targets = self.label_logits(batch)
         return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
-    def answers(self, batch: Batch, rule: Decode | None = None) -> Answers:
+    def predict(self, batch: Batch, rule: Decode | None = None) -> Answers:
         """Decoded answers of a batch, by the model's own rule where none is given."""
         return decode(self.tree, self.answer_logp(batch), rule or self.rule)
+
+    answers = predict
 
     def label_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits at the positions that predict label tokens, and nowhere else.

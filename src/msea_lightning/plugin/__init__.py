@@ -6,25 +6,14 @@ one language model costs their own weights only: the language model is shared an
 """
 
 from msea_lightning.plugin.attaching import attach
-from msea_lightning.plugin.facts import (
-    Plugin,
-    PluginError,
-    PluginFacts,
-    PromptFacts,
-    backbone_facts,
-    describe,
-)
+from msea_lightning.plugin.facts import Plugin, PluginError
 from msea_lightning.plugin.loading import load_plugin, load_plugin_backbone
 from msea_lightning.plugin.saving import save_plugin
 
 __all__ = [
     "Plugin",
     "PluginError",
-    "PluginFacts",
-    "PromptFacts",
     "attach",
-    "backbone_facts",
-    "describe",
     "load_plugin",
     "load_plugin_backbone",
     "save_plugin",

@@ -28,12 +28,6 @@ _SUPERVISED = "MSEA_SUPERVISED"
 _SWEEP = "MSEA_SWEEP_PROCESS"
 """The process of the sweep that supervisors work for."""
 
-_LAST_LINES = 20
-"""Last lines of a run's output that are kept, for a run that ends without ``error.json``."""
-
-_PATIENCE = 30
-"""Seconds for a run to end by itself after Ctrl-C."""
-
 
 def lead_sweep() -> None:
     """Makes this process the one that supervisors in its child processes end with."""
@@ -75,16 +69,16 @@ def supervise(
     )
     assert process.stdout is not None
     assert process.stdin is not None
-    tail: deque[str] = deque(maxlen=_LAST_LINES)
+    tail: deque[str] = deque(maxlen=20)
     listener = threading.Thread(target=_listen, args=(process.stdout, prefix, tail), daemon=True)
     listener.start()
     _end_with_sweep(process)
     try:
         returncode = process.wait()
     except BaseException:
-        # Ctrl-C has reached it as well.
+        # Ctrl-C has reached it as well; it gets some seconds to end by itself.
         try:
-            process.wait(_PATIENCE)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
         raise

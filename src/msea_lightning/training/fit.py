@@ -23,7 +23,8 @@ from msea_lightning.data.options import Split
 from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
-from msea_lightning.plugin import backbone_facts, describe, save_plugin
+from msea_lightning.plugin import save_plugin
+from msea_lightning.plugin.facts import backbone_facts, describe
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places

@@ -50,10 +50,13 @@ def native_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
         BackboneError: if a field is missing or has a value for which the native architecture would
             compute something else.
     """
+    from transformers import AutoConfig
+
     family = original_family(fields)
     assert family is not None
+    facts = _FAMILIES[family]
     given = {name: value for name, value in fields.items() if value is not None}
-    for field, (value, default) in _FAMILIES[family]["must_hold"].items():
+    for field, (value, default) in facts["must_hold"].items():
         found = given.get(field, default)
         if found != value:
             raise BackboneError(
@@ -61,18 +64,39 @@ def native_config(place: str, fields: Mapping[str, Any]) -> PretrainedConfig:
                 f"{field}={value} is the architecture that transformers implements. Give another "
                 "checkpoint as backbone.path (quantise with backbone.quantization instead)."
             )
-    names = _FAMILIES[family]["fields"]
-    missing = sorted(set(names.values()) - set(given))
+    missing = sorted(set(facts["fields"].values()) - set(given))
     if missing:
         raise BackboneError(
             f"The config.json of {place} says that it is a {family} checkpoint, but has no "
             f"{', '.join(missing)}. Copy the original file again; if it is complete, it belongs to "
             "another generation of the family, which transformers does not implement."
         )
-    native = {name: given[original] for name, original in names.items()}
-    native["tie_word_embeddings"] = given.get("tie_word_embeddings", False)
-    make = _glm_config if family == "chatglm" else _qwen2_config
-    return make(place, given, native)
+    native = {name: given[original] for name, original in facts["fields"].items()}
+    native |= {name: given.get(name, default) for name, default in facts["optional"].items()}
+    # The 32k variant of ChatGLM3 stretches the rotation by rope_ratio.
+    theta = given.get("rotary_emb_base", 10000.0) * given.get("rope_ratio", 1)
+    rope = {"rope_type": "default", "rope_theta": float(theta)}
+    if family == "chatglm":
+        rope["partial_rotary_factor"] = 0.5
+    else:
+        native["intermediate_size"] = _halved_inner_size(place, given)
+    return AutoConfig.for_model(facts["native"], **native, rope_parameters=rope)
+
+
+def _halved_inner_size(place: str, qwen: Mapping[str, Any]) -> int:
+    """Half of the size that counts Qwen's gate and value together; other sizes are checked."""
+    heads, width, inner = (
+        qwen[name] for name in ("num_attention_heads", "hidden_size", "intermediate_size")
+    )
+    channels = qwen.get("kv_channels", width // heads)
+    if channels * heads != width or inner % 2:
+        raise BackboneError(
+            f"The qwen checkpoint {place} has kv_channels={channels} and "
+            f"num_attention_heads={heads}, whose product must be hidden_size={width}, and "
+            f"intermediate_size={inner}, which must be even: transformers has no other such "
+            "architecture. Check its config.json."
+        )
+    return int(inner // 2)
 
 
 @contextmanager
@@ -99,51 +123,3 @@ def original_weights(family: str) -> Iterator[None]:
             yield
         finally:
             register(facts["native"], before, overwrite=True)
-
-
-def _glm_config(place: str, fields: Mapping[str, Any], native: dict[str, Any]) -> PretrainedConfig:
-    from transformers import GlmConfig
-
-    return GlmConfig(
-        **native,
-        # The 32k variant stretches the rotation by rope_ratio; only half of every head rotates.
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10000.0 * fields.get("rope_ratio", 1),
-            "partial_rotary_factor": 0.5,
-        },
-        # GlmConfig's own defaults belong to GLM-4 and lie beyond this vocabulary.
-        pad_token_id=fields.get("pad_token_id", 0),
-        eos_token_id=fields.get("eos_token_id", 2),
-    )
-
-
-def _qwen2_config(
-    place: str, fields: Mapping[str, Any], native: dict[str, Any]
-) -> PretrainedConfig:
-    from transformers import Qwen2Config
-
-    heads, width = native["num_attention_heads"], native["hidden_size"]
-    channels = fields.get("kv_channels", width // heads)
-    # The gate and the value together.
-    inner = native.pop("intermediate_size")
-    if channels * heads != width or inner % 2:
-        raise BackboneError(
-            f"The qwen checkpoint {place} has kv_channels={channels} and "
-            f"num_attention_heads={heads}, whose product must be hidden_size={width}, and "
-            f"intermediate_size={inner}, which must be even: transformers has no other such "
-            "architecture. Check its config.json."
-        )
-    return Qwen2Config(
-        **native,
-        intermediate_size=inner // 2,
-        num_key_value_heads=heads,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": float(fields.get("rotary_emb_base", 10000)),
-        },
-        use_sliding_window=False,
-        bos_token_id=fields.get("bos_token_id"),
-        eos_token_id=fields.get("eos_token_id"),
-        pad_token_id=fields.get("pad_token_id"),
-    )

@@ -27,9 +27,6 @@ _CHATGLM3_SPECIALS = (
 )
 """ChatGLM3's own special tokens, whose ids follow those of the vocabulary."""
 
-_CHATGLM3_PIECES = 64_789
-"""Pieces of ChatGLM3's vocabulary, by which its file is known where no config lies beside it."""
-
 _QWEN_PUBLISHED = (151_936, 151_643)
 """Embeddings of a published Qwen, and the ranks that its tokenizer has."""
 
@@ -270,13 +267,9 @@ def _check_kind(model_file: Path, proto: Any) -> None:
 
 def _is_chatglm3(model_file: Path, pieces: int) -> bool:
     """Whether files beside the vocabulary say so, or it has the size of the published one."""
-    kinds = (
-        _beside(model_file, "tokenizer_config.json").get("tokenizer_class"),
-        _beside(model_file, "config.json").get("model_type"),
-    )
-    return pieces == _CHATGLM3_PIECES or any(
-        str(kind).lower().startswith("chatglm") for kind in kinds
-    )
+    tokenizer = _beside(model_file, "tokenizer_config.json").get("tokenizer_class")
+    model = _beside(model_file, "config.json").get("model_type")
+    return pieces == 64_789 or "chatglm" in f"{tokenizer} {model}".lower()
 
 
 def _beside(file: Path, name: str) -> dict[str, Any]:
