@@ -103,7 +103,8 @@ LABELS = "dataset.labels"
         (LabelConfig(low=1, high=1), r"labels\.low=1 must be less than labels\.high=1"),
         (LabelConfig(names=["joy", "joy", "fear"]), r"labels\.names lists joy more than once"),
         (LabelConfig(LabelKind.emotions, names=["joy"]), r"at least two names in labels\.names"),
-        (LabelConfig(LabelKind.scale, low=-1), r"needs labels\.low and labels\.high, got -1 and"),
+        (LabelConfig(LabelKind.scale, low=-1), r"needs labels\.low and .* got -1, None and \[\]"),
+        (LabelConfig(LabelKind.scale, -1, 1, names=["x"]), r"no labels\.names, got -1, 1 and"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(config: LabelConfig, message: str) -> None:

@@ -147,11 +147,6 @@ def test_unlabelled_utterances_have_no_say() -> None:
         (LabelConfig(), splits(["a", "a"]), "all training utterances have the label 'a'"),
         (LabelConfig(), splits([2.0, 2.0]), "all training utterances have the label 2,"),
         (LabelConfig(low=9), splits([1.0, 2.0]), "intensity 9 is not below the highest 2; .* 1 a"),
-        (
-            LabelConfig(LabelKind.scale, -1, 1, names=["x"]),
-            splits([0.0, 1.0]),
-            "makes a scale, which has no names, but dataset.labels.names lists x",
-        ),
     ],
 )
 def test_refused_labels(config: LabelConfig, found: dict[str, Split], message: str) -> None:

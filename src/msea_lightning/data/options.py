@@ -32,13 +32,9 @@ class Reader(enum.Enum):
 READERS: Registry[Reader] = Registry("reader")
 """``dataset.reader`` to the class of its layout; of the demo to the module that makes it."""
 
-for _reader in Reader:
-    READERS.register(
-        _reader.value,
-        "msea_lightning.data.demo"
-        if _reader is Reader.demo
-        else f"msea_lightning.data.readers.{_reader.value}.{_reader.value.title()}Layout",
-    )(_reader)
+for _name, _reader in Reader.__members__.items():
+    _place = "demo" if _reader is Reader.demo else f"readers.{_name}.{_name.title()}Layout"
+    READERS.register(_name, f"msea_lightning.data.{_place}")(_reader)
 
 
 SPLIT_VERSION = 2
@@ -120,10 +116,11 @@ class LabelConfig:
                 f"{where}.kind=emotions needs at least two names in {where}.names, "
                 f"got {self.names}; use {where}.kind=infer to take them from the data."
             )
-        if self.kind is LabelKind.scale and (self.low is None or self.high is None):
+        if self.kind is LabelKind.scale and (self.names or None in (self.low, self.high)):
             raise ConfigError(
-                f"{where}.kind=scale needs {where}.low and {where}.high, got {self.low} and "
-                f"{self.high}; use {where}.kind=infer to take them from the data."
+                f"{where}.kind=scale needs {where}.low and {where}.high and no {where}.names, got "
+                f"{self.low}, {self.high} and {self.names}; use {where}.kind=infer to take them "
+                "from the data."
             )
 
 

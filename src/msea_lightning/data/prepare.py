@@ -1,8 +1,7 @@
 """Preparation: published files become a store, once.
 
 A store lies in ``<cache>/stores/<name>-<fingerprint>``. The fingerprint covers the source files
-(name, size, time of change) and every option that changes what is stored, so that changed files or
-options make a new store, and unchanged ones find the store that is there. Nothing is ever written
+(name, size, time of change) and every option that changes what is stored. Nothing is ever written
 beside the source.
 """
 
@@ -14,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from rich.progress import Progress
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
-from msea_lightning.data.readers import MissingFileError, Reading, find_files, read_files
+from msea_lightning.data.readers import MissingFileError, find_files, read_files
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
-from msea_lightning.data.utterance import Utterance
 
 CONVERSION = 3
 """Raised whenever a reader makes other utterances of the same files: older stores are set aside."""
@@ -42,19 +40,9 @@ def prepare_store(dataset: DatasetConfig) -> Store:
     """Opens the store of a data set; makes it first where there is none yet.
 
     Safe to interrupt and to run again, and in several processes at once: one converts, the others
-    wait for it.
-
-    Args:
-        dataset: The data set's options.
-
-    Returns:
-        The store. Its ``info`` has the keys ``name``, ``reader``, ``source`` (the path that was
-        read), ``files`` (their number) and ``found`` (for each split what
-        :class:`~msea_lightning.data.readers.Counts` has).
-
-    Raises:
-        UserError: where files are missing, damaged, or not as their layout says, or the cache
-            cannot be written; with the file, the utterance and the remedy.
+    wait for it. The ``info`` of the store has the keys ``name``, ``reader``, ``source`` (the path
+    that was read), ``files`` (their number) and ``found`` (the counts of each split, see
+    :class:`~msea_lightning.data.readers.Reading`).
     """
     if dataset.reader is not Reader.demo:
         dataset = dataclasses.replace(dataset, path=str(_locate(dataset)))
@@ -81,12 +69,10 @@ def earlier_sources(dataset: DatasetConfig) -> list[Path]:
     folders = (cache_folder(dataset) / "stores").glob(f"{escape(dataset.name)}-*")
     found: dict[Path, None] = {}
     for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
-        try:
+        with suppress(StoreError):
             info = Store.open(folder).info
-        except StoreError:
-            continue
-        if (info.get("name"), info.get("reader")) == (dataset.name, dataset.reader.value):
-            found[Path(info["source"])] = None
+            if (info.get("name"), info.get("reader")) == (dataset.name, dataset.reader.value):
+                found[Path(info["source"])] = None
     return list(found)
 
 
@@ -107,11 +93,10 @@ def _locate(dataset: DatasetConfig) -> Path:
     for path in (chosen_path(dataset), downloads):
         try:
             find_files(path, dataset)
+            return path
         except MissingFileError as error:
             if not dataset.download:
                 raise PrepareError(_missing(dataset, str(error), downloads)) from error
-        else:
-            return path
     _log.info("fetching %s from the Hugging Face Hub into %s", dataset.hub_id, downloads)
     # Imported here, because the Hub's client takes a second to load and is rarely needed.
     from msea_lightning.data.files.download import download
@@ -120,10 +105,8 @@ def _locate(dataset: DatasetConfig) -> Path:
     try:
         find_files(downloads, dataset)
     except MissingFileError as error:
-        raise PrepareError(
-            f"{error}, although {dataset.hub_id} was fetched. Check dataset.hub_id and "
-            "dataset.reader."
-        ) from error
+        done = f"although {dataset.hub_id} was fetched"
+        raise PrepareError(f"{error}, {done}. Check dataset.hub_id and dataset.reader.") from error
     return downloads
 
 
@@ -136,12 +119,8 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
         )
     hub = f"https://huggingface.co/datasets/{dataset.hub_id}" if dataset.hub_id else ""
     source = dataset.source or hub or "a place that dataset.source does not name"
-    fetch = (
-        f"Fetch them with `python -m msea_lightning.prepare dataset={dataset.name} "
-        "dataset.download=true`, or get them there and"
-        if hub
-        else "Get them there and"
-    )
+    command = f"python -m msea_lightning.prepare dataset={dataset.name} dataset.download=true"
+    fetch = f"Fetch them with `{command}`, or get them there and" if hub else "Get them there and"
     place = f"put them into {downloads}, or give" if dataset.path is None else "give"
     return (
         f"the files of the data set {dataset.name} are missing: {what}. They are published at "
@@ -157,11 +136,7 @@ def chosen_path(dataset: DatasetConfig) -> Path:
 
 
 def store_folder(dataset: DatasetConfig) -> Path:
-    """Where the store of these files and options lies, or would lie.
-
-    Raises:
-        UserError: where files are missing, or it is not clear which are meant.
-    """
+    """Where the store of these files and options lies, or would lie."""
     content: dict[str, Any] = {"conversion": CONVERSION, "format": FORMAT_VERSION}
     if dataset.reader is Reader.demo:
         from msea_lightning.data import demo
@@ -188,22 +163,26 @@ def store_folder(dataset: DatasetConfig) -> Path:
 
 def _convert(dataset: DatasetConfig, folder: Path) -> Store:
     """Reads the files and writes the store, with progress bars where somebody is watching."""
-    found: dict[str, Any] = {}
-    info: dict[str, Any] = {"name": dataset.name, "reader": dataset.reader.value, "found": found}
+    info: dict[str, Any] = {"name": dataset.name, "reader": dataset.reader.value}
     if dataset.reader is Reader.demo:
         from msea_lightning.data.demo import demo_utterances
 
         splits = demo_utterances(
             dataset.demo_task, utterances=dataset.demo_utterances, seed=dataset.demo_seed
         )
-        return write_store(folder, splits, info=info | {"source": "generated", "files": 0})
+        info |= {"found": {}, "source": "generated", "files": 0}
+        return write_store(folder, splits, info=info)
     path = chosen_path(dataset)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         reading = read_files(path, dataset)
-        info |= {"source": str(path), "files": len(find_files(path, dataset))}
         # What was found is complete when the info is written, after the last utterance.
-        parts = {split: _followed(reading, split, bars, found) for split in reading}
+        info |= {"found": reading.counts, "source": str(path)}
+        info["files"] = len(find_files(path, dataset))
+        parts = {
+            split: bars.track(part, reading.sizes[split], description=f"converting {split}")
+            for split, part in reading.items()
+        }
         store = write_store(folder, parts, info=info, files=reading.files)
     for split, expected in expected_counts(dataset).items():
         count = len(store.splits[split]) if split in store.splits else 0
@@ -211,16 +190,6 @@ def _convert(dataset: DatasetConfig, folder: Path) -> Store:
             counts = (dataset.name, count, split, expected)
             _log.warning("%s has %d utterances in %s, published are %d", *counts)
     return store
-
-
-def _followed(
-    reading: Reading, split: str, bars: Progress, found: dict[str, Any]
-) -> Iterator[Utterance]:
-    """A split's utterances, counted on a bar; notes at its end what was found in it."""
-    yield from bars.track(
-        reading[split], total=reading.sizes[split], description=f"converting {split}"
-    )
-    found[split] = vars(reading.counts[split])
 
 
 def expected_counts(dataset: DatasetConfig) -> dict[str, int | None]:

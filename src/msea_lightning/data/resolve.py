@@ -16,11 +16,6 @@ from msea_lightning.data.store import StoreSplit
 from msea_lightning.data.utterance import MAIN_LABEL, Label
 from msea_lightning.metrics.options import MetricKind
 
-_GRID_TOLERANCE = 1e-4  # of a step; float32 intensities are off by less than 1e-5
-_RANGE_TOLERANCE = 1e-6
-_FEW = 20
-"""Different whole numbers from which on labels are hardly class numbers."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -42,24 +37,8 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> Lab
     1; SIMS: 0.2), because an answer that no label ever is can only be wrong; but it is not finer
     than the power of ten that divides the range into 20 to 200 parts, which is what labels off any
     grid get (CMU-MOSI's thirds from -3 to 3: 0.1).
-
-    Args:
-        config: The label space as configured.
-        splits: The splits by name, ``train`` among them.
-
-    Raises:
-        LabelError: naming the split, the utterance and the label that is outside, and the legal
-            ones; where no training utterance is labelled.
     """
-    labelled = {
-        split: [
-            (f"utterance '{identity}' ({split}) has the label", label)
-            for identity, label in zip(part.ids, part.labels[MAIN_LABEL], strict=True)
-            if label is not None
-        ]
-        for split, part in splits.items()
-    }
-    train = [label for _, label in labelled["train"]]
+    train = [label for label in splits["train"].labels[MAIN_LABEL] if label is not None]
     if not train:
         raise LabelError(
             "no training utterance has a label, which leaves nothing to learn. Label them."
@@ -67,12 +46,12 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> Lab
     is_scale = config.kind is LabelKind.scale or (
         config.kind is LabelKind.infer and not config.names and not isinstance(train[0], str)
     )
-    if is_scale and config.names:
-        raise LabelError(
-            f"dataset.labels.kind={config.kind.value} makes a scale, which has no names, but "
-            f"dataset.labels.names lists {', '.join(config.names)}. Give one of the two."
-        )
-    everything = [found for part in labelled.values() for found in part]
+    everything = [
+        (f"utterance '{identity}' ({split}) has the label", label)
+        for split, part in splits.items()
+        for identity, label in zip(part.ids, part.labels[MAIN_LABEL], strict=True)
+        if label is not None
+    ]
     for where, label in everything:
         if isinstance(label, str) == is_scale:
             raise LabelError(
@@ -107,14 +86,6 @@ def resolve_metrics(metrics: MetricKind, labels: LabelConfig) -> MetricKind:
 
     Emotions get ``emotion``, a scale from -3 to 3 ``mosei``, any other with both signs within -1
     and 1 ``simsv2``, and other scales ``scale``.
-
-    Args:
-        metrics: The metrics as configured.
-        labels: The resolved label space.
-
-    Raises:
-        LabelError: where the metrics are for intensities and the labels are emotions, or the other
-            way round.
     """
     emotions = labels.kind is LabelKind.emotions
     if metrics is not MetricKind.infer:
@@ -129,9 +100,7 @@ def resolve_metrics(metrics: MetricKind, labels: LabelConfig) -> MetricKind:
     low, high = bounds(labels)
     if (low, high) == (-3, 3):
         return MetricKind.mosei
-    if -1 <= low < 0 < high <= 1:
-        return MetricKind.simsv2
-    return MetricKind.scale
+    return MetricKind.simsv2 if -1 <= low < 0 < high <= 1 else MetricKind.scale
 
 
 def bounds(labels: LabelConfig) -> tuple[float, float]:
@@ -157,13 +126,22 @@ def _is_inside(label: Label, labels: LabelConfig) -> bool:
     if isinstance(label, str):
         return label in labels.names
     low, high = bounds(labels)
-    return low - _RANGE_TOLERANCE <= label <= high + _RANGE_TOLERANCE
+    return low - 1e-6 <= label <= high + 1e-6
 
 
 def _scale(config: LabelConfig, train: Sequence[Label]) -> LabelConfig:
     found = np.unique(np.array(train, dtype=np.float64))
-    if config.kind is LabelKind.infer and config.low is None and config.high is None:
-        _warn_of_class_numbers(found)
+    # Few whole numbers, none below zero, may be the names of classes.
+    few = len(found) <= 20 and found[0] >= 0 and bool(np.all(found == np.round(found)))
+    if few and config.kind is LabelKind.infer and config.low is None and config.high is None:
+        numbers = [f"{label:.0f}" for label in found]
+        _log.warning(
+            "the labels are the whole numbers %s, and are taken for intensities on a scale. If "
+            "they stand for classes, set dataset.labels.kind=emotions and "
+            "'dataset.labels.names=[%s]'; if not, set dataset.labels.low and dataset.labels.high",
+            ", ".join(numbers),
+            ",".join(numbers),
+        )
     low, high = _outer_bounds(float(found[0]), float(found[-1]))
     low = low if config.low is None else config.low
     high = high if config.high is None else config.high
@@ -177,36 +155,18 @@ def _scale(config: LabelConfig, train: Sequence[Label]) -> LabelConfig:
     return dataclasses.replace(config, kind=LabelKind.scale, low=low, high=high, step=step)
 
 
-def _warn_of_class_numbers(labels: NDArray[np.float64]) -> None:
-    """Says what to do where a few whole numbers, none below zero, are names and no intensities."""
-    if len(labels) <= _FEW and labels[0] >= 0 and np.all(labels == np.round(labels)):
-        numbers = [f"{label:.0f}" for label in labels]
-        _log.warning(
-            "the labels are the whole numbers %s, and are taken for intensities on a scale. If "
-            "they stand for classes, set dataset.labels.kind=emotions and "
-            "'dataset.labels.names=[%s]'; if not, set dataset.labels.low and dataset.labels.high",
-            ", ".join(numbers),
-            ",".join(numbers),
-        )
-
-
 def _outer_bounds(low: float, high: float) -> tuple[float, float]:
     """Extremes rounded outwards, symmetric around zero where both signs occur."""
+    spread = high - low
     if low < 0 < high:
-        high = max(-low, high)
+        spread = high = max(-low, high)
         low = -high
-        unit = _unit(high)
-    else:
-        unit = _unit(high - low)
+    # The leading digit's place of a spread above 1; the next power of ten of one up to 1.
+    exponent = round(math.log10(spread), 6)
+    unit = 10.0 ** (math.floor(exponent) if spread > 1 else math.ceil(exponent))
     # Rounding first: 0.3 / 0.1 is a little less than 3.
     steps = math.floor(round(low / unit, 6)), math.ceil(round(high / unit, 6))
     return _tidy(steps[0] * unit), _tidy(steps[1] * unit)
-
-
-def _unit(spread: float) -> float:
-    """The leading digit's place of a spread above 1; the next power of ten of one up to 1."""
-    exponent = round(math.log10(spread), 6)
-    return float(10.0 ** (math.floor(exponent) if spread > 1 else math.ceil(exponent)))
 
 
 def _step(values: NDArray[np.float64]) -> float:
@@ -218,7 +178,8 @@ def _step(values: NDArray[np.float64]) -> float:
         for digit in (5, 2, 1):
             step = digit * 10.0**exponent
             parts = values / step
-            if step <= spread and np.all(np.abs(parts - np.round(parts)) < _GRID_TOLERANCE):
+            # float32 intensities are off by less than 1e-5.
+            if step <= spread and np.all(np.abs(parts - np.round(parts)) < 1e-4):
                 return _tidy(step)
     return _tidy(10.0**finest)
 

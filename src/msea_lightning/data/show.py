@@ -21,17 +21,10 @@ from msea_lightning.data.utterance import MAIN_LABEL, Label
 
 _BINS = 7
 _NAMES_SHOWN = 20
-_UNLABELLED = "(none)"
 
 
 def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
-    """Prints what a store holds: counts, lengths, labels, repairs, absent modalities, its place.
-
-    Args:
-        store: The store.
-        dataset: The options that it was made with.
-        console: Where to print.
-    """
+    """Prints what a store holds: counts, lengths, labels, repairs, absent modalities, its place."""
     console.print(_utterances(store, dataset))
     console.print(_features(store))
     console.print(_labels(store))
@@ -45,10 +38,8 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
         lines.append(f"further labels: {', '.join(further)}")
     for split, found in store.info["found"].items():
         if found.get("empty_text"):
-            lines.append(
-                f"utterances of {split} without words: {found['empty_text']} "
-                f"(dataset.empty_text={dataset.empty_text.value})"
-            )
+            done = f"{found['empty_text']} (dataset.empty_text={dataset.empty_text.value})"
+            lines.append(f"utterances of {split} without words: {done}")
     if "valid" not in store.splits:
         lines.append(
             f"There is no valid split: training holds out {dataset.valid_fraction:.0%} of train, "
@@ -59,11 +50,10 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
         console.print(Text(visible(line)), soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table whose first column holds names, and the others numbers."""
-    table = Table(title=Text(visible(title)), title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+def _table(title: str, names: str, *numbers: str) -> Table:
+    table = Table(names, title=Text(visible(title)), title_justify="left")
+    for column in numbers:
+        table.add_column(column, justify="right")
     return table
 
 
@@ -114,7 +104,7 @@ def _labels(store: Store) -> Table:
     def row(label: Label | None) -> str:
         if isinstance(label, float):
             return ranges[min(int(np.searchsorted(edges, label, side="right")), _BINS) - 1]
-        return label or _UNLABELLED
+        return label or "(none)"
 
     counts = {split: Counter(map(row, part)) for split, part in labels.items()}
     frequent = [name for name, _ in sum(counts.values(), Counter()).most_common()]

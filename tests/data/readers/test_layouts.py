@@ -618,7 +618,7 @@ def flawed_mmsa() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
     return {
         "missing key": (without("vision"), "the split 'valid' lacks vision; found raw_text, audio"),
         "none": (lambda c: c["valid"].update(audio=None), "the split 'valid' lacks audio"),
-        "missing split": (lambda c: c.pop("test"), "has no split 'test'; found train, valid"),
+        "missing split": (lambda c: c.pop("test"), "lacks test; found train, valid"),
         "no split": (lambda c: c.update(valid=[1]), "the split 'valid' is a list, expected"),
         "one value": (lambda c: c["valid"].update(id=np.array("a")), "3 of raw_text, but 0 of id"),
         "sizes": (lambda c: c["valid"]["id"].pop(), "3 of raw_text, but 2 of id"),
@@ -739,7 +739,7 @@ def test_repairs_are_counted_and_padding_is_not_looked_at(tmp_path: Path) -> Non
     path = write_mmsa(tmp_path, "mosei", content)
     reading = read_files(path, config("mosei", Reader.mmsa, repair=Repair.zero))
     found = list(reading["train"])
-    assert reading.counts["train"].repaired_values == {"audio": 7, "vision": 1}
+    assert reading.counts["train"]["repaired_values"] == {"audio": 7, "vision": 1}
     assert "audio" in found[0].features
     assert not found[0].features["audio"][:2, :3].any()
     assert found[0].features["audio"][2:].all()
@@ -761,5 +761,5 @@ def test_a_program_in_a_published_file_is_refused(tmp_path: Path) -> None:
 
 def test_another_layout_than_the_readers_is_named(tmp_path: Path) -> None:
     meld = write_dialogue(tmp_path, "meld") / "meld_train.pkl"
-    with pytest.raises(ReadError, match=r"holds a list, where dataset\.reader=mmsa expects"):
+    with pytest.raises(ReadError, match=r"meld_train\.pkl is a list, expected train, test"):
         read_files(meld, config("mosi", Reader.mmsa))

@@ -39,26 +39,17 @@ class DownloadError(ReadError):
 
 
 class _File(NamedTuple):
-    """A file of the Hub, by its path in the repository.
-
-    Attributes:
-        sha256: Of its content; None of a small file, which git keeps.
-        blob: Its git blob SHA-1.
-    """
+    """A file of the Hub, by its path in the repository."""
 
     name: str
     url: str
     size: int
-    sha256: str | None
-    blob: str
+    sha256: str | None  # none of a small file, which git keeps
+    blob: str  # git's SHA-1
 
 
 def download(dataset: DatasetConfig, folder: Path) -> Path:
-    """Fetches ``hub_file`` or all files of ``hub_id`` into a folder, but those that are there.
-
-    Returns:
-        The folder. What has been fetched in part is kept beside it.
-    """
+    """Fetches ``hub_file`` or all files of ``hub_id`` into a folder, but those that are there."""
     partial = partial_folder(folder)
     with _explained(dataset, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,28 +73,26 @@ def partial_folder(folder: Path) -> Path:
 
 def _files(dataset: DatasetConfig) -> list[_File]:
     """What the Hub has of the data set, all of one revision."""
-    repository = str(dataset.hub_id)
+    repo = str(dataset.hub_id)
     endpoint = os.environ.get("HF_ENDPOINT")
-    info = HfApi(endpoint=endpoint).dataset_info(repository, revision="main", files_metadata=True)
+    info = HfApi(endpoint=endpoint).dataset_info(repo, revision="main", files_metadata=True)
     found = {sibling.rfilename: sibling for sibling in info.siblings or []}
     names = [name for name in found if not re.search(r"(^|/)\.[^/.]|\.md$", name)]
     if dataset.hub_file is not None:
         names = [name for name in names if name == dataset.hub_file]
     if not names:
         raise DownloadError(
-            f"the Hugging Face data set {repository} has no {dataset.hub_file or 'data'}; it has "
+            f"the Hugging Face data set {repo} has no {dataset.hub_file or 'data'}; it has "
             f"{shorten(found)}. Set dataset.hub_file to the file that is meant."
         )
     files = []
     for name in names:
         if not set(name.split("/")).isdisjoint({"", ".", ".."}) or "\\" in name:
             raise DownloadError(
-                f"the Hugging Face data set {repository} has a file called '{name}', which would "
+                f"the Hugging Face data set {repo} has a file called '{name}', which would "
                 "lie outside its folder. Nothing was fetched."
             )
-        url = hf_hub_url(
-            repository, name, repo_type="dataset", revision=info.sha, endpoint=endpoint
-        )
+        url = hf_hub_url(repo, name, repo_type="dataset", revision=info.sha, endpoint=endpoint)
         about = found[name]
         if about.size is None or about.blob_id is None:
             raise DownloadError(
@@ -146,9 +135,8 @@ def _flaw(file: _File, path: Path) -> str | None:
     size = path.stat().st_size if path.is_file() else 0
     if size != file.size:
         return f"it has {size} bytes instead of {file.size}"
-    digest = hashlib.sha256()
-    if file.sha256 is None:
-        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    git = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    digest = hashlib.sha256() if file.sha256 else git
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)

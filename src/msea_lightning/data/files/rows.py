@@ -30,10 +30,7 @@ def read_rows(
     Returns:
         The rows, and the separator.
     """
-    content = _decode(path)
-    header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
-    separator = max(",;\t", key=header.count)
-    parsed = _parse(path, content, separator)
+    parsed, separator = _parse(path)
     if not parsed:
         raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
     (_, names), *rows = parsed
@@ -62,9 +59,10 @@ def read_rows(
     return result, separator
 
 
-def _decode(path: Path) -> str:
+def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Each row that is not blank, with the line it begins on; and the separator."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error}): check its permissions.") from error
     except UnicodeDecodeError as error:
@@ -73,10 +71,8 @@ def _decode(path: Path) -> str:
             f"{path}, line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save it "
             'as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
-
-
-def _parse(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
-    """Each row that is not blank, with the line it begins on."""
+    header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
+    separator = max(",;\t", key=header.count)
     # Strict, because otherwise a quote that is not closed swallows the rest of the file.
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[int, list[str]]] = []
@@ -94,4 +90,4 @@ def _parse(path: Path, content: str, separator: str) -> list[tuple[int, list[str
         ) from error
     finally:
         csv.field_size_limit(limit)
-    return rows
+    return rows, separator

@@ -38,12 +38,8 @@ from msea_lightning.data.files.formats import (
     tensor_remedy,
 )
 
-_KINDS = "biufcSUO"
-"""Kinds of dtypes that load: numbers, bytes, text and objects (text of varying length)."""
-
-_NESTED = 1000
-"""Most tuples and frozensets in one, counted as often as they can be reached in it."""
-
+_KINDS = "biufcSUO"  # dtypes that load: numbers, bytes, text and objects (text of varying length)
+_NESTED = 1000  # most tuples and frozensets in one, counted as often as they can be reached in it
 _LARGE = 1 << 12  # bytes or characters from which on an object is not kept for later items
 _FORGOTTEN = object()  # takes the place of a large object of an item that has been handed out
 _ARGUMENT = object()  # a type that is an argument only, such as ndarray of _reconstruct
@@ -58,21 +54,20 @@ class _SharedArrayError(Exception):
 
 
 def load_pickle(path: Path) -> Any:
-    """Loads a pickle that may hold NumPy arrays, scalars and plain containers only.
+    """Loads NumPy arrays, scalars and plain containers; anything else is a :class:`PickleError`.
 
-    Pickles written by NumPy 1 and 2, by Python 2 and 3, in every protocol load. Byte strings of
-    Python 2 come back as text; arrays may be read-only. Anything else is a :class:`PickleError`.
+    Pickles of NumPy 1 and 2, of Python 2 and 3, in every protocol load. Byte strings of Python 2
+    come back as text; arrays may be read-only.
     """
     with _open(path) as stream:
         return _Unpickler(path, stream).load()
 
 
 def iterate_pickle(path: Path) -> Iterator[Any]:
-    """Yields the items of a pickled list while it is read, so that memory holds a part of it.
+    """Yields the items of a pickled list, which may hold what :func:`load_pickle` loads.
 
     Pickles write long lists in runs of a thousand items; one run at a time is in memory. (CHERMA's
     training file has 38 GB of padded frames.) Where items share an array, the list is read whole.
-    What it may hold is as for :func:`load_pickle`.
     """
     count = 0
     try:
@@ -244,17 +239,12 @@ def _text(value: Any) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
-_NUMPY: dict[tuple[str, str], Any] = {
-    ("multiarray", "_reconstruct"): _reconstruct,
-    ("multiarray", "scalar"): _scalar,
-    ("numeric", "_frombuffer"): _frombuffer,
-    # Variable-length text of NumPy 2: kept as text objects.
-    ("_internal", "_convert_to_stringdtype_kwargs"): lambda *_: _Dtype("O"),
-}
-
 _KNOWN: dict[tuple[str, str], Any] = {
-    **{(f"numpy.{core}.{module}", name): value
-       for core in ("core", "_core") for (module, name), value in _NUMPY.items()},
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    # Variable-length text of NumPy 2: kept as text objects.
+    ("numpy.core._internal", "_convert_to_stringdtype_kwargs"): lambda *_: _Dtype("O"),
     ("numpy", "ndarray"): _ARGUMENT,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
@@ -267,14 +257,14 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "bytes"): _encode,
     ("builtins", "bytearray"): lambda *args: bytearray(_encode(*args)),
     **{("builtins", kind): _ARGUMENT for kind in ("list", "dict", "tuple", "int", "float", "str")},
-}  # fmt: skip
+}
 """Every name that a pickle may use. All of them make data of data."""
 
 
 _python_pickle: Any = pickle  # its Python parts are not in the typing stubs
 
+# The opcodes of what can be hashed although it holds others.
 _IMMUTABLE = b"".join((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET))
-"""The opcodes whose objects can be hashed although they hold others."""
 
 
 def _load_bounded(code: int) -> Callable[[Any], None]:
@@ -301,9 +291,10 @@ class _Unpickler(_python_pickle._Unpickler):  # type: ignore[misc]
             module, name = names.get((module, name), (modules.get(module, module), name))
         if module.partition(".")[0] == "torch":
             raise PickleError(f"{self._path} {tensor_remedy(self._path)}")
-        if (module, name) not in _KNOWN:
+        key = module.replace("numpy._core.", "numpy.core."), name  # NumPy 2 and 1
+        if key not in _KNOWN:
             raise self._refusal(f"{module}.{name}")
-        return _KNOWN[module, name]
+        return _KNOWN[key]
 
     def persistent_load(self, pid: Any) -> Any:
         raise self._refusal("an object outside the file (a persistent id)")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError
 from msea_lightning.data.options import READERS, DatasetConfig
-from msea_lightning.data.readers.reading import Counts, Layout, Reading
+from msea_lightning.data.readers.reading import Layout, Reading
 
-__all__ = ["Counts", "MissingFileError", "ReadError", "Reading", "find_files", "read_files"]
+__all__ = ["MissingFileError", "ReadError", "Reading", "find_files", "read_files"]
 
 
 def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:

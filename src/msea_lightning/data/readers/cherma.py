@@ -72,14 +72,10 @@ def _entries(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
-        raise ReadError(
-            f"{file} is not a JSON file in UTF-8 ({error}). Fetch the file again."
-        ) from error
+        raise ReadError(f"{file} is not a JSON file in UTF-8 ({error}). Fetch it again.") from error
     if not isinstance(content, list):
-        raise ReadError(
-            f"{file} holds a JSON {type(content).__name__}, expected a list of utterances. Check "
-            "dataset.reader and dataset.path."
-        )
+        found = type(content).__name__
+        raise ReadError(f"{file} holds a JSON {found}, expected a list. Check dataset.reader.")
     return content
 
 
@@ -95,10 +91,18 @@ def _records(
         identity = fields["audio_file"].removesuffix(".wav")
         where = f"{file}: utterance '{identity}' ({split}, number {number})"
         video = fields.get("video_file", identity).removesuffix(".mp4")
+        written = (fields[name] for name in _TEXT_FIELDS if name in fields)
+        words = next(written, transcripts.get(identity))
+        if words is None:
+            raise ReadError(
+                f"{where} has no transcript in its fields ({shorten(fields)}). Write "
+                f"{file.with_name('transcripts.csv')} with the columns id and text, or use the "
+                "files of dataset=cherma dataset.download=true, which hold the transcripts."
+            )
         yield Record(
             position=f"number {number}",
             id=identity,
-            text=_transcript(fields, transcripts.get(identity), file, where),
+            text=words,
             labels={
                 name: fields[key] for name, key in _LABELS.items() if name == "M" or fields.get(key)
             },
@@ -111,19 +115,5 @@ def _records(
 
 def _features(path: Path, where: str) -> Frames:
     if not path.is_file():
-        raise ReadError(
-            f"{where} lacks {path}. Fetch the folder again, or remove the utterance from the JSON "
-            "file."
-        )
+        raise ReadError(f"{where} lacks {path}. Fetch the folder again, or remove the utterance.")
     return Frames.whole(load_array(path, where))
-
-
-def _transcript(fields: Mapping[str, str], listed: str | None, file: Path, where: str) -> str:
-    words = next((fields[name] for name in _TEXT_FIELDS if name in fields), listed)
-    if words is None:
-        raise ReadError(
-            f"{where} has no transcript in its fields ({shorten(fields)}). Write "
-            f"{file.with_name('transcripts.csv')} with the columns id and text, or use the files "
-            "of dataset=cherma dataset.download=true, which hold the transcripts."
-        )
-    return words

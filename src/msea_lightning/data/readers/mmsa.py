@@ -15,10 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.unpickle import load_pickle
@@ -34,8 +33,8 @@ from msea_lightning.data.readers.reading import (
 )
 
 _NEEDED = ("raw_text", "audio", "vision", "id", "regression_labels")
-_LABELS = {"M": _NEEDED[-1], **{name: f"regression_labels_{name}" for name in "TAV"}}
-_OPTIONAL = ("audio_lengths", "vision_lengths", *_LABELS.values())
+_LABELS = {"M": "regression_labels", **{name: f"regression_labels_{name}" for name in "TAV"}}
+_READ = (*_NEEDED, "audio_lengths", "vision_lengths", *_LABELS.values())
 _VIDEO = re.compile(r"(.+?)(\$_\$|/)", re.DOTALL)  # video$_$3, in SIMS-V2 video/0003
 
 
@@ -76,32 +75,18 @@ class MmsaLayout(Layout):
 
 def _load(file: Path) -> dict[str, dict[str, Any]]:
     content = load_pickle(file)
-    if not isinstance(content, dict):
-        raise ReadError(
-            f"{file} holds a {type(content).__name__}, where dataset.reader=mmsa expects the "
-            "splits train, valid and test. Check dataset.reader and dataset.path."
-        )
-    keys = {SPLIT_NAMES[key]: key for key in content if key in SPLIT_NAMES}
-    for split in NEEDED_SPLITS:
-        if split not in keys:
-            raise ReadError(
-                f"{file} has no split '{split}'; found {shorten(map(str, content))}. Check "
-                "dataset.path and dataset.reader, or fetch the file again."
-            )
+    checks.members(content, NEEDED_SPLITS, str(file))
     parts = {}
-    for split, key in keys.items():
-        part = content.pop(key)
+    for key in [key for key in content if key in SPLIT_NAMES]:
+        split, part = SPLIT_NAMES[key], content.pop(key)
         where = f"{file}: the split '{key}'"
         if isinstance(part, dict):
             part = {name: values for name, values in part.items() if values is not None}
             if "regression_labels_M" in part:
                 part.setdefault("regression_labels", part["regression_labels_M"])
         checks.members(part, _NEEDED, where)
-        parts[split] = {name: part[name] for name in (*_NEEDED, *_OPTIONAL) if name in part}
-        counts = {
-            name: len(list(values)) if np.iterable(values) else 0
-            for name, values in parts[split].items()
-        }
+        parts[split] = {name: part[name] for name in _READ if name in part}
+        counts = {name: length_hint(values) for name, values in parts[split].items()}
         for name, count in counts.items():
             if count != counts["raw_text"]:
                 raise ReadError(
@@ -113,17 +98,15 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
 
 def _records(part: dict[str, Any]) -> Iterator[Record]:
     for index in range(len(part["raw_text"])):
-        video = _VIDEO.match(checks.identity(part["id"][index]))
+        row = {name: values[index] for name, values in part.items()}
+        video = _VIDEO.match(checks.identity(row["id"]))
         yield Record(
             position=f"number {index + 1}",
-            id=part["id"][index],
-            text=part["raw_text"][index],
-            labels={name: part[key][index] for name, key in _LABELS.items() if key in part},
-            features={name: _frames(part, name, index) for name in ("audio", "vision")},
+            id=row["id"],
+            text=row["raw_text"],
+            labels={name: row[key] for name, key in _LABELS.items() if key in row},
+            features={
+                name: Frames(row[name], row.get(f"{name}_lengths")) for name in ("audio", "vision")
+            },
             group=video[1] if video else None,
         )
-
-
-def _frames(part: dict[str, Any], name: str, index: int) -> Frames:
-    lengths = part.get(f"{name}_lengths")
-    return Frames(part[name][index], None if lengths is None else lengths[index])

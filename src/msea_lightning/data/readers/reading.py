@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,26 +110,14 @@ class Layout(ABC):
         """Opens the files: where the records of each split come from."""
 
 
-@dataclass
-class Counts:
-    """What was found while a split was read.
-
-    Attributes:
-        repaired_values: NaN and infinite features that became 0, by feature.
-        empty_text: Utterances without words, kept or dropped.
-    """
-
-    repaired_values: Counter[str] = field(default_factory=Counter)
-    empty_text: int = 0
-
-
 class Reading(Mapping[str, Iterator[Utterance]]):
     """The splits of a data set, each an iterator over checked utterances, read as they come.
 
     Attributes:
         files: The file that each split is read from.
         sizes: Number of records of each split, None where it is known only after reading.
-        counts: What was found in each split; complete once the split has been read to its end.
+        counts: What was found in each split that has been read: ``repaired_values`` (by feature,
+            the NaN and infinite ones that became 0) and ``empty_text`` (utterances without words).
     """
 
     def __init__(self, dataset: DatasetConfig, sources: Mapping[str, Source]) -> None:
@@ -138,7 +126,7 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         self._seen: dict[str, set[str]] = {}
         self.files = {split: str(source.file) for split, source in self._sources.items()}
         self.sizes = {split: source.size for split, source in self._sources.items()}
-        self.counts = {split: Counts() for split in self._sources}
+        self.counts: dict[str, dict[str, Any]] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -151,7 +139,8 @@ class Reading(Mapping[str, Iterator[Utterance]]):
 
     def _read(self, split: str, source: Source) -> Iterator[Utterance]:
         empty_text = self._dataset.empty_text
-        counts = self.counts[split] = Counts()
+        repaired: Counter[str] = Counter()
+        counts = self.counts[split] = {"repaired_values": repaired, "empty_text": 0}
         self._seen[split] = set()
         for record in source.records():
             identity = checks.identity(record.id)
@@ -167,7 +156,7 @@ class Reading(Mapping[str, Iterator[Utterance]]):
                     f"{where} has an empty text. Give it its transcript, or set "
                     "dataset.empty_text=keep (it is read without words) or dataset.empty_text=drop."
                 )
-            counts.empty_text += not text
+            counts["empty_text"] += not text
             if not text and empty_text is EmptyText.drop:
                 continue
             labels = {
@@ -177,15 +166,17 @@ class Reading(Mapping[str, Iterator[Utterance]]):
             features = {
                 name: values
                 for name, found in record.features.items()
-                if found is not None and len(values := self._frames(name, found, where, counts))
+                if found is not None and len(values := self._frames(name, found, where, repaired))
             }
             group, speaker = record.group or None, record.speaker or None
             yield Utterance(identity, text, labels, features, group, speaker)
-        if counts.empty_text:
+        if counts["empty_text"]:
             what = "dropped" if empty_text is EmptyText.drop else "kept"
-            _log.warning("%d utterances of %s have no words: %s", counts.empty_text, split, what)
+            _log.warning("%d utterances of %s have no words: %s", counts["empty_text"], split, what)
 
-    def _frames(self, name: str, found: Frames, where: str, counts: Counts) -> NDArray[np.float32]:
+    def _frames(
+        self, name: str, found: Frames, where: str, repaired: Counter[str]
+    ) -> NDArray[np.float32]:
         """The real frames (L, d) of one feature."""
         values = checks.frames(name, found, where)
         wanted = {"audio": self._dataset.audio_dim, "vision": self._dataset.vision_dim}.get(name)
@@ -207,7 +198,7 @@ class Reading(Mapping[str, Iterator[Utterance]]):
                 "dataset.repair=zero, which replaces such values by 0 and counts them."
             )
         result[broken] = 0
-        counts.repaired_values[name] += count
+        repaired[name] += count
         return result
 
     def _repeated(self) -> ReadError:

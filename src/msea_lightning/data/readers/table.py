@@ -56,10 +56,11 @@ _ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
 }
 _LENGTHS = "_lengths"
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-_MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null"))
-"""Labels that spreadsheets and pandas write where there is none."""
+# What spreadsheets and pandas write where there is no label.
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null")
 _FORMULA_ERROR = re.compile(r"#[A-Z0/]+[!?]")  # #NAME?, #REF!, #DIV/0!
 
+_composed = partial(unicodedata.normalize, "NFC")
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +87,6 @@ class TableLayout(Layout):
             )
         splits: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
-            self._refuse_formula_errors(row)
             splits.setdefault(self._split(row), []).append(index)
         if any(dialogue_of(row.values["id"]) and not row.values["group"] for row in rows):
             _log.info("the dialogues of utterances without a group are taken from their ids")
@@ -102,7 +102,8 @@ class TableLayout(Layout):
             for split, indices in splits.items()
         }
 
-    def _refuse_formula_errors(self, row: Row) -> None:
+    def _split(self, row: Row) -> str:
+        """The split of a row, in which no spreadsheet has left an error."""
         for name, value in row.values.items():
             failed = name in ("id", "split") and value == "#N/A"
             if failed or _FORMULA_ERROR.fullmatch(value):
@@ -111,14 +112,11 @@ class TableLayout(Layout):
                     "spreadsheet took the entry for a formula (those begin with = + - @) and could "
                     "not compute it. Format the column as text and enter its values again."
                 )
-
-    def _split(self, row: Row) -> str:
         name = row.values["split"]
         if name.lower() not in SPLIT_NAMES:
             raise ReadError(
                 f"{self._table}: utterance '{row.values['id']}' (line {row.line}) is in the "
-                f"unknown split '{name}'. Splits are train, valid (also dev, val, validation) and "
-                "test."
+                f"unknown split '{name}'. Splits are {', '.join(SPLIT_NAMES)}."
             )
         return SPLIT_NAMES[name.lower()]
 
@@ -195,11 +193,7 @@ class _Place(NamedTuple):
 
 
 class _Features:
-    """The features beside a table; found and compared with its rows, but not yet read.
-
-    Attributes:
-        places: Where the features of each name are.
-    """
+    """The features beside a table; found and compared with its rows, but not yet read."""
 
     def __init__(self, folder: Path, ids: list[str]) -> None:
         self._archive = folder / _ARCHIVE
@@ -211,7 +205,13 @@ class _Features:
                 self._keys = archive.files
         self.places: dict[str, _Place] = {}
         for place in (*self._in_archive(), *self._in_folders(folder)):
-            name = _feature(place)
+            called = Path(place.key).name
+            if not _NAME.fullmatch(called):
+                raise ReadError(
+                    f"{place.where}: '{called}' cannot be the name of a feature, which is a word "
+                    "of letters, digits and underscores, such as audio. Rename or remove it."
+                )
+            name = _ALIASES.get(called.lower(), called)
             if name in self.places:
                 raise ReadError(
                     f"the {name} features are in more than one place: {self.places[name].where}; "
@@ -307,20 +307,5 @@ class _Features:
         return values, lengths
 
 
-def _feature(place: _Place) -> str:
-    """The feature that a folder or key is called after."""
-    name = Path(place.key).name
-    if not _NAME.fullmatch(name):
-        raise ReadError(
-            f"{place.where}: '{name}' cannot be the name of a feature, which is a word of letters, "
-            "digits and underscores, such as audio, vision or text_features. Rename or remove it."
-        )
-    return _ALIASES.get(name.lower(), name)
-
-
 def _folders(folder: Path) -> list[Path]:
     return [path for path in list_files(folder, "*") if path.is_dir()]
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
