@@ -352,7 +352,7 @@ class TestErrors:
             build(name)(**{**inputs([(4, 3, 2), (2, 1, 4)]), **change})
 
     def test_features_without_a_branch(self, name: str) -> None:
-        with pytest.raises(AdapterError, match=r"without audio \(audio_dim=None\).*audio_dim=3"):
+        with pytest.raises(AdapterError, match=r"built for no audio features .* another audio_dim"):
             build(name, audio_dim=None)(**inputs([(4, 3, 2), (2, 1, 4)]))
 
     @pytest.mark.parametrize("size", ["text_dim", "audio_dim", "vision_dim"])

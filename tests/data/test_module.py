@@ -24,11 +24,12 @@ from msea_lightning.data import module as module_under_test
 from msea_lightning.data.module import (
     DataError,
     UtteranceDataModule,
+    absent_features,
 )
 from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader
 from msea_lightning.data.sampler import SamplerError
 from msea_lightning.data.splits.held_out import ValidationError
-from msea_lightning.data.store import Store
+from msea_lightning.data.store import Store, write_store
 from msea_lightning.data.utterance import Batch, PaddedSequences, Utterance
 from msea_lightning.metrics.options import MetricKind
 from tests.data.corpus import corpus, stored, utterance
@@ -72,8 +73,6 @@ def test_a_data_set_is_prepared_on_first_use(store: Store, monkeypatch: pytest.M
 
 def test_what_is_known_after_setup(store: Store) -> None:
     data = build(store)
-    with pytest.raises(RuntimeError, match="call setup"):
-        _ = data.labels
     data.setup()
     assert data.dims == {"audio": 4, "vision": 3}
     assert data.labels == LabelConfig(LabelKind.scale, -1, 1, 0.2, [])
@@ -93,11 +92,11 @@ def test_inferences_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixt
         data.setup()
     assert [record.getMessage() for record in caplog.records] == [
         "labels: 2 emotions (negative, positive), inferred from the labels",
-        "no vision in table: no branch is trained for it",
         "no valid split: 6 of 40 training utterances, 2 of 14 groups, held out for validation, "
         "seed 1111",
+        "no utterance has vision features: no branch is trained for them",
     ]
-    assert caplog.records[-1].levelno == logging.WARNING
+    assert {record.levelno for record in caplog.records[1:]} == {logging.WARNING}
     assert data.dims == {"audio": 4}
     assert all(list(batch.features) == ["audio"] for batch in data.train_dataloader())
 
@@ -169,7 +168,7 @@ def test_a_fraction_is_taken_of_the_training_part_alone(
     assert len(kept) == round(size / 2)
     frames = np.concatenate([one.features["audio"] for one in half.splits["train"]])
     expected = frames.mean(axis=0, dtype=np.float64)
-    np.testing.assert_allclose(half.feature_statistics()["audio"][0], expected, atol=1e-12)
+    np.testing.assert_allclose(half.statistics["audio"][0], expected, atol=1e-12)
 
 
 def test_label_space_and_metrics_do_not_depend_on_the_fraction(tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_a_third_feature_passes_from_the_files_to_the_standardizer(
     )
     data.setup()
     assert data.dims == widths
-    standardizer = FeatureStandardizer(data.feature_statistics())
+    standardizer = FeatureStandardizer(data.statistics)
     seen = []
     for batch in data.train_dataloader():
         assert list(batch.features) == list(data.dims)
@@ -310,8 +309,38 @@ def test_features_that_most_of_a_split_lacks_are_said(
     data = build(stored(tmp_path, splits))
     with caplog.at_level(logging.WARNING):
         data.setup()
-    assert caplog.messages == ["75% of the 8 test utterances have no vision"]
+    assert caplog.messages == ["most utterances have no vision features: 75.0% of test"]
     assert data.splits["test"].present == {"audio": 1.0, "vision": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ([3, 4], [3, 4], []),
+        ([3, 0, 4], [3, 4], []),
+        ([3, 4], [0, 0, 5], ["most utterances have no vision features: 66.7% of test"]),
+        ([0, 0], [0, 0], ["no utterance has vision features: no branch is trained for them"]),
+        ([0, 4], [0, 0, 0], ["most utterances have no vision features: 100.0% of test"]),
+    ],
+)
+def test_absent_features(
+    tmp_path: Path, train: list[int], test: list[int], expected: list[str]
+) -> None:
+    splits = {
+        split: [
+            Utterance(
+                f"{split}{number}",
+                "yes",
+                features={
+                    "audio": np.ones((2, 3), np.float32),
+                    "vision": np.ones((frames, 4), np.float32),
+                },
+            )
+            for number, frames in enumerate(lengths)
+        ]
+        for split, lengths in (("train", train), ("test", test))
+    }
+    assert absent_features(write_store(tmp_path / "store", splits, info={}).splits) == expected
 
 
 def test_batches_of_whole_dialogues(store: Store) -> None:
@@ -557,8 +586,8 @@ def test_statistics_of_the_training_part_only(tmp_path: Path) -> None:
         audio[:, 1] = audio[:, 1] * 1e-2 + 1e3
     data = build(stored(tmp_path, splits))
     data.setup()
-    statistics = data.feature_statistics()
-    assert statistics is data.feature_statistics()
+    statistics = data.statistics
+    assert statistics is data.statistics
     for modality in ("audio", "vision"):
         frames = np.concatenate(
             [one.features[modality] for one in data.splits["train"]], dtype=np.float64
@@ -574,7 +603,7 @@ def test_statistics_of_absent_modalities(tmp_path: Path) -> None:
     train = [utterance(f"{n}", label=float(n % 2), audio=None, vision=None) for n in range(8)]
     data = build(stored(tmp_path, {"train": train, "test": [utterance("t", audio=None)]}))
     data.setup()
-    statistics = data.feature_statistics()
+    statistics = data.statistics
     assert list(statistics) == ["vision"]
     vision = PaddedSequences(torch.randn(1, 3, 5), torch.tensor([3]))
     values, _ = FeatureStandardizer(statistics)({"vision": vision})["vision"]

@@ -160,7 +160,7 @@ def test_dialogues_are_not_made_of_utterances_without_one(
     monkeypatch.setattr(remembering.Remembering, "needs", Needs(dialogues=True))
     rows = [replace(row, group="") for row in table_rows()]
     folder = write_table(tmp_path / "own", rows, form="files")
-    with pytest.raises(ModelError, match=r"reads whole dialogues, but .* the column group"):
+    with pytest.raises(ModelError, match=r"needs the dialogue .* the column group"):
         fit(options(*MODEL, "dataset=table", f"dataset.path={folder}"))
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
@@ -22,7 +19,6 @@ from msea_lightning.metrics import METRICS
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.contract import Prediction
 from msea_lightning.training.evaluation import (
-    absent_features,
     better_than_test,
     degenerate,
     majority,
@@ -72,32 +68,13 @@ def test_the_majority_is_that_of_the_labels_as_they_are_written() -> None:
     assert majority(predicted([0.42, 0.38, 1.0], [1.0] * 3), SCALE) == ("0.4", pytest.approx(2 / 3))
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
-    [
-        ([3, 4], [3, 4], []),
-        ([3, 0, 4], [3, 4], []),
-        ([3, 4], [0, 0, 5], ["most utterances have no vision features: 66.7% of test"]),
-        ([0, 0], [0, 0], ["no utterance has vision features"]),
-        (None, None, ["no utterance has vision features"]),
-    ],
-)
-def test_absent_features(
-    train: list[int] | None, test: list[int] | None, expected: list[str]
+def test_names_are_shown_as_they_are_in_the_table_of_results(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lengths = {
-        split: {"audio": np.ones(3)} | ({} if frames is None else {"vision": np.array(frames)})
-        for split, frames in (("train", train), ("test", test))
-    }
-    assert absent_features(lengths) == expected
-
-
-def test_names_are_shown_as_they_are_in_the_table_of_results() -> None:
     options = compose("train", TrainConfig)
     options = replace(options, dataset=replace(options.dataset, name="[red]mine[/] \x1b[2J"))
-    console = Console(file=io.StringIO(), width=100)
-    show_results({"test": {"acc": 0.5, "wf1": 0.4}}, options, console)
-    shown = console.file.getvalue()
+    show_results({"test": {"acc": 0.5, "wf1": 0.4}}, options)
+    shown = capsys.readouterr().out
     assert "[red]mine[/] \\x1b[2J: mse on tiny" in shown
     assert "\x1b" not in shown
 

@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from msea_lightning.adapter.options import ADAPTERS as ADAPTERS
     from msea_lightning.adapter.standardize import FeatureStandardizer as FeatureStandardizer
 
-__all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "AdapterError",
-    "CHFNAdapter",
-    "FeatureStandardizer",
-    "MAGAdapter",
-    "MSEAdapter",
-]
-
 __getattr__ = lazy(
     __name__,
     {

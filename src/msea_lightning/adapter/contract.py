@@ -114,10 +114,8 @@ class Adapter(nn.Module, ABC):
     ) -> tuple[Tensor | None, Tensor]:
         """What :meth:`forward` returns, from inputs that have been checked.
 
-        Args:
-            text: (B, T, D) embeddings, of any dtype.
-            mask: (B, T) bool, True at real tokens.
-            modalities: Those that the adapter reads.
+        ``text`` is (B, T, D) of any dtype, ``mask`` (B, T) bool, True at real tokens; modalities
+        are those that the adapter reads.
         """
 
     def options(self) -> dict[str, Any]:
@@ -140,27 +138,19 @@ class Adapter(nn.Module, ABC):
 
     def _check_frames(self, name: str, batch: int, frames: Tensor | None, lengths: Tensor) -> None:
         features = self._options[f"{name}_dim"]
-        if frames is not None and features is None:
-            raise AdapterError(
-                f"{name} has shape {tuple(frames.shape)}, but the adapter was built without "
-                f"{name} ({name}_dim=None): give None, or build it with "
-                f"{name}_dim={frames.shape[-1]}."
-            )
         if lengths.shape != (batch,):
             raise AdapterError(
                 f"{name}_lengths has shape {tuple(lengths.shape)}, but the text has {batch} "
                 f"utterances: give one length for each, ({batch},)."
             )
-        longest = 0
-        if frames is not None:
-            longest = frames.shape[1]
-            if frames.shape != (batch, longest, features):
-                raise AdapterError(
-                    f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
-                    f"{features} {name} features per frame and the text has {batch} "
-                    f"utterances, that is ({batch}, frames, {features}): give the features "
-                    f"that it was trained on, or build it with another {name}_dim."
-                )
+        longest = 0 if frames is None else frames.shape[1]
+        if frames is not None and frames.shape != (batch, longest, features):
+            raise AdapterError(
+                f"{name} has shape {tuple(frames.shape)}, but the adapter was built for "
+                f"{features or 'no'} {name} features per frame and the text has {batch} "
+                f"utterances, that is ({batch}, frames, {features or 0}): give the features that "
+                f"it was trained on, or build it with another {name}_dim."
+            )
         low, high = map(int, lengths.aminmax())
         if low < 0 or high > longest:
             raise AdapterError(
@@ -194,15 +184,7 @@ class Modality(NamedTuple):
 
 
 def frame_mask(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Which frames are no padding.
-
-    Args:
-        frames: (B, L, F) features.
-        lengths: (B,) frames of each utterance, at most L, on any device.
-
-    Returns:
-        (B, L) bool, on the device of the frames.
-    """
+    """(B, L) bool, which of the (B, L, F) frames are no padding; lengths are on any device."""
     index_L = torch.arange(frames.shape[1], device=frames.device)
     return index_L < lengths.to(frames.device, non_blocking=True)[:, None]
 
@@ -215,9 +197,6 @@ class TextAdapter(Adapter):
             ``audio_dim`` and ``vision_dim``, features per frame, None where the data set has none;
             ``use_audio`` and ``use_vision``, False where they are left out all the same.
         make_branch: Makes the part that reads a modality, from its number of features.
-
-    Raises:
-        AdapterError: if a size is not positive, or there is neither audio nor vision to read.
     """
 
     def __init__(
@@ -252,13 +231,7 @@ class TextAdapter(Adapter):
 
     @abstractmethod
     def _change(self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]) -> Tensor:
-        """The changed embeddings.
+        """The changed embeddings, (B, T, D), of which only real tokens are used.
 
-        Args:
-            text: (B, T, D) embeddings, zero where there is no real token.
-            mask: (B, T) bool, True at real tokens.
-            modalities: Audio and vision, of which each may be missing.
-
-        Returns:
-            (B, T, D), of which only real tokens are used.
+        ``text`` is zero where ``mask``, (B, T) bool, is False: where there is no real token.
         """

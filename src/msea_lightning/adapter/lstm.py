@@ -31,25 +31,17 @@ _WITH_KERNEL = {"cuda"}
 
 
 class LastStateLSTM(nn.LSTM):
-    """A :class:`torch.nn.LSTM` of one layer and one direction; weights and names are the same.
-
-    Args:
-        features: Features F per step.
-        width: Width H of the state.
-    """
+    """A :class:`torch.nn.LSTM` of one layer and one direction; weights and names are the same."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__(features, width, batch_first=True)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
-        """The state after the last step of each sequence.
+        """(B, H) states after the last step of each sequence.
 
         Args:
             frames: (B, L, F); frames beyond a length are never read.
             lengths: (B,) int64 on the CPU, each from 1 to L.
-
-        Returns:
-            (B, H).
         """
         if frames.device.type not in _WITH_KERNEL and not torch.is_grad_enabled():
             # Without a gradient padding costs less than packing.

@@ -29,12 +29,7 @@ _SMALLEST = 1e-6
 
 
 class ShiftBranch(nn.Module):
-    """One modality's part of the shift: a map of its features, gated by features and token.
-
-    Args:
-        features: Features per frame.
-        text_dim: Width of the language model.
-    """
+    """One modality's part of the shift: a map of its features, gated by features and token."""
 
     def __init__(self, features: int, text_dim: int) -> None:
         super().__init__()

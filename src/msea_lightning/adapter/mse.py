@@ -28,11 +28,7 @@ _SCALES = (8, 32, 16)
 class ModalityBranch(nn.Module):
     """Summarises one modality's frames and projects the summary to the mixer's width (Eq. 3).
 
-    Args:
-        features: Features per frame.
-        summary: Width of the summary, that is of the LSTM.
-        hidden: Width of the mixer.
-        random: Replace the summary by a fixed random vector, drawn now ("w/o A V").
+    With ``random`` the summary is a fixed random vector, drawn now ("w/o A V").
     """
 
     def __init__(self, features: int, summary: int, hidden: int, *, random: bool) -> None:
@@ -43,15 +39,10 @@ class ModalityBranch(nn.Module):
         self.proj = nn.Linear(summary, hidden)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """One projected summary per utterance.
+        """(B, H) projected summaries, zero where the modality is absent, unless it is random.
 
-        Args:
-            frames: (B, L, F) features; frames beyond an utterance's length are never read.
-            lengths: (B,) frames of each utterance; 0 where the modality is absent. On the
-                CPU: elsewhere each call waits for the device.
-
-        Returns:
-            (B, H), all zero where the modality is absent, unless its summary is random.
+        ``frames`` are (B, L, F), ``lengths`` (B,) on the CPU: elsewhere each call would wait for
+        the device.
         """
         if self.lstm is None:
             assert self.summary is not None
@@ -179,10 +170,6 @@ class MSEAdapter(Adapter):
         ``module.``, ``Model.`` or ``weight.`` is dropped. All sizes are read from the shapes.
         Tensors of the frozen language model (below ``LLM.`` or ``language_model.``) are ignored.
 
-        Args:
-            state_dict: Name to tensor, as ``torch.load(path, weights_only=True)`` or
-                ``safetensors.torch.load_file(path)`` gives it.
-
         Returns:
             The adapter in float32 on the CPU, with its own copy of the weights.
 
@@ -201,15 +188,7 @@ class MSEAdapter(Adapter):
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions that count (global average pooling of the text, Eq. 3).
-
-    Args:
-        values: (B, T, D); what stands at masked positions is never read, not even a NaN.
-        mask: (B, T) bool or int, true at the positions that count.
-
-    Returns:
-        (B, D), zero where no position counts.
-    """
+    """(B, D) mean of (B, T, D) values where the mask is true (Eq. 3); zero where it never is."""
     mask_BT1 = mask.to(torch.bool)[:, :, None]
     total_BD = values.masked_fill(~mask_BT1, 0.0).sum(dim=1)
     return total_BD / mask_BT1.sum(dim=1).clamp(min=1)

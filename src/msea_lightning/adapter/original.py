@@ -51,11 +51,7 @@ _NAMES = {
 
 
 def renamed_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter's weights under the names that they have here; unknown names as they are.
-
-    Args:
-        state_dict: Name to tensor, those of the frozen language model among them.
-    """
+    """The adapter's weights under the names that they have here; unknown names as they are."""
     weights = {}
     for original, tensor in state_dict.items():
         name = _WRAPPERS.sub("", original, count=1)
@@ -74,11 +70,7 @@ def renamed_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The adapter's arguments from the shapes of its weights.
-
-    Raises:
-        AdapterError: if a weight that says them is missing or no matrix.
-    """
+    """The adapter's arguments from the shapes of its weights."""
     try:
         hidden, text_dim = weights["text_proj.weight"].shape
         audio_gates, audio_dim = weights["audio.lstm.weight_ih_l0"].shape

@@ -42,11 +42,7 @@ class FeatureStandardizer(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> FeatureStandardizer:
-        """The standardizer that a state dict was saved from, with names and sizes taken from it.
-
-        Raises:
-            AdapterError: if a mean is without its deviation, or the other way round.
-        """
+        """The standardizer that a state dict was saved from, with names and sizes taken from it."""
         names = sorted({key.rpartition("_")[0] for key in state_dict})
         expected = {f"{name}_{part}" for name in names for part in ("mean", "std")}
         if set(state_dict) != expected:
@@ -74,9 +70,6 @@ class FeatureStandardizer(nn.Module):
         Args:
             features: Name of each feature to its values, (B, L, d) float32, and lengths, (B,) int,
                 frames of each utterance, on any device.
-
-        Raises:
-            AdapterError: if the values per frame differ from those of the statistics.
         """
         return {
             name: (self._standardize(name, values, lengths), lengths)

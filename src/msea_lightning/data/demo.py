@@ -23,8 +23,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from msea_lightning.data.options import SPLITS, DemoTask
@@ -42,71 +44,10 @@ SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
 ABSENT = 0.02
 """Share of utterances without audio, and of those without vision; none lacks both."""
 
-EMOTIONS = {
-    "joy": 0.17,
-    "anger": 0.17,
-    "neutral": 0.16,
-    "fear": 0.13,
-    "sadness": 0.14,
-    "surprise": 0.12,
-    "disgust": 0.11,
-}
+_LISTS = yaml.safe_load((resources.files(__package__) / "demo.yaml").read_text(encoding="utf-8"))
+
+EMOTIONS: dict[str, float] = {name: about["share"] for name, about in _LISTS["emotions"].items()}
 """The emotions of the ERC variant and how often each occurs."""
-
-_SIGNS: dict[str, tuple[tuple[bool, bool, bool], ...]] = {
-    "joy": ((True, True, True),),
-    "anger": ((True, True, False), (False, True, False)),
-    "neutral": ((True, False, True),),
-    "disgust": ((True, False, False),),
-    "fear": ((False, True, True),),
-    "surprise": ((False, False, True),),
-    "sadness": ((False, False, False),),
-}
-"""(praise, lively voice, open face) of each emotion."""
-
-_OPENERS = (
-    "So", "Well", "Look,", "I heard that", "You know,", "My sister says", "They tell me that",
-    "By the way,", "As I said,", "Honestly,", "Yesterday", "To sum up,", "After all that,", "Again",
-    "I must say that", "Between us,",
-)  # fmt: skip
-_SUBJECTS = (
-    "your report", "the new kitchen", "the second half of the talk", "our trip to the coast",
-    "the dinner at Sam's place", "this old bicycle", "the meeting with the landlord",
-    "that haircut of yours", "the speech of the mayor", "your plan for Monday",
-    "the garden behind the house", "the last chapter", "what you did with the car",
-    "the cake for the party", "my first week here", "the interview", "the train ride home",
-    "your brother's band", "the flat on the third floor", "the way you parked",
-    "the surprise visit", "that long phone call", "the exam this morning", "the paint in the hall",
-    "our neighbour's dog", "the rehearsal", "the letter from the bank", "the view from the hill",
-)  # fmt: skip
-_FRAMES = (
-    "turned out {adjective}, {noun} really",
-    "was {adjective}, what {noun}",
-    "was {noun} and, well, {adjective}",
-    "looked {adjective} to all of us, {noun} if you ask me",
-    "is {noun} from start to finish, so {adjective}",
-    "struck me as {adjective}, {noun} even",
-    "became {noun}, more {adjective} than anyone expected",
-    "remains {adjective} in every way, {noun} indeed",
-)
-_CLOSERS = ("", "", ", you see", ", as always", ", and that is that", " this time", ", they said")
-
-_ADJECTIVES = {
-    3: ("wonderful", "brilliant", "fantastic", "amazing", "perfect", "excellent", "superb"),
-    2: ("lovely", "great", "impressive", "charming", "beautiful", "delightful", "exciting"),
-    1: ("nice", "good", "pleasant", "decent", "interesting", "fine"),
-    -1: ("slow", "strange", "dull", "confusing", "weak", "messy"),
-    -2: ("bad", "annoying", "disappointing", "ugly", "boring", "stupid", "poor"),
-    -3: ("terrible", "horrible", "awful", "disgusting", "dreadful", "pathetic", "disastrous"),
-}
-_NOUNS = {
-    3: ("a triumph", "a masterpiece", "pure magic", "a miracle"),
-    2: ("a success", "a joy", "a pleasure", "a treat"),
-    1: ("a comfort", "an improvement", "a relief", "a plus"),
-    -1: ("a problem", "a mistake", "trouble", "a flaw"),
-    -2: ("a failure", "a mess", "a waste", "a disappointment"),
-    -3: ("a disaster", "a nightmare", "a catastrophe", "garbage"),
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +67,7 @@ def demo_utterances(task: DemoTask, *, utterances: int, seed: int) -> dict[str, 
         task: ERC labels every utterance with one of :data:`EMOTIONS`, MSA with an intensity in
             [-3, 3] in steps of 0.1.
         utterances: Number of utterances, all splits together.
-        seed: The same seed gives the same corpus.
+        seed: Of all that is drawn.
 
     Returns:
         Split to its utterances, dialogue by dialogue; ``audio`` (La, 12) with La from 18 to 40
@@ -175,7 +116,7 @@ def _utterance(
     if task is DemoTask.erc:
         names = list(EMOTIONS)
         label = names[int(rng.choice(len(names), p=list(EMOTIONS.values())))]
-        signs = _SIGNS[label]
+        signs = _LISTS["emotions"][label]["signs"]
         praise, lively, is_open = signs[int(rng.integers(len(signs)))]
         level = int(rng.integers(1, 4)) * (1 if praise else -1)
         voice = float(rng.uniform(0.8, 1.2)) * (1 if lively else -1)
@@ -203,11 +144,13 @@ def _utterance(
 def _text(rng: np.random.Generator, level: int) -> str:
     """A sentence of praise (level 1 to 3) or trouble (-1 to -3)."""
 
-    def one_of(options: tuple[str, ...]) -> str:
+    def one_of(options: list[str]) -> str:
         return options[int(rng.integers(len(options)))]
 
-    frame = one_of(_FRAMES).format(adjective=one_of(_ADJECTIVES[level]), noun=one_of(_NOUNS[level]))
-    return f"{one_of(_OPENERS)} {one_of(_SUBJECTS)} {frame}{one_of(_CLOSERS)}."
+    frame = one_of(_LISTS["frames"])
+    words = {key: one_of(_LISTS[f"{key}s"][level]) for key in ("adjective", "noun")}
+    opener, subject, closer = (one_of(_LISTS[key]) for key in ("openers", "subjects", "closers"))
+    return f"{opener} {subject} {frame.format(**words)}{closer}."
 
 
 def _audio(rng: np.random.Generator, speaker: _Speaker, voice: float) -> NDArray[np.float32]:

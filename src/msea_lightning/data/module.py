@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,11 +36,6 @@ from msea_lightning.metrics.options import MetricKind
 
 _log = logging.getLogger(__name__)
 
-_NOT_SET_UP = "the data module has not been set up: call setup() first"
-
-_MOSTLY_ABSENT = 0.5
-"""Where fewer utterances of a split have a feature, that is said."""
-
 Statistics = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Name of each feature to mean (d,) and standard deviation (d,)."""
 
@@ -62,6 +58,8 @@ class UtteranceDataModule(LightningDataModule):
 
     Attributes:
         eval_batch_size: As given; it changes no result, and may be set later.
+        labels: The label space; :meth:`setup` leaves nothing in it to infer.
+        splits: The splits ``train``, ``valid`` and ``test``, once :meth:`setup` has been called.
     """
 
     def __init__(
@@ -83,9 +81,8 @@ class UtteranceDataModule(LightningDataModule):
         self._micro_batches = micro_batches
         self._whole_dialogues = whole_dialogues
         self._store = store
-        self._splits: dict[str, StoreSplit] | None = None
-        self._labels: LabelConfig | None = None
-        self._statistics: Statistics | None = None
+        self.labels: LabelConfig = dataset.labels
+        self.splits: dict[str, StoreSplit] = {}
 
     def prepare_data(self) -> None:
         """Prepares the data set unless it has been prepared before; one process a machine."""
@@ -99,16 +96,8 @@ class UtteranceDataModule(LightningDataModule):
         remains is sampled to train on. The label space comes before both. Training utterances may
         be unlabelled; whether the model needs their labels is for its builder to check. Validation
         and test utterances without a label are left out, because they cannot be scored.
-
-        Args:
-            stage: Lightning's stage; all stages use the same splits.
-
-        Raises:
-            UserError: where the data set has no training or test split, no validation part can be
-                held out, a label lies outside the label space, or all utterances of the validation
-                or the test split are unlabelled.
         """
-        if self._splits is not None:
+        if self.splits:
             return
         self.prepare_data()
         assert self._store is not None
@@ -121,32 +110,19 @@ class UtteranceDataModule(LightningDataModule):
                     "split is drawn from the training utterances: results on a test split made up "
                     "here could not be compared with anybody's."
                 )
-        self._labels = resolve_labels(self._dataset.labels, splits)
-        given = self._labels == self._dataset.labels
+        self.labels = resolve_labels(self._dataset.labels, splits)
+        given = self.labels == self._dataset.labels
         origin = "as configured" if given else "inferred from the labels"
-        log_once(_log, f"labels: {describe_labels(self._labels)}, {origin}")
-        for name in ("audio", "vision"):
-            if name not in self._store.dims:
-                log_once(_log, f"no {name} in {self._dataset.name}: no branch is trained for it")
+        log_once(_log, f"labels: {describe_labels(self.labels)}, {origin}")
         if "valid" not in splits:
             splits |= self._hold_out(splits["train"])
         if self._dataset.train_fraction < 1:
             splits["train"] = self._sample(splits["train"])
         for split in ("valid", "test"):
             splits[split] = self._labelled(splits[split], split)
-        self._splits = {split: splits[split] for split in SPLITS}
-        for split, part in self._splits.items():
-            for name, share in part.present.items():
-                if share < _MOSTLY_ABSENT:
-                    utterances = f"{1 - share:.0%} of the {len(part):,} {split} utterances"
-                    self._warn(f"{utterances} have no {name}")
-
-    @property
-    def labels(self) -> LabelConfig:
-        """The label space, with nothing left to infer."""
-        if self._labels is None:
-            raise RuntimeError(_NOT_SET_UP)
-        return self._labels
+        self.splits = {split: splits[split] for split in SPLITS}
+        for text in absent_features(self.splits):
+            self._warn(text)
 
     @property
     def metrics(self) -> MetricKind:
@@ -154,36 +130,23 @@ class UtteranceDataModule(LightningDataModule):
         return resolve_metrics(self._dataset.metrics, self.labels)
 
     @property
-    def splits(self) -> dict[str, StoreSplit]:
-        """The splits ``train``, ``valid`` and ``test``."""
-        if self._splits is None:
-            raise RuntimeError(_NOT_SET_UP)
-        return self._splits
-
-    @property
     def dims(self) -> Mapping[str, int]:
         """Name of each feature of the data set to its values per frame."""
         return self.splits["train"].dims
 
-    def feature_statistics(self) -> Statistics:
+    @cached_property
+    def statistics(self) -> Statistics:
         """Mean and standard deviation of each feature over all frames of the training part.
 
         They are summed up in float64, the deviations from the mean after it is known, so that
         nothing is lost where a mean is large beside its deviation; zero where there are no frames.
         """
-        if self._statistics is None:
-            train = self.splits["train"]
-            self._statistics = {name: _frame_statistics(train, name) for name in train.dims}
-        return self._statistics
+        train = self.splits["train"]
+        return {name: _frame_statistics(train, name) for name in train.dims}
 
     def tokenize(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
-        """Tokenises all texts at once, so that no step has to, and batches go by real lengths.
-
-        Args:
-            encode: Tokenises N texts, without special tokens and uncut.
-        """
-        splits = self.splits.items()
-        self._splits = {name: split.tokenized(encode) for name, split in splits}
+        """Tokenises all texts, uncut, so that no step has to, and batches go by real lengths."""
+        self.splits = {name: split.tokenized(encode) for name, split in self.splits.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
@@ -219,11 +182,7 @@ class UtteranceDataModule(LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def _costs(self, split: StoreSplit) -> NDArray[np.int64]:
-        """(N,) how long each utterance takes, for sorting.
-
-        The tokens of the text decide, because the language model takes most of the time; among
-        texts of equally many the frames do. What is cut off a text costs nothing.
-        """
+        """(N,) how long each utterance takes: by the tokens that are read, then by the frames."""
         if split.tokens is None:
             read = np.array([len(text) for text in split.texts])
         else:
@@ -236,12 +195,7 @@ class UtteranceDataModule(LightningDataModule):
     def loader(
         self, split: StoreSplit, sampler: Sampler[list[int]] | Sequence[list[int]]
     ) -> DataLoader[Batch]:
-        """Batches of utterances of one's own choice.
-
-        Args:
-            split: One of ``splits``.
-            sampler: Positions of the utterances of each batch.
-        """
+        """Batches of a split, from the positions of the utterances of each."""
         workers = self._dataset.workers
         return _Loader(
             _Batches(split),
@@ -326,8 +280,7 @@ class _Loader(DataLoader[Batch]):
     """Starts reading ahead at the first batch, not when the iterator is made.
 
     Lightning (2.6.6, its issue 21938) makes the first iterator of a resumed run before it sets the
-    sampler's epoch. A DataLoader with workers would draw its first batches at once, in the order of
-    epoch 0.
+    sampler's epoch: workers would draw their first batches in the order of epoch 0.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -342,6 +295,19 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         return self._split.batch(indices)
+
+
+def absent_features(splits: Mapping[str, StoreSplit]) -> list[str]:
+    """Sentences on features that no utterance has, or less than half of those of a split."""
+    found = []
+    for name in sorted({"audio", "vision", *next(iter(splits.values())).dims}):
+        absent = {split: 1 - part.present.get(name, 0) for split, part in splits.items()}
+        mostly = [f"{share:.1%} of {split}" for split, share in absent.items() if share > 0.5]
+        if min(absent.values()) == 1:
+            found.append(f"no utterance has {name} features: no branch is trained for them")
+        elif mostly:
+            found.append(f"most utterances have no {name} features: {', '.join(mostly)}")
+    return found
 
 
 def _frame_statistics(

@@ -143,7 +143,9 @@ def store_folder(dataset: DatasetConfig) -> Path:
 
         content["demo"] = [dataset.demo_task.value, dataset.demo_utterances, dataset.demo_seed]
         # The corpus is its generator: where that changes, so does the corpus.
-        content["generator"] = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()
+        sources = (Path(demo.__file__).with_suffix(suffix) for suffix in (".py", ".yaml"))
+        generator = b"".join(source.read_bytes() for source in sources)
+        content["generator"] = hashlib.sha256(generator).hexdigest()
     else:
         path, labels = chosen_path(dataset), dataset.labels
         root = path.parent if path.is_file() else path

@@ -17,6 +17,9 @@ from torch.utils.data import Sampler
 
 from msea_lightning.config.errors import UserError
 
+_WINDOW = 50
+"""Batches of which the utterances are sorted by cost together, at most a quarter of an epoch."""
+
 
 class SamplerError(UserError):
     """Fewer utterances, or dialogues, than devices to share them."""
@@ -25,19 +28,18 @@ class SamplerError(UserError):
 class TrainingSampler(Sampler[list[int]], ABC):
     """Global training batches, of which each device takes its share in micro-batches.
 
-    The order of an epoch depends on the seed and the epoch alone.
-
-    Args:
-        seed: Seed of the order.
-        rank: This device's number.
-        world: Number of devices.
-        micro_batches: A device takes its share of a batch in as many, one after another.
+    The order of an epoch depends on the seed and the epoch alone. ``rank`` is this device's number
+    of ``world``; it takes its share of a batch in ``micro_batches``, one after another.
     """
 
     def __init__(self, *, seed: int, rank: int = 0, world: int = 1, micro_batches: int = 1) -> None:
         self._seed, self._rank, self._world = seed, rank, world
         self._micro_batches = micro_batches
         self._epoch = 0
+        self._batches = 0  # of an epoch, all devices together
+
+    def __len__(self) -> int:
+        return self._batches * self._micro_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0, that the next iteration goes through."""
@@ -45,30 +47,26 @@ class TrainingSampler(Sampler[list[int]], ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches(self._epoch):
-            yield from self.share(batch)
+            yield from self._share(batch)
 
     @abstractmethod
     def global_batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch in order, all devices together, as positions in the split."""
 
     @abstractmethod
-    def share(self, batch: list[int]) -> list[list[int]]:
+    def _share(self, batch: list[int]) -> list[list[int]]:
         """This device's micro-batches of a global batch."""
 
     def _check_sharing(self, smallest: int, total: int, unit: str, batch_size: int) -> None:
         """Refuses batches that have fewer utterances or dialogues than there are shares."""
         shares = self._world * self._micro_batches
-        if smallest >= shares:
-            return
-        sharing, remedy = f"{shares} devices", "trainer.devices"
-        if self._micro_batches > 1:
-            sharing = f"{shares} micro-batches"
-            remedy = "trainer.accumulate or trainer.devices"
-        raise SamplerError(
-            f"{sharing} cannot share training batches of {smallest} {unit} ({total} {unit}, "
-            f"training.batch_size={batch_size}): each needs at least one. Raise "
-            f"training.batch_size or lower {remedy}."
-        )
+        if smallest < shares:
+            sharing = "devices" if self._micro_batches == 1 else "micro-batches"
+            raise SamplerError(
+                f"{shares} {sharing} cannot share training batches of {smallest} {unit} ({total} "
+                f"{unit}, training.batch_size={batch_size}): each needs at least one. Raise "
+                "training.batch_size or lower trainer.accumulate or trainer.devices."
+            )
 
 
 class TrainingBatchSampler(TrainingSampler):
@@ -82,26 +80,17 @@ class TrainingBatchSampler(TrainingSampler):
     Args:
         costs: (N,) how long an utterance takes, to sort by; the unit is arbitrary.
         batch_size: Utterances per batch, all devices and micro-batches together.
-        window: Batches per window; at most a quarter of the epoch is taken, because a window of the
-            whole epoch would make the same batches in every epoch.
         **options: As for :class:`TrainingSampler`.
-
-    Raises:
-        SamplerError: where a batch has fewer utterances than there are devices or micro-batches.
     """
 
-    def __init__(
-        self, costs: NDArray[np.int64], batch_size: int, *, window: int = 50, **options: int
-    ) -> None:
+    def __init__(self, costs: NDArray[np.int64], batch_size: int, **options: int) -> None:
         super().__init__(**options)
         self._costs = costs
         self._batches = -(-len(costs) // batch_size)
-        self._window = max(1, min(window, self._batches // 4))
+        # A window of the whole epoch would make the same batches in every epoch.
+        self._window = max(1, min(_WINDOW, self._batches // 4))
         smallest = len(costs) // max(1, self._batches)
         self._check_sharing(smallest, len(costs), "utterances", batch_size)
-
-    def __len__(self) -> int:
-        return self._batches * self._micro_batches
 
     def global_batches(self, epoch: int) -> list[list[int]]:
         """See the base class."""
@@ -115,8 +104,7 @@ class TrainingBatchSampler(TrainingSampler):
         batches = np.split(order, bounds[1:-1])
         return [batches[index].tolist() for index in random.permutation(self._batches)]
 
-    def share(self, batch: list[int]) -> list[list[int]]:
-        """See the base class."""
+    def _share(self, batch: list[int]) -> list[list[int]]:
         own = np.array_split(batch[self._rank :: self._world], self._micro_batches)
         return [micro_batch.tolist() for micro_batch in own]
 
@@ -134,9 +122,6 @@ class DialogueBatchSampler(TrainingSampler):
         dialogues: Each as positions in the split, as :func:`dialogues_of` gives them.
         batch_size: Most utterances per batch, all devices and micro-batches together.
         **options: As for :class:`TrainingSampler`.
-
-    Raises:
-        SamplerError: where a batch has fewer dialogues than there are devices or micro-batches.
     """
 
     def __init__(self, dialogues: Sequence[list[int]], batch_size: int, **options: int) -> None:
@@ -154,9 +139,6 @@ class DialogueBatchSampler(TrainingSampler):
         smallest = min(map(len, self._pack(order, self._batches)))
         self._check_sharing(smallest, len(sizes), "dialogues", batch_size)
 
-    def __len__(self) -> int:
-        return self._batches * self._micro_batches
-
     def global_batches(self, epoch: int) -> list[list[int]]:
         """See the base class."""
         random = np.random.default_rng([self._seed, epoch])
@@ -164,8 +146,7 @@ class DialogueBatchSampler(TrainingSampler):
         batches = self._flat(self._pack(order, self._batches))
         return [batches[index] for index in random.permutation(self._batches)]
 
-    def share(self, batch: list[int]) -> list[list[int]]:
-        """See the base class."""
+    def _share(self, batch: list[int]) -> list[list[int]]:
         order = list(dict.fromkeys(self._dialogue_of[index] for index in batch))
         packed = self._flat(self._pack(order, self._world * self._micro_batches))
         return packed[self._rank * self._micro_batches :][: self._micro_batches]
@@ -201,17 +182,9 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """A device's evaluation batches; no utterance is in two of them, or on two devices.
 
-    Device r of k takes units r, r + k, r + 2k, ..., so that devices have equal work.
-
-    Args:
-        units: Utterances or whole dialogues, each as positions in the split. The costliest come
-            first: what does not fit into the memory fails at once.
-        batch_size: Most utterances per batch; a longer dialogue is a batch of its own.
-        rank: This device's number.
-        world: Number of devices.
-
-    Raises:
-        SamplerError: where there are fewer units than devices.
+    Device r of k takes units r, r + k, r + 2k, ..., so that devices have equal work. Units are
+    utterances or whole dialogues, each as positions in the split, the costliest first: what does
+    not fit into the memory fails at once. A dialogue longer than a batch is a batch of its own.
     """
     if len(units) < world:
         raise SamplerError(

@@ -63,15 +63,12 @@ class StoreError(UserError):
 class StoreSplit:
     """One split of a store, or a selection of it; ``split[i]`` reads utterance i alone.
 
-    Safe to hand to other processes: a copy opens the memory-mapped file anew.
+    Safe to hand to other processes: a copy opens the memory-mapped file anew. ``ids``, ``texts``,
+    ``groups`` and ``speakers`` have an item for each of N utterances, None where it has none.
 
     Attributes:
-        ids: N ids.
-        texts: N texts.
         labels: Name of each label of the data set, the main one first, to N labels, None where an
             utterance does not have it.
-        groups: N groups (video or dialogue), None where an utterance has none.
-        speakers: N speakers, None where an utterance has none.
         positions: (N,) int64, position of each utterance among those of its group in the whole
             split; 0 where it has no group.
         dims: Name of each feature of the data set to its values per frame, sorted by name.
@@ -178,7 +175,6 @@ class Store:
     """A data set on disk.
 
     Attributes:
-        folder: Where it is.
         info: What the preparer noted: sources, options, counts of repaired values.
         splits: The splits by name, in the order train, valid, test.
     """
@@ -199,11 +195,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
-        """Opens a store; reads texts, labels and lengths, but no frames.
-
-        Raises:
-            StoreError: where there is no store, one of another format version, or a damaged one.
-        """
+        """Opens a store; reads texts, labels and lengths, but no frames."""
         folder = Path(folder)
         if not cls.exists(folder):
             raise StoreError(
@@ -238,10 +230,7 @@ class Store:
 
 @contextmanager
 def store_lock(folder: Path | str) -> Iterator[None]:
-    """Holds the right to write a store; a process that comes second waits.
-
-    A caller looks for a store and writes it inside; a process that dies gives the lock back.
-    """
+    """Holds the right to write a store; a process that comes second waits."""
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -266,7 +255,7 @@ def write_store(
     """Writes utterances to disk as they come, and puts the finished store in place in one step.
 
     Frames go through a file, never all through memory. Where others may write the same store, the
-    caller holds :func:`store_lock`.
+    caller holds :func:`store_lock`. Where an error is raised, nothing of what was written stays.
 
     Args:
         folder: Where the store will be: a folder that does not exist yet, or is empty.
@@ -274,11 +263,6 @@ def write_store(
             Features are stored as float32, a label of -0.0 as 0.0, features of no frame as absent.
         info: What to note about the sources, in JSON's types.
         files: The file that each split was read from, for error messages.
-
-    Raises:
-        StoreError: for an empty split, a text that is not valid Unicode, a label of another type
-            than those of its name before, and features of another width than those before.
-        OSError: where the folder cannot be written; nothing of what was written stays.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -393,43 +377,36 @@ def _write_split(
         name: np.cumsum([0, *(found.get(name, 0) for found in lengths)], dtype=_OFFSETS)
         for name in sorted(sinks)
     }
-    widths = {name: checks.widths[name][0] for name in offsets}
-    raw_files = {name: Path(sinks[name].name) for name in offsets}
-    _write_tensors(folder / f"{split}.safetensors", raw_files, offsets, widths)
+    shapes = {name: [int(ends[-1]), checks.widths[name][0]] for name, ends in offsets.items()}
+    with (folder / f"{split}.safetensors").open("wb") as target:
+        target.write(_tensor_header(offsets, shapes))
+        for values in offsets.values():
+            target.write(values.data)
+        for name in shapes:
+            raw_file = Path(sinks[name].name)
+            with raw_file.open("rb") as source:
+                shutil.copyfileobj(source, target, length=1 << 20)
+            raw_file.unlink()
     return len(lengths)
 
 
-def _write_tensors(
-    path: Path,
-    raw_files: Mapping[str, Path],
-    offsets: Mapping[str, NDArray[np.int64]],
-    widths: Mapping[str, int],
-) -> None:
-    """Moves raw frames behind their offsets into one safetensors file, without loading the frames.
+def _tensor_header(
+    offsets: Mapping[str, NDArray[np.int64]], shapes: Mapping[str, list[int]]
+) -> bytes:
+    """The beginning of a safetensors file that goes on with all offsets, then all frames.
 
     The format: the header's length (8 bytes, little-endian), the header (JSON, padded with spaces
     so that the data start on a multiple of 8), the tensors' bytes without gaps.
     """
-    tensors: dict[str, tuple[str, np.dtype[Any], list[int]]] = {}
-    for name, values in offsets.items():
-        tensors[f"{name}_offsets"] = ("I64", _OFFSETS, [len(values)])
-    for name, width in widths.items():
-        tensors[name] = ("F32", _FRAMES, [int(offsets[name][-1]), width])
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (dtype, numbers, shape) in tensors.items():
-        start, end = end, end + math.prod(shape) * numbers.itemsize
+    tensors = [(f"{name}_offsets", "I64", 8, [len(ends)]) for name, ends in offsets.items()]
+    tensors += [(name, "F32", 4, shape) for name, shape in shapes.items()]
+    header, end = {}, 0
+    for name, dtype, size, shape in tensors:
+        start, end = end, end + math.prod(shape) * size
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as target:
-        target.write(len(encoded).to_bytes(8, "little") + encoded)
-        for values in offsets.values():
-            target.write(values.data)
-        for raw in raw_files.values():
-            with raw.open("rb") as source:
-                shutil.copyfileobj(source, target, length=1 << 20)
-            raw.unlink()
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 class _FrameFile:

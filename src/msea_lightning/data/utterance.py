@@ -125,11 +125,7 @@ class Batch:
 def complete_labels(
     ids: Sequence[str], labels: Mapping[str, Sequence[Label | None]], name: str = MAIN_LABEL
 ) -> list[Label]:
-    """The labels of one name of N utterances, all of which must have it.
-
-    Raises:
-        DataError: naming the first utterance without the label.
-    """
+    """The labels of one name of N utterances; a DataError names the first that has none."""
     found = [label for label in labels[name] if label is not None]
     if len(found) < len(ids):
         missing = f"has no label {name}" if name != MAIN_LABEL else "is unlabelled"

@@ -44,18 +44,7 @@ class AnswerTree:
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
     ) -> None:
-        """Builds the tree.
-
-        Args:
-            space: Label space whose answers are to be written.
-            encode: Tokenises one string without special tokens.
-            decode: The string that token ids stand for.
-
-        Raises:
-            LabelSpaceError: if the tokenizer gives two answers the same ids, no ids, ids that read
-                back as something else, or makes one answer the beginning of another, because then
-                the end of an answer is unknowable.
-        """
+        """Builds the tree from tokenising one string without special tokens, and its reverse."""
         self.space = space
         self._written = {answer: encode(answer) for answer in space.answers}
         _check_written(self._written, decode)
@@ -96,6 +85,7 @@ class AnswerTree:
 
 
 def _check_written(written: Mapping[str, list[int]], decode: Callable[[list[int]], str]) -> None:
+    """Refuses answers that cannot be told apart, or of which the end cannot be known."""
     answers = {tuple(path): answer for answer, path in written.items()}
     for answer, path in written.items():
         if not path:
@@ -151,10 +141,7 @@ def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
         tree: The legal answers.
         token_logp: (B, A, L) log probability of each token of each answer given the tokens before
             it; anything beyond an answer's end.
-        how: The rule.
-
-    Raises:
-        LabelSpaceError: for ``median`` and ``mean`` of emotions, which have no order.
+        how: The rule; emotions have no order, so that ``median`` and ``mean`` are refused.
     """
     if how is not Decode.greedy and not tree.space.ordered:
         raise LabelSpaceError(

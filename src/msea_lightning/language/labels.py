@@ -33,11 +33,7 @@ class LabelSpace(ABC):
 
     @abstractmethod
     def text(self, label: float | str) -> str:
-        """The answer string that training teaches for a label.
-
-        Raises:
-            LabelSpaceError: if the label is not in the space; names the label and what is legal.
-        """
+        """The answer string that training teaches for a label; an error names what is legal."""
 
     @abstractmethod
     def target(self, label: float | str) -> float:
@@ -53,12 +49,9 @@ class LabelSpace(ABC):
     ) -> LabelSpace:
         """The label space that a resolved :class:`LabelConfig` describes.
 
-        Args:
-            config: Label space with nothing left to infer.
-            signed: Whether the backbone writes a plus sign (paper, "Metrics"; Qwen). None takes
-                the way in which the tokenizer writes all intensities with equally many tokens: as
-                they are, else with the sign; as they are where neither does.
-            encode: Tokenises one string without special tokens.
+        ``signed`` says whether the backbone writes a plus sign (paper, "Metrics"; Qwen). None takes
+        the way in which the tokenizer writes all intensities with equally many tokens: as they are,
+        else with the sign; as they are where neither does.
         """
         if config.kind is LabelKind.emotions:
             return EmotionSet(config.names)
@@ -83,11 +76,7 @@ class SentimentScale(LabelSpace):
     half-way cases to even (1.25 is written "1.2", -0.04 is written "-0.0"). Both "-0.0" and "0.0"
     are legal answers where the scale spans zero.
 
-    Args:
-        low: Lowest intensity, a multiple of ``step``.
-        high: Highest intensity, a multiple of ``step``.
-        step: Distance of neighbouring answers.
-        signed: Write "+0.4" instead of "0.4" for intensities of zero and above.
+    With ``signed``, intensities of zero and above are written "+0.4" instead of "0.4".
     """
 
     ordered = True
@@ -147,9 +136,6 @@ class EmotionSet(LabelSpace):
     """A fixed set of emotions (ERC); emotion i is written as the number i, as in the prompt.
 
     With more than ten emotions all numbers have two digits, so that none begins another.
-
-    Args:
-        names: The emotions in order, two or more different ones.
     """
 
     ordered = False
@@ -179,10 +165,7 @@ class EmotionSet(LabelSpace):
 
 
 def generated_prompt(space: LabelSpace, language: str) -> str:
-    """A task prompt for a label space that has none of its own, in the paper's wording (Fig. 3).
-
-    ``language`` is ``en`` or ``zh``.
-    """
+    """A prompt in the paper's wording (Fig. 3), in ``en`` or ``zh``, for sets without their own."""
     if isinstance(space, EmotionSet):
         pairs = ", ".join(
             f"{name}:{answer}" for name, answer in zip(space.names, space.answers, strict=True)

@@ -47,11 +47,9 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> li
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that a tokenizer puts in front of a text.
+    """The special tokens that a tokenizer puts in front of a text (``[gMASK] <sop>`` of GLM-4).
 
-    They are the special tokens that it puts there of its own accord (``[gMASK] <sop>`` of GLM-4;
-    what it puts behind the text does not count); else its beginning token, where it has one but
-    leaves it to others to write (GPT-2); else nothing (Qwen2.5).
+    Else its beginning token, which some leave to others to write (GPT-2); else nothing (Qwen2.5).
     """
     whole, plain = tokenizer("a")["input_ids"], encode(tokenizer, "a")
     for front in range(1, len(whole) - len(plain) + 1):
@@ -109,10 +107,11 @@ class Sequences:
         )
 
 
+@dataclass(eq=False)
 class Prompt:
     """Turns texts and labels into sequences of token ids.
 
-    Args:
+    Attributes:
         layout: Segments in order, the task prompt last.
         tokenizer: The backbone's tokenizer.
         language: Chooses the wrapping strings.
@@ -129,29 +128,18 @@ class Prompt:
             does not survive tokenising.
     """
 
-    def __init__(
-        self,
-        layout: Sequence[SegmentConfig],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        language: Language,
-        task: str,
-        pseudo_tokens: int,
-        text_tokens: int,
-        pad_id: int,
-        pad_to: int | None = None,
-        attend_padding: bool = False,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.language = language
-        self.task = task
-        self.pseudo_tokens = pseudo_tokens
-        self.text_tokens = text_tokens
-        self.pad_id = pad_id
-        self.pad_to = pad_to
-        self.attend_padding = attend_padding
-        self._layout = list(layout)
-        self._segments = [self._ids_and_kind(segment) for segment in layout]
+    layout: Sequence[SegmentConfig]
+    tokenizer: PreTrainedTokenizerBase
+    language: Language
+    task: str
+    pseudo_tokens: int
+    text_tokens: int
+    pad_id: int
+    pad_to: int | None = None
+    attend_padding: bool = False
+
+    def __post_init__(self) -> None:
+        self._segments = [self._ids_and_kind(segment) for segment in self.layout]
 
     @property
     def prefix_ids(self) -> list[int]:
@@ -174,16 +162,13 @@ class Prompt:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def describe(self, answer: str) -> str:
-        """The whole sequence on one line, as the tokenizer writes it.
+        """The whole sequence on one line, as the tokenizer writes it, with an answer as example.
 
         Special tokens stand bare, strings in quotes, ``P*4`` is four pseudo tokens; such as
         ``<s> "<Multimodal>" P*4 text "</Multimodal>" "The emotion is" label ("0" as ▁ 0)``.
-
-        Args:
-            answer: A label's answer string, as an example.
         """
         written: list[str] = []
-        for segment, (ids, _) in zip(self._layout, self._segments, strict=True):
+        for segment, (ids, _) in zip(self.layout, self._segments, strict=True):
             if segment.kind is SegmentKind.pseudo:
                 written += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
             elif segment.kind is SegmentKind.text:
@@ -260,11 +245,8 @@ class Prompt:
             return [self.pad_id] * self.pseudo_tokens, _PSEUDO
         if segment.kind is SegmentKind.text:
             return [], _TEXT
-        return self._fixed_ids(segment), _FIXED
-
-    def _fixed_ids(self, segment: SegmentConfig) -> list[int]:
         if segment.kind is SegmentKind.bos:
-            return beginning(self.tokenizer)
+            return beginning(self.tokenizer), _FIXED
         if segment.kind is SegmentKind.token:
             token_id = self.tokenizer.convert_tokens_to_ids(segment.token)
             is_unk = token_id == self.tokenizer.unk_token_id
@@ -275,7 +257,7 @@ class Prompt:
                     "backbone.tokenizer."
                 )
             assert isinstance(token_id, int)
-            return [token_id]
+            return [token_id], _FIXED
         string = self._string(segment)
         ids = self.encode(string)
         written = self.decode(ids)
@@ -286,7 +268,7 @@ class Prompt:
                 f"{written!r}. Give the backbone's own tokenizer with backbone.tokenizer, or "
                 f"change {'prompt.task' if segment.kind is SegmentKind.prompt else 'the layout'}."
             )
-        return ids
+        return ids, _FIXED
 
     def _string(self, segment: SegmentConfig) -> str:
         """The string of a literal or of the task prompt."""

@@ -130,8 +130,7 @@ def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, f
         Name to value, with the names of :data:`METRIC_NAMES`; shares lie between 0 and 1.
 
     Raises:
-        MetricError: if the kind is unknown, the numbers of predictions and targets differ, or
-            intensities are no numbers.
+        MetricError: if they cannot be compared, or the kind is unknown.
     """
     kind = kind_of(kind)
     if kind is MetricKind.emotion:
@@ -219,7 +218,6 @@ def weighted_f1(preds: Sequence[Hashable], targets: Sequence[Hashable]) -> float
     """F1 of each true class, averaged with the number of utterances of that class as weight.
 
     A class that is predicted but never true has no weight; it only takes hits from the others.
-    NaN without utterances.
     """
     if not targets:
         return math.nan
@@ -239,10 +237,7 @@ def mean_absolute_error(pred: _Floats, true: _Floats) -> float:
 
 
 def pearson(pred: _Floats, true: _Floats) -> float:
-    """Pearson's correlation (Corr).
-
-    NaN with fewer than two utterances, and where predictions or truth are constant or not finite.
-    """
+    """Pearson's correlation (Corr); NaN of fewer than two, of constant or of infinite values."""
     # In float64 neither the squares of the largest nor of the smallest float32 leave the range.
     pair = [values.astype(np.float64) for values in (pred, true)]
     if any(len(v) < 2 or not np.isfinite(v).all() or v.min() == v.max() for v in pair):
@@ -253,11 +248,7 @@ def pearson(pred: _Floats, true: _Floats) -> float:
 
 
 def zero_share(preds: Values) -> float:
-    """Share of predicted intensities that are exactly 0.0; NaN without predictions.
-
-    A high share explains why ``acc2`` and ``acc2_non0`` part: 0.0 is non-negative in the first and
-    not positive in the second.
-    """
+    """Share of predictions that are exactly 0.0, for which ``acc2`` and ``acc2_non0`` part."""
     return _share(_float32(preds) == 0)
 
 

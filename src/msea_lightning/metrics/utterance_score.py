@@ -17,11 +17,7 @@ class UtteranceScore(Metric):
     """:func:`score` over all utterances that were seen, on all devices.
 
     It keeps every prediction, because no metric here is a mean of batch metrics, and hands all of
-    them to :func:`score` at the end.
-
-    Args:
-        kind: As in :func:`score`.
-        **settings: Settings of :class:`torchmetrics.Metric`.
+    them to :func:`score` at the end. ``settings`` are those of :class:`torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -36,15 +32,7 @@ class UtteranceScore(Metric):
         self.add_state("targets", default=[], dist_reduce_fx="cat")
 
     def update(self, preds: Values, targets: Values) -> None:
-        """Adds a batch.
-
-        Args:
-            preds: (B,) predicted intensities, or class ids (numbers, not names).
-            targets: (B,) true intensities or class ids.
-
-        Raises:
-            MetricError: if their numbers differ.
-        """
+        """Adds a batch: (B,) intensities or class ids each (numbers, not names)."""
         pred, true = intensities(preds, targets)
         self.preds.append(torch.tensor(pred, device=self.device))
         self.targets.append(torch.tensor(true, device=self.device))

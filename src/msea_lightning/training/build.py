@@ -43,7 +43,7 @@ from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_adapter, build_prompt
-from msea_lightning.model.contract import DataFacts, Model, ModelError, Statistics
+from msea_lightning.model.contract import DataFacts, Model, ModelError
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
@@ -56,14 +56,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """What a run has before it trains.
-
-    Attributes:
-        module: The model, ready to train.
-        data: The data module, set up and tokenised.
-        device: Where it trains.
-        estimate: How much memory it is expected to take; None where that is not known.
-    """
+    """What a run has before it trains; ``estimate`` is None where memory cannot be estimated."""
 
     module: TrainingModule
     data: UtteranceDataModule
@@ -76,10 +69,7 @@ def make_ready(
 ) -> Ready:
     """Makes everything ready to train; what costs little comes first.
 
-    Args:
-        config: All options of the run.
-        store: The prepared data set, where it is at hand.
-        memory_file: Where to write how much memory the run is expected to take.
+    The memory that the run is expected to take is written to ``memory_file``.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
@@ -92,7 +82,8 @@ def make_ready(
     if issubclass(kind, AdaptedLM):
         architecture, tokenizer = read_backbone(config.backbone)
         data.tokenize(partial(encode_all, tokenizer))
-        estimate = _estimate(config, memory_file, data, tokenizer, architecture, device)
+        estimator = data_estimator(config, data, tokenizer, architecture, device)
+        estimate = _estimate(config, data, estimator, memory_file)
         language_model = load_config_backbone(config.backbone, device, tokenizer)
     # Weights depend on the seed alone, not on what was drawn while loading.
     seed_everything(config.seed, workers=True, verbose=False)
@@ -121,25 +112,21 @@ def check_micro_batches(model: type[Model], *, number: int, ranks: int) -> None:
 def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
     """Refuses a data set that lacks what a model needs, before anything large is loaded."""
     needs, train = model.needs, data.splits["train"]
+    dialogue = "dialogue (in a table of your own: the column group)"
     for what, needed, found in (
-        ("feature", needs.features, list(data.dims)),
-        ("label", needs.labels, list(train.labels)),
+        ("feature ", needs.features, list(data.dims)),
+        ("label ", needs.labels, list(train.labels)),
+        ("", [dialogue] if needs.dialogues else [], [dialogue] if any(train.groups) else []),
     ):
         missing = [name for name in needed if name not in found]
         if missing:
             raise ModelError(
-                f"{model.__name__} needs the {what} {', '.join(missing)} of every training "
+                f"{model.__name__} needs the {what}{', '.join(missing)} of every training "
                 f"utterance, but the data set has {', '.join(found) or 'none'}: choose another "
                 "model, or give the data set with it."
             )
     for name in needs.labels:
         complete_labels(train.ids, train.labels, name)
-    if needs.dialogues and not any(train.groups):
-        raise ModelError(
-            f"{model.__name__} reads whole dialogues, but no training utterance says which one it "
-            "is of: choose another model, or give the data set with its dialogues (in a table of "
-            "your own: the column group)."
-        )
 
 
 def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDataModule:
@@ -166,23 +153,18 @@ def build_standalone(config: RunConfig, data: UtteranceDataModule) -> Model:
         # Whether intensities have a sign is a matter of language models.
         space=LabelSpace.from_config(data.labels, signed=False, encode=lambda text: [len(text)]),
         dims=data.dims,
-        statistics=_statistics(config, data),
+        statistics=data.statistics if config.dataset.standardize else None,
         utterances=len(data.splits["train"]),
     )
     model: Model = MODELS.load(config.model.name)(facts, **config.model.arguments())
     return model
 
 
-def _statistics(config: RunConfig, data: UtteranceDataModule) -> Statistics | None:
-    return data.feature_statistics() if config.dataset.standardize else None
-
-
 def build_adapted_lm(
     config: RunConfig, data: UtteranceDataModule, language_model: FrozenBackbone
 ) -> AdaptedLM:
     """The adapted language model that the options describe."""
-    unread = [name for name in data.dims if name not in AdaptedLM.reads]
-    if unread:
+    if unread := [name for name in data.dims if name not in AdaptedLM.reads]:
         log_once(
             _log,
             f"{config.dataset.name} has the features {', '.join(unread)}, which no adapter reads; "
@@ -205,7 +187,7 @@ def build_adapted_lm(
     return AdaptedLM(
         language_model,
         adapter,
-        standardizer=FeatureStandardizer(_statistics(config, data)),
+        standardizer=FeatureStandardizer(data.statistics if config.dataset.standardize else None),
         prompt=prompt,
         tree=tree,
         rule=config.decode,
@@ -264,12 +246,12 @@ def read_backbone(config: BackboneConfig) -> tuple[PretrainedConfig, PreTrainedT
 
 def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfig) -> None:
     """Says where a checkpoint is not the one that the preset describes."""
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    differing = [
-        f"{name} {getattr(found, name)} instead of {config.architecture[name]}"
-        for name in sizes
-        if getattr(found, name, None) != config.architecture.get(name, getattr(found, name, None))
-    ]
+    differing = []
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        own = getattr(found, name, None)
+        described = config.architecture.get(name, own)
+        if own != described:
+            differing.append(f"{name} {own} instead of {described}")
     if differing:
         _log.warning(
             "the checkpoint is not the one that backbone=%s describes (%s); it is used as it is, "
@@ -295,17 +277,15 @@ def data_estimator(
 
 def _estimate(
     config: TrainConfig,
-    memory_file: Path | None,
     data: UtteranceDataModule,
-    tokenizer: PreTrainedTokenizerBase,
-    architecture: PretrainedConfig,
-    device: torch.device,
+    estimator: MemoryEstimator,
+    memory_file: Path | None,
 ) -> MemoryEstimate | None:
     """Says how much memory the run will take, and refuses one that does not fit.
 
     None where an architecture cannot be estimated and the user goes on all the same.
     """
-    estimator = data_estimator(config, data, tokenizer, architecture, device)
+    device = estimator.device
     try:
         data.eval_batch_size = estimator.eval_batch_size()
         estimate = estimator.estimate()
@@ -327,12 +307,9 @@ def _estimate(
 
 
 def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> Trainer:
-    """A trainer as the data modules need it, that says no more than what concerns the user.
+    """A trainer as the data module needs it, with one or several devices of a kind.
 
-    Args:
-        device: Device of this process.
-        devices: How many devices; several share each batch (DDP: gloo on CPUs, NCCL on GPUs).
-        **options: Further arguments of :class:`lightning.pytorch.Trainer`.
+    Of Lightning's own warnings those that do not concern the user are not shown.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec")

@@ -25,10 +25,6 @@ class EpochHistory(Callback):
 
     Rows travel in the checkpoint, so that a resumed run continues where its checkpoint stands, not
     where the interrupted process happened to be.
-
-    Args:
-        path: The file.
-        selection: The metric that chooses the best epoch.
     """
 
     def __init__(self, path: Path, selection: MetricInfo) -> None:
@@ -98,23 +94,14 @@ class EpochHistory(Callback):
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints beside the final path and renames them when they are complete.
 
-    Lightning's own writes into the folder of temporary files, which is often another file system:
-    then the last step is a copy, and a process that is killed meanwhile leaves half a checkpoint,
-    which nothing can be resumed from.
+    Lightning's own writes into the folder of temporary files, often on another file system, from
+    where they are copied: a process that is killed meanwhile leaves half a checkpoint.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Saves a checkpoint so that the file is either the one before or the new one, whole.
-
-        Args:
-            checkpoint: What to save.
-            path: A local file.
-            storage_options: Of no use here; must be None.
-        """
-        if storage_options is not None:
-            raise TypeError(f"storage_options={storage_options} mean nothing for a local file")
+        """Saves a checkpoint so that the file is either the one before or the new one, whole."""
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}.partial")

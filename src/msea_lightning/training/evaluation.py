@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,18 +52,12 @@ _CHANCE = 0.01
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
-    """Metrics of what a run trained, on a split.
+    """Metrics of what a run trained, on a split; None where undefined.
 
     With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
 
     Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder; of a
     model that has no rule, ``evaluations/<split>``.
-
-    Returns:
-        Name to value; None where undefined.
-
-    Raises:
-        UserError: if the folder is no finished run, or its data set or backbone is gone.
     """
     run = RunFolder(Path(config.run).expanduser())
     options = run.load_config()
@@ -79,13 +71,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     data = build_data(options)
     # Padding, and so the batch that an utterance is in, moves its numbers by rounding.
     recorded = run.eval_batch_size or data.eval_batch_size
-    data.eval_batch_size = config.eval_batch_size or recorded
-    if data.eval_batch_size != recorded:
-        _log.info(
-            "eval_batch_size %d instead of the run's %d: numbers may differ by rounding",
-            data.eval_batch_size,
-            recorded,
-        )
+    given = config.eval_batch_size or recorded
+    data.eval_batch_size = given
+    if given != recorded:
+        text = "eval_batch_size %d instead of the run's %d: numbers may differ by rounding"
+        _log.info(text, given, recorded)
     device = resolve_device(config.accelerator)
     model = _trained_model(run, options, data, device)
     name = config.split.value
@@ -129,16 +119,8 @@ def _trained_model(
     return model
 
 
-def show_results(
-    results: Mapping[str, Mapping[str, Any]], options: TrainConfig, console: Console | None = None
-) -> None:
-    """Prints metrics as a table, the paper's number beside ours where the paper has one.
-
-    Args:
-        results: Split to metric name to value.
-        options: Those of the run.
-        console: Where to print; standard output where not given.
-    """
+def show_results(results: Mapping[str, Mapping[str, Any]], options: TrainConfig) -> None:
+    """Prints each split's metrics in a table, with the paper's numbers where it has them."""
     dataset, model = options.dataset.name, options.model.name
     title, paper = f"{dataset}: {model}", {}
     if model == MODELS.name_of(AdaptedLM):
@@ -161,7 +143,7 @@ def show_results(
         if paper:
             row.append(paper.get(name, ""))
         table.add_row(*row)
-    (console or Console()).print(table)
+    Console().print(table)
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
@@ -174,31 +156,20 @@ def evaluate_split(
     trainer: Trainer, module: TrainingModule, data: UtteranceDataModule, split: Split
 ) -> dict[str, float]:
     """Metrics on one split; the predictions are left in ``module.predictions``."""
-    loader = data.evaluation_dataloader(split.value)
-    if split is Split.valid:
-        trainer.validate(module, dataloaders=loader, verbose=False)
-    else:
-        trainer.test(module, dataloaders=loader, verbose=False)
+    run = trainer.validate if split is Split.valid else trainer.test
+    run(module, dataloaders=data.evaluation_dataloader(split.value), verbose=False)
     return module.metrics()
 
 
 def majority(predictions: Sequence[Prediction], space: LabelSpace) -> tuple[str, float]:
-    """The most frequent label of a split, as it is written, and its share.
-
-    That share is the accuracy of always giving that answer.
-    """
+    """The most frequent label as it is written, and the accuracy of always giving that answer."""
     counts = Counter(_written(item.label, space) for item in predictions)
     label, count = counts.most_common(1)[0]
     return label, count / len(predictions)
 
 
 def degenerate(predictions: Sequence[Prediction], space: LabelSpace) -> list[str]:
-    """Sentences on test predictions that are all the same, or leave out a class.
-
-    Args:
-        predictions: On the test split.
-        space: The label space.
-    """
+    """Sentences on test predictions that are all the same, or leave out a class."""
     labels = Counter(_written(item.label, space) for item in predictions)
     answers = Counter(_written(item.prediction, space) for item in predictions)
     label, share = majority(predictions, space)
@@ -218,12 +189,7 @@ def better_than_test(
     """A sentence where validation was far better than the test confirms.
 
     Nothing where the splits are so small that the difference may be chance: Fisher's exact test,
-    one-sided, with the metric as the share of right answers.
-
-    Args:
-        results: Metrics of ``valid`` and ``test``.
-        sizes: Utterances of each.
-        selection: The metric that chose the epoch.
+    one-sided, with the metric as the share of right answers. ``sizes`` are numbers of utterances.
     """
     valid, test = (results[split][selection.name] for split in ("valid", "test"))
     if not selection.percent or not valid - test > _DOUBTFUL:
@@ -238,28 +204,6 @@ def better_than_test(
         "the training part (the same videos or speakers, or features that were learned with its "
         "labels), so it cannot choose an epoch or an option"
     ]
-
-
-def absent_features(splits: Mapping[str, Mapping[str, ArrayLike]]) -> list[str]:
-    """Sentences on features that a data set, or most of one of its splits, does not have.
-
-    Args:
-        splits: Split to feature to (N,) frames of each utterance.
-    """
-    found = []
-    for name in ("audio", "vision", *sorted({n for part in splits.values() for n in part})):
-        shares = {
-            split: float(np.mean(np.asarray(part.get(name, 0)) == 0))
-            for split, part in splits.items()
-        }
-        if min(shares.values()) == 1:
-            text = f"no utterance has {name} features"
-        else:
-            mostly = [f"{share:.1%} of {split}" for split, share in shares.items() if share > 0.5]
-            text = f"most utterances have no {name} features: {', '.join(mostly)}" if mostly else ""
-        if text and text not in found:
-            found.append(text)
-    return found
 
 
 def _written(label: float | str, space: LabelSpace) -> str:

@@ -19,6 +19,7 @@ from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.config.text import visible
+from msea_lightning.data.module import absent_features
 from msea_lightning.data.options import Split
 from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -32,7 +33,6 @@ from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory
 from msea_lightning.training.evaluation import (
-    absent_features,
     better_than_test,
     degenerate,
     evaluate_split,
@@ -52,12 +52,6 @@ def fit(config: TrainConfig) -> RunFolder:
     """Trains a model, tests the best validation epoch once, and writes the run folder.
 
     With ``ckpt=auto`` a run that is finished stays as it is.
-
-    Returns:
-        The finished run folder.
-
-    Raises:
-        UserError: whatever is wrong with data, backbone, options, or training that diverged.
     """
     config = with_absolute_places(config)
     with open_run(config) as run:
@@ -97,8 +91,7 @@ def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[
 def _patience_exhausted(checkpoint: Path, trainer: Trainer) -> bool:
     """Whether a run had run out of patience when it was interrupted.
 
-    Lightning asks for that at the end of an epoch only, and would train one too many, which may
-    even be a better one.
+    Lightning asks for that at the end of an epoch only, and would train one too many.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
     stopping = [call for call in trainer.callbacks if isinstance(call, EarlyStopping)]  # type: ignore[attr-defined]
@@ -217,7 +210,6 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
             predictions=predictions,
             best_epoch=best["epoch"],
         )
-    lengths = {split: part.lengths for split, part in data.splits.items()}
     counts = {split: len(part) for split, part in data.splits.items()}
     warnings = [
         *degenerate(predictions, module.model.space),
@@ -225,7 +217,7 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
     ]
     for warning in warnings:
         _log.warning("%s", warning)
-    warnings += absent_features(lengths)  # said when the data set was opened
+    warnings += absent_features(data.splits)  # said when the data set was opened
     # Last of all: a run that has it is left alone from now on.
     share = majority(predictions, module.model.space)[1]
     write_json(run.metrics, {**results, "majority": share, "warnings": warnings})

@@ -6,7 +6,8 @@ micro-batches and ranks in :meth:`TrainingModule.on_before_optimizer_step`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,13 +39,7 @@ class TrainingModule(LightningModule):
     """Trains and evaluates a model; the same for all models.
 
     Its state dict is the model's own, so that checkpoints hold ``adapter.*`` and not
-    ``model.adapter.*``.
-
-    Args:
-        model: What is trained.
-        score: Metrics of the data set.
-        training: Optimisation.
-        seed: Seed of dropout.
+    ``model.adapter.*``. ``seed`` is that of dropout.
 
     Attributes:
         predictions: Of the evaluation that ran last, in the order of its split.
@@ -156,12 +151,8 @@ class TrainingModule(LightningModule):
         elsewhere, where looking means to wait for the device, every few steps and before the
         epoch's checkpoint.
         """
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        parameters = itertools.chain(*(group["params"] for group in optimizer.param_groups))
+        gradients = [weight.grad for weight in parameters if weight.grad is not None]
         torch._foreach_div_(gradients, self._total_count())
         self._count = 0
         broken = ~torch.isfinite(nn.utils.get_total_norm(gradients))
@@ -199,33 +190,32 @@ class TrainingModule(LightningModule):
         self._decoded = []
         self.score.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Empties the collected predictions."""
-        self.on_validation_epoch_start()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts a batch; the answers are read at the end, for reading waits for the device."""
         answers = replace(self.model.predict(batch), distribution=None)
         self._decoded.append((replace(batch, features={}), answers))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Predicts a batch."""
-        self.validation_step(batch, batch_idx)
-
     def on_validation_epoch_end(self) -> None:
-        """Computes the metrics over all ranks and logs them as ``valid/<metric>``."""
-        self._log_metrics("valid")
+        """Computes the metrics over all ranks and logs them, as ``valid/<metric>`` or ``test/``."""
+        own = self._read()
+        gathered = [own]
+        if self.trainer.world_size > 1:
+            gathered = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, own)
+        self.predictions = sorted(itertools.chain(*gathered), key=lambda p: p.index)
+        self._metrics = self.score.compute()
+        selection = selection_metric(self.score.kind).name
+        stage = "test" if self.trainer.testing else "valid"
+        for name, value in self._metrics.items():
+            # Every rank has computed the same value from all predictions.
+            self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")
 
-    def on_test_epoch_end(self) -> None:
-        """Computes the metrics over all ranks and logs them as ``test/<metric>``."""
-        self._log_metrics("test")
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the evaluation that ran last, by their names in the paper's tables.
-
-        With intensities also ``zero_share``, the share of predictions that are exactly zero, for
-        which the two binary accuracies differ.
-        """
+        """Metrics of the evaluation that ran last; ``zero_share`` among them with intensities."""
         values = dict(self._metrics)
         if self.model.space.ordered and self.predictions:
             values["zero_share"] = zero_share([p.prediction for p in self.predictions])
@@ -239,31 +229,13 @@ class TrainingModule(LightningModule):
         for batch, answers in decoded:
             values = answers.value.tolist()
             self.score.update(values, [space.target(label) for label in batch.targets])
-            found += [
-                Prediction(index, utterance, text, label, space.label(value), probability)
-                for index, utterance, text, label, value, probability in zip(
-                    batch.index.tolist(),
-                    batch.ids,
-                    batch.texts,
-                    batch.targets,
-                    values,
-                    answers.probability.tolist(),
-                    strict=True,
-                )
-            ]
+            columns: tuple[Iterable[Any], ...] = (
+                batch.index.tolist(),
+                batch.ids,
+                batch.texts,
+                batch.targets,
+                map(space.label, values),
+                answers.probability.tolist(),
+            )
+            found += [Prediction(*row) for row in zip(*columns, strict=True)]
         return found
-
-    def _log_metrics(self, stage: str) -> None:
-        own = self._read()
-        gathered = [own]
-        if self.trainer.world_size > 1:
-            gathered = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, own)
-        self.predictions = sorted(
-            (prediction for part in gathered for prediction in part), key=lambda p: p.index
-        )
-        self._metrics = self.score.compute()
-        selection = selection_metric(self.score.kind).name
-        for name, value in self._metrics.items():
-            # Every rank has computed the same value from all predictions.
-            self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")

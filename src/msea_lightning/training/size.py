@@ -34,9 +34,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
 
     A data set and a backbone of the paper are taken as they are published, whether they are on this
     machine or not, so that the numbers are the same everywhere. Of any other pair the files are
-    read. ``metrics.json`` holds ``{"size": {"trainable_parameters", "backbone_parameters",
-    "memory_bytes"}}``, ``memory.json`` the estimate by part. Of a model without a language model
-    only the trainable parameters are counted.
+    read. Of a model without a language model only the trainable parameters are counted.
     """
     config = with_absolute_places(config)
     with open_run(config) as run:

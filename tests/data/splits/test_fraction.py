@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msea_lightning.data.splits.fraction import sample
-from msea_lightning.data.splits.strata import label_strata
+from msea_lightning.data.splits.fraction import label_strata, sample
 
 fractions = st.floats(0, 1, exclude_min=True)
 seeds = st.integers(0, 2**32 - 1)

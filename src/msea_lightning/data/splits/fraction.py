@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.data.splits.strata import label_strata
 from msea_lightning.data.utterance import Label
+
+_INTENSITY_STRATA = 5
 
 
 def sample(labels: Sequence[Label | None], *, fraction: float, seed: int) -> NDArray[np.int64]:
@@ -26,15 +27,9 @@ def sample(labels: Sequence[Label | None], *, fraction: float, seed: int) -> NDA
     quota method of Balinski and Young 1975, which never takes back what it has given). A sample is
     the beginning of that deal, so the one of a smaller fraction is part of the one of a larger.
 
-    Args:
-        labels: N labels, at least one; None where an utterance is unlabelled.
-        fraction: Part of the utterances to choose, above 0 and up to 1.
-        seed: Seed of the draw.
-
     Returns:
         Their positions, ascending: n = round(fraction * N), halves to the even number, and at least
-        1. Of a stratum of M utterances there are floor(n * M / N) or ceil(n * M / N), hence less
-        than 1.5 more or fewer than ``fraction * M`` where n was not raised to 1.
+        1. Of a stratum of M utterances there are floor(n * M / N) or ceil(n * M / N).
     """
     strata = label_strata(labels)
     sizes = np.bincount(strata)
@@ -52,3 +47,20 @@ def sample(labels: Sequence[Label | None], *, fraction: float, seed: int) -> NDA
         chosen.append(queues[stratum][given[stratum]])
         given[stratum] += 1
     return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def label_strata(labels: Sequence[Label | None]) -> NDArray[np.int64]:
+    """The stratum of each label: an emotion by name, an intensity by fifth of the distribution.
+
+    Intensities of at most five different values are a stratum each, as names are; so are the
+    utterances without a label. Strata are counted from 0 in ascending order of the label; each
+    number up to the largest one occurs.
+    """
+    labelled = np.array([label is not None for label in labels])
+    values = np.array([label for label in labels if label is not None])
+    if values.dtype.kind == "f" and len(np.unique(values)) > _INTENSITY_STRATA:
+        edges = np.quantile(values, np.linspace(0, 1, _INTENSITY_STRATA + 1)[1:-1])
+        values = np.searchsorted(np.unique(edges), values, side="right")
+    strata = np.full(len(labels), -1)
+    strata[labelled] = np.unique(values, return_inverse=True)[1]
+    return np.unique(strata, return_inverse=True)[1].astype(np.int64)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.splits.fraction import sample
-from msea_lightning.data.splits.strata import label_strata
+from msea_lightning.data.splits.fraction import label_strata, sample
 from msea_lightning.data.utterance import Label
 
 _DRAWS = 500
@@ -36,19 +35,11 @@ def hold_out(
     Of 500 random choices of groups (scikit-learn's ``GroupShuffleSplit``) the one is taken whose
     number of utterances, in total and of each label, is nearest to the fraction asked for.
     Intensities count by fifths of their distribution. Without any group, each label gives its share
-    (:func:`~msea_lightning.data.splits.fraction.sample`).
-
-    Args:
-        labels: N labels, None where an utterance is unlabelled.
-        groups: N groups; an utterance of group None is a group of its own.
-        fraction: Part of the utterances to hold out, between 0 and 1.
-        seed: Seed of the draw.
+    (:func:`~msea_lightning.data.splits.fraction.sample`). An utterance of group None is a group of
+    its own.
 
     Returns:
         Their positions, ascending: at least one group, and not all of them.
-
-    Raises:
-        ValidationError: where all utterances belong to one group.
     """
     number_of: dict[object, int] = {}
     keys = ((position,) if group is None else group for position, group in enumerate(groups))
