@@ -32,8 +32,7 @@ from msea_lightning.commands.overrides import Checker, key_of
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import groups, schema, to_typed
 
-_EXPERIMENT = "experiment"
-"""The group whose choices bring a grid, as ``hydra.sweeper.params``."""
+_EXPERIMENT = "experiment"  # the group whose choices bring a grid, as hydra.sweeper.params
 
 
 def compose(config_name: str, root: type[Root], overrides: Sequence[str] = ()) -> Root:
@@ -62,11 +61,7 @@ def opened(
     multirun: bool = False,
     launches: bool = False,
 ) -> Iterator[Composer[Root]]:
-    """Sets Hydra up for a command line, and takes it down again at the end.
-
-    With ``multirun`` an option may have several values, with ``launches`` one of Hydra's launchers
-    will run the jobs; the rest as in :func:`compose`.
-    """
+    """Sets Hydra up for a command line until the end; see :func:`compose` and ``Checker.parse``."""
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema(root))
     for group, name, values in groups(root):
@@ -176,11 +171,7 @@ class Composer(Generic[Root]):
         return launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
 
     def show(self, package: str | None) -> str:
-        """The configuration as YAML, of a grid that of the first run.
-
-        Args:
-            package: The key below which it is shown; all of it where not given.
-        """
+        """The configuration, or what is below a key of it, as YAML; of a grid the first run's."""
         config = OmegaConf.structured(self.typed(next(self.combinations())))
         shown = OmegaConf.select(config, package) if package else config
         if shown is None:

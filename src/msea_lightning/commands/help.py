@@ -10,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from msea_lightning.commands.compose import Composer, conf_folder
 from msea_lightning.commands.flags import FLAGS
-from msea_lightning.commands.overrides import kind_of, written
+from msea_lightning.commands.overrides import written
 from msea_lightning.config.options import OptionInfo
 
 
@@ -30,7 +30,7 @@ def help_text(composer: Composer[Any]) -> str:
         if above != section:
             section = above
             text += ["", f"Options of {section}" if section else "Other options"]
-        text += [f"  {key}={_shown(config, info)}", f"      {info.help} [{kind_of(info)}]"]
+        text += [f"  {key}={_shown(config, info)}", f"      {info.help} [{info.kind}]"]
     text += ["", "Values are those of this command line without --help.", ""]
     return "\n".join(text)
 

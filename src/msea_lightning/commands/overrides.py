@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError
-from msea_lightning.config.options import OptionInfo, options, registries, schema
+from msea_lightning.config.options import options, registries, schema
 
 
 class Checker:
@@ -109,20 +109,16 @@ class Checker:
         if override.is_sweep_override():
             if not override.is_discrete_sweep():
                 raise ConfigError(f"{line}: an interval has no values to try; use range or commas.")
-            values = [
-                value.text if isinstance(value, QuotedString) else value
-                for value in override.sweep_iterator()
-            ]
-        for value in values:
-            if key in self.groups:
-                choices = self.choices(key)
-                if value not in choices:
-                    raise ConfigError(
-                        f"{key}={written(value)}: there is no such choice."
-                        f"{_similar(str(value), choices)} Choices of {key}: {', '.join(choices)}."
-                    )
-            else:
+            values = list(override.sweep_iterator())
+        choices = self.choices(key) if key in self.groups else None
+        for value in (item.text if isinstance(item, QuotedString) else item for item in values):
+            if choices is None:
                 self._check_value(str(line), key, value)
+            elif value not in choices:
+                raise ConfigError(
+                    f"{key}={written(value)}: there is no such choice."
+                    f"{_similar(str(value), choices)} Choices of {key}: {', '.join(choices)}."
+                )
         if override.type is not OverrideType.CHANGE and not self._lies_in("mapping", key):
             raise ConfigError(f"{line}: {key} is there already; leave the + out.")
 
@@ -149,7 +145,7 @@ class Checker:
         guess = _similar(str(value), info.type.split("|")) if "|" in info.type else ""
         raise ConfigError(
             f"{key}={written(value)}: this is not a possible value; expected "
-            f"{kind_of(info)} ({info.help}).{guess}"
+            f"{info.kind} ({info.help}).{guess}"
         )
 
     def _refuse_values(self, override: Override) -> NoReturn:
@@ -200,11 +196,6 @@ class Checker:
 def key_of(word: str) -> str:
     """What an override is for."""
     return word.lstrip("+~").partition("=")[0]
-
-
-def kind_of(info: OptionInfo) -> str:
-    """Type and range of an option in words."""
-    return ", ".join(part for part in (info.type, info.range) if part)
 
 
 def written(value: Any) -> str:

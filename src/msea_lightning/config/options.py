@@ -213,6 +213,11 @@ class OptionInfo:
     default: Any
     help: str
 
+    @property
+    def kind(self) -> str:
+        """Type and range in words."""
+        return ", ".join(part for part in (self.type, self.range) if part)
+
 
 def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
     """Walks over all options below a config dataclass, in the order of their definition.
@@ -243,14 +248,10 @@ def _options_of_choices(registry: Registry[type[Any]], where: str) -> Iterator[O
             if info.key == f"{where}.name":
                 found.setdefault(info.key, info)
                 continue
-            own = f"{name}: {info.help}"
-            if info.key not in found:
-                found[info.key] = dataclasses.replace(info, help=own)
-                continue
-            # An option of several: each has its own range, which is checked when it is chosen.
-            own = f"{own} [{', '.join(part for part in (info.type, info.range) if part)}]"
-            first = found[info.key]
-            found[info.key] = dataclasses.replace(first, help=f"{first.help}; {own}")
+            first, text = found.get(info.key), f"{name}: {info.help}"
+            if first is not None:  # each has its own range, which is checked when it is chosen
+                text = f"{first.help}; {text} [{info.kind}]"
+            found[info.key] = dataclasses.replace(first or info, help=text)
     yield from found.values()
 
 

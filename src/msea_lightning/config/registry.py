@@ -6,7 +6,7 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from msea_lightning.config.errors import ConfigError
 
@@ -32,9 +32,8 @@ class Choice:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
-class _Entry(Generic[Options]):
-    options: Options
+class _Entry(NamedTuple):
+    options: Any
     target: str
     title: str
 
@@ -53,7 +52,7 @@ class Registry(Generic[Options]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._entries: dict[str, _Entry[Any]] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def register(
         self, name: str, target: str = "", *, title: str = ""
@@ -101,7 +100,7 @@ class Registry(Generic[Options]):
                 return name
         raise self._refused(f"{path} is not registered as {self.kind}")
 
-    def _entry(self, name: str) -> _Entry[Any]:
+    def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             raise self._refused(f"there is no {self.kind} {name}")
         return self._entries[name]

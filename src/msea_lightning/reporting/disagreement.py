@@ -12,17 +12,11 @@ from typing import Any
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.reporting.grouping import Configuration
 
-_SHOWN = 20
-"""Utterances shown per data set."""
-
 
 def most_disputed(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
-    """The utterances with the largest spread over all runs of some configurations.
+    """The utterances with the largest spread over all runs of one data set and kind of labels.
 
     Those on which all runs agree are left out.
-
-    Args:
-        configurations: Of one data set and one kind of labels, all of them with finished runs.
 
     Returns:
         Of each its id, its text, its label, the answer of each configuration (of emotions the most
@@ -52,7 +46,7 @@ def most_disputed(configurations: Sequence[Configuration]) -> list[tuple[str, ..
             *(write(given) if given else "" for given in answers[name, label]),
             f"{spreads[name, label]:.2f}",
         )
-        for name, label in disputed[:_SHOWN]
+        for name, label in disputed[:20]
     ]
 
 

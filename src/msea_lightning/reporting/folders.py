@@ -157,17 +157,14 @@ class Folder(NamedTuple):
 
 def read_folder(root: Path) -> Folder:
     """Reads all run folders (what holds a ``config.yaml``) and plans of sweeps beneath a folder."""
-    if not root.is_dir():
-        raise ReportError(
-            f"runs={root}: there is no such folder. Give the folder in which training put its run "
-            "folders; training prints where that is."
-        )
     folders = list(find_runs(root))
     plans = sorted((root / "sweeps").glob("[!.]*.json"))
     if not folders and not plans:
+        flaw = "no run folder (a folder with config.yaml) is in it"
         raise ReportError(
-            f"runs={root}: no run folder (a folder with config.yaml) is in it. Give the folder in "
-            "which training put its run folders, such as runs."
+            f"runs={root}: {flaw if root.is_dir() else 'there is no such folder'}. Give the "
+            "folder in which training put its run folders, such as runs; training prints where "
+            "that is."
         )
     found = Folder([], {})
     for folder in folders:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from importlib import resources
 from statistics import fmean
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
@@ -128,15 +126,14 @@ def disputed_tables(grouped: Grouped) -> list[Table]:
 def write_page(
     grouped: Grouped, layouts: Sequence[Table], problems: Table, counts: Mapping[str, int]
 ) -> str:
-    """The page as HTML, with the paper's tables among others.
-
-    Every text that comes from a run is escaped.
-    """
+    """The page as HTML, with every text escaped, and the paper's tables among others."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("msea_lightning.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    own = resources.files("msea_lightning.reporting")
-    template = (own / "page.html.jinja").read_text(encoding="utf-8")
     # Anchor, heading, class, and the tables: what is shown before and after the charts.
     before = (
         ("problems", "Problems", "errors", [problems]),
@@ -150,7 +147,7 @@ def write_page(
         ("costs", "Time and memory", "", cost_tables(grouped)),
         ("seeds", "All metrics", "", seed_tables(grouped)),
     )
-    return environment.from_string(template).render(
+    return environment.get_template("page.html.jinja").render(
         counts=counts,
         best=best_table(grouped.configurations),
         discrepancies=sum(
@@ -160,5 +157,4 @@ def write_page(
         after=[part for part in after if part[3]],
         charts=draw_all(grouped.configurations),
         dataset_title=dataset_title,
-        style=Markup((own / "page.css").read_text("utf-8")),
     )

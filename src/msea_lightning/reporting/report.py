@@ -1,9 +1,4 @@
-"""Tables, statistics and charts from run folders.
-
-:func:`write_report` is the entry point. It reads folders (``folders``), joins the runs that differ
-in the seed alone (``grouping``, ``statistics``), and shows them (``tables``, ``results``,
-``formats``, ``charts``, ``page``).
-"""
+"""Reports: run folders are read, joined where only their seeds differ, and shown."""
 
 from __future__ import annotations
 
@@ -27,13 +22,9 @@ from msea_lightning.runs.files import write_atomically
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
+    """A written report: ``report.html``, then ``results.csv``, ``.md`` and ``.tex``.
 
-    Attributes:
-        page: ``report.html``.
-        results: ``results.csv``, ``results.md`` and ``results.tex``.
-        best: The best configuration of each data set.
-        counts: How many of what there is.
+    ``best`` is the best configuration of each data set, ``counts`` how many of what there is.
     """
 
     page: Path
@@ -45,14 +36,8 @@ class Report:
 def write_report(runs: Path, out: Path | None = None) -> Report:
     """Writes ``report.html`` and ``results.csv``, ``.md`` and ``.tex`` from all run folders.
 
-    ``results.*`` are the same byte for byte for the same results, whatever the folders are called.
-
-    Args:
-        runs: A folder with run folders anywhere beneath it.
-        out: Where to write; ``runs`` itself where not given. It is made where it is missing.
-
-    Raises:
-        ReportError: if there is no such folder, no run folder in it, or ``out`` cannot be written.
+    ``results.*`` are the same byte for byte for the same results, whatever the folders beneath
+    ``runs`` are called. ``out`` is ``runs`` itself where not given.
     """
     folder = read_folder(runs)
     grouped = group(folder)

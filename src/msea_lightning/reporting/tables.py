@@ -77,6 +77,11 @@ class Table:
     configurations: Sequence[Configuration] = field(default=(), repr=False)
 
     @property
+    def numbers(self) -> int:
+        """Number of columns from the right that hold numbers."""
+        return len(self.columns) - self.words
+
+    @property
     def key(self) -> str:
         """Its anchor in the page and label in LaTeX."""
         return re.sub(r"\W+", "-", self.title).strip("-").lower()

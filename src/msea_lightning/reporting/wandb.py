@@ -135,9 +135,6 @@ def log_results(
     Summary keys are ``<split>/<title>`` with the titles of :data:`METRICS` (``test/Acc-2``,
     ``valid/MAE``), values as the paper's tables have them: shares in percent, MAE and Corr as they
     are. An undefined metric is left out. What cannot be logged is said in a warning.
-
-    ``results`` is split to metric to value, with shares between 0 and 1; ``best_epoch`` counts
-    from 0.
     """
     summary = {
         f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value

@@ -32,10 +32,8 @@ def fingerprint(config: TrainConfig) -> str:
 
     Two runs with the same one have the same results. Where it runs, what it logs to, and which
     experiment asked for it have no part in it, nor has an option at its default: a new option
-    leaves the fingerprints of earlier runs as they are.
-
-    Args:
-        config: All options of the run; local places as :func:`with_absolute_places` has them.
+    leaves the fingerprints of earlier runs as they are. Local places have to be absolute
+    (:func:`with_absolute_places`).
     """
     return _hash(comparable(config))
 

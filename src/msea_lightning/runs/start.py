@@ -47,10 +47,6 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     In the other processes of a DDP run it is the folder that the first process has made. A run
     that fails leaves the reason in ``error.json``. With ``ckpt=auto`` the folder may be that of a
     run that is finished.
-
-    Raises:
-        RunError: if there is nothing to resume, it was started with other options, or with
-            ``ckpt=auto`` another process trains the same run.
     """
     inherited = os.environ.get(_FOLDER_VARIABLE)
     if inherited is not None and os.environ.get("LOCAL_RANK", "0") != "0":
