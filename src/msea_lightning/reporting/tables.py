@@ -327,15 +327,12 @@ def _adapter_table(part: _Part) -> list[Table]:
     )
     own = [one for one in part.whole if one.names.backbone in backbones]
     there = {one.names for one in own}
-    every = [
-        Names(part.dataset, adapter, backbone)
-        for backbone in backbones
-        for adapter in (*others, main)
-    ]
     labels = {
         names: names.model
-        for names in every
-        if names in there or paper_text(names, part.metrics[0])
+        for backbone in backbones
+        for adapter in (*others, main)
+        if (names := Names(part.dataset, adapter, backbone)) in there
+        or paper_text(names, part.metrics[0])
     }
     note = "{} Paras: trainable parameters in millions."
     return [part.table("Tables 5 and 10", labels, own, note=note, sizes=True)] if own else []
