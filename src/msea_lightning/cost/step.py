@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 
 from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.backbone import BackboneError, FrozenBackbone
-from msea_lightning.backbone.loading.attention import resolve_attention
+from msea_lightning.backbone.loading.load import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
 from msea_lightning.backbone.options import Attention
 from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences

@@ -74,7 +74,9 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
 
 def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone) -> None:
     expected, found = facts.fingerprint, backbone.fingerprint()
-    here = _quantization(backbone)
+    bits = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
+    found_here = (how for name, how in bits.items() if getattr(backbone.model, name, False))
+    here = next(found_here, "none")
     # Release 0.1 did not write it down; the names of the fingerprint's parts tell it.
     dense = "linear" in expected
     trained = facts.backbone.get("quantization") or ("none" if dense else here)
@@ -94,13 +96,6 @@ def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone) -> None:
             trained,
             here,
         )
-
-
-def _quantization(backbone: FrozenBackbone) -> str:
-    """How the linear layers of a language model are stored."""
-    if getattr(backbone.model, "is_loaded_in_4bit", False):
-        return "nf4"
-    return "int8" if getattr(backbone.model, "is_loaded_in_8bit", False) else "none"
 
 
 def _listed(fingerprint: Mapping[str, str]) -> str:

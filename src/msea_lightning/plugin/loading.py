@@ -110,11 +110,8 @@ def _recorded_path(facts: Mapping[str, Any]) -> str | None:
     # Release 0.1 wrote local paths down.
     if path is not None and (not is_local(path) or Path(path).expanduser().exists()):
         return path
-    named = "".join(
-        f", {what} {facts[key]}"
-        for key, what in (("file", "called"), ("sha256", "SHA-256"))
-        if facts.get(key)
-    )
+    named = f", called {facts['file']}" if facts.get("file") else ""
+    named += f", SHA-256 {facts['sha256']}" if facts.get("sha256") else ""
     raise PluginError(
         f"The plugin was trained on {backbone_title(facts)}{named}. Say where it is here: "
         "load_plugin_backbone(plugin, path)."

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.frozen import FrozenBackbone, freeze
-from msea_lightning.backbone.loading.attention import check_flash_attention, resolve_attention
 from msea_lightning.backbone.loading.gguf import gguf_config, gguf_weights, is_gguf
 from msea_lightning.backbone.loading.hub import expanded, explained
 from msea_lightning.backbone.loading.memory import Stored, check_memory
@@ -182,7 +182,7 @@ def load_language_model(
     config = backbone_config(path_or_name, weights=weights, architecture=architecture)
     attention = resolve_attention(config, _choice(Attention, attention))
     if attention is Attention.flash_attention_2:
-        check_flash_attention(device, torch_dtype)
+        _check_flash_attention(device, torch_dtype)
     if quantization is Quantization.int8 and torch_dtype is not torch.float16:
         _log.info("int8: the inputs of linear layers are rounded to float16")
     if check_fit:
@@ -374,3 +374,36 @@ def compute_dtype(dtype: Dtype | str | torch.dtype, device: torch.device) -> tor
     automatic = Dtype.bfloat16 if device.type == "cuda" else Dtype.float32
     found: torch.dtype = getattr(torch, (automatic if chosen is Dtype.auto else chosen).value)
     return found
+
+
+def resolve_attention(config: PretrainedConfig, attention: Attention) -> Attention:
+    """What ``auto`` stands for: PyTorch's fused attention where the architecture takes it."""
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    takes_sdpa = kind._supports_sdpa
+    if attention is Attention.auto:
+        return Attention.sdpa if takes_sdpa else Attention.eager
+    if attention is Attention.sdpa and not takes_sdpa:
+        raise BackboneError(
+            f"backbone.attention=sdpa: transformers has no such attention for {config.model_type} "
+            "backbones; use backbone.attention=eager, or auto."
+        )
+    return attention
+
+
+def _check_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
+    """Refuses flash attention where it cannot run, naming all that is missing."""
+    found = []
+    if find_spec("flash_attn") is None:
+        # transformers would fetch compiled code from the Hub and run it.
+        found.append("the package flash-attn is not installed (pip install flash-attn)")
+    if device.type != "cuda":
+        found.append(f"the device is {device}, not a GPU (trainer.accelerator=gpu)")
+    if dtype is torch.float32:
+        found.append("the compute dtype is torch.float32 (backbone.dtype=bfloat16)")
+    if found:
+        raise BackboneError(
+            f"backbone.attention=flash_attention_2 is not possible: {'; '.join(found)}. "
+            "backbone.attention=auto works everywhere."
+        )
