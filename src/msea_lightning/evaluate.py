@@ -1,4 +1,4 @@
-"""``python -m msea_lightning.evaluate run=<folder>``: evaluates a finished run's plugin again."""
+"""``python -m msea_lightning.evaluate run=<folder>``: evaluates a finished run again."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_unlabelled_utterances_have_no_say() -> None:
         (
             EMOTIONS,
             splits(["joy"], valid=["fear"]),
-            r"'u0' \(valid\) has the label 'fear', but .* \(joy, anger\), as configured\. Mend",
+            r"'u0' \(valid\) has the label 'fear', but .* \(joy, anger\), as configured\. Correct",
         ),
         (
             SCALE,

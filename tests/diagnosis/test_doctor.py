@@ -755,4 +755,4 @@ def test_a_broken_pytorch_is_a_finding(tmp_path: Path) -> None:
     assert "torch: pip install --force-reinstall --no-deps 'torch>=2.6'\n" in done.stdout
     assert "waits for torch" in done.stdout
     assert "configurations: not checked (" in done.stdout
-    assert "Mend the packages above" in done.stdout
+    assert "Correct the packages above" in done.stdout

@@ -32,8 +32,8 @@ class Adapter(nn.Module, ABC):
     Attributes:
         use_text: False where the language model reads no text.
         pseudo_tokens: Number N of pseudo tokens; 0 where the adapter changes the text instead.
-        audio: What reads audio; None where the adapter reads none.
-        vision: What reads vision; None where the adapter reads none.
+        audio: Audio encoder; None where the adapter reads none.
+        vision: Vision encoder; None where the adapter reads none.
 
     Raises:
         AdapterError: if a size is not positive.

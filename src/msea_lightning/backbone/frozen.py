@@ -240,29 +240,30 @@ class FrozenBackbone:
         return scores.float()
 
     def token_logp(self, hidden: Tensor, predictors: Tensor, token_ids: Tensor) -> Tensor:
-        """Log probability of given tokens at given places, without keeping all logits.
+        """Log probability of given tokens at given positions, without keeping all logits.
 
         Args:
-            hidden: (B, P, d) hidden states at the P places that predict something.
-            predictors: (A, L) place that predicts each token of each answer; -1 for none. Wanted on
-                the CPU, as the next one: elsewhere each call waits for the device.
+            hidden: (B, P, d) hidden states at the P positions that predict something.
+            predictors: (A, L) position that predicts each token of each answer; -1 for none. On the
+                CPU, as the next one: elsewhere each call waits for the device.
             token_ids: (A, L) the tokens; -1 for none.
 
         Returns:
             (B, A, L) float32 log probabilities among the whole vocabulary; 0 where there is none.
         """
-        batch, places, _ = hidden.shape
+        batch, positions, _ = hidden.shape
         out = hidden.new_zeros(batch, *predictors.shape, dtype=torch.float32)
         rows = max(1, _LOGITS_AT_ONCE // (batch * self.vocabulary))
-        for start in range(0, places, rows):
+        for start in range(0, positions, rows):
             logp = self.logits(hidden[:, start : start + rows]).log_softmax(-1)
             here = (predictors >= start) & (predictors < start + rows)
             answer, step = here.nonzero(as_tuple=True)
-            place, token = predictors[here] - start, token_ids[here]
-            answer, step, place, token = (
-                index.to(hidden.device, non_blocking=True) for index in (answer, step, place, token)
+            position, token = predictors[here] - start, token_ids[here]
+            answer, step, position, token = (
+                index.to(hidden.device, non_blocking=True)
+                for index in (answer, step, position, token)
             )
-            out[:, answer, step] = logp[:, place, token]
+            out[:, answer, step] = logp[:, position, token]
         return out
 
     def fingerprint(self) -> dict[str, str]:

@@ -56,9 +56,9 @@ class TrainConfig(RunConfig):
     runs: str = option("runs", "folder of all run folders")
     ckpt: str | None = option(
         None,
-        "'auto' does nothing where a run of these very options is finished, resumes it where it "
-        "is not, and else begins it, as every run of a sweep does; 'last' resumes the latest such "
-        "run with the same seed; or a run folder to resume",
+        "'auto' leaves a finished run of these options alone, resumes an interrupted one, and else "
+        "begins one, as a sweep does; 'last' resumes the latest run of these options; or a run "
+        "folder to resume",
     )
 
 

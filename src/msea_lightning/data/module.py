@@ -51,7 +51,7 @@ class UtteranceDataModule(LightningDataModule):
         batch_size: Utterances per training batch, all devices together.
         eval_batch_size: Utterances per evaluation batch and device.
         seed: Seed of the training order, of a held-out validation part, and of a part to train on.
-        micro_batches: A device takes its share of a training batch in as many, one after another.
+        micro_batches: Micro-batches into which each device divides its share of a training batch.
         whole_dialogues: Batches are of whole dialogues in their order, instead of utterances of
             similar length.
         store: The prepared data set, where it is at hand; else it is prepared on first use.

@@ -75,7 +75,7 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> Lab
             options = "low and dataset.labels.high" if is_scale else "names"
             raise LabelError(
                 f"{where} {_written(label)}, but the labels are {describe_labels(resolved)}, "
-                f"{'as configured' if given else 'inferred from the training split'}. Mend the "
+                f"{'as configured' if given else 'inferred from the training split'}. Correct the "
                 f"label, remove the utterance, or set dataset.labels.{options}."
             )
     return resolved

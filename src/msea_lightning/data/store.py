@@ -342,7 +342,7 @@ class _Checks:
             kind = "label" if name == MAIN_LABEL else f"label {name}"
             raise StoreError(
                 f"{where} has the {kind} {checked!r}, but {first_where} has {first!r}. The labels "
-                "of a data set are all numbers (MSA) or all names (ERC); mend one of the two."
+                "of a data set are all numbers (MSA) or all names (ERC); correct one of the two."
             )
         return checked
 

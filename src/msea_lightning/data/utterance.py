@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from msea_lightning.config.errors import UserError
 
 MAIN_LABEL = "M"
-"""The label that is learned and scored; CH-SIMS and CHERMA have T, A and V beside it."""
+"""The multimodal label, which is learned and scored; CH-SIMS and CHERMA have T, A, V beside it."""
 
 Label = float | str
 """An intensity (MSA) or the name of an emotion (ERC)."""

@@ -56,7 +56,7 @@ class Machine:
         devices: The CPU, and the GPUs that PyTorch sees.
         chosen: Name of the device that a run would use.
         flaw: Why a device cannot be used, though it is there or asked for.
-        remedy: The command that mends that.
+        remedy: The command that repairs that.
     """
 
     devices: list[Device]

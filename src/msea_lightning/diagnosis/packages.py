@@ -42,7 +42,7 @@ class Package:
         version: The installed version; None where it is missing.
         needed: The versions that the project works with, such as ``>=2.6``.
         flaw: ``missing``, ``not in range``, or why it cannot be used; empty where it can.
-        remedy: The command that mends that.
+        remedy: The command that repairs that.
         optional: Whether the project works without it.
     """
 

@@ -41,7 +41,7 @@ def show(findings: Findings, console: Console) -> None:
     for name, reason in findings.unchecked.items():
         print_line(console, f"{name}: not checked ({reason})")
     if findings.unchecked:
-        print_line(console, "Mend the packages above, then run this command again.")
+        print_line(console, "Correct the packages above, then run this command again.")
 
 
 def print_line(console: Console, line: str = "") -> None:

@@ -253,7 +253,7 @@ class Prompt:
             if token_id is None or (is_unk and segment.token != self.tokenizer.unk_token):
                 raise PromptError(
                     f"The layout names the special token {segment.token!r}, which the tokenizer "
-                    "does not have; mend backbone.layout or give the backbone's own "
+                    "does not have; correct backbone.layout or give the backbone's own "
                     "backbone.tokenizer."
                 )
             assert isinstance(token_id, int)

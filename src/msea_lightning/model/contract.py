@@ -113,7 +113,7 @@ class Model(nn.Module, ABC):
         needs: What it wants of the data set.
         batch_statistic: Whether the loss is a statistic of the whole batch (a covariance,
             similarities between utterances). Such a model is refused where batches are divided
-            into micro-batches or among ranks.
+            into micro-batches or among ranks (:func:`refuse_split_batches`).
         gathers: With ``batch_statistic``: it gathers the batch from all ranks itself, so several
             ranks are allowed.
     """

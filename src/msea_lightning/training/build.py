@@ -75,7 +75,7 @@ def make_ready(
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     kind: type[Model] = MODELS.load(config.model.name)
-    check_micro_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.devices)
+    refuse_split_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.devices)
     data = build_data(config, store=store)
     device = resolve_device(config.trainer.accelerator)
     language_model, estimate = None, None
@@ -98,7 +98,7 @@ def make_ready(
     return Ready(module, data, device, estimate)
 
 
-def check_micro_batches(model: type[Model], *, number: int, ranks: int) -> None:
+def refuse_split_batches(model: type[Model], *, number: int, ranks: int) -> None:
     """Refuses to divide the batches of a model whose loss is a statistic of the whole batch."""
     if not model.batch_statistic or (number == 1 and (ranks == 1 or model.gathers)):
         return

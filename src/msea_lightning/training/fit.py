@@ -82,7 +82,7 @@ def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[
         if config.backbone.quantization is Quantization.none:
             changes.append("set backbone.quantization=int8 or nf4")
         raise TrainingError(
-            f"{device} ran out of memory ({str(error).splitlines()[0]}). One after the other: "
+            f"{device} ran out of memory ({str(error).splitlines()[0]}). Try, in this order: "
             f"{'; '.join(changes)}. In evaluation: lower training.eval_batch_size. Or free memory "
             "that other processes hold."
         ) from error

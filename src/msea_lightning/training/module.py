@@ -28,7 +28,7 @@ _CHECK_EVERY = 10
 """Optimizer steps between two looks, on a GPU, at whether a gradient was not finite."""
 
 _NEVER = 2**62
-"""A step that no run comes to."""
+"""Stands for no step: every gradient was finite so far."""
 
 
 class TrainingError(UserError):
@@ -66,17 +66,17 @@ class TrainingModule(LightningModule):
         self._diverged: Tensor | None = None
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The model's."""
+        """The state dict of the model, without the prefix ``model.``."""
         return self.model.state_dict(*args, **options)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Loads the model's."""
+        """Loads a state dict of the model."""
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def setup(self, stage: str) -> None:
-        """Puts what is no submodule where the model goes."""
+        """Moves the frozen language model to the trainer's device."""
         self.model.move_frozen(self.trainer.strategy.root_device)
 
     # ---- training ----------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class TrainingModule(LightningModule):
         return step.loss_sum * (ranks * micro_batches)
 
     def on_after_backward(self) -> None:
-        """Tells the model."""
+        """Calls :meth:`Model.after_backward`."""
         assert self._current is not None
         (batch, step), self._current = self._current, None
         with torch.no_grad():

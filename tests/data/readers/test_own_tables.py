@@ -350,7 +350,7 @@ def test_utterances_without_words_and_vision_are_trained_on(
     overrides = ("dataset=table", f"dataset.path={folder}", "dataset.empty_text=keep")
     with caplog.at_level(logging.INFO):
         run = fit(options(*overrides, "training.schedule_epochs=1", "training.batch_size=1"))
-    assert len([message for message in caplog.messages if "no vision" in message]) == 1
+    assert len([message for message in caplog.messages if "vision features" in message]) == 1
     assert "no utterance has vision features" in run.metrics.read_text(encoding="utf-8")
     lines = (run.path / "predictions.csv").read_text(encoding="utf-8").splitlines()
     predictions = list(csv.DictReader(lines))

@@ -247,7 +247,7 @@ def _described_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     except Exception as error:  # each config has checks of its own
         raise BackboneError(
             f"backbone.architecture is not a config of transformers: "
-            f"{' '.join(str(error).split())} Mend its fields."
+            f"{' '.join(str(error).split())} Correct its fields."
         ) from error
 
 

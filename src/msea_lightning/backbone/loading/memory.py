@@ -112,7 +112,7 @@ def architecture_on_meta(
     except MODEL_FAILURES as error:
         raise BackboneError(
             f"transformers cannot build this {config.model_type} backbone: {first_line(error)} "
-            "Mend the sizes in its config.json, or in backbone.architecture."
+            "Correct the sizes in its config.json, or in backbone.architecture."
         ) from error
     return model
 

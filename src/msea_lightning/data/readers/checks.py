@@ -67,7 +67,9 @@ def identity(value: Any) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     names = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in parts]
     if not all(isinstance(name, str | int | float) for name in names):
-        raise ReadError(f"the id {show_value(value)} is neither text nor a number. Mend the file.")
+        raise ReadError(
+            f"the id {show_value(value)} is neither text nor a number. Correct the file."
+        )
     return "_".join(map(str, names))
 
 
@@ -118,7 +120,7 @@ def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
     if not is_count or not 0 <= length <= len(values):
         raise ReadError(
             f"{where} has the {name} length {show_value(length)}, but {len(values)} frames of "
-            "features; expected a whole number up to it. Mend it, or fetch the file again."
+            "features; expected a whole number up to it. Correct it, or fetch the file again."
         )
     return values[: int(length)]
 
@@ -150,7 +152,7 @@ def _emotion(value: Any, names: Sequence[str], where: str) -> str:
                 return name
     raise ReadError(
         f"{where} has the unknown label {show_value(value)}; dataset.labels.names lists "
-        f"{', '.join(names)}. Mend the label, remove the utterance, or add the name."
+        f"{', '.join(names)}. Correct the label, remove the utterance, or add the name."
     )
 
 
@@ -159,7 +161,7 @@ def _intensity(value: Any, config: LabelConfig, where: str) -> float:
     if not isinstance(number, int | float):
         raise ReadError(
             f"{where} has the label {show_value(value)}, which is not a number, but the labels are "
-            "intensities. Mend it, or set dataset.labels.kind=emotions and dataset.labels.names."
+            "intensities. Correct it, or set dataset.labels.kind=emotions and dataset.labels.names."
         )
     if not math.isfinite(number):
         raise ReadError(f"{where} has the label {number}. Give it a finite intensity or remove it.")
@@ -167,7 +169,7 @@ def _intensity(value: Any, config: LabelConfig, where: str) -> float:
     high = math.inf if config.high is None else config.high
     if not low - 1e-6 <= number <= high + 1e-6:  # float32 is off by less
         raise ReadError(
-            f"{where} has the label {number:g}, out of range from {low:g} to {high:g}. Mend it, "
+            f"{where} has the label {number:g}, out of range from {low:g} to {high:g}. Correct it, "
             "remove the utterance, or change dataset.labels.low and dataset.labels.high."
         )
     return float(number)

@@ -93,7 +93,7 @@ class Layout(ABC):
         if broken:
             raise ReadError(
                 f"{shorten(broken)}: a folder, or a link to what is not there, in place of a file. "
-                "Mend or remove it."
+                "Correct or remove it."
             )
 
     @abstractmethod
