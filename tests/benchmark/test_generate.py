@@ -73,7 +73,8 @@ def deviations(
 ) -> tuple[np.ndarray, list[str]]:
     """By how many tokens texts miss those asked for, and the texts."""
     dataset = dataset_of({"en": "mosei", "zh": "cherma"}[language])
-    texts = _texts(tokens, tokenizer, _words(tokenizer, dataset.language), np.random.default_rng(0))
+    words, joint = _words(tokenizer, dataset.language)
+    texts = _texts(tokens, tokenizer, words, joint, np.random.default_rng(0))
     return counted(tokenizer, texts) - tokens, texts
 
 

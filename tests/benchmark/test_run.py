@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -16,13 +19,11 @@ from msea_lightning.benchmark import BenchError
 from msea_lightning.benchmark import run as run_module
 from msea_lightning.benchmark.results import Results, VariantResult, share_rates, show, speed
 from msea_lightning.benchmark.run import benchmark
-from msea_lightning.benchmark.variant import Timing, _with_rest, evenly
-from msea_lightning.benchmark.worker import Plan
-from msea_lightning.commands.allocator import SETTING
+from msea_lightning.benchmark.variant import Timing, evenly
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import BenchConfig
-from tests.processes import is_gone, wait_until
+from tests.processes import is_gone
 
 SMALL = [
     "backbone.hidden_size=32",
@@ -87,17 +88,6 @@ def test_rounds_are_of_all_costs(batches: int, count: int, rounds: int) -> None:
 
 def test_a_variant_has_fewer_batches_than_wanted() -> None:
     assert evenly("abc", 9, 0.9) == ["a", "b", "c"]
-
-
-def test_what_is_left_of_a_step() -> None:
-    stages = {"data": 9.0, "step": 5.0, "backbone": 3.0, "head": 1.0, "optimizer": 2.0}
-    assert _with_rest(stages, "adapter") == {
-        "data": 9.0,
-        "backbone": 3.0,
-        "head": 1.0,
-        "optimizer": 2.0,
-        "adapter": 1.0,
-    }
 
 
 def test_tables_and_numbers_say_the_same(found: Results) -> None:
@@ -167,45 +157,40 @@ def test_a_variant_that_fails_says_why() -> None:
         benchmark(config)
 
 
-@pytest.mark.parametrize(
-    ("variant", "given", "expected"),
-    [("original", None, "0"), ("ours", None, "1"), ("backbone.dtype=bfloat16", "0", "0")],
-)
-def test_memory_is_asked_for_as_each_variant_does(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variant: str,
-    given: str | None,
-    expected: str,
-) -> None:
-    monkeypatch.delenv(SETTING, raising=False)
-    if given is not None:
-        monkeypatch.setenv(SETTING, given)
-    teller = tmp_path / "python"
-    teller.write_text(f"#!/bin/sh\necho ${SETTING}\n", encoding="utf-8")
-    teller.chmod(0o755)
-    monkeypatch.setattr(run_module.sys, "executable", str(teller))
-    plan = Plan(variant, {}, "", None, [], started=0.0)
-    with run_module._worker(plan, tmp_path) as worker:
-        assert worker.process.stdout is not None
-        assert worker.process.stdout.readline() == f"{expected}\n"
+def stubborn(channel: Connection, log: Path, variant: str) -> None:
+    """A process that does not end when it is told to."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel.send((os.getpid(), None))
+    time.sleep(600)
 
 
-def test_a_process_that_does_not_end_is_killed_with_its_own(
+def gone(channel: Connection, log: Path, variant: str) -> None:
+    """A process that ends at its first task."""
+    log.write_text("first\nno room\n", encoding="utf-8")
+    channel.recv()
+    os._exit(3)
+
+
+def test_a_process_that_does_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stubborn = tmp_path / "python"
-    stubborn.write_text("#!/bin/sh\ntrap '' TERM\nsleep 600 &\necho $!\nwait\n", encoding="utf-8")
-    stubborn.chmod(0o755)
-    monkeypatch.setattr(run_module.sys, "executable", str(stubborn))
+    monkeypatch.setattr(run_module, "work", stubborn)
     monkeypatch.setattr(run_module, "_GRACE", 0.1)
-    plan = Plan("ours", {}, "", None, [], started=0.0)
-    with run_module._worker(plan, tmp_path) as worker:
-        process = worker.process
-        assert process.stdout is not None
-        own = psutil.Process(int(process.stdout.readline()))
-    assert process.returncode == -signal.SIGKILL
-    wait_until(lambda: is_gone(own))
+    with run_module._worker(tmp_path / "log", "ours") as worker:
+        own = psutil.Process(worker.ask("start"))
+    assert worker.process.exitcode == -signal.SIGKILL
+    assert is_gone(own)
+
+
+def test_a_process_that_ends_leaves_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "work", gone)
+    with (
+        run_module._worker(tmp_path / "log", "ours") as worker,
+        pytest.raises(BenchError, match=r"'ours' ended during 'start' with exit code 3.*no room"),
+    ):
+        worker.ask("start")
 
 
 @pytest.mark.parametrize(
@@ -222,12 +207,12 @@ def test_a_process_that_does_not_end_is_killed_with_its_own(
             ["adapter=mag"],
             r"'original' has the adapter mse.*here: adapter=mag\. Leave original out",
         ),
-        (["trainer.devices=2"], r"here: trainer\.devices=2\. .*or give devices"),
+        (["trainer.devices=2"], "each on one device. Leave .* and trainer.devices out"),
         (["bench.compare=['adapter=mag']"], "'adapter=mag' .*go on the command line"),
         (["bench.compare=['dataset.path=x']"], "all variants read the same generated data"),
         (["bench.compare=['dataset={path: x}']"], "all variants read the same generated data"),
         (["bench.compare=['dataset.name=mosei']"], "all variants read the same generated data"),
-        (["bench.compare=['runs=x']"], "'runs=x' .*runs changes nothing of what is measured"),
+        (["bench.compare=['runs=x']"], "'runs=x' is no option: Key 'runs'"),
     ],
 )
 def test_what_cannot_be_compared(overrides: list[str], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ def test_the_rate_is_that_of_the_best_try(monkeypatch: pytest.MonkeyPatch) -> No
     assert matrix_rate(torch.float32, CPU) == 2 * size**3 / 0.25
     assert next(durations, None) is None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_full_device_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "mm", full)
+    assert matrix_rate(torch.float32, CPU) is None
 
 
 def _ticks(durations: Iterator[float]) -> Iterator[float]:

@@ -118,8 +118,8 @@ def test_without_numbers_as_much_is_alive_as_with_them(adapter: str, attention: 
     model.backbone.cached_prefix(model.prompt.prefix_ids)
     size = replace(SIZE, frames={"audio": 2, "vision": 2})
     for training, expected in (
-        (True, measured.train_bytes(size)),
-        (False, measured.predict_bytes(size)),
+        (True, measured.peak(size, training=True)),
+        (False, measured.peak(size, training=False)),
     ):
         live = LiveBytes(model, CPU)
         with live:
@@ -139,8 +139,10 @@ def test_few_layers_tell_what_the_whole_model_takes(fields: dict[str, Any]) -> N
     whole = meter(architecture(fields))
     whole._layers = (LAYERS, LAYERS)
     assert few._layers == (3, 4)
-    assert few.train_bytes(SIZE) == pytest.approx(whole.train_bytes(SIZE), rel=0.01)
-    assert few.predict_bytes(SIZE) == pytest.approx(whole.predict_bytes(SIZE), rel=0.01)
+    assert few.peak(SIZE, training=True) == pytest.approx(whole.peak(SIZE, training=True), rel=0.01)
+    assert few.peak(SIZE, training=False) == pytest.approx(
+        whole.peak(SIZE, training=False), rel=0.01
+    )
     for training in (True, False):
         assert few.flops(20, training=training) == whole.flops(20, training=training)
 
@@ -148,31 +150,34 @@ def test_few_layers_tell_what_the_whole_model_takes(fields: dict[str, Any]) -> N
 def test_few_frames_tell_what_many_take(monkeypatch: pytest.MonkeyPatch) -> None:
     size = replace(SIZE, frames={"audio": 90, "vision": 75})
     few = meter(architecture(LLAMA))
-    found = few.train_bytes(size), few.predict_bytes(size)
+    found = few.peak(size, training=True), few.peak(size, training=False)
     monkeypatch.setattr(step, "_FEW_FRAMES", 90)
     all_of_them = meter(architecture(LLAMA))
-    assert found[0] == pytest.approx(all_of_them.train_bytes(size), rel=0.01)
-    assert found[1] == pytest.approx(all_of_them.predict_bytes(size), rel=0.01)
+    assert found[0] == pytest.approx(all_of_them.peak(size, training=True), rel=0.01)
+    assert found[1] == pytest.approx(all_of_them.peak(size, training=False), rel=0.01)
 
 
 def test_activations_grow_linearly_with_the_batch() -> None:
     measured = meter(architecture(LLAMA))
-    for read in (measured.train_bytes, measured.predict_bytes):
-        small, middle, large = (read(replace(SIZE, utterances=count)) for count in (4, 8, 12))
+    for training in (True, False):
+        small, middle, large = (
+            measured.peak(replace(SIZE, utterances=count), training=training)
+            for count in (4, 8, 12)
+        )
         assert large - middle == pytest.approx(middle - small, rel=0.02)
         assert middle > 1.7 * small
 
 
 def test_training_keeps_what_evaluation_lets_go() -> None:
     few, many = (meter(architecture(LLAMA, num_hidden_layers=layers)) for layers in (3, 9))
-    assert many.train_bytes(SIZE) > 2 * few.train_bytes(SIZE)
-    assert many.predict_bytes(SIZE) < 1.05 * few.predict_bytes(SIZE)
+    assert many.peak(SIZE, training=True) > 2 * few.peak(SIZE, training=True)
+    assert many.peak(SIZE, training=False) < 1.05 * few.peak(SIZE, training=False)
 
 
 def test_attention_scores_are_kept_by_eager_attention_only() -> None:
     size = replace(SIZE, text=60)
     fused, plain = (
-        meter(architecture(LLAMA), attention=how).train_bytes(size)
+        meter(architecture(LLAMA), attention=how).peak(size, training=True)
         for how in (Attention.auto, Attention.eager)
     )
     assert plain - fused > LAYERS * 4 * 4 * 60 * 60 * 4  # layers, and B heads S S floats
@@ -180,7 +185,7 @@ def test_attention_scores_are_kept_by_eager_attention_only() -> None:
 
 def test_flash_attention_keeps_what_fused_attention_keeps() -> None:
     fused, flash = (
-        meter(architecture(LLAMA), attention=how).train_bytes(SIZE)
+        meter(architecture(LLAMA), attention=how).peak(SIZE, training=True)
         for how in (Attention.sdpa, Attention.flash_attention_2)
     )
     assert fused == flash
@@ -192,7 +197,7 @@ def test_layers_that_compute_again_keep_little() -> None:
             meter(architecture(LLAMA, num_hidden_layers=layers), checkpoint_activations=again)
             for layers in (2, 8)
         )
-        return many.train_bytes(SIZE) - few.train_bytes(SIZE)
+        return many.peak(SIZE, training=True) - few.peak(SIZE, training=True)
 
     assert 0 < growth(again=True) < growth(again=False) / 5
 
@@ -213,7 +218,7 @@ def test_every_architecture_runs_without_numbers(fields: dict[str, Any]) -> None
     # transformers has no other attention for Gemma 2.
     how = Attention.eager if fields["model_type"] == "gemma2" else Attention.auto
     measured = meter(architecture(fields, **padding), attention=how)
-    assert measured.train_bytes(SIZE) > measured.predict_bytes(SIZE) > 0
+    assert measured.peak(SIZE, training=True) > measured.peak(SIZE, training=False) > 0
     assert measured.flops(20, training=True) > measured.flops(20, training=False)
 
 
@@ -223,11 +228,11 @@ def test_seven_billion_weights_are_measured_without_memory_for_them() -> None:
     language = backbone_config(
         config.path, weights=Weights.random, architecture=config.architecture
     )
-    meter(architecture(LLAMA)).train_bytes(SIZE)  # what is imported only once
+    meter(architecture(LLAMA)).peak(SIZE, training=True)  # what is imported only once
     before = memory.process_bytes(CPU)
     memory.reset_peak(CPU)
     measured = meter(language, dtype=torch.bfloat16)
-    assert measured.train_bytes(BatchSize(16, 60, {})) > 5 * 10**9
+    assert measured.peak(BatchSize(16, 60, {}), training=True) > 5 * 10**9
     assert memory.peak_bytes(CPU) - before < 150 << 20
 
 
@@ -239,7 +244,7 @@ def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(
         BackboneError, match=r"cost of a llama backbone cannot be estimated: .*check_memory=false"
     ):
-        meter(architecture(LLAMA)).train_bytes(SIZE)
+        meter(architecture(LLAMA)).peak(SIZE, training=True)
 
 
 @pytest.mark.parametrize("adapter", ["mse", "mag"])
@@ -253,7 +258,11 @@ def test_shapes_that_are_known_change_no_result(
     def costs() -> tuple[Any, ...]:
         measured = meter(architecture(LLAMA, num_hidden_layers=3), adapter)
         operations = measured.flops(9, training=True)
-        return measured.train_bytes(SIZE), measured.predict_bytes(SIZE), operations
+        return (
+            measured.peak(SIZE, training=True),
+            measured.peak(SIZE, training=False),
+            operations,
+        )
 
     first, again = costs(), costs()
     monkeypatch.setattr(step, "_SHAPES", Forgetful())

@@ -43,7 +43,7 @@ from msea_lightning.diagnosis import devices, packages
 from msea_lightning.diagnosis import findings as findings_module
 from msea_lightning.diagnosis.backbones import find_backbone, find_backbones
 from msea_lightning.diagnosis.datasets import Resource, find_dataset, find_datasets
-from msea_lightning.diagnosis.devices import Device, Machine, find_machine, measured_rate
+from msea_lightning.diagnosis.devices import Device, Machine, find_machine
 from msea_lightning.diagnosis.findings import (
     DoctorError,
     Findings,
@@ -590,15 +590,8 @@ def test_the_hours_are_those_of_the_backbones_operations(findings: Findings) -> 
     assert found.flops_epoch == pytest.approx(train + valid, rel=0.005)
 
 
-def test_without_a_rate_there_are_no_hours(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(dtype: torch.dtype, device: torch.device) -> NoReturn:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(MATRIX_RATE, full)
+def test_without_a_rate_there_are_no_hours(findings: Findings) -> None:
     device = findings.machine.device
-    assert measured_rate(device) is None
     configs, cpu = [cell("simsv2", "qwen")], torch.device("cpu")
     (found,), _ = configuration_costs(configs, cpu, device.free, {}, None)
     assert found.hours is None

@@ -1,17 +1,14 @@
 """Generated data with the sizes of the paper's data sets, for measuring speed and memory.
 
-The contents are noise. Kept is what decides how long a step takes and how much memory it needs: the
-number of utterances, values per frame, the distributions of tokens and frames
-(:mod:`msea_lightning.paper.lengths`), and that long texts go with long recordings, so that a batch
-of texts of similar length holds frames of similar length too.
+The contents are noise. Kept is what decides how long a step takes and how much memory it needs:
+numbers, lengths (:mod:`msea_lightning.paper.lengths`), and that long texts have long recordings.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,62 +52,41 @@ def generate(
     *,
     seed: int,
 ) -> dict[str, Iterator[Utterance]]:
-    """Generates utterances with the lengths of a data set of the paper.
+    """Utterances with the lengths of a data set of the paper, of each split one at a time.
 
     Texts are words drawn at random, with as many tokens of the given tokenizer as the data set's
-    texts have of LLaMA2's, to within one. Audio and vision of an utterance last equally long.
-
-    Args:
-        dataset: The data set's options: name, language, labels and values per frame are used.
-        tokenizer: What the texts are counted with.
-        counts: Utterances by split.
-        seed: The same seed gives the same utterances, each split by itself.
-
-    Returns:
-        For each split its utterances, made one at a time: ids ``<split>-<number>``, ``audio``
-        (La, da) and ``vision`` (Lv, dv) standard normal float32.
-
-    Raises:
-        BenchError: where the labels are neither a scale nor names, or the tokenizer has no words.
+    texts have of LLaMA2's, to within one. ``audio`` (La, da) and ``vision`` (Lv, dv) last equally
+    long and are standard normal float32. A seed gives the same utterances, each split by itself.
     """
-    words = _words(tokenizer, dataset.language)
+    words, joint = _words(tokenizer, dataset.language)
     generators = dict(zip(SPLITS, np.random.default_rng(seed).spawn(len(SPLITS)), strict=True))
-    return {
-        split: _utterances(split, count, dataset, tokenizer, words, generators[split])
-        for split, count in counts.items()
-    }
-
-
-def _utterances(
-    split: str,
-    count: int,
-    dataset: DatasetConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    words: tuple[list[str], str],
-    random: np.random.Generator,
-) -> Iterator[Utterance]:
-    """A split's utterances; all that is small is drawn at once, the frames one at a time."""
     shape = SHAPES[dataset.name]
-    covariance = [[1, CORRELATION], [CORRELATION, 1]]
-    of_text, of_frames = ndtr(random.multivariate_normal([0, 0], covariance, count)).T
-    texts = _texts(shape.text.at(of_text), tokenizer, words, random)
-    labels = _labels(dataset.labels, count, random)
-    frames = {
-        "audio": (shape.audio.at(of_frames), dataset.audio_dim or 1),
-        "vision": (shape.vision.at(of_frames), dataset.vision_dim or 1),
-    }
-    return (
-        Utterance(
-            f"{split}-{index}",
-            texts[index],
-            {MAIN_LABEL: labels[index]},
-            {
-                name: random.standard_normal((lengths[index], dim), dtype=np.float32)
-                for name, (lengths, dim) in frames.items()
-            },
+
+    def utterances(split: str, count: int) -> Iterator[Utterance]:
+        """All that is small is drawn at once, the frames one at a time."""
+        random = generators[split]
+        covariance = [[1, CORRELATION], [CORRELATION, 1]]
+        of_text, of_frames = ndtr(random.multivariate_normal([0, 0], covariance, count)).T
+        texts = _texts(shape.text.at(of_text), tokenizer, words, joint, random)
+        labels = _labels(dataset.labels, count, random)
+        frames = {
+            "audio": (shape.audio.at(of_frames), dataset.audio_dim or 1),
+            "vision": (shape.vision.at(of_frames), dataset.vision_dim or 1),
+        }
+        return (
+            Utterance(
+                f"{split}-{index}",
+                texts[index],
+                {MAIN_LABEL: labels[index]},
+                {
+                    name: random.standard_normal((lengths[index], dim), dtype=np.float32)
+                    for name, (lengths, dim) in frames.items()
+                },
+            )
+            for index in range(count)
         )
-        for index in range(count)
-    )
+
+    return {split: utterances(split, count) for split, count in counts.items()}
 
 
 def _labels(labels: LabelConfig, count: int, random: np.random.Generator) -> list[Label]:
@@ -130,8 +106,7 @@ def _labels(labels: LabelConfig, count: int, random: np.random.Generator) -> lis
 def _words(tokenizer: PreTrainedTokenizerBase, language: Language) -> tuple[list[str], str]:
     """Words of one token each, and what stands between two of them.
 
-    Chinese characters for a Chinese data set, if the tokenizer has enough of them, else English
-    words.
+    They are Chinese characters for a Chinese data set, if the tokenizer has enough of them.
     """
     ids = sorted(tokenizer.get_vocab().values())
     tried = ids[:: -(-len(ids) // _CANDIDATES)]
@@ -154,14 +129,14 @@ def _words(tokenizer: PreTrainedTokenizerBase, language: Language) -> tuple[list
 def _texts(
     tokens: NDArray[np.int64],
     tokenizer: PreTrainedTokenizerBase,
-    words: tuple[list[str], str],
+    words: list[str],
+    joint: str,
     random: np.random.Generator,
 ) -> list[str]:
     """N texts of random words, at least one each, with (N,) tokens."""
-    known, joint = words
 
     def draw(count: int) -> list[str]:
-        return [known[index] for index in random.integers(len(known), size=count)]
+        return [words[index] for index in random.integers(len(words), size=count)]
 
     texts = [draw(count) for count in np.maximum(tokens, 1).tolist()]
     # A text may have a token for its beginning, and neighbours may merge into one token, as
@@ -182,28 +157,15 @@ def _count(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> NDArray[np.i
 
 
 def write_published(store: Store, dataset: DatasetConfig, folder: Path) -> Path:
-    """Writes generated data in the layout in which the data set is published.
+    """Writes generated data into a folder as the data set is published; returns ``dataset.path``.
 
     Features are float32 and padded with zeros to the longest there is in the data set.
-
-    Args:
-        store: The data.
-        dataset: The data set's options; ``reader`` says which layout, mmsa or dialogue.
-        folder: A folder for the files.
-
-    Returns:
-        What ``dataset.path`` has to be: the file of MMSA's layout, the folder of MELD's.
-
-    Raises:
-        BenchError: where the layout is another.
     """
     shape = SHAPES[dataset.name]
     steps = {"audio": shape.audio.quantiles[-1], "vision": shape.vision.quantiles[-1]}
     if dataset.reader is Reader.mmsa:
         path = folder / Path(dataset.hub_file or f"{dataset.name}.pkl").name
-        content = {split: _mmsa_split(part, steps) for split, part in store.splits.items()}
-        with path.open("wb") as file:
-            pickle.dump(content, file, protocol=4)
+        _dump({split: _mmsa_split(part, steps) for split, part in store.splits.items()}, path)
         return path
     if dataset.reader is not Reader.dialogue:
         raise BenchError(
@@ -212,9 +174,14 @@ def write_published(store: Store, dataset: DatasetConfig, folder: Path) -> Path:
             f"dataset={dataset.name} has it."
         )
     for split, part in store.splits.items():
-        items = (_dialogue_item(utterance, steps) for utterance in part)
-        _write_list(items, folder / f"{dataset.name}_{split}.pkl")
+        items = [_dialogue_item(utterance, steps) for utterance in part]
+        _dump(items, folder / f"{dataset.name}_{split}.pkl")
     return folder
+
+
+def _dump(content: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        pickle.dump(content, file, protocol=4)
 
 
 def _mmsa_split(part: StoreSplit, steps: Mapping[str, int]) -> dict[str, Any]:
@@ -241,17 +208,3 @@ def _dialogue_item(utterance: Utterance, steps: Mapping[str, int]) -> dict[str, 
         features[key] = np.pad(frames, ((0, steps[name] - len(frames)), (0, 0)))
         features[f"{key}_len"] = len(frames)
     return {"label": utterance.label, "features": features}
-
-
-def _write_list(items: Iterable[Any], path: Path) -> None:
-    """Pickles a list whose items are made and written one at a time."""
-    with path.open("wb") as file:
-        file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_LIST)
-        for item in items:
-            pickled = io.BytesIO()
-            pickler = pickle.Pickler(pickled, protocol=3)
-            pickler.fast = True  # refers to nothing that came before
-            pickler.dump(item)
-            file.write(pickled.getvalue()[len(pickle.PROTO) + 1 : -len(pickle.STOP)])
-            file.write(pickle.APPEND)
-        file.write(pickle.STOP)

@@ -10,15 +10,12 @@ from msea_lightning.config.options import option
 
 
 class Measured(enum.Enum):
-    """What a benchmark measures."""
+    """What a benchmark measures besides the start, which ends with the first step."""
 
     everything = "everything"
     start = "start"
-    """From the start of the process to the end of the first step."""
     train = "train"
-    """The start and training."""
     evaluate = "evaluate"
-    """The start and evaluation."""
 
 
 @dataclass

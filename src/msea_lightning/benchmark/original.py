@@ -16,8 +16,8 @@ pickles, which takes some tenths of a second more for lists of utterances (MELD,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -32,19 +32,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import DynamicCache
 
-from msea_lightning.adapter.lstm import LastStateLSTM
 from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.options import Dtype
 from msea_lightning.benchmark.variant import StageClock, Variant, now
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.cost.estimate import run_prompt
 from msea_lightning.data.files.unpickle import load_pickle
 from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
 from msea_lightning.data.utterance import Label
 from msea_lightning.language.prompt import Prompt, Texts, encode
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.metrics.options import MetricKind
-from msea_lightning.model.build import build_adapter, build_prompt
+from msea_lightning.model.build import build_adapter
 from msea_lightning.training.build import load_config_backbone
 
 _STAGED_BATCHES = 2
@@ -65,10 +65,9 @@ class _Split(Dataset[Items]):
     """One split as it lies in memory, everything as long as the longest.
 
     Attributes:
-        tensors: By name: ``ids`` (N, T), padded on the left; ``audio`` (N, La, da) and ``vision``
+        tensors: ``ids`` (N, T), padded on the left; ``audio`` (N, La, da) and ``vision``
             (N, Lv, dv) float32; ``audio_lengths`` and ``vision_lengths`` (N,).
         tokens: (N,) tokens of each text without padding.
-        labels: N labels.
     """
 
     tensors: dict[str, Tensor]
@@ -84,17 +83,9 @@ class _Split(Dataset[Items]):
 
 @dataclass(eq=False)
 class Original(Variant):
-    """The original implementation; options of speed have no effect.
-
-    Attributes:
-        splits: The data by split.
-        batch_size: Utterances per batch, in evaluation too.
-        metrics: Which metrics an evaluation computes.
-        shuffle: Draws the order of the utterances, for each timing another.
-    """
+    """The original implementation; options of speed have no effect."""
 
     splits: Mapping[str, _Split]
-    batch_size: int
     metrics: MetricKind
     shuffle: torch.Generator
 
@@ -106,14 +97,14 @@ class Original(Variant):
             "adapter": (self, "_embed"),
         }
 
-    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
+    def _train(self, batches: int, offset: float) -> tuple[float, list[int]]:
         since, read = now(self.device), []
-        for batch in islice(self._batches("train"), steps):
+        for batch in islice(self._batches("train"), batches):
             self._step(batch)
             read += batch["index"].tolist()
         return now(self.device) - since, read
 
-    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, list[int]]:
         score, since, read = UtteranceScore(self.metrics), now(self.device), []
         labels, space = self.splits["test"].labels, self.tree.space
         for batch in islice(self._batches("test"), -(-utterances // self.batch_size)):
@@ -130,14 +121,8 @@ class Original(Variant):
             return list(islice(self._batches(split), _STAGED_BATCHES))
 
     def _batches(self, split: str) -> Iterator[Items]:
-        return iter(
-            DataLoader(
-                self.splits[split],
-                batch_size=self.batch_size,
-                shuffle=True,
-                generator=self.shuffle,
-            )
-        )
+        data, size = self.splits[split], self.batch_size
+        return iter(DataLoader(data, size, shuffle=True, generator=self.shuffle))
 
     def _step(self, batch: Items) -> None:
         self.optimizer.zero_grad()
@@ -212,10 +197,9 @@ class Original(Variant):
         scores: Tensor = head(hidden)
         return scores.float()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.device.type == "cpu":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.float16)
+    def _autocast(self) -> torch.autocast:
+        device = self.device.type
+        return torch.autocast(device, dtype=torch.float16, enabled=device != "cpu")
 
 
 def load_original(config: TrainConfig, published: Path) -> Original:
@@ -226,17 +210,11 @@ def load_original(config: TrainConfig, published: Path) -> Original:
     device = resolve_device(config.trainer.accelerator)
     dtype = Dtype.float16 if device.type == "cuda" else Dtype.float32
     backbone = load_config_backbone(replace(config.backbone, dtype=dtype, compile=False), device)
-    dataset = config.dataset
-    prompt, tree = build_prompt(
-        backbone.tokenizer,
-        dataset.labels,
-        dataset,
-        config.backbone,
-        config.adapter,
-        # Texts of one length that are attended to in full, padding included.
-        replace(config.text, pad_to=dataset.text_tokens, attend_padding=True),
-        config.prompt,
-        pad_id=backbone.pad_id,
+    dataset, training = config.dataset, config.training
+    # Texts of one length that are attended to in full, padding included.
+    text = replace(config.text, pad_to=dataset.text_tokens, attend_padding=True)
+    prompt, tree = run_prompt(
+        replace(config, text=text), dataset.labels, backbone.tokenizer, backbone.pad_id
     )
     adapter = build_adapter(
         config.adapter,
@@ -247,18 +225,17 @@ def load_original(config: TrainConfig, published: Path) -> Original:
     assert isinstance(adapter, MSEAdapter)
     for branch in (adapter.audio, adapter.vision):
         if branch is not None and branch.lstm is not None:
-            branch.lstm = cast("LastStateLSTM", _PackedLSTM(branch.lstm))
+            branch.lstm.forward = partial(_last_state, branch.lstm)  # type: ignore[method-assign]
     adapter.to(device)
-    training = config.training
     return Original(
         backbone,
         adapter,
         prompt,
         tree,
         torch.optim.AdamW(adapter.parameters(), lr=training.learning_rate, eps=training.eps),
+        training.batch_size,
         accumulate=1,
         splits={split: _read_split(published, dataset, split, prompt) for split in SPLITS},
-        batch_size=training.batch_size,
         metrics=dataset.metrics,
         shuffle=torch.Generator().manual_seed(config.seed),
     )
@@ -280,30 +257,17 @@ def _read_split(published: Path, dataset: DatasetConfig, split: str, prompt: Pro
     tensors = {name: torch.from_numpy(np.array(content[name])) for name in names}
     tokenized = [encode(prompt.tokenizer, text) for text in texts]
     padded = [prompt.pad_texts([ids]).ids for ids in tokenized]
-    return _Split(
-        {
-            "ids": torch.cat(padded),
-            **tensors,
-            "audio": tensors["audio"].float(),
-            "vision": tensors["vision"].float(),
-        },
-        np.array([min(len(ids), prompt.text_tokens) for ids in tokenized]),
-        labels,
-    )
+    tensors |= {"ids": torch.cat(padded)}
+    tensors |= {name: tensors[name].float() for name in ("audio", "vision")}
+    tokens = np.array([min(len(ids), prompt.text_tokens) for ids in tokenized])
+    return _Split(tensors, tokens, labels)
 
 
-class _PackedLSTM(nn.LSTM):
-    """PyTorch's LSTM over packed sequences, with the weights of another one."""
-
-    def __init__(self, like: nn.LSTM) -> None:
-        super().__init__(like.input_size, like.hidden_size, batch_first=True)
-        self.load_state_dict(like.state_dict())
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, H) last states of (B, L, F) frames with (B,) lengths."""
-        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        _, (last, _) = super().forward(packed)
-        return last[0]
+def _last_state(lstm: nn.LSTM, frames: Tensor, lengths: Tensor) -> Tensor:
+    """(B, H) last states of (B, L, F) frames with (B,) lengths, by PyTorch's packed sequences."""
+    packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+    _, (last, _) = nn.LSTM.forward(lstm, packed)
+    return last[0]
 
 
 def _number(text: str) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from msea_lightning.benchmark.variant import StageClock, Variant, evenly, now
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule
-from msea_lightning.data.sampler import TrainingSampler
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import Batch, Label
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -29,60 +29,44 @@ _STAGED_BATCHES = 4
 
 @dataclass(eq=False)
 class Ours(Variant):
-    """This framework.
-
-    Attributes:
-        module: The model, ready to train.
-        model: The language model with the adapter in front.
-        data: The data module, set up and tokenised.
-        devices: Number of devices that share a training batch.
-        gradient_clip: Largest norm of the gradient.
-    """
+    """This framework; the data module is set up and tokenised, the module ready to train."""
 
     module: TrainingModule
     model: AdaptedLM
     data: UtteranceDataModule
-    devices: int
     gradient_clip: float | None
 
     @property
     def _methods(self) -> Mapping[str, tuple[object, str]]:
-        backbone = self.backbone
         return {
-            "backbone": (backbone, "hidden"),
-            "head": (backbone, "logits"),
+            "backbone": (self.backbone, "hidden"),
+            "head": (self.backbone, "logits"),
             "adapter": (self.model, "_adapt"),
         }
 
-    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
-        clock = _EpochClock()
-        trainer = self._trainer(clock, max_epochs=1)
-        parts = self.accumulate
-        sampler = cast("TrainingSampler", self.data.train_dataloader().sampler)
-        shares, batches = list(sampler), sampler.global_batches(0)
+    def _train(self, batches: int, offset: float) -> tuple[float, list[int]]:
+        every, size = list(self.data.train_dataloader().sampler), self.accumulate
         # Whole steps, whose parts stay together.
-        grouped = [shares[start : start + parts] for start in range(0, len(shares), parts)]
+        steps = [every[start : start + size] for start in range(0, len(every), size)]
         lengths, _ = self._texts("train")
-        costs = [lengths[batch].max() for batch in batches]
+        costs = [max(lengths[part].max() for part in step) for step in steps]
         # In an epoch's own order: from short to long, memory would grow as it never does.
-        places = sorted(evenly(np.argsort(costs, kind="stable").tolist(), steps, offset))
-        picked = [share for place in places for share in grouped[place]]
+        places = sorted(evenly(np.argsort(costs, kind="stable").tolist(), batches, offset))
+        picked = [part for place in places for part in steps[place]]
+        clock = _EpochClock()
         loader = self.data.loader(self.data.splits["train"], picked)
         # Lightning asks for validation batches where there is a step for them.
+        trainer = self._trainer(clock, max_epochs=1)
         trainer.fit(self.module, loader, self.data.val_dataloader())
-        return clock.seconds, _indices(batches, places)
+        return clock.seconds, list(chain(*picked))
 
-    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, list[int]]:
+        batches = -(-utterances // self.data.eval_batch_size)
+        picked = evenly(list(self.data.test_dataloader().sampler), batches, offset)
         clock = _EpochClock()
-        trainer = self._trainer(clock)
-        shares = list(self.data.test_dataloader().sampler)
-        together = self.data.eval_batch_size * self.devices
-        batches = self.data.evaluation_batches("test", together)
-        places = evenly(range(len(shares)), -(-utterances // together), offset)
-        picked = [shares[place] for place in places]
         loader = self.data.loader(self.data.splits["test"], picked)
-        trainer.test(self.module, dataloaders=loader, verbose=False)
-        return clock.seconds, _indices(batches, places)
+        self._trainer(clock).test(self.module, dataloaders=loader, verbose=False)
+        return clock.seconds, list(chain(*picked))
 
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
         part = self.data.splits[split]
@@ -93,13 +77,12 @@ class Ours(Variant):
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Batch]:
         """A few batches, spread over all lengths."""
         self.model.train(split == "train").to(self.device)
-        loader: Any = self.data.train_dataloader()
-        if split != "train":
-            loader = self.data.evaluation_dataloader(split)
+        data = self.data
+        loader: Any = data.train_dataloader() if split == "train" else data.test_dataloader()
         batches = []
-        for share in evenly(list(loader.sampler), _STAGED_BATCHES, offset=0.5):
+        for part in evenly(list(loader.sampler), _STAGED_BATCHES, offset=0.5):
             with clock.during("data"):
-                batches.append(loader.dataset[share].to(self.device))
+                batches.append(loader.dataset[part].to(self.device))
         return batches
 
     def _mean_loss(self, batch: Batch) -> Tensor:
@@ -110,9 +93,8 @@ class Ours(Variant):
         return self.model.predict(batch)
 
     def _trainer(self, clock: _EpochClock, **options: Any) -> Trainer:
-        trainer = make_trainer(
+        return make_trainer(
             self.device,
-            devices=self.devices,
             callbacks=[clock],
             accumulate_grad_batches=self.accumulate,
             gradient_clip_val=self.gradient_clip,
@@ -123,9 +105,6 @@ class Ours(Variant):
             num_sanity_val_steps=0,
             **options,
         )
-        # So that its batches are shared among devices, whoever makes the loader.
-        self.data.trainer = trainer
-        return trainer
 
 
 def load_ours(config: TrainConfig, store: Path) -> Ours:
@@ -139,18 +118,13 @@ def load_ours(config: TrainConfig, store: Path) -> Ours:
         model.prompt,
         model.tree,
         torch.optim.AdamW(model.adapter.parameters(), fused=True),
+        config.training.batch_size,
         config.trainer.accumulate,
         module=ready.module,
         model=model,
         data=ready.data,
-        devices=config.trainer.devices,
         gradient_clip=config.training.gradient_clip,
     )
-
-
-def _indices(batches: Sequence[list[int]], places: Sequence[int]) -> list[int]:
-    """Positions of the utterances that all devices together read, in order."""
-    return sorted(index for place in places for index in batches[place])
 
 
 class _EpochClock(Callback):
@@ -164,9 +138,6 @@ class _EpochClock(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds += now(pl_module.device)
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = -now(pl_module.device)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The module's own end of the epoch, with its metrics, comes after a callback's.
-        self.seconds += now(pl_module.device)
+    on_test_epoch_start = on_train_epoch_start
+    # The module's own end of the epoch, with its metrics, comes after a callback's.
+    on_test_end = on_train_epoch_end

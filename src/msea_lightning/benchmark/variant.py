@@ -31,9 +31,7 @@ class Timing:
     """Some batches, one after another.
 
     Attributes:
-        seconds: How long they took.
-        utterances: Utterances that were read, on all devices.
-        tokens: Tokens of their sequences, without padding.
+        tokens: Tokens of the sequences, without padding.
         operations: Floating point operations that the frozen model needs for them: forward, and in
             training backward to its input, without padding and with the prefix cached.
     """
@@ -46,22 +44,14 @@ class Timing:
 
 @dataclass(eq=False)
 class Variant(ABC):
-    """Something that trains and evaluates on the generated data.
-
-    Attributes:
-        backbone: The frozen language model.
-        adapter: The adapter.
-        prompt: The sequence layout.
-        tree: The legal answers.
-        optimizer: An optimizer for the adapter.
-        accumulate: Batches for each of its steps.
-    """
+    """Something that trains and evaluates on the generated data."""
 
     backbone: FrozenBackbone
     adapter: Adapter
     prompt: Prompt
     tree: AnswerTree
     optimizer: torch.optim.Optimizer
+    batch_size: int
     accumulate: int
 
     @property
@@ -73,31 +63,21 @@ class Variant(ABC):
         """Takes a training step that is not measured."""
         self._train(1, 0.5)
 
-    def train(self, steps: int, offset: float = 0.5) -> Timing:
-        """Trains on some batches.
+    def train(self, batches: int, offset: float = 0.5) -> Timing:
+        """Trains on some batches, at most all; the offset says which: see :func:`evenly`."""
+        return self._timing("train", *self._train(batches, offset))
 
-        Args:
-            steps: How many; at most all.
-            offset: Which of them, in [0, 1), where batches differ in cost: see :func:`evenly`.
-        """
-        return self._timing("train", *self._train(steps, offset))
-
-    def evaluate(self, utterances: int, offset: float = 0.5) -> Timing:
-        """Decodes some test utterances, metrics included.
-
-        Args:
-            utterances: How many, rounded up to whole batches; at most all.
-            offset: Which of them, as in :meth:`train`.
-        """
-        return self._timing("test", *self._evaluate(utterances, offset))
+    def evaluate(self, batches: int, offset: float = 0.5) -> Timing:
+        """Decodes as many test utterances as so many training batches have, metrics included."""
+        return self._timing("test", *self._evaluate(batches * self.batch_size, offset))
 
     @abstractmethod
-    def _train(self, steps: int, offset: float) -> tuple[float, Sequence[int]]:
+    def _train(self, batches: int, offset: float) -> tuple[float, list[int]]:
         """Seconds of training, and the positions of the utterances in their split."""
 
     @abstractmethod
-    def _evaluate(self, utterances: int, offset: float) -> tuple[float, Sequence[int]]:
-        """Seconds of an evaluation, and the positions of the utterances in their split."""
+    def _evaluate(self, utterances: int, offset: float) -> tuple[float, list[int]]:
+        """Seconds of decoding whole batches, and the positions of the utterances in their split."""
 
     @abstractmethod
     def _texts(self, split: str) -> tuple[NDArray[np.int64], list[Label]]:
@@ -125,32 +105,36 @@ class Variant(ABC):
 
         In training, forward and backward of a part count together, and the adapter is what is left.
         """
-        clock = StageClock(self.device)
-        for batch in self._few_batches("train", clock):
-            with (
-                clock.timing(*self._methods["backbone"], "backbone"),
-                clock.timing(*self._methods["head"], "head", until_gradient=True),
-                clock.during("step"),
-            ):
-                self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
-            with clock.during("optimizer"):
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        training = _with_rest(clock.seconds, "adapter")
-        training["optimizer"] /= self.accumulate
-        clock = StageClock(self.device)
-        for batch in self._few_batches("test", clock):
-            with ExitStack() as stack:
-                for stage, (owner, method) in self._methods.items():
-                    stack.enter_context(clock.timing(owner, method, stage))
-                with clock.during("step"):
-                    self._decode(batch)
-        return {"train": training, "evaluate": _with_rest(clock.seconds, "decode")}
+        return {
+            "train": self._stages("train", ("backbone", "head"), rest="adapter"),
+            "evaluate": self._stages("test", ("backbone", "head", "adapter"), rest="decode"),
+        }
 
-    def _timing(self, split: str, seconds: float, read: Sequence[int]) -> Timing:
-        texts = self._texts(split)[0][list(read)]
+    def _stages(self, split: str, watched: Sequence[str], rest: str) -> dict[str, float]:
+        clock = StageClock(self.device)
+        for batch in self._few_batches(split, clock):
+            with ExitStack() as stack:
+                for stage in watched:
+                    stack.enter_context(clock.timing(*self._methods[stage], stage))
+                stack.enter_context(clock.during(rest))
+                if split == "train":
+                    self._mean_loss(batch).backward()  # type: ignore[no-untyped-call]
+                else:
+                    self._decode(batch)
+            if split == "train":
+                with clock.during("optimizer"):
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+        found = clock.seconds
+        found[rest] = max(0.0, found[rest] - sum(found[stage] for stage in watched))
+        if split == "train":
+            found["optimizer"] /= self.accumulate
+        return found
+
+    def _timing(self, split: str, seconds: float, read: list[int]) -> Timing:
+        texts = self._texts(split)[0][read]
         operations = self._meter.flops(texts, training=split == "train").sum()
-        tokens = int(self.lengths(split)[list(read)].sum())
+        tokens = int(self.lengths(split)[read].sum())
         return Timing(seconds, len(read), tokens, float(operations))
 
     @cached_property
@@ -170,13 +154,6 @@ class Variant(ABC):
             lengths = lengths + np.array([len(self.tree.ids(label)) - 1 for label in labels])
         return lengths
 
-    def weight_bytes(self) -> int:
-        """Bytes that the weights of the language model take."""
-        model = self.backbone.model
-        tensors = [*model.parameters(), *model.buffers()]
-        sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
-        return sum(sizes.values())
-
 
 def now(device: torch.device) -> float:
     """This instant in seconds, once a device has done all that it was given."""
@@ -186,26 +163,16 @@ def now(device: torch.device) -> float:
 
 
 def evenly(items: Sequence[Item], count: int, offset: float) -> list[Item]:
-    """Of items in order of their cost, one out of each of ``count`` equal parts.
+    """Of items in order of their cost, one out of each of ``count`` equal parts, at most all.
 
-    Args:
-        items: All items.
-        count: How many are wanted; at most all.
-        offset: How far into each part the wanted one lies, in [0, 1).
+    The offset, in [0, 1), says how far into each part the wanted one lies.
     """
     count = min(count, len(items))
     return [items[int((offset + number) * len(items) / count)] for number in range(count)]
 
 
 class StageClock:
-    """Adds up the time that the stages of a step take.
-
-    Args:
-        device: Where the steps are computed.
-
-    Attributes:
-        seconds: Of each stage, in the order in which stages first came.
-    """
+    """Adds up the seconds that each stage of a step takes on a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
@@ -222,31 +189,24 @@ class StageClock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self._device) - since
 
     @contextmanager
-    def timing(
-        self, owner: object, method: str, stage: str, *, until_gradient: bool = False
-    ) -> Iterator[None]:
-        """Counts the calls of a method of an object, and its part of the backward pass.
+    def timing(self, owner: object, method: str, stage: str) -> Iterator[None]:
+        """Counts the calls of a method, and its backward pass.
 
-        Args:
-            owner: The object.
-            method: Name of the method; its backward pass ends with the gradient of the first
-                argument that has one.
-            stage: What to count it as.
-            until_gradient: Count everything from the call to that gradient: nothing comes between.
+        That ends with the gradient of the first argument that has one. Between forward and backward
+        of the head comes the loss alone, which counts with it.
         """
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            since = now(self._device)
+            starts = [now(self._device)]
             result = original(*args, **kwargs)
             inputs = [item for item in args if isinstance(item, Tensor) and item.requires_grad]
             backward = bool(inputs) and result.requires_grad
-            if not (backward and until_gradient):
-                self._add(stage, since)
-            if backward:
-                starts = [since]
-                if not until_gradient:
+            if not (backward and stage == "head"):
+                self._add(stage, starts[0])
+                if backward:
                     result.register_hook(lambda _: starts.append(now(self._device)))
+            if backward:
                 inputs[0].register_hook(  # type: ignore[no-untyped-call]
                     lambda _: self._add(stage, starts[-1])
                 )
@@ -257,10 +217,3 @@ class StageClock:
             yield
         finally:
             delattr(owner, method)
-
-
-def _with_rest(stages: Mapping[str, float], name: str) -> dict[str, float]:
-    """The stages, with the rest of ``step`` as one of its own in its place."""
-    parts = {stage: seconds for stage, seconds in stages.items() if stage != "step"}
-    inside = sum(seconds for stage, seconds in parts.items() if stage not in ("data", "optimizer"))
-    return {**parts, name: max(0.0, stages["step"] - inside)}

@@ -30,6 +30,8 @@ from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import RunConfig
 from msea_lightning.cost.step import META, BatchSize, StepMeter
 from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig
+from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.build import build_adapter, build_prompt, trainable
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ class SplitSize:
     """How much there is of a split.
 
     Attributes:
-        utterances: Their number.
         text: Tokens of the longest text, uncut.
         frames: Frames of the longest sequence of each feature, by name.
         all_frames: Frames of all utterances together, by name.
@@ -67,12 +68,7 @@ class SplitSize:
 
     @classmethod
     def of(cls, tokens: Sequence[Sized], lengths: Mapping[str, NDArray[np.int64]]) -> SplitSize:
-        """The size of a split whose utterances are at hand.
-
-        Args:
-            tokens: Token ids of each text.
-            lengths: (N,) frames of each utterance, by the name of the feature.
-        """
+        """The size of a split, of the token ids of each text and (N,) frames by feature."""
         return cls(
             len(tokens),
             max(map(len, tokens), default=0),
@@ -89,13 +85,10 @@ class MemoryEstimate:
 
     Attributes:
         process: What the process holds already, and what its libraries add.
-        weights: The frozen language model.
         activations: Of the largest training or evaluation batch, at the peak of a step.
         adapter: The adapter's weights and their gradients.
-        optimizer: The two moments of AdamW.
         loading: What loading takes beyond the weights; it is freed before training begins.
-        files: Resident pages of files, which the system drops when memory is short: the data
-            set's, and those of a checkpoint that is converted.
+        files: Resident pages of files, which the system drops when memory is short.
         loading_files: Further pages of files while loading.
     """
 
@@ -138,13 +131,7 @@ class MemoryEstimate:
     def report(
         self, trainable_parameters: int, eval_batch_size: int, measured: int | None = None
     ) -> dict[str, Any]:
-        """Everything in bytes, as ``memory.json`` has it.
-
-        Args:
-            trainable_parameters: Of the adapter.
-            eval_batch_size: Utterances per evaluation batch and device.
-            measured: The measured peak, where the run has ended.
-        """
+        """Everything in bytes, as ``memory.json`` has it; measured is the peak of a run."""
         return {
             "trainable_parameters": trainable_parameters,
             "eval_batch_size": eval_batch_size,
@@ -159,11 +146,7 @@ class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
     Attributes:
-        meter: Measures the steps of the run.
-        splits: How much there is of ``train``, ``valid`` and ``test``.
         stored: How the language model's weights are kept.
-        device: Where the run is to go.
-        devices: Number of devices that share a training batch.
         batch_size: Utterances per training batch, all devices together.
         accumulate: Parts in which a device computes its share of a training batch.
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
@@ -195,9 +178,6 @@ class MemoryEstimator:
 
         Where none is given: on a GPU, which is faster the more it has to do, the largest power of
         two up to 256 whose batch takes no more memory than a training step.
-
-        Args:
-            stored: How the language model's weights are kept; as configured where not given.
         """
         if self.given_eval_batch is not None:
             return self.given_eval_batch
@@ -218,11 +198,6 @@ class MemoryEstimator:
         eval_batch_size: int | None = None,
     ) -> MemoryEstimate:
         """The estimate of the run as configured, or with a change.
-
-        Args:
-            stored: How the language model's weights are kept.
-            batch_size: Utterances per training batch, all devices together.
-            eval_batch_size: Utterances per evaluation batch and device.
 
         Raises:
             BackboneError: if the architecture does not run without numbers.
@@ -245,15 +220,7 @@ class MemoryEstimator:
         )
 
     def check(self, estimate: MemoryEstimate) -> None:
-        """Refuses a run that does not fit.
-
-        Args:
-            estimate: Of the run as configured.
-
-        Raises:
-            BackboneError: giving what is needed and free, and which single changes would make it
-                fit.
-        """
+        """Refuses a run that does not fit, with the single changes that would make it fit."""
         # Processes on a CPU share its memory.
         processes = self.devices if self.device.type == "cpu" else 1
         free = free_bytes(self.device)
@@ -275,27 +242,20 @@ class MemoryEstimator:
         refuse_unless_fits(what, estimate.needed * processes, free, self.device, changes)
 
     def _fitting_batches(self, limit: int) -> dict[str, int]:
-        """The largest batches that fit, those of evaluation smaller first: they change no result.
-
-        Nothing where none would fit.
-        """
-
-        def largest(least: int, most: int, needed: Callable[[int], int]) -> int:
-            sizes = range(least, most + 1)
-            return least - 1 + bisect_right(sizes, limit, key=needed)
-
+        """The largest batches that fit, if any; evaluation's change no result and shrink first."""
         least, evaluate = self.devices * self.accumulate, self.eval_batch_size()
-        batch = largest(
-            least,
-            self.batch_size,
-            lambda size: self.estimate(batch_size=size, eval_batch_size=1).needed,
+        batch = bisect_right(
+            range(least, self.batch_size + 1),
+            limit,
+            key=lambda size: self.estimate(batch_size=size, eval_batch_size=1).needed,
         )
-        if batch < least:
+        if not batch:
             return {}
-        beside = largest(
-            1,
-            evaluate,
-            lambda size: self.estimate(batch_size=batch, eval_batch_size=size).needed,
+        batch += least - 1
+        beside = bisect_right(
+            range(1, evaluate + 1),
+            limit,
+            key=lambda size: self.estimate(batch_size=batch, eval_batch_size=size).needed,
         )
         wanted = {"batch_size": self.batch_size, "eval_batch_size": evaluate}
         fitting = {"batch_size": batch, "eval_batch_size": beside}
@@ -314,7 +274,7 @@ class MemoryEstimator:
         batch = -(-batch // self.devices)
         batch = -(-batch // self.accumulate)
         size = BatchSize(batch, split.text, split.frames)
-        return self._meter(stored).train_bytes(size) + self._workspace(stored, size)
+        return self._meter(stored).peak(size, training=True) + self._workspace(stored, size)
 
     def _evaluation_bytes(self, stored: Stored, batch_size: int) -> int:
         """Activations of an evaluation batch of one device with the longest of all sequences."""
@@ -325,7 +285,7 @@ class MemoryEstimator:
             name: max(split.frames.get(name, 0) for split in splits) for name in self.meter.dims
         }
         size = BatchSize(batch, max(split.text for split in splits), frames)
-        return self._meter(stored).predict_bytes(size) + self._workspace(stored, size)
+        return self._meter(stored).peak(size, training=False) + self._workspace(stored, size)
 
     def _workspace(self, stored: Stored, size: BatchSize) -> int:
         """What a quantised layer needs beyond a dense one while it is multiplied."""
@@ -364,21 +324,9 @@ def build_estimator(
     language: PretrainedConfig,
     device: torch.device,
 ) -> MemoryEstimator:
-    """The estimator of a run, of which ``labels`` leave nothing to infer.
-
-    Raises:
-        UserError: where labels, prompt and tokenizer do not go together.
-    """
+    """The estimator of a run, of which ``labels`` leave nothing to infer."""
     backbone = config.backbone
-    prompt, tree = build_prompt(
-        tokenizer,
-        labels,
-        config.dataset,
-        backbone,
-        config.adapter,
-        config.text,
-        config.prompt,
-    )
+    prompt, tree = run_prompt(config, labels, tokenizer)
     with META:
         width = language.get_text_config().hidden_size
         adapter = build_adapter(config.adapter, config.ablation, width=width, dims=dims)
@@ -408,4 +356,20 @@ def build_estimator(
         batch_size=config.training.batch_size,
         accumulate=config.trainer.accumulate,
         given_eval_batch=config.training.eval_batch_size,
+    )
+
+
+def run_prompt(
+    config: RunConfig, labels: LabelConfig, tokenizer: PreTrainedTokenizerBase, pad_id: int = 0
+) -> tuple[Prompt, AnswerTree]:
+    """The sequence layout and the legal answers of a run; labels leave nothing to infer."""
+    return build_prompt(
+        tokenizer,
+        labels,
+        config.dataset,
+        config.backbone,
+        config.adapter,
+        config.text,
+        config.prompt,
+        pad_id=pad_id,
     )

@@ -1,8 +1,7 @@
 """What the paper's configurations cost, estimated before any of their files is here.
 
-A configuration is a data set with a backbone, by its recipe. Sizes of the data set, architecture
-and lengths of the sequences are those that were published, so that the numbers do not depend on
-what is on this machine; whatever an option changes of them counts.
+Sizes, architecture and lengths are those that were published, whatever is on this machine, but for
+what an option changes of them.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from msea_lightning.backbone.loading.tokenizers import add_special_tokens, has_t
 from msea_lightning.backbone.options import Weights
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import RunConfig, TrainConfig
-from msea_lightning.cost.estimate import MemoryEstimator, SplitSize, build_estimator
+from msea_lightning.cost.estimate import MemoryEstimator, SplitSize, build_estimator, run_prompt
 from msea_lightning.data.options import DatasetConfig
-from msea_lightning.language.prompt import Prompt
-from msea_lightning.model.build import build_prompt
+from msea_lightning.data.prepare import expected_counts
 from msea_lightning.paper import paper_table
 from msea_lightning.paper.lengths import LONGEST, SHAPES
 
@@ -44,30 +42,21 @@ _PROBABILITIES = np.linspace(0, 1, 1001)[1:] - 0.0005
 
 @dataclass(frozen=True)
 class ConfigurationCost:
-    """What a data set with a backbone takes, by its recipe.
+    """What a data set with a backbone takes, by its recipe; memory in bytes.
 
     Attributes:
-        dataset: Name of the data set.
-        backbone: Name of the backbone.
-        recipe: The recipe in use; None where there is none for the pair.
-        batch_size: Utterances per training batch.
         trainable: Parameters of the adapter.
-        weights: Bytes of the backbone's weights.
-        activations: Bytes of activations at the peak of a step.
-        adapter: Bytes of the adapter's weights, their gradients and the optimizer's moments.
-        needed: Bytes that have to be free.
+        activations: At the peak of a step.
+        adapter: The adapter's weights, their gradients and the optimizer's moments.
+        needed: What has to be free.
         fits: Whether the run would be started.
         flops_epoch: Floating point operations of an epoch and its validation.
         hours: Expected for the whole schedule, if nothing stops it early, and the test; None where
             the device's rate is not known.
-        dataset_found: Whether the data set is on this machine.
-        backbone_found: Whether the backbone is.
-        command: The command that runs it here.
     """
 
     dataset: str
     backbone: str
-    recipe: str | None
     batch_size: int
     trainable: int
     weights: int
@@ -103,52 +92,37 @@ def configuration_costs(
         places: Name of every data set and backbone that is on this machine to the option that
             says where, which is empty where a run finds it by itself.
         rate: Operations per second of the device in products of large matrices, where known.
-
-    Returns:
-        The cost of each run. And by the name of a backbone that does not fit in all of them the
-        options that make its largest run fit, each with the bytes that it needs then.
     """
     costs: list[ConfigurationCost] = []
     largest: dict[str, tuple[int, MemoryEstimator]] = {}
     for config in configs:
         estimator = published_estimator(config, device)
-        cost = _cost(config, estimator, free, places, rate)
+        estimate = estimator.estimate()
+        epoch, test = published_flops(config.dataset, estimator)
+        flops = config.training.schedule_epochs * epoch + test
+        dataset, backbone = config.dataset.name, config.backbone.name
+        words = [f"python -m msea_lightning.train dataset={dataset} backbone={backbone}"]
+        words += [option for name in (dataset, backbone) if (option := places.get(name))]
+        cost = ConfigurationCost(
+            dataset=dataset,
+            backbone=backbone,
+            batch_size=config.training.batch_size,
+            trainable=estimator.trainable,
+            weights=estimate.weights,
+            activations=estimate.activations,
+            adapter=estimate.adapter + estimate.optimizer,
+            needed=estimate.needed,
+            fits=estimate.needed * HEADROOM <= free,
+            flops_epoch=epoch,
+            hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,
+            dataset_found=dataset in places,
+            backbone_found=backbone in places,
+            command=" ".join(words),
+        )
         costs.append(cost)
-        if not cost.fits and cost.needed > largest.get(cost.backbone, (0, None))[0]:
-            largest[cost.backbone] = (cost.needed, estimator)
+        if not cost.fits and cost.needed > largest.get(backbone, (0, None))[0]:
+            largest[backbone] = (cost.needed, estimator)
     return costs, {name: fitting(estimator, free) for name, (_, estimator) in largest.items()}
-
-
-def _cost(
-    config: TrainConfig,
-    estimator: MemoryEstimator,
-    free: int,
-    places: Mapping[str, str],
-    rate: float | None,
-) -> ConfigurationCost:
-    estimate = estimator.estimate()
-    epoch, test = published_flops(config.dataset, estimator)
-    flops = config.training.schedule_epochs * epoch + test
-    dataset, backbone = config.dataset.name, config.backbone.name
-    words = [f"python -m msea_lightning.train dataset={dataset} backbone={backbone}"]
-    words += [option for name in (dataset, backbone) if (option := places.get(name))]
-    return ConfigurationCost(
-        dataset=dataset,
-        backbone=backbone,
-        recipe=config.recipe,
-        batch_size=config.training.batch_size,
-        trainable=estimator.trainable,
-        weights=estimate.weights,
-        activations=estimate.activations,
-        adapter=estimate.adapter + estimate.optimizer,
-        needed=estimate.needed,
-        fits=estimate.needed * HEADROOM <= free,
-        flops_epoch=epoch,
-        hours=None if rate is None else flops / (ASSUMED_SHARE * rate) / 3600,
-        dataset_found=dataset in places,
-        backbone_found=backbone in places,
-        command=" ".join(words),
-    )
 
 
 def fitting(estimator: MemoryEstimator, free: int) -> dict[str, int]:
@@ -166,10 +140,6 @@ def published_flops(dataset: DatasetConfig, estimator: MemoryEstimator) -> tuple
     Every utterance by itself: what batches are padded with is not counted, nor is the reading of
     features, which takes less than a thousandth. Texts are as long as the data set's are, in tokens
     of LLaMA2's tokenizer, which makes more of Chinese than the others do.
-
-    Args:
-        dataset: The options of a data set of the paper.
-        estimator: The estimator of the run.
     """
     texts = np.minimum(SHAPES[dataset.name].text.at(_PROBABILITIES), dataset.text_tokens)
     train = float(estimator.meter.flops(texts, training=True).mean())
@@ -190,13 +160,6 @@ def published_estimator(config: RunConfig, device: torch.device) -> MemoryEstima
     A language model or a tokenizer is read only where the options name another one than the paper
     has. Without a tokenizer, the task prompt has as many tokens as in the published one: counted
     for the paper's prompt; for another prompt the built-in tokenizer counts the difference.
-
-    Args:
-        config: The run: a data set and a backbone of the paper.
-        device: Where it would go.
-
-    Raises:
-        UserError: where the options name a language model or a tokenizer that is not there.
     """
     published = published_run(config.dataset.name, config.backbone.name)
     own_path = config.backbone.path != published.backbone.path
@@ -216,14 +179,10 @@ def _published_sizes(dataset: DatasetConfig) -> tuple[dict[str, SplitSize], dict
     """Sizes of the splits, and values per frame; every utterance is as long as the longest."""
     (row,) = (row for row in paper_table("datasets") if row["dataset"] == dataset.name)
     counts = {
-        "train": dataset.expected_train or int(row["train"]),
-        "valid": dataset.expected_valid or int(row["valid"]),
-        "test": dataset.expected_test or int(row["test"]),
+        split: expected or int(row[split]) for split, expected in expected_counts(dataset).items()
     }
-    dims = {
-        "audio": dataset.audio_dim or int(row["audio_dim"]),
-        "vision": dataset.vision_dim or int(row["vision_dim"]),
-    }
+    given = {"audio": dataset.audio_dim, "vision": dataset.vision_dim}
+    dims = {name: dim or int(row[f"{name}_dim"]) for name, dim in given.items()}
     frames = {name: int(row[f"{name}_steps"]) for name in dims}
     splits = {
         split: SplitSize(
@@ -273,25 +232,14 @@ def _stand_in_task(
     config: RunConfig, published: RunConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """A task prompt with which sequences have the published length in a stand-in's tokens."""
-    expected, chosen = (_prompt(each, tokenizer) for each in (published, config))
+    expected, chosen = (
+        run_prompt(each, each.dataset.labels, tokenizer)[0] for each in (published, config)
+    )
     if chosen.task != expected.task:
         _log.info("the task prompt is not the paper's: the built-in tokenizer counts its tokens")
     more = LONGEST[config.dataset.name, config.backbone.name] - expected.longest
     wanted = max(1, len(chosen.encode(chosen.task)) + more)
-    words = ["the"]
-    while len(chosen.encode(" ".join(words))) < wanted:
-        words.append("the")
-    return " ".join(words)
-
-
-def _prompt(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    prompt, _ = build_prompt(
-        tokenizer,
-        config.dataset.labels,
-        config.dataset,
-        config.backbone,
-        config.adapter,
-        config.text,
-        config.prompt,
-    )
-    return prompt
+    task = "the"
+    while len(chosen.encode(task)) < wanted:
+        task += " the"
+    return task

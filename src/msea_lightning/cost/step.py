@@ -30,9 +30,11 @@ from torch.utils.flop_counter import flop_registry
 
 from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.backbone import BackboneError, FrozenBackbone
+from msea_lightning.backbone.errors import MODEL_FAILURES
 from msea_lightning.backbone.loading.load import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
 from msea_lightning.backbone.options import Attention
+from msea_lightning.config.errors import first_line
 from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt
@@ -54,19 +56,10 @@ _SHAPES: dict[Any, Any] = {}
 
 _MOST_SHAPES = 20_000
 
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
-"""How an architecture fails that does not run without numbers."""
-
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A batch in which every utterance is as long as the longest.
-
-    Attributes:
-        utterances: Number of utterances.
-        text: Tokens of a text.
-        frames: Frames of each feature, by name; a feature that is left out is absent.
-    """
+    """A batch in which every text has so many tokens, and every feature so many frames, or none."""
 
     utterances: int
     text: int
@@ -79,14 +72,8 @@ class StepMeter:
 
     Attributes:
         language: The language model's architecture; nothing of its size is allocated.
-        adapter: The adapter in front of it, on any device.
         prompt: The sequence layout, whose tokenizer may be any that writes as many tokens.
-        tree: The legal answers.
         dims: Values per frame of each feature of the data, by name.
-        standardize: Whether features are standardised.
-        dtype: Compute dtype of the language model.
-        attention: Implementation of the attention.
-        checkpoint_activations: Whether layers compute their activations again.
 
     Raises:
         BackboneError: by all methods, if the architecture does not run without numbers.
@@ -108,14 +95,6 @@ class StepMeter:
         self._peaks: dict[tuple[Any, ...], int] = {}
         self._flops: dict[bool, tuple[int, int, int]] = {}
 
-    def train_bytes(self, size: BatchSize) -> int:
-        """Bytes of all tensors at the peak of a training step, weights not counted."""
-        return self._bytes(size, training=True)
-
-    def predict_bytes(self, size: BatchSize) -> int:
-        """Bytes of all tensors at the peak of an evaluation batch, weights not counted."""
-        return self._bytes(size, training=False)
-
     def flops(self, text: ArrayLike, *, training: bool) -> NDArray[np.float64]:
         """Operations for one utterance: forward and backward in training, else forward.
 
@@ -123,14 +102,7 @@ class StepMeter:
         part that the mask hides, because every implementation computes it under an explicit mask.
         A cached prefix costs nothing; layers that compute their activations again count twice.
         The features of the utterance are absent: reading them takes less than a thousandth of the
-        language model's operations.
-
-        Args:
-            text: Tokens of a text or of many, any shape, cut as the run cuts them.
-            training: A training step, not an evaluation.
-
-        Returns:
-            As many numbers.
+        language model's operations. Texts, of any shape, are tokens as the run cuts them.
         """
         if training not in self._flops:
             # Every product in a transformer is of the first or second degree in the length, so
@@ -152,20 +124,25 @@ class StepMeter:
 
         return self._whole_depth(count)
 
-    def _bytes(self, size: BatchSize, *, training: bool) -> int:
+    def peak(self, size: BatchSize, *, training: bool) -> int:
+        """Bytes of all tensors at the peak of a training step, else of a batch of evaluation.
+
+        Weights are not counted.
+        """
         few = {name: min(frames, _FEW_FRAMES) for name, frames in size.frames.items()}
         base = replace(size, frames=few)
-        total = self._whole_depth(lambda layers: self._peak(layers, base, training=training))
+        total = self._whole_depth(lambda layers: self._measured(layers, base, training=training))
         for name, frames in size.frames.items():
             if frames > _FEW_FRAMES:
                 longer = replace(base, frames={**few, name: _FEW_FRAMES + 1})
                 less, more = (
-                    self._peak(self._layers[0], each, training=training) for each in (base, longer)
+                    self._measured(self._layers[0], each, training=training)
+                    for each in (base, longer)
                 )
                 total += (frames - _FEW_FRAMES) * (more - less)
         return total
 
-    def _peak(self, layers: int, size: BatchSize, *, training: bool) -> int:
+    def _measured(self, layers: int, size: BatchSize, *, training: bool) -> int:
         """Bytes of all tensors at the peak of a batch in front of few layers."""
         key = (layers, size.utterances, size.text, *sorted(size.frames.items()), training)
         if key not in self._peaks:
@@ -236,22 +213,17 @@ class StepMeter:
                     with torch.no_grad():
                         model.predict(batch)
             model.zero_grad()
-        except _FAILURES as error:
-            first = next(iter(str(error).splitlines()), "").rstrip(".")
+        except MODEL_FAILURES as error:
             raise BackboneError(
                 f"The cost of a {self.language.model_type} backbone cannot be estimated: "
-                f"{type(error).__name__}: {first}. Choose a causal transformer with ordinary "
-                "attention, or go without the estimate (backbone.check_memory=false)."
+                f"{type(error).__name__}: {first_line(error).rstrip('.')}. Choose a causal "
+                "transformer with ordinary attention, or go without the estimate "
+                "(backbone.check_memory=false)."
             ) from error
 
 
 def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The same architecture with fewer layers: the first of them.
-
-    Args:
-        config: The architecture, which is left as it is.
-        layers: Their number.
-    """
+    """The same architecture with the first of its layers alone."""
     small = deepcopy(config)
     text = small.get_text_config()
     deep = text.num_hidden_layers
@@ -352,11 +324,9 @@ class _Operations(_MetaMode):  # type: ignore[no-untyped-call]
 
 
 class LiveBytes(_MetaMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operators return, as long as they are alive.
+    """Adds up the storages on a device that operators return, as long as they are alive.
 
-    Args:
-        model: Its weights, and those of its language model, are not counted.
-        device: Storages elsewhere are not counted.
+    Weights of the model and of its language model are not counted.
     """
 
     def __init__(self, model: AdaptedLM, device: torch.device) -> None:

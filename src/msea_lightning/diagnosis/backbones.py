@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,8 @@ def _checkpoints(folder: Path) -> dict[Path, Sizes | str]:
     from msea_lightning.backbone.loading.load import backbone_config
 
     found: dict[Path, Sizes | str] = {}
-    files = (
-        file
-        for depth in ("", "*/", "*/*/", "*/*/*/")
-        for file in folder.glob(f"{depth}config.json")
-    )
+    depths = ("", "*/", "*/*/", "*/*/*/")
+    files = (file for depth in depths for file in folder.glob(f"{depth}config.json"))
     for file in sorted(files):
         try:
             found[file.parent] = _sizes(backbone_config(str(file.parent)))
@@ -75,29 +73,20 @@ def find_backbone(
     Searched are the folder that ``path`` names, the cache of the Hugging Face Hub, and a folder
     that the user names. There a checkpoint is recognised by the sizes in its ``config.json``; of
     several, one that is called like the published model is preferred.
-
-    Args:
-        config: The backbone's options.
-        checkpoints: Checkpoints in a folder that the user names, with their sizes.
     """
     if config.path is None:
         return Resource(config.name, "built in", place="part of the package")
-    own = _check(config.name, config.path)
-    if own.usable:
-        return own
-    sizes = _sizes(_published(config))
-    names = (config.path.rpartition("/")[2].lower(), config.name)
-    alike = [folder for folder, found in (checkpoints or {}).items() if found == sizes]
-    alike.sort(key=lambda folder: folder.name.lower() not in names)
-    found = [own]
-    for folder in alike:
-        option = shlex.quote(f"backbone.path={folder}")
-        found.append(replace(_check(config.name, str(folder)), option=option))
-    for candidate in found:
-        if candidate.usable:
-            return candidate
-    best = next((candidate for candidate in found if candidate.state == "incomplete"), own)
-    return replace(best, remedy=_remedy(config.path))
+    found = [_check(config.name, config.path)]
+    if checkpoints:
+        sizes = _sizes(_published(config))
+        names = (config.path.rpartition("/")[2].lower(), config.name)
+        alike = [folder for folder, other in checkpoints.items() if other == sizes]
+        for folder in sorted(alike, key=lambda folder: folder.name.lower() not in names):
+            option = shlex.quote(f"backbone.path={folder}")
+            found.append(replace(_check(config.name, str(folder)), option=option))
+    found.sort(key=lambda candidate: ("complete", "incomplete", "missing").index(candidate.state))
+    best = found[0]
+    return best if best.usable else replace(best, remedy=_remedy(config.path))
 
 
 def _check(name: str, path: str) -> Resource:
@@ -105,9 +94,7 @@ def _check(name: str, path: str) -> Resource:
     from msea_lightning.backbone.loading.hub import find_file
     from msea_lightning.backbone.loading.tokenizers import has_tokenizer
 
-    def find(file: str) -> Path | None:
-        return find_file(path, file, offline=True)
-
+    find = partial(find_file, path, offline=True)
     config = find("config.json")
     lacking = [
         *([] if config is not None else ["config.json"]),
@@ -135,23 +122,22 @@ def _lacking_weights(find: Callable[[str], Path | None]) -> list[str]:
     """What the weights of a checkpoint lack; of several formats, one is enough."""
     flaws = []
     for single, index in _WEIGHTS.items():
-        if (file := find(single)) is not None:
-            names, files = [single], [file]
-        elif (listed := find(index)) is not None:
-            names = _listed_files(listed)
-            files = [file for name in names if (file := find(name)) is not None]
-        else:
-            continue
+        names = [single] if find(single) else _listed_files(find(index))
+        files = [file for name in names if (file := find(name)) is not None]
         damaged = [file.name for file in files if _is_damaged(file)]
-        if names and len(files) == len(names) and not damaged:
+        if damaged:
+            flaws.append(f"a whole {damaged[0]} (it is damaged)")
+        elif len(files) < len(names):
+            flaws.append(f"{len(names) - len(files)} of {len(names)} weight files")
+        elif names:
             return []
-        missing = f"{len(names) - len(files)} of {len(names)} weight files"
-        flaws.append(f"a whole {damaged[0]} (it is damaged)" if damaged else missing)
     return flaws[:1] or ["the weights"]
 
 
-def _listed_files(index: Path) -> list[str]:
-    """The weight files that an index lists; none where it is damaged."""
+def _listed_files(index: Path | None) -> list[str]:
+    """The weight files that an index lists; none where it is missing or damaged."""
+    if index is None:
+        return []
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):

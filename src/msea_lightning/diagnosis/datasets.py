@@ -16,13 +16,9 @@ class Resource:
     """A choice of ``conf/dataset`` or ``conf/backbone``, and where it was found.
 
     Attributes:
-        name: The choice.
         state: ``built in``, ``prepared``, ``found`` (data set) or ``complete`` (backbone) where a
             run can use it; ``incomplete``; ``missing``; ``yours`` for data of the user.
-        place: Where it is.
         option: What a command needs to use it there; empty where it finds it by itself.
-        flaw: What an incomplete one lacks.
-        remedy: The command that gets what is missing.
     """
 
     name: str
@@ -49,46 +45,36 @@ def find_dataset(
 ) -> Resource:
     """Where the published files of a data set are, and whether they are prepared.
 
-    Searched are the folder of downloads, a folder that the user names, and the files that earlier
-    stores were made of.
-
-    Args:
-        config: The data set's options.
-        folder: A folder with files of data sets.
-        others: Names of the other data sets: folders of that name hold their files.
+    Searched are the folder of downloads, a folder that the user names, but for what is named after
+    one of the ``others``, and the files that earlier stores were made of.
     """
-    from msea_lightning.data.prepare import (
-        chosen_path,
-        download_folder,
-        earlier_sources,
-        store_folder,
-    )
+    from msea_lightning.data import prepare
+    from msea_lightning.data.files.download import partial_folder
     from msea_lightning.data.store import Store
 
     name = config.name
     if config.reader is Reader.demo:
         return Resource(name, "built in", place="generated where it is used")
     flaws = []
-    downloads = download_folder(config)
-    candidates = [None, *(_candidates(folder, config, others or set()) if folder else [])]
-    for candidate in [*candidates, *earlier_sources(config)]:
+    candidates = _candidates(folder, config, others or set()) if folder else []
+    for candidate in [None, *candidates, *prepare.earlier_sources(config)]:
         chosen = replace(config, path=None if candidate is None else str(candidate))
         try:
-            state = "prepared" if Store.exists(store_folder(chosen)) else "found"
+            state = "prepared" if Store.exists(prepare.store_folder(chosen)) else "found"
         except (UserError, OSError) as error:
-            if chosen_path(chosen).exists():
+            if prepare.chosen_path(chosen).exists():
                 flaws.append(str(error))
             continue
         option = "" if candidate is None else shlex.quote(f"dataset.path={candidate}")
-        return Resource(name, state, str(chosen_path(chosen)), option)
+        return Resource(name, state, str(prepare.chosen_path(chosen)), option)
     remedy = _remedy(config)
     if config.reader is Reader.table:
         return Resource(name, "yours", remedy=remedy)
-    if _partial_download(downloads):
+    partial = partial_folder(prepare.download_folder(config))
+    if any(path.is_file() for path in partial.rglob("*")):
         flaws.append("a download broke off; the same command goes on")
-    return Resource(
-        name, "incomplete" if flaws else "missing", flaw="; ".join(flaws), remedy=remedy
-    )
+    state = "incomplete" if flaws else "missing"
+    return Resource(name, state, flaw="; ".join(flaws), remedy=remedy)
 
 
 def _remedy(config: DatasetConfig) -> str:
@@ -98,12 +84,6 @@ def _remedy(config: DatasetConfig) -> str:
     if config.hub_id is not None:
         return f"{command} dataset.download=true"
     return f"{command} dataset.path=PATH  # from {config.source}"
-
-
-def _partial_download(downloads: Path) -> bool:
-    from msea_lightning.data.files.download import partial_folder
-
-    return any(path.is_file() for path in partial_folder(downloads).rglob("*"))
 
 
 def _candidates(folder: Path, config: DatasetConfig, others: set[str]) -> Iterator[Path]:

@@ -20,13 +20,10 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Device:
-    """A CPU or GPU.
+    """A CPU or GPU, its memory in bytes.
 
     Attributes:
         name: ``cpu``, or ``cuda:0`` and so on.
-        model: What it is, such as the name of a GPU.
-        total: Its memory in bytes.
-        free: Bytes of it that are free.
         dtype: Dtype in which a backbone computes there unless ``backbone.dtype`` says otherwise.
         bfloat16: Whether it has bfloat16 in hardware; None where that is not known.
     """
@@ -50,13 +47,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices of the machine.
+    """The CPU, the GPUs that PyTorch sees, and which of them a run would use.
 
-    Attributes:
-        devices: The CPU, and the GPUs that PyTorch sees.
-        chosen: Name of the device that a run would use.
-        flaw: Why a device cannot be used, though it is there or asked for.
-        remedy: The command that repairs that.
+    The flaw says why one cannot be used, though it is there or asked for.
     """
 
     devices: list[Device]
@@ -120,25 +113,10 @@ def find_disks() -> list[Disk]:
 
     from msea_lightning.data.prepare import cache_folder
 
-    folders = {
-        "data sets": cache_folder(DatasetConfig()),
-        "backbones": Path(constants.HF_HUB_CACHE),
-    }
+    hub = Path(constants.HF_HUB_CACHE)
     disks = []
-    for use, folder in folders.items():
+    for use, folder in (("data sets", cache_folder(DatasetConfig())), ("backbones", hub)):
         absolute = folder.expanduser().absolute()
         existing = next(path for path in (absolute, *absolute.parents) if path.exists())
         disks.append(Disk(use, str(folder), shutil.disk_usage(existing).free))
     return disks
-
-
-def measured_rate(device: Device) -> float | None:
-    """Operations per second of a device in matrix products; None where its memory is full."""
-    import torch
-
-    from msea_lightning.cost.rate import matrix_rate
-
-    try:
-        return matrix_rate(getattr(torch, device.dtype), torch.device(device.name))
-    except RuntimeError:  # on a full GPU the library fails, if not the allocator
-        return None

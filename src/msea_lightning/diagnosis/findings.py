@@ -1,12 +1,11 @@
-"""Everything that ``python -m msea_lightning.doctor`` looks at, gathered.
+"""Everything that the doctor finds on this machine; it opens no connection and changes nothing.
 
-It looks at this machine alone: it opens no connection, loads no language model, and changes
-nothing. In what it finds, ``flaw`` says what is wrong and ``remedy`` is the command that mends it;
-both are empty where all is well.
+``flaw`` says what is wrong, ``remedy`` is the command that mends it; empty where all is well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +15,8 @@ from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
 from msea_lightning.diagnosis.backbones import find_backbones
 from msea_lightning.diagnosis.datasets import Resource, find_datasets
-from msea_lightning.diagnosis.devices import (
-    Disk,
-    Machine,
-    find_disks,
-    find_machine,
-    measured_rate,
-)
-from msea_lightning.diagnosis.packages import (
-    Package,
-    find_packages,
-    one_line,
-)
+from msea_lightning.diagnosis.devices import Disk, Machine, find_disks, find_machine
+from msea_lightning.diagnosis.packages import Package, find_packages, one_line
 from msea_lightning.paper import paper_table
 
 if TYPE_CHECKING:
@@ -46,12 +35,6 @@ class Findings:
     """All that was found.
 
     Attributes:
-        packages: What is installed.
-        machine: What it runs on.
-        disks: Where downloads, stores and checkpoints go.
-        datasets: Every choice of ``conf/dataset``.
-        backbones: Every choice of ``conf/backbone``, and further checkpoints in the folder that
-            was searched.
         rate: Floating point operations per second of the chosen device in matrix products; None
             where that cannot be measured.
         configurations: What the twelve configurations of the paper need.
@@ -72,52 +55,48 @@ class Findings:
 
 
 def diagnose(config: DoctorConfig) -> Findings:
-    """Looks at this machine.
-
-    Args:
-        config: Folders to search, and the hardware to look at.
-
-    Raises:
-        DoctorError: if a folder to search does not exist.
-    """
+    """Looks at this machine, and into the folders to search."""
     folders = {name: _folder(config, name) for name in ("datasets", "backbones")}
     machine = find_machine(config.accelerator)
     packages = find_packages(machine.chosen)
     broken = any(package.flaw and not package.optional for package in packages)
     findings = Findings(packages, machine)
 
-    def disks() -> None:
-        findings.disks = find_disks()
+    def datasets() -> list[Resource]:
+        return find_datasets([one.dataset for one in choices("dataset")], folders["datasets"])
 
-    def datasets() -> None:
-        configs = [choice.dataset for choice in choices("dataset")]
-        findings.datasets = find_datasets(configs, folders["datasets"])
+    def backbones() -> list[Resource]:
+        return find_backbones([one.backbone for one in choices("backbone")], folders["backbones"])
 
-    def backbones() -> None:
-        configs = [choice.backbone for choice in choices("backbone")]
-        findings.backbones = find_backbones(configs, folders["backbones"])
-
-    def configurations() -> None:
+    def configurations() -> list[ConfigurationCost]:
         import torch
 
         from msea_lightning.cost.published import configuration_costs
+        from msea_lightning.cost.rate import matrix_rate
 
         resources = (*findings.datasets, *findings.backbones)
         found = {resource.name: resource.option for resource in resources if resource.usable}
-        findings.rate = measured_rate(machine.device)
-        configs, device = paper_configurations(), torch.device(machine.device.name)
-        findings.configurations, findings.fitting = configuration_costs(
-            configs, device, machine.device.free, found, findings.rate
+        device, free = torch.device(machine.chosen), machine.device.free
+        findings.rate = matrix_rate(getattr(torch, machine.device.dtype), device)
+        costs, findings.fitting = configuration_costs(
+            paper_configurations(), device, free, found, findings.rate
         )
+        return costs
 
-    for section in (disks, datasets, backbones, configurations):
+    sections: dict[str, Callable[[], object]] = {
+        "disks": find_disks,
+        "datasets": datasets,
+        "backbones": backbones,
+        "configurations": configurations,
+    }
+    for name, section in sections.items():
         try:
-            section()
+            setattr(findings, name, section())
         except Exception as error:
             # With a broken package anything may fail. Without one, this is a bug of the project.
             if not broken:
                 raise
-            findings.unchecked[section.__name__] = one_line(error)
+            findings.unchecked[name] = one_line(error)
     return findings
 
 
@@ -132,11 +111,7 @@ def _folder(config: DoctorConfig, name: str) -> Path | None:
 
 
 def choices(group: str) -> list[TrainConfig]:
-    """A training configuration for every choice of a folder in ``conf/``.
-
-    Args:
-        group: ``dataset`` or ``backbone``; of the latter not the one that stands for any model.
-    """
+    """A training configuration for every choice of ``conf/dataset`` or ``conf/backbone``."""
     names = {path.stem for path in (conf_folder() / group).glob("*.yaml")} - {_ANY_BACKBONE}
     with opened("train", TrainConfig, []) as composer:
         return [composer.typed([f"{group}={name}"]) for name in sorted(names)]

@@ -35,16 +35,7 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Package:
-    """An installed or missing package.
-
-    Attributes:
-        name: Its name for pip; ``python`` is Python itself.
-        version: The installed version; None where it is missing.
-        needed: The versions that the project works with, such as ``>=2.6``.
-        flaw: ``missing``, ``not in range``, or why it cannot be used; empty where it can.
-        remedy: The command that repairs that.
-        optional: Whether the project works without it.
-    """
+    """An installed or missing package, or Python itself; needed is the range of its versions."""
 
     name: str
     version: str | None
@@ -55,11 +46,7 @@ class Package:
 
 
 def find_packages(device: str) -> list[Package]:
-    """Python, the project, all packages that it requires, and the optional ones.
-
-    Args:
-        device: Where a run would quantise, which is tried.
-    """
+    """Python, the project, and what it requires; quantisation is tried on the device."""
     own = Package(_PROJECT, __version__, "")
     try:
         wanted = metadata.metadata(_PROJECT)["Requires-Python"]
@@ -69,15 +56,13 @@ def find_packages(device: str) -> list[Package]:
     python = Package("python", platform.python_version(), wanted)
     needs = {canonicalize_name(need.name): need for need in (*_requirements(_PROJECT), *_OPTIONAL)}
     dependencies = {
-        name: [
-            part for need in _requirements(name) if (part := canonicalize_name(need.name)) in needs
-        ]
+        name: {canonicalize_name(need.name) for need in _requirements(name)} & needs.keys()
         for name in needs
     }
     found: dict[str, Package] = {}
     # Dependencies first: what fails because of a broken dependency has no flaw of its own.
     for name in TopologicalSorter(dependencies).static_order():
-        broken = [part for part in dependencies[name] if found[part].flaw]
+        broken = sorted(part for part in dependencies[name] if found[part].flaw)
         found[name] = _check(needs[name], broken, device)
     return [python, own, *(found[name] for name in needs)]
 
@@ -94,9 +79,8 @@ def _requirements(name: str) -> list[Requirement]:
 def _check(need: Requirement, broken: Sequence[str], device: str) -> Package:
     """A required package, of which these dependencies do not work."""
     package = Package(need.name, None, str(need.specifier), optional=need in _OPTIONAL)
-    install = f"pip install {shlex.quote(f'{need.name}{need.specifier}')}"
-    if package.optional:
-        install += " --no-build-isolation"
+    what = shlex.quote(f"{need.name}{need.specifier}")
+    install = f"pip install {what}{' --no-build-isolation' * package.optional}"
     try:
         package = replace(package, version=metadata.version(need.name))
     except metadata.PackageNotFoundError:
@@ -114,7 +98,6 @@ def _check(need: Requirement, broken: Sequence[str], device: str) -> Package:
             if name == "bitsandbytes":
                 _quantize(device)
     except Exception as error:  # a broken package raises whatever it likes
-        what = shlex.quote(f"{package.name}{package.needed}")
         remedy = f"pip install --force-reinstall --no-deps {what}"
         return replace(package, flaw=one_line(error), remedy=remedy)
     return package

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from msea_lightning.commands.tables import plain_table
 from msea_lightning.diagnosis.backbones import GATED
 from msea_lightning.diagnosis.datasets import Resource
 from msea_lightning.diagnosis.findings import Findings
@@ -28,14 +27,10 @@ def show(findings: Findings, console: Console) -> None:
     """Prints what was found, and the commands that get what is missing."""
     _show_packages(findings, console)
     _show_machine(findings, console)
-    if findings.datasets:
-        _show_resources("Data sets", findings.datasets, console)
-        print_line(console)
-    if findings.backbones:
-        _show_resources("Backbones", findings.backbones, console)
-        gated = " and ".join(name.rstrip("/") for name in GATED)
-        print_line(console, f"{gated}: accept the licence on the model's page first.")
-        print_line(console)
+    gated = " and ".join(name.rstrip("/") for name in GATED)
+    licences = f"{gated}: accept the licence on the model's page first.\n"
+    _show_resources("Data sets", findings.datasets, "", console)
+    _show_resources("Backbones", findings.backbones, licences, console)
     if findings.configurations:
         _show_configurations(findings, console)
     for name, reason in findings.unchecked.items():
@@ -52,7 +47,7 @@ def print_line(console: Console, line: str = "") -> None:
 def _show_packages(findings: Findings, console: Console) -> None:
     packages, gpus = findings.packages, findings.machine.devices[1:]
     shown = [package for package in packages if package.name in _ALWAYS_SHOWN or package.flaw]
-    table = _table("Installation", "package", "installed", "needed", "")
+    table = plain_table("Installation", "package", "installed", "needed", "")
     for package in shown:
         missing = package.optional and package.version is None
         state = "optional, for GPUs" if missing else package.flaw or "ok"
@@ -61,13 +56,12 @@ def _show_packages(findings: Findings, console: Console) -> None:
     for package in packages:
         if package.remedy and (gpus or not package.optional):
             print_line(console, f"{package.name}: {package.remedy}")
-    print_line(console, f"and {len(packages) - len(shown)} further packages, all as needed")
-    print_line(console)
+    print_line(console, f"and {len(packages) - len(shown)} further packages, all as needed\n")
 
 
 def _show_machine(findings: Findings, console: Console) -> None:
     machine = findings.machine
-    table = _table("Devices", "device", "", "memory", "free", "computes in")
+    table = plain_table("Devices", "device", "", "memory", "free", "computes in")
     for device in machine.devices:
         name = device.name + (" (chosen)" if device.name == machine.chosen else "")
         emulated = ", which it emulates: take backbone.dtype=float16"
@@ -81,8 +75,10 @@ def _show_machine(findings: Findings, console: Console) -> None:
     print_line(console)
 
 
-def _show_resources(title: str, resources: Sequence[Resource], console: Console) -> None:
+def _show_resources(title: str, resources: Sequence[Resource], note: str, console: Console) -> None:
     """A line for each; a table would cut the commands, which are there to be copied."""
+    if not resources:
+        return
     console.print(title, style="bold")
     names = max(len(found.name) for found in resources)
     states = max(len(found.state) for found in resources)
@@ -92,6 +88,7 @@ def _show_resources(title: str, resources: Sequence[Resource], console: Console)
         for line in filter(None, (found.flaw, where)):
             print_line(console, f"{start}{line}")
             start = " " * len(start)
+    print_line(console, note)
 
 
 def _show_configurations(findings: Findings, console: Console) -> None:
@@ -100,17 +97,14 @@ def _show_configurations(findings: Findings, console: Console) -> None:
 
     device, rows = findings.machine.device, findings.configurations
     title = f"The paper's configurations on {device.name}, in {device.dtype}; memory in GiB"
-    table = _table(title, "")
-    table.padding = (0, 0, 0, 0)  # 80 columns have room for no more
-    for column in ("trainable", "batch", "weights", "activ.", "total", "PFLOP/\nepoch"):
-        table.add_column(column, justify="right", vertical="bottom")
-    table.add_column("hours\nat most", justify="right", vertical="bottom")
-    for column in ("fits", "data", "model"):
-        table.add_column(column, vertical="bottom")
+    table = plain_table(title, "", padding=0)  # 80 columns have room for no more
+    numbers = ("trainable", "batch", "weights", "activ.", "total", "PFLOP/\nepoch")
+    for column in (*numbers, "hours\nat most", "fits", "data", "model"):
+        right = column not in ("fits", "data", "model")
+        table.add_column(column, justify="right" if right else "left", vertical="bottom")
     for name in dict.fromkeys(row.backbone for row in rows):
         table.add_row(name)
         for row in (row for row in rows if row.backbone == name):
-            answers = (row.fits, row.dataset_found, row.backbone_found)
             table.add_row(
                 f"  {row.dataset}",
                 f"{row.trainable:,}",
@@ -118,17 +112,18 @@ def _show_configurations(findings: Findings, console: Console) -> None:
                 *map(_number, (row.weights, row.activations, row.needed)),
                 f"{row.flops_epoch / 1e15:.1f}",
                 "-" if row.hours is None else _hours(row.hours),
-                *("yes" if answer else "no" for answer in answers),
+                "yes" if row.fits else "no",
+                "yes" if row.dataset_found else "no",
+                "yes" if row.backbone_found else "no",
             )
     console.print(table)
     print_line(console, f"{_gib(device.free)} are free; a run needs {HEADROOM} times its total.")
     print_line(console, "PFLOP: operations of the language model in an epoch and its validation.")
-    if findings.rate is None:
-        reason = f"the speed of {device.name} cannot be measured; is its memory full?"
-        print_line(console, f"hours: {reason}")
-    else:
-        rate = f"{ASSUMED_SHARE:.0%} (assumed) of the measured {findings.rate / 1e12:.2f} TFLOP/s"
-        print_line(console, f"hours: the whole schedule at {rate}.")
+    hours = f"the speed of {device.name} cannot be measured; is its memory full?"
+    if findings.rate is not None:
+        rate = f"{findings.rate / 1e12:.2f} TFLOP/s"
+        hours = f"the whole schedule at {ASSUMED_SHARE:.0%} (assumed) of the measured {rate}."
+    print_line(console, f"hours: {hours}")
     for name, options in findings.fitting.items():
         listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
         would = f"all its configurations fit with {listed}" if options else _NOTHING_FITS
@@ -137,19 +132,6 @@ def _show_configurations(findings: Findings, console: Console) -> None:
     print_line(console, f"{len(ready)} of {len(rows)} configurations can be run as they are.")
     for row in ready:
         print_line(console, f"  {row.command}")
-
-
-def _table(title: str, *columns: str) -> Table:
-    return Table(
-        *columns,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
 
 
 def _number(size: float) -> str:
