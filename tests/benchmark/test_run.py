@@ -176,9 +176,8 @@ def test_a_process_that_does_not_end_is_killed(
 ) -> None:
     monkeypatch.setattr(run_module, "work", stubborn)
     monkeypatch.setattr(run_module, "_GRACE", 0.1)
-    with run_module._worker(tmp_path / "log", "ours") as worker:
-        own = psutil.Process(worker.ask("start"))
-    assert worker.process.exitcode == -signal.SIGKILL
+    with run_module._worker(tmp_path / "log", "ours") as ask:
+        own = psutil.Process(ask("start"))
     assert is_gone(own)
 
 
@@ -187,10 +186,10 @@ def test_a_process_that_ends_leaves_its_last_words(
 ) -> None:
     monkeypatch.setattr(run_module, "work", gone)
     with (
-        run_module._worker(tmp_path / "log", "ours") as worker,
+        run_module._worker(tmp_path / "log", "ours") as ask,
         pytest.raises(BenchError, match=r"'ours' ended during 'start' with exit code 3.*no room"),
     ):
-        worker.ask("start")
+        ask("start")
 
 
 @pytest.mark.parametrize(

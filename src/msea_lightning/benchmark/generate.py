@@ -104,10 +104,7 @@ def _labels(labels: LabelConfig, count: int, random: np.random.Generator) -> lis
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, language: Language) -> tuple[list[str], str]:
-    """Words of one token each, and what stands between two of them.
-
-    They are Chinese characters for a Chinese data set, if the tokenizer has enough of them.
-    """
+    """Words of one token each, of Chinese if there are enough, and what stands between them."""
     ids = sorted(tokenizer.get_vocab().values())
     tried = ids[:: -(-len(ids) // _CANDIDATES)]
     vocabulary = {str(tokenizer.decode([token])).strip() for token in tried}

@@ -35,7 +35,7 @@ from transformers import DynamicCache
 from msea_lightning.adapter.mse import MSEAdapter
 from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.options import Dtype
-from msea_lightning.benchmark.variant import StageClock, Variant, now
+from msea_lightning.benchmark.variant import STAGED_BATCHES, StageClock, Variant, now
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import run_prompt
 from msea_lightning.data.files.unpickle import load_pickle
@@ -47,14 +47,8 @@ from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.build import build_adapter
 from msea_lightning.training.build import load_config_backbone
 
-_STAGED_BATCHES = 2
-"""Batches whose stages are timed."""
-
 _IGNORED = -100
 """Target where no token is to be predicted."""
-
-_INTENSITY_TOKENS, _EMOTION_TOKENS = 4, 2
-"""Tokens that are written in answer."""
 
 Items = dict[str, Any]
 """A batch: ``index`` (B,) in the split, ``ids`` (B, T) of the texts, features and their lengths."""
@@ -118,7 +112,7 @@ class Original(Variant):
 
     def _few_batches(self, split: str, clock: StageClock) -> Sequence[Items]:
         with clock.during("data"):
-            return list(islice(self._batches(split), _STAGED_BATCHES))
+            return list(islice(self._batches(split), STAGED_BATCHES))
 
     def _batches(self, split: str) -> Iterator[Items]:
         data, size = self.splits[split], self.batch_size
@@ -155,7 +149,7 @@ class Original(Variant):
         """(B, n) greedy tokens, one step after another."""
         embedded = self._embed(batch, None)
         rereads = self.backbone.model.config.model_type == "glm"
-        count = _INTENSITY_TOKENS if self.tree.space.ordered else _EMOTION_TOKENS
+        count = 4 if self.tree.space.ordered else 2
         written: list[Tensor] = []
         cache: Any = None
         with self._autocast():

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msea_lightning.benchmark.variant import StageClock, Variant, evenly, now
+from msea_lightning.benchmark.variant import STAGED_BATCHES, StageClock, Variant, evenly, now
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import Store
@@ -22,9 +22,6 @@ from msea_lightning.data.utterance import Batch, Label
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.training.build import make_ready, make_trainer
 from msea_lightning.training.module import TrainingModule
-
-_STAGED_BATCHES = 4
-"""Batches whose stages are timed."""
 
 
 @dataclass(eq=False)
@@ -80,7 +77,7 @@ class Ours(Variant):
         data = self.data
         loader: Any = data.train_dataloader() if split == "train" else data.test_dataloader()
         batches = []
-        for part in evenly(list(loader.sampler), _STAGED_BATCHES, offset=0.5):
+        for part in evenly(list(loader.sampler), STAGED_BATCHES, offset=0.5):
             with clock.during("data"):
                 batches.append(loader.dataset[part].to(self.device))
         return batches

@@ -6,11 +6,8 @@ import dataclasses
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -158,69 +155,61 @@ def _measure(
     # The rounds take different batches: their offsets lie evenly around the middle.
     offsets = [(2 * number + 1) / (2 * bench.rounds) for number in range(bench.rounds)]
     results: dict[str, VariantResult] = {}
-    workers: dict[str, _Worker] = {}
+    workers: dict[str, Callable[..., Any]] = {}
     with ExitStack() as stack:
         for name, options in runs.items():
             log = folder / f"log-{len(workers)}.txt"
             arguments = (name, options, folder / "store", published, time.time())
             workers[name] = stack.enter_context(_worker(log, *arguments))
             # One after the other, because loading several at a time would slow each of them.
-            results[name] = VariantResult(name, **workers[name].ask("start"))
+            results[name] = VariantResult(name, **workers[name]("start"))
         for task in timed:
-            for worker in workers.values():
-                worker.ask(task, batches=_WARM_UP)
+            for ask in workers.values():
+                ask(task, batches=_WARM_UP)
             for offset in offsets:
-                for name, worker in workers.items():
-                    timing = worker.ask(task, batches=bench.steps, offset=offset)
+                for name, ask in workers.items():
+                    timing = ask(task, batches=bench.steps, offset=offset)
                     results[name].rounds.setdefault(task, []).append(timing)
-        for name, worker in workers.items():
-            results[name].peak = worker.ask("peak")
+        for name, ask in workers.items():
+            results[name].peak = ask("peak")
             if timed:
-                stages = worker.ask("stages")
+                stages = ask("stages")
                 results[name].stages = {task: stages[task] for task in timed}
-                results[name].rate = worker.ask("rate")
+                results[name].rate = ask("rate")
     return list(results.values())
 
 
-@dataclass(eq=False)
-class _Worker:
-    """The process of a variant, and where it prints."""
-
-    variant: str
-    process: SpawnProcess
-    channel: Connection
-    log: Path
-
-    def ask(self, task: str, **arguments: Any) -> Any:
-        """The result of a task; a :class:`BenchError` if it failed."""
-        try:
-            self.channel.send((task, arguments))
-            result, error = self.channel.recv()
-        except (EOFError, OSError) as gone:
-            self.process.join()
-            code = self.process.exitcode
-            last = self.log.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
-            killed = " (killed, perhaps for lack of memory)" if code == -9 else ""
-            raise BenchError(
-                f"the variant {self.variant!r} ended during '{task}' with exit code {code}"
-                f"{killed}. It said last: {' / '.join(last) or 'nothing'}"
-            ) from gone
-        if error is not None:
-            raise BenchError(f"the variant {self.variant!r}: {error}")
-        return result
-
-
 @contextmanager
-def _worker(log: Path, variant: str, *arguments: Any) -> Iterator[_Worker]:
-    """Starts the process of a variant (:func:`.worker.work`), and ends it."""
+def _worker(log: Path, variant: str, *arguments: Any) -> Iterator[Callable[..., Any]]:
+    """Starts the process of a variant (:func:`.worker.work`), and ends it.
+
+    What it yields lets the process do a task, with keyword arguments, and returns the result.
+    """
     log.touch()
     spawn = multiprocessing.get_context("spawn")
     channel, theirs = spawn.Pipe()
     process = spawn.Process(target=work, args=(theirs, log, variant, *arguments))
     process.start()
     theirs.close()
+
+    def ask(task: str, **options: Any) -> Any:
+        try:
+            channel.send((task, options))
+            result, error = channel.recv()
+        except (EOFError, OSError) as gone:
+            process.join()
+            last = log.read_text("utf-8", errors="replace").strip().splitlines()[-8:]
+            killed = " (killed, perhaps for lack of memory)" if process.exitcode == -9 else ""
+            raise BenchError(
+                f"the variant {variant!r} ended during '{task}' with exit code {process.exitcode}"
+                f"{killed}. It said last: {' / '.join(last) or 'nothing'}"
+            ) from gone
+        if error is not None:
+            raise BenchError(f"the variant {variant!r}: {error}")
+        return result
+
     try:
-        yield _Worker(variant, process, channel, log)
+        yield ask
     finally:
         process.terminate()
         process.join(_GRACE)

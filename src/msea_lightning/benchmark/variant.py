@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -24,6 +24,9 @@ from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt
 
 Item = TypeVar("Item")
+
+STAGED_BATCHES = 4
+"""Batches whose stages are timed."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,7 @@ class Variant(ABC):
         """The answers to a batch."""
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Seconds of each stage over a few batches, in training and in evaluation.
-
-        In training, forward and backward of a part count together, and the adapter is what is left.
-        """
+        """Seconds of each stage over a few batches, in training forward and backward together."""
         return {
             "train": self._stages("train", ("backbone", "head"), rest="adapter"),
             "evaluate": self._stages("test", ("backbone", "head", "adapter"), rest="decode"),
@@ -171,22 +171,22 @@ def evenly(items: Sequence[Item], count: int, offset: float) -> list[Item]:
     return [items[int((offset + number) * len(items) / count)] for number in range(count)]
 
 
+@dataclass(eq=False)
 class StageClock:
     """Adds up the seconds that each stage of a step takes on a device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device = device
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
         """Counts the time of a block."""
-        since = now(self._device)
+        since = now(self.device)
         yield
         self._add(stage, since)
 
     def _add(self, stage: str, since: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self._device) - since
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self.device) - since
 
     @contextmanager
     def timing(self, owner: object, method: str, stage: str) -> Iterator[None]:
@@ -198,14 +198,14 @@ class StageClock:
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            starts = [now(self._device)]
+            starts = [now(self.device)]
             result = original(*args, **kwargs)
             inputs = [item for item in args if isinstance(item, Tensor) and item.requires_grad]
             backward = bool(inputs) and result.requires_grad
             if not (backward and stage == "head"):
                 self._add(stage, starts[0])
                 if backward:
-                    result.register_hook(lambda _: starts.append(now(self._device)))
+                    result.register_hook(lambda _: starts.append(now(self.device)))
             if backward:
                 inputs[0].register_hook(  # type: ignore[no-untyped-call]
                     lambda _: self._add(stage, starts[-1])

@@ -146,8 +146,6 @@ class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
     Attributes:
-        stored: How the language model's weights are kept.
-        batch_size: Utterances per training batch, all devices together.
         accumulate: Parts in which a device computes its share of a training batch.
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
     """

@@ -84,8 +84,7 @@ def find_backbone(
         for folder in sorted(alike, key=lambda folder: folder.name.lower() not in names):
             option = shlex.quote(f"backbone.path={folder}")
             found.append(replace(_check(config.name, str(folder)), option=option))
-    found.sort(key=lambda candidate: ("complete", "incomplete", "missing").index(candidate.state))
-    best = found[0]
+    best = min(found, key=lambda one: ("complete", "incomplete", "missing").index(one.state))
     return best if best.usable else replace(best, remedy=_remedy(config.path))
 
 

@@ -37,7 +37,6 @@ class Findings:
     Attributes:
         rate: Floating point operations per second of the chosen device in matrix products; None
             where that cannot be measured.
-        configurations: What the twelve configurations of the paper need.
         fitting: By the name of a backbone that does not fit: the options with which its largest
             configuration fits, each with the bytes that it needs then.
         unchecked: By the name of a section that a broken package kept from being checked: why.

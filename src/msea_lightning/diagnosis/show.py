@@ -128,10 +128,9 @@ def _show_configurations(findings: Findings, console: Console) -> None:
         listed = " or ".join(f"{option} ({_gib(size)})" for option, size in options.items())
         would = f"all its configurations fit with {listed}" if options else _NOTHING_FITS
         print_line(console, f"{name}: {would}.")
-    ready = [row for row in rows if row.ready]
-    print_line(console, f"{len(ready)} of {len(rows)} configurations can be run as they are.")
-    for row in ready:
-        print_line(console, f"  {row.command}")
+    ready = [f"  {row.command}" for row in rows if row.ready]
+    count = f"{len(ready)} of {len(rows)} configurations can be run as they are."
+    print_line(console, "\n".join((count, *ready)))
 
 
 def _number(size: float) -> str:
