@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from msea_lightning.commands.command_line import compose
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.runs import identity, start
+from msea_lightning.runs.environment import environment
 from msea_lightning.runs.files import write_csv, write_json
 from msea_lightning.runs.folder import (
     RunError,
@@ -294,3 +296,14 @@ def test_two_that_write_one_file_are_not_in_each_others_way(tmp_path: Path) -> N
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, texts))
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_what_runs_without_being_installed_has_an_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    monkeypatch.setattr(metadata, "version", missing)
+    assert environment()["packages"] == {"msea_lightning": None}

@@ -227,6 +227,24 @@ def test_an_old_error_is_not_told_of_a_new_attempt(
     assert "the first reason" not in said
 
 
+def test_an_error_that_cannot_be_read_is_tried_again(trainer: Trainer) -> None:
+    trainer.does = {1: fails(UserError("the first reason"))}
+    run("seed=1")
+    (found,) = runs_of(composed("seed=1"))
+    found.error.write_text("")
+    trainer.does = {}
+    assert run("seed=1") == 0
+
+
+def test_a_launcher_that_returns_nothing_is_no_crash(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = SimpleNamespace(config=composed("seed=1"))
+    planned = [SimpleNamespace(config=job.config, job=job, fingerprint=fingerprint(job.config))]
+    outcomes = sweep._launch(planned, lambda *_: [])
+    assert [outcome.state for outcome in outcomes.values()] == [State.failed]
+
+
 def test_ctrl_c_ends_the_sweep(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "supervise", lambda *_, **__: ended(130, ""))
     assert run("seed=1,2") == 130

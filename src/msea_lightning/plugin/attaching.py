@@ -53,7 +53,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}}
     for name, tensor in plugin.weights.items():
         part, _, rest = name.partition(".")
-        weights[part][rest] = tensor
+        weights.setdefault(part, {})[rest] = tensor
     try:
         adapter.load_state_dict(weights["adapter"])
     except RuntimeError as error:

@@ -18,12 +18,10 @@ def environment() -> dict[str, Any]:
     # Here, because whoever only reads run folders has no need of it.
     import torch
 
-    required = [Requirement(text) for text in metadata.requires("msea_lightning") or ()]
-    names = [one.name for one in required if one.marker is None or one.marker.evaluate()]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in ("msea_lightning", *names)},
+        "packages": {name: _version(name) for name in ("msea_lightning", *_required())},
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "cpu": platform.processor() or platform.machine(),
@@ -31,6 +29,16 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+def _required() -> list[str]:
+    """What the project requires here; nothing where it runs without being installed."""
+    try:
+        texts = metadata.requires("msea_lightning") or []
+    except metadata.PackageNotFoundError:
+        return []
+    required = [Requirement(text) for text in texts]
+    return [one.name for one in required if one.marker is None or one.marker.evaluate()]
 
 
 def _version(package: str) -> str | None:

@@ -30,7 +30,7 @@ from msea_lightning.config.options import to_typed
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.config.text import say
 from msea_lightning.runs.files import write_json
-from msea_lightning.runs.folder import runs_by_fingerprint, runs_of
+from msea_lightning.runs.folder import RunFolder, runs_by_fingerprint, runs_of
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.lock import is_held
 from msea_lightning.runs.start import share_start
@@ -111,12 +111,13 @@ def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, 
     """Hands runs to the launcher; how each ended, by the launcher or by its folder."""
     try:
         returned = start(train_in_process, [run.job for run in runs])
+        results = zip(runs, returned, strict=True)
+        return {run.fingerprint: _returned(result) for run, result in results}
     except Exception as error:
         # One job that a cluster has lost must not take the results of the others along.
         lost = f"the launcher failed ({type(error).__name__}: {error})"
         _log.warning("%s; what its runs have done is read from their folders", lost)
         return {run.fingerprint: _found(run.config, lost) for run in runs}
-    return {run.fingerprint: _returned(result) for run, result in zip(runs, returned, strict=True)}
 
 
 def _returned(result: JobReturn) -> Outcome:
@@ -133,9 +134,23 @@ def _found(config: TrainConfig, otherwise: str = "") -> Outcome:
         return Outcome(State.finished)
     if is_held(config):
         return Outcome(State.held)
-    if runs and runs[0].error.exists():
-        otherwise = str(json.loads(runs[0].error.read_text(encoding="utf-8"))["error"])
-    return Outcome(State.failed, otherwise)
+    return Outcome(State.failed, (_written_error(runs[0]) if runs else None) or otherwise)
+
+
+def _written_error(run: RunFolder) -> str | None:
+    """What a failed run has left; None where there is nothing, or nothing that can be read."""
+    try:
+        return str(json.loads(run.error.read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _error_time(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
+    """The error that the most useful of some runs has left, and when."""
+    try:
+        return (runs[0].error, runs[0].error.stat().st_mtime_ns) if runs else None
+    except OSError:
+        return None
 
 
 def _report(root: Path) -> bool:
@@ -157,14 +172,12 @@ def train_in_process(config: DictConfig) -> Outcome:
     before = _found(typed)
     if before.state is not State.failed:
         return before
-    runs = runs_of(typed)
+    earlier = _error_time(runs_of(typed))
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.task if not word.startswith("ckpt=")]
     searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
     prefix = f"{hydra.job.num + 1:>3} | "
     command = [sys.executable, "-m", "msea_lightning.train", *words, *searched, "ckpt=auto"]
-    if runs:
-        runs[0].error.unlink(missing_ok=True)  # of an earlier attempt
     on_cpu = typed.trainer.accelerator is Accelerator.cpu
     gpu: AbstractContextManager[dict[str, str]] = (
         nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: say(f"{prefix}{text}"))
@@ -176,7 +189,8 @@ def train_in_process(config: DictConfig) -> Outcome:
         return Outcome(State.interrupted)
     reason = _describe(ended)
     runs = runs_of(typed)
-    if runs and not runs[0].finished and not runs[0].error.exists() and not is_held(typed):
+    if runs and not runs[0].finished and _error_time(runs) == earlier and not is_held(typed):
+        # It ended before it could say why.
         write_json(runs[0].error, reason)
     return _found(typed, reason["error"])
 

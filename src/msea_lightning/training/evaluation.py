@@ -27,6 +27,7 @@ from msea_lightning.data.options import Split
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, MetricInfo, UtteranceScore
+from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.contract import Model, Prediction
 from msea_lightning.model.options import MODELS
@@ -77,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
         text = "eval_batch_size %d instead of the run's %d: numbers may differ by rounding"
         _log.info(text, given, recorded)
     device = resolve_device(config.accelerator)
-    model = _trained_model(run, options, data, device)
+    model, metrics = _trained_model(run, options, data, device)
     name = config.split.value
     if isinstance(model, AdaptedLM):
         model.rule = config.decode or options.decode
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
             f"decode={config.decode.value}: {options.model.name} writes no answer that could be "
             "picked in several ways. Leave it out."
         )
-    module = TrainingModule(model, UtteranceScore(data.metrics))
+    module = TrainingModule(model, UtteranceScore(metrics))
     trainer = make_trainer(
         device,
         logger=False,
@@ -106,17 +107,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
 
 def _trained_model(
     run: RunFolder, options: TrainConfig, data: UtteranceDataModule, device: torch.device
-) -> Model:
-    """What a finished run trained: its plugin on the language model, or all of another model."""
+) -> tuple[Model, MetricKind]:
+    """What a finished run trained (its plugin, or all of another model), and how it was scored."""
     if options.model.name == MODELS.name_of(AdaptedLM):
         plugin = load_plugin(run.plugin)
         adapted = attach(plugin, load_config_backbone(options.backbone, device))
         data.tokenize(partial(encode_all, adapted.prompt.tokenizer))
-        return adapted
+        return adapted, plugin.facts.metrics
     model = build_standalone(options, data)
     best = torch.load(run.best, map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"])
-    return model
+    return model, data.metrics
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]], options: TrainConfig) -> None:

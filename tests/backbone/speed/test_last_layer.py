@@ -13,7 +13,7 @@ from msea_lightning.backbone.speed.last_layer import LastPositions, positionwise
 from tests.backbone.test_frozen import CONFIGS, assert_same, random_model
 
 LAST = 3
-MODULES = {"llama": 3, "qwen2": 3, "gemma2": 3, "gpt2": 1}
+MODULES = {"llama": 5, "qwen2": 5, "gemma2": 7, "gpt2": 1}
 """Modules of the last layer that are computed at the last positions only."""
 
 

@@ -192,8 +192,9 @@ def test_one_file_is_fetched_where_one_is_named(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_files_in_folders_and_small_files_keep_their_names(hub: Hub, tmp_path: Path) -> None:
-    hub.files = {"data/dev/a.json": b'{"a": 1}'}
+    hub.files = {"data/dev/a.json": b'{"a": 1}', "empty.txt": b""}
     download(DATASET, tmp_path / "meld")
+    assert (tmp_path / "meld" / "empty.txt").read_bytes() == b""
     assert (tmp_path / "meld" / "data" / "dev" / "a.json").read_bytes() == b'{"a": 1}'
 
 

@@ -312,6 +312,24 @@ def test_separators_of_spreadsheets(tmp_path: Path, separator: str) -> None:
         read(written(tmp_path, f"{row}{separator}", header=header))
 
 
+def test_hash_tags_are_words(tmp_path: Path) -> None:
+    (utterance,) = read(written(tmp_path, "a,train,#WOW!,joy"))
+    assert utterance.text == "#WOW!"
+
+
+def test_names_of_columns_may_hold_other_separators(tmp_path: Path) -> None:
+    header = "id\tsplit\ttext\tlabel\tnotes (a, b, c, d, e)"
+    (utterance,) = read(written(tmp_path, "a\ttrain\twell, no\tjoy\t", header=header))
+    assert utterance.text == "well, no"
+
+
+def test_a_feature_is_not_called_as_its_own_index(tmp_path: Path) -> None:
+    written(tmp_path, "a,train,x,joy")
+    np.savez(tmp_path / "features.npz", audio=np.ones((1, 3)), audio_offsets=np.ones((1, 2)))
+    with pytest.raises(ReadError, match="'audio_offsets' cannot be the name of a feature"):
+        read(tmp_path)
+
+
 def test_texts_of_any_length_are_read(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     (utterance,) = read(written(tmp_path, f"a,train,{'x' * 200_000},joy"))

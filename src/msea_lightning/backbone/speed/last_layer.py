@@ -17,18 +17,27 @@ from msea_lightning.backbone.speed.views import replaced
 
 
 def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
-    """Modules of the last layer that work on each position alone, judged by their names.
+    """Modules from the last layer on that work on each position alone, judged by their names.
 
-    To try, best first: all of them, then the MLP alone, because an architecture may mix its queries
-    across positions.
+    To try, best first: all of them; without the norms that follow attention; the MLP alone, because
+    an architecture may mix its queries across positions.
     """
     for stack, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             layer = f"{stack}.{layers - 1}"
             names = [f"{layer}.{name}" for name, _ in module[-1].named_modules()]
             mlp = f"{layer}.mlp"
+            if mlp not in names:
+                return []
             of_attention = [name for name in names if name.endswith((".q_proj", ".o_proj"))]
-            return list(dict.fromkeys([(mlp, *of_attention), (mlp,)])) if mlp in names else []
+            # The input norm is what keys and values are computed from.
+            norms = [
+                *(f"{layer}.{name}" for name, _ in module[-1].named_children() if "norm" in name),
+                *(name for name, _ in body.named_children() if "norm" in name),
+            ]
+            norms = [name for name in norms if not name.endswith("input_layernorm")]
+            best = (mlp, *of_attention)
+            return list(dict.fromkeys([(*best, *norms), best, (mlp,)]))
     return []
 
 

@@ -132,8 +132,9 @@ def _transfer(file: _File, part: Path) -> None:
 
 def _flaw(file: _File, path: Path) -> str | None:
     """What is wrong with a file that was fetched, or is missing; None where it is right."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size != file.size:
+    if not path.is_file():
+        return "it is missing"
+    if (size := path.stat().st_size) != file.size:
         return f"it has {size} bytes instead of {file.size}"
     git = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     digest = hashlib.sha256() if file.sha256 else git

@@ -72,7 +72,13 @@ def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
             'as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
     header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
-    separator = max(",;\t", key=header.count)
+
+    def likeness(sign: str) -> tuple[bool, int]:
+        # A column's name may hold what separates in other tables.
+        names = [name.strip(' "').lower() for name in header.split(sign)]
+        return "id" in names, len(names)
+
+    separator = max(",;\t", key=likeness)
     # Strict, because otherwise a quote that is not closed swallows the rest of the file.
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[int, list[str]]] = []

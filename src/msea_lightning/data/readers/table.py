@@ -55,10 +55,13 @@ _ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
     name: name for name in ("audio", "vision")
 }
 _LENGTHS = "_lengths"
-_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+# In a store, <name>_offsets says where the frames of each utterance begin.
+_NAME = re.compile(r"(?!.*_offsets$)[A-Za-z]\w*", re.ASCII)
 # What spreadsheets and pandas write where there is no label.
 _MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null")
-_FORMULA_ERROR = re.compile(r"#[A-Z0/]+[!?]")  # #NAME?, #REF!, #DIV/0!
+_FORMULA_ERROR = re.compile(
+    r"#(NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!)"
+)
 
 _composed = partial(unicodedata.normalize, "NFC")
 _log = logging.getLogger(__name__)
@@ -106,9 +109,9 @@ class TableLayout(Layout):
         """The split of a row, in which no spreadsheet has left an error."""
         for name, value in row.values.items():
             failed = name in ("id", "split") and value == "#N/A"
-            if failed or _FORMULA_ERROR.fullmatch(value):
+            if failed or _FORMULA_ERROR.fullmatch(value.strip()):
                 raise ReadError(
-                    f"{self._table}, line {row.line} has '{value}' as {name}: a "
+                    f"{self._table}, line {row.line} has '{value.strip()}' as {name}: a "
                     "spreadsheet took the entry for a formula (those begin with = + - @) and could "
                     "not compute it. Format the column as text and enter its values again."
                 )
@@ -209,7 +212,8 @@ class _Features:
             if not _NAME.fullmatch(called):
                 raise ReadError(
                     f"{place.where}: '{called}' cannot be the name of a feature, which is a word "
-                    "of letters, digits and underscores, such as audio. Rename or remove it."
+                    "of letters, digits and underscores, such as audio, and does not end in "
+                    "_offsets. Rename or remove it."
                 )
             name = _ALIASES.get(called.lower(), called)
             if name in self.places:
