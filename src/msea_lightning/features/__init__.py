@@ -1,0 +1,1 @@
+"""Raw media to feature sequences: decoding, extractors, transcripts, and tables made of clips."""
