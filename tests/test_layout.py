@@ -25,6 +25,7 @@ ORDER = (
     "model",
     "paper",
     "runs",
+    "features",
     "cost",
     "plugin",
     "reporting",

@@ -1,0 +1,23 @@
+"""Packages that come with an extra of the project, imported where they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from msea_lightning.features.contract import FeatureError
+
+
+def load_package(module: str, *, extra: str) -> Any:
+    """Imports a module of an optional package.
+
+    Raises:
+        FeatureError: naming the extra that installs the package, or what went wrong in it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise FeatureError(
+            f"the package {module.partition('.')[0]} is missing or broken ({error}). Install it: "
+            f"pip install 'msea_lightning[{extra}]'."
+        ) from error
