@@ -82,7 +82,7 @@ class FrozenBackbone:
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint_activations = checkpoint_activations
-        self.pad_id = _pad_id(tokenizer, pad_token)
+        self.pad_id = padding_id(tokenizer, pad_token)
         self._check_vocabulary()
         self.body: nn.Module = getattr(model, model.base_model_prefix)
         if getattr(model, "is_loaded_in_8bit", False):
@@ -322,7 +322,8 @@ def _windows(config: PreTrainedConfig) -> list[int | None]:
     return []
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int:
+    """Id of the token that fills up sequences; see :class:`FrozenBackbone`."""
     if pad_token is not None:
         if pad_token not in (vocabulary := tokenizer.get_vocab()):
             raise BackboneError(

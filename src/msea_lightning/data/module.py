@@ -27,6 +27,7 @@ from msea_lightning.data.sampler import (
     TrainingBatchSampler,
     dialogues_of,
     evaluation_batches,
+    reading_costs,
 )
 from msea_lightning.data.splits.fraction import sample
 from msea_lightning.data.splits.held_out import hold_out
@@ -189,8 +190,7 @@ class UtteranceDataModule(LightningDataModule):
             tokens = np.array([len(ids) for ids in split.tokens])
             read = np.minimum(tokens, self._dataset.text_tokens)
         frames = sum(split.lengths.values(), start=np.zeros(len(split), dtype=np.int64))
-        costs: NDArray[np.int64] = read * (frames.max() + 1) + frames
-        return costs
+        return reading_costs(read, frames)
 
     def loader(
         self, split: StoreSplit, sampler: Sampler[list[int]] | Sequence[list[int]]

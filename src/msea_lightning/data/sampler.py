@@ -177,6 +177,12 @@ def dialogues_of(groups: Sequence[str | None], positions: NDArray[np.int64]) -> 
     return [sorted(members, key=lambda index: int(positions[index])) for members in found.values()]
 
 
+def reading_costs(read: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) how long utterances take, to sort by: their tokens that are read, then their frames."""
+    costs: NDArray[np.int64] = read * (frames.max(initial=0) + 1) + frames
+    return costs
+
+
 def evaluation_batches(
     units: Sequence[list[int]], batch_size: int, *, rank: int = 0, world: int = 1
 ) -> list[list[int]]:

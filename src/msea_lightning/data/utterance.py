@@ -9,12 +9,13 @@ Shape legend: B utterances, L frames of one feature, d values a frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,31 +32,129 @@ class DataError(UserError):
     """A data set that cannot be trained or evaluated on."""
 
 
-@dataclass(frozen=True, eq=False)
-class Utterance:
-    """One utterance as a reader yields it and the store keeps it.
+class Clip(NamedTuple):
+    """A recording, or a part of it, whose features are extracted when they are needed.
 
     Attributes:
-        id: Unique within the data set.
-        text: The words.
+        path: The file.
+        start: Where the utterance begins, in seconds; None for the start of the file.
+        end: Where it ends, in seconds; None for the end of the file.
+    """
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Utterance:
+    """One utterance: what readers yield, the store keeps, and plugins give an answer for.
+
+    Args:
+        id: Unique within a data set; predictions need none.
+        text: The words; empty where there are none.
         labels: Labels by name; empty where the utterance is unlabelled.
-        features: Name of a feature to (L, d) float32 frames without padding; a name that is missing
-            is an absent modality.
+        features: Name of a feature to (L, d) frames without padding; a name that is missing is an
+            absent modality. A single frame may be (d,).
         group: Video or dialogue that the utterance belongs to.
         speaker: Who speaks.
+        clip: Recording to extract the features from that are not given.
+        audio: ``features["audio"]``.
+        vision: ``features["vision"]``.
+
+    Attributes:
+        features: All features as float32; those without any frame are absent.
     """
 
     id: str
     text: str
-    labels: Mapping[str, Label] = field(default_factory=dict)
-    features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    group: str | None = None
-    speaker: str | None = None
+    labels: Mapping[str, Label]
+    features: Mapping[str, NDArray[np.float32]]
+    group: str | None
+    speaker: str | None
+    clip: Clip | None
+
+    def __init__(
+        self,
+        id: str = "",
+        text: str = "",
+        labels: Mapping[str, Label] | None = None,
+        features: Mapping[str, ArrayLike] | None = None,
+        group: str | None = None,
+        speaker: str | None = None,
+        clip: Clip | None = None,
+        *,
+        audio: ArrayLike | None = None,
+        vision: ArrayLike | None = None,
+    ) -> None:
+        given = dict(features or {})
+        for name, value in (("audio", audio), ("vision", vision)):
+            if value is not None:
+                if name in given:
+                    raise DataError(f"utterance {id!r}: {name} is given twice; leave one out.")
+                given[name] = value
+        frames = {name: _frames(id, name, value) for name, value in given.items()}
+        values = {
+            "id": id,
+            "text": text,
+            "labels": labels or {},
+            "features": {name: found for name, found in frames.items() if len(found)},
+            "group": group,
+            "speaker": speaker,
+            "clip": clip,
+        }
+        for name, found in values.items():
+            object.__setattr__(self, name, found)
+
+    @classmethod
+    def from_media(
+        cls,
+        path: str | Path,
+        text: str = "",
+        *,
+        id: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> Utterance:
+        """An utterance in a clip, whose features the plugin extracts that is asked about it.
+
+        Args:
+            path: Sound or video file.
+            text: What is said.
+            id: The file's name where not given.
+            start: Where the utterance begins, in seconds.
+            end: Where it ends, in seconds.
+
+        Raises:
+            DataError: if there is no such file.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise DataError(f"There is no file {path}: give the path of a sound or video file.")
+        return cls(path.name if id is None else id, text, clip=Clip(path, start, end))
 
     @property
     def label(self) -> Label | None:
         """The main label; None where the utterance has none."""
         return self.labels.get(MAIN_LABEL)
+
+
+def _frames(id: str, name: str, value: ArrayLike) -> NDArray[np.float32]:
+    """A feature as (L, d) float32."""
+    try:
+        frames = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"utterance {id!r}: {name} is no array of numbers ({error}). Give (frames, values)."
+        ) from error
+    if frames.ndim == 1:
+        frames = frames[None] if len(frames) else frames.reshape(0, 0)
+    if frames.ndim != 2:
+        raise DataError(
+            f"utterance {id!r}: {name} has the shape {frames.shape}; give (frames, values), or "
+            "(values,) for a single frame."
+        )
+    return frames
 
 
 class PaddedSequences(NamedTuple):

@@ -6,6 +6,8 @@ tokens, A legal answers, M nodes of the answer tree, d width of the language mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,6 +24,26 @@ from msea_lightning.model.contract import Model, ModelError, Step
 
 if TYPE_CHECKING:
     from msea_lightning.backbone.speed.prefix_cache import PrefixCache
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerInputs:
+    """What the language model reads to answer a batch: the sequences, each with the answer tree.
+
+    Attributes:
+        embedded: (B, S + M, d) embeddings in the language model's dtype.
+        mask: (B, S), False at padding, where the tree is empty; else (B, S + M, S + M), whether
+            position i attends to position j.
+        positions: (B, S + M), those of the prefix counted.
+        prefix: KV cache of what all sequences begin with; None where they hold it themselves.
+        read: The last positions, 1 + M, whose hidden states are read.
+    """
+
+    embedded: Tensor
+    mask: Tensor
+    positions: Tensor
+    prefix: PrefixCache | None
+    read: int
 
 
 class AdaptedLM(Model):
@@ -125,7 +147,19 @@ class AdaptedLM(Model):
         The answer tree follows the prompt; each of its nodes attends to the prompt and to its own
         ancestors only.
         """
-        sequences, embedded, prefix = self._sequences(batch)
+        inputs = self.answer_inputs(batch)
+        hidden = self.backbone.hidden(
+            inputs.embedded, inputs.mask, inputs.positions, inputs.prefix, last=inputs.read
+        )
+        return self.read_answers(hidden)
+
+    def answer_inputs(self, batch: Batch, *, cached_prefix: bool = True) -> AnswerInputs:
+        """What the language model reads in :meth:`answer_logp`.
+
+        With ``cached_prefix`` the sequences go on from the KV cache of their common prefix, where
+        the language model can.
+        """
+        sequences, embedded, prefix = self._sequences(batch, cached_prefix=cached_prefix)
         mask, positions = sequences.mask, sequences.positions
         nodes = len(self.tree)
         if nodes:
@@ -134,10 +168,12 @@ class AdaptedLM(Model):
             embedded = torch.cat([embedded, self.backbone.embed(tokens)], dim=1)
             positions = torch.cat([positions, positions[:, -1:] + tree.depths], dim=1)
             mask = _tree_mask(mask, tree.attends)
-        hidden = self.backbone.hidden(embedded, mask, positions, prefix, last=1 + nodes)
-        return self.backbone.token_logp(
-            hidden[:, -1 - nodes :], self.tree.predictors, self.tree.answer_ids
-        )
+        return AnswerInputs(embedded, mask, positions, prefix, 1 + nodes)
+
+    def read_answers(self, hidden: Tensor) -> Tensor:
+        """Log probability (B, A, L) of the answers' tokens, from hidden states (B, S + M, d)."""
+        read = hidden[:, -1 - len(self.tree) :]
+        return self.backbone.token_logp(read, self.tree.predictors, self.tree.answer_ids)
 
     def _adapt(self, batch: Batch) -> tuple[Texts | None, Tensor | None, Tensor | None]:
         """Tokenised texts, pseudo tokens (B, n, d), and the text embeddings if they changed.
@@ -164,11 +200,15 @@ class AdaptedLM(Model):
         return texts, pseudo, adapted.flatten(0, 1).index_select(0, self._positions(texts.mask))
 
     def _sequences(
-        self, batch: Batch, labels: list[list[int]] | None = None
+        self,
+        batch: Batch,
+        labels: list[list[int]] | None = None,
+        *,
+        cached_prefix: bool = True,
     ) -> tuple[Sequences, Tensor, PrefixCache | None]:
         """Sequences after the cached prefix, their embeddings (B, S, d), and the prefix."""
         texts, pseudo, text = self._adapt(batch)
-        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids)
+        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids) if cached_prefix else None
         after = prefix.tokens if prefix is not None else 0
         sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
         return sequences, self._embed(sequences, pseudo, text), prefix
@@ -202,6 +242,47 @@ class AdaptedLM(Model):
                 f"Sequences of this data set may be {longest} tokens long, but the backbone reads "
                 f"{limit} at a time: {remedy}."
             )
+
+
+@torch.no_grad()
+def predict_together(
+    parts: Sequence[tuple[AdaptedLM, Batch]], rules: Sequence[Decode]
+) -> list[Answers]:
+    """Decoded answers of batches of several models, in one pass of their language model.
+
+    The models share the language model; each gives the answers that it gives alone, up to rounding.
+    """
+    backbone = parts[0][0].backbone
+    inputs = [model.answer_inputs(batch, cached_prefix=False) for model, batch in parts]
+    width = max(part.embedded.shape[1] for part in inputs)
+    hidden = backbone.hidden(
+        torch.cat([_widened(part.embedded, width, dims=1) for part in inputs]),
+        torch.cat([_widened_mask(part.mask, width) for part in inputs]),
+        torch.cat([_widened(part.positions, width, dims=1) for part in inputs]),
+        last=max(part.read for part in inputs),
+    )
+    found = torch.split(hidden, [len(batch) for _, batch in parts])
+    return [
+        decode(model.tree, model.read_answers(states), rule)
+        for (model, _), states, rule in zip(parts, found, rules, strict=True)
+    ]
+
+
+def _widened(rows: Tensor, width: int, *, dims: int) -> Tensor:
+    """(B, S, ...) filled up with zeros on the left to (B, W, ...); with two dims, (B, W, W)."""
+    missing = width - rows.shape[1]
+    after = [0, 0] * (rows.dim() - 1 - dims)
+    return functional.pad(rows, [*after, *[missing, 0] * dims])
+
+
+def _widened_mask(mask: Tensor, width: int) -> Tensor:
+    """(B, S) or (B, S, S) to (B, W, W): who attends to whom; padding on the left to itself."""
+    if mask.dim() == 2:
+        nobody = torch.zeros(0, 0, dtype=torch.bool, device=mask.device)
+        mask = _tree_mask(mask, nobody)
+    widened = _widened(mask, width, dims=2)
+    widened.diagonal(dim1=1, dim2=2).fill_(True)
+    return widened
 
 
 def _tree_mask(prompt: Tensor, attends: Tensor) -> Tensor:

@@ -5,14 +5,17 @@ A plugin folder holds ``adapter.safetensors`` (adapter weights and feature stati
 one language model costs their own weights only: the language model is shared and never changes.
 """
 
+from msea_lightning.plugin.answer import Answer
 from msea_lightning.plugin.attaching import attach
-from msea_lightning.plugin.facts import Plugin, PluginError
-from msea_lightning.plugin.loading import load_plugin, load_plugin_backbone
-from msea_lightning.plugin.saving import save_plugin
+from msea_lightning.plugin.facts import PluginError
+from msea_lightning.plugin.plugin import Plugin, load_plugin, load_plugin_backbone, save_plugin
+from msea_lightning.plugin.predictor import Predictor
 
 __all__ = [
+    "Answer",
     "Plugin",
     "PluginError",
+    "Predictor",
     "attach",
     "load_plugin",
     "load_plugin_backbone",

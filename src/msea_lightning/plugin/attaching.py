@@ -5,40 +5,54 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.fingerprint import same_model
+from msea_lightning.backbone.frozen import padding_id
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.plugin.facts import Plugin, PluginError, PluginFacts, backbone_title
+from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
+
+if TYPE_CHECKING:
+    from msea_lightning.plugin.plugin import Plugin
 
 _log = logging.getLogger(__name__)
 
 
-def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
-    """Puts a plugin in front of a language model, ready to answer.
+def attach(
+    plugin: Plugin, backbone: FrozenBackbone, *, fingerprint: Mapping[str, str] | None = None
+) -> AdaptedLM:
+    """Puts a plugin in front of a language model, as the model that answers batches.
 
     The language model itself is not touched; several plugins can be attached to one at a time.
     Where its linear layers are quantised otherwise than in training, a warning says so.
-    ``answers(batch)`` of the result gives values, probabilities and distributions.
+
+    Args:
+        plugin: The plugin.
+        backbone: The language model.
+        fingerprint: The language model's, where it is known already.
 
     Raises:
         PluginError: if it is another language model (both fingerprints are given), or the weights
             do not fit the facts.
     """
     facts = plugin.facts
-    _check_backbone(facts, backbone)
+    _check_backbone(facts, backbone, fingerprint or backbone.fingerprint())
     space = LabelSpace.from_config(
         facts.labels, signed=facts.signed_labels, encode=partial(encode, backbone.tokenizer)
     )
     make: Callable[..., Adapter] = ADAPTERS.load(facts.adapter_name)
-    adapter = make(**facts.adapter)
+    # Without memory: the weights are taken from the plugin.
+    with torch.device("meta"):
+        adapter = make(**facts.adapter)
     prompt = Prompt(
         facts.prompt.layout,
         backbone.tokenizer,
@@ -46,7 +60,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
         task=facts.prompt.task,
         pseudo_tokens=adapter.pseudo_tokens,
         text_tokens=facts.prompt.text_tokens,
-        pad_id=backbone.pad_id,
+        pad_id=padding_id(backbone.tokenizer, facts.prompt.pad_token),
         pad_to=facts.prompt.pad_to,
         attend_padding=facts.prompt.attend_padding,
     )
@@ -55,7 +69,7 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
         part, _, rest = name.partition(".")
         weights.setdefault(part, {})[rest] = tensor
     try:
-        adapter.load_state_dict(weights["adapter"])
+        adapter.load_state_dict(weights["adapter"], assign=True)
     except RuntimeError as error:
         raise PluginError(
             f"The plugin's weights do not fit its plugin.json: {' '.join(str(error).split())}"
@@ -72,8 +86,8 @@ def attach(plugin: Plugin, backbone: FrozenBackbone) -> AdaptedLM:
     return model.eval()
 
 
-def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone) -> None:
-    expected, found = facts.fingerprint, backbone.fingerprint()
+def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping[str, str]) -> None:
+    expected = facts.fingerprint
     bits = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
     found_here = (how for name, how in bits.items() if getattr(backbone.model, name, False))
     here = next(found_here, "none")

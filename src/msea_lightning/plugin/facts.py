@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.loading.gguf import is_gguf
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.options import LabelConfig, Language
+from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig, Language
 from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -58,6 +56,9 @@ class PluginFacts:
         fingerprint: The language model's fingerprint, by part.
         test: Metrics on the test split.
         adapter_name: ``adapter.name``; plugins from before there were several do not say it.
+        features: Name of each feature to what extracted it (``features/contract.py``); those of
+            unknown origin are missing.
+        eval_batch_size: Utterances per batch of the test; the same batches give the same digits.
     """
 
     format: int
@@ -74,14 +75,8 @@ class PluginFacts:
     fingerprint: dict[str, str]
     test: dict[str, Any]
     adapter_name: str = "mse"
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """A trained plugin, not attached yet; its tensors are ``adapter.*`` and ``standardizer.*``."""
-
-    facts: PluginFacts
-    weights: Mapping[str, Tensor]
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    eval_batch_size: int = EVALUATION_BATCH
 
 
 def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str, Any]:
@@ -147,6 +142,8 @@ def describe(
     pad_token: str | None,
     backbone: dict[str, Any],
     test: dict[str, Any],
+    features: dict[str, dict[str, Any]] | None = None,
+    eval_batch_size: int = EVALUATION_BATCH,
 ) -> PluginFacts:
     """The facts of a trained model, with those of :class:`PluginFacts` that it does not know."""
     options = model.adapter.options()
@@ -173,4 +170,6 @@ def describe(
         fingerprint=model.backbone.fingerprint(),
         test=test,
         adapter_name=ADAPTERS.name_of(model.adapter),
+        features=features or {},
+        eval_batch_size=eval_batch_size,
     )

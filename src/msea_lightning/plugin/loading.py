@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from msea_lightning.backbone import FrozenBackbone, load_backbone
-from msea_lightning.backbone.options import Weights
+from msea_lightning.backbone import FrozenBackbone, load_backbone, resolve_device
+from msea_lightning.backbone.options import Accelerator, Weights
 from msea_lightning.plugin.facts import (
     FACTS,
     FORMAT,
     WEIGHTS,
-    Plugin,
     PluginError,
     PluginFacts,
     backbone_title,
@@ -27,14 +33,20 @@ from msea_lightning.plugin.facts import (
 )
 
 
-def load_plugin(folder: str | Path) -> Plugin:
-    """Reads a plugin folder; PluginError if a file is missing, broken, or of another format."""
-    folder = Path(folder)
+def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[str, Tensor]]:
+    """What a plugin folder, here or on the Hugging Face Hub, says, and its weights.
+
+    Raises:
+        PluginError: if a file is missing, broken, or of another format, or cannot be fetched.
+    """
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        folder = _fetched(str(place), folder, **download)
     for name in (FACTS, WEIGHTS):
         if not (folder / name).is_file():
             raise PluginError(
-                f"{folder} is not a complete plugin: {name} is missing. Give the plugin/ folder "
-                "of a finished run."
+                f"{place} is not a complete plugin: {name} is missing. Give the plugin/ folder "
+                "of a finished run, or the name of a plugin on the Hugging Face Hub."
             )
     try:
         values = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -52,33 +64,40 @@ def load_plugin(folder: str | Path) -> Plugin:
             "plugin/ folder of the run again."
         ) from error
     assert isinstance(facts, PluginFacts)
-    return Plugin(facts, weights)
+    return facts, weights
 
 
-def load_plugin_backbone(
-    plugin: Plugin,
+def _fetched(name: str, folder: Path, **download: Any) -> Path:
+    """The folder with a plugin of the Hub, in the cache."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[FACTS, WEIGHTS], **download))
+    except HFValidationError as error:
+        raise PluginError(
+            f"There is no folder {folder}, and it is no name on the Hugging Face Hub either: give "
+            "the plugin/ folder of a finished run."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise PluginError(
+            f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
+            f"{str(error).splitlines()[0]}. Check the name and the connection (private plugins "
+            "need a token: hf auth login)."
+        ) from error
+
+
+def load_recorded_backbone(
+    plugin: PluginFacts,
     path: str | Path | None = None,
     *,
     tokenizer: str | None = None,
     quantization: str | None = None,
     dtype: str | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> FrozenBackbone:
     """Loads the language model that a plugin was trained on, stored as it was then.
 
-    Args:
-        plugin: The plugin.
-        path: Its place here, where the plugin was trained on local files.
-        tokenizer: The place of its tokenizer here, where that was a local one.
-        quantization: Storage of the linear layers; as in training where not given.
-        dtype: Compute dtype; as in training where not given.
-        device: Where to put it.
-
-    Raises:
-        PluginError: where the plugin does not tell where its language model or tokenizer is.
-        BackboneError: where that cannot be loaded.
+    For arguments and errors see :meth:`~msea_lightning.plugin.Plugin.load`.
     """
-    facts = plugin.facts.backbone
+    facts = plugin.backbone
     if facts.get("weights", "pretrained") == Weights.random.value:
         raise PluginError(
             "The plugin was trained on random weights (backbone.weights=random), which were for "
@@ -89,7 +108,7 @@ def load_plugin_backbone(
     if tokenizer is None and (file := facts.get("tokenizer_file")) is not None:
         raise PluginError(
             f"The plugin was trained with the tokenizer {file} (a local file or folder). Say where "
-            "it is here: load_plugin_backbone(plugin, path, tokenizer=...)."
+            "it is here: tokenizer=..."
         )
     return load_backbone(
         path,
@@ -97,8 +116,8 @@ def load_plugin_backbone(
         quantization=quantization or facts.get("quantization", "none"),
         double_quantization=facts.get("double_quantization", True),
         dtype=dtype or facts.get("dtype", "auto"),
-        pad_token=plugin.facts.prompt.pad_token,
-        device=device,
+        pad_token=plugin.prompt.pad_token,
+        device=_device(device),
     )
 
 
@@ -113,6 +132,9 @@ def _recorded_path(facts: Mapping[str, Any]) -> str | None:
     named = f", called {facts['file']}" if facts.get("file") else ""
     named += f", SHA-256 {facts['sha256']}" if facts.get("sha256") else ""
     raise PluginError(
-        f"The plugin was trained on {backbone_title(facts)}{named}. Say where it is here: "
-        "load_plugin_backbone(plugin, path)."
+        f"The plugin was trained on {backbone_title(facts)}{named}. Say where it is here: path=..."
     )
+
+
+def _device(device: torch.device | str) -> torch.device | str:
+    return resolve_device(Accelerator.auto) if device == "auto" else device

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from torch import Tensor
 
 from msea_lightning.config.text import visible
 from msea_lightning.metrics import METRICS
@@ -17,22 +19,26 @@ from msea_lightning.plugin.facts import FACTS, WEIGHTS, PluginFacts, backbone_ti
 from msea_lightning.runs.files import write_atomically, write_json
 
 
-def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
-    """Writes a trained model as a plugin into a folder, which is made if needed."""
+def write_plugin(folder: Path, facts: PluginFacts, weights: Mapping[str, Tensor]) -> None:
+    """Writes a plugin into a folder, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if name.startswith(("adapter.", "standardizer."))
-    }
     partial = folder / f".{WEIGHTS}.partial"
-    save_file(weights, partial)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
     partial.replace(folder / WEIGHTS)
     write_json(
         folder / FACTS, OmegaConf.to_container(OmegaConf.structured(facts), enum_to_str=True)
     )
     count = sum(tensor.numel() for tensor in weights.values())
     write_atomically(folder / "README.md", visible(readme(facts, count)))
+
+
+def plugin_weights(model: AdaptedLM) -> dict[str, Tensor]:
+    """The tensors of a trained model that make its plugin, on the CPU."""
+    return {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("adapter.", "standardizer."))
+    }
 
 
 def readme(facts: PluginFacts, parameters: int) -> str:

@@ -32,7 +32,7 @@ from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.contract import Model, Prediction
 from msea_lightning.model.options import MODELS
 from msea_lightning.paper import paper_result
-from msea_lightning.plugin import attach, load_plugin
+from msea_lightning.plugin import Plugin, attach
 from msea_lightning.runs.files import csv_text, write_atomically, write_json
 from msea_lightning.runs.folder import PREDICTION_COLUMNS, RunError, RunFolder
 from msea_lightning.training.build import (
@@ -110,7 +110,7 @@ def _trained_model(
 ) -> tuple[Model, MetricKind]:
     """What a finished run trained (its plugin, or all of another model), and how it was scored."""
     if options.model.name == MODELS.name_of(AdaptedLM):
-        plugin = load_plugin(run.plugin)
+        plugin = Plugin.from_pretrained(run.plugin)
         adapted = attach(plugin, load_config_backbone(options.backbone, device))
         data.tokenize(partial(encode_all, adapted.prompt.tokenizer))
         return adapted, plugin.facts.metrics

@@ -1,0 +1,132 @@
+"""A trained plugin, as people use it: load it, plug it into a language model, publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor
+
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.plugin.facts import PluginFacts
+from msea_lightning.plugin.loading import load_recorded_backbone, read_plugin
+from msea_lightning.plugin.predictor import Predictor
+from msea_lightning.plugin.saving import plugin_weights, write_plugin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(eq=False)
+class Plugin(ModelHubMixin):
+    """A trained plugin; the language model that it belongs in front of is no part of it.
+
+    Attributes:
+        facts: What ``plugin.json`` says.
+        weights: Its tensors by name, ``adapter.*`` and ``standardizer.*``.
+    """
+
+    facts: PluginFacts
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # All of it is in plugin.json; the mixin would write the facts a second time.
+        self._hub_mixin_config = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> Plugin:
+        """Reads a plugin folder, or fetches one from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: The ``plugin/`` folder of a run, or a Hub name.
+            **download: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
+                ``local_files_only``, as everywhere in huggingface_hub.
+
+        Raises:
+            PluginError: if there is no such plugin, or it is incomplete, broken, or of another
+                format.
+        """
+        facts, weights = read_plugin(pretrained_model_name_or_path, **download)
+        return cls(facts, weights)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_plugin(save_directory, self.facts, self.weights)
+
+    def load(
+        self,
+        path: str | Path | None = None,
+        *,
+        tokenizer: str | None = None,
+        quantization: str | None = None,
+        dtype: str | None = None,
+        device: torch.device | str = "auto",
+    ) -> Predictor:
+        """Loads the language model that the plugin was trained on, and plugs it in.
+
+        Args:
+            path: Hub id, folder or ``.gguf`` file of the language model, where the plugin was
+                trained on local files, or it lies elsewhere now.
+            tokenizer: The place of its tokenizer, likewise.
+            quantization: ``none``, ``int8`` or ``nf4``; as in training where not given.
+            dtype: Compute dtype; as in training where not given.
+            device: Where to put it; ``auto`` takes a GPU where there is one.
+
+        Raises:
+            PluginError: where the plugin does not tell where its language model or tokenizer is, or
+                it is another one.
+            BackboneError: where that cannot be loaded.
+        """
+        backbone = load_recorded_backbone(
+            self.facts,
+            path,
+            tokenizer=tokenizer,
+            quantization=quantization,
+            dtype=dtype,
+            device=device,
+        )
+        return self.attach(backbone)
+
+    def attach(
+        self,
+        model: PreTrainedModel | FrozenBackbone,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Predictor:
+        """Plugs into a language model that is loaded already.
+
+        The language model stays as it is, without hooks, and generates what it generated before;
+        while the plugin is attached it is in evaluation mode and its parameters take no gradient
+        (:meth:`Predictor.detach` sets both back).
+
+        Args:
+            model: A causal language model of transformers, or a frozen one of ours.
+            tokenizer: Its tokenizer; not for a frozen one, which has its own.
+
+        Raises:
+            PluginError: if the plugin was trained on another language model.
+            BackboneError: if the model cannot be a backbone.
+        """
+        predictor = Predictor(model, tokenizer, pad_token=self.facts.prompt.pad_token)
+        predictor.add(self)
+        return predictor
+
+
+def load_plugin(folder: str | Path) -> Plugin:
+    """The same as :meth:`Plugin.from_pretrained`."""
+    return Plugin.from_pretrained(folder)
+
+
+def load_plugin_backbone(
+    plugin: Plugin, path: str | Path | None = None, **options: Any
+) -> FrozenBackbone:
+    """The language model that :meth:`Plugin.load` loads, with the same arguments and errors."""
+    return load_recorded_backbone(plugin.facts, path, **options)
+
+
+def save_plugin(folder: str | Path, model: AdaptedLM, facts: PluginFacts) -> None:
+    """Writes a trained model as a plugin into a folder, which is made if needed."""
+    Plugin(facts, plugin_weights(model)).save_pretrained(folder)

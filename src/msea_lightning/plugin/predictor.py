@@ -1,0 +1,293 @@
+"""Trained plugins in front of one language model, ready to answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from msea_lightning.backbone import BackboneError, FrozenBackbone
+from msea_lightning.data.utterance import Utterance
+from msea_lightning.language.options import Decode
+from msea_lightning.language.prompt import encode_all
+from msea_lightning.model.adapted_lm import AdaptedLM, predict_together
+from msea_lightning.plugin.answer import Answer, answers_of
+from msea_lightning.plugin.attaching import attach
+from msea_lightning.plugin.batching import Question, batches, check, collate
+from msea_lightning.plugin.facts import PluginError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from msea_lightning.features.extraction import Extraction
+    from msea_lightning.plugin.plugin import Plugin
+
+
+class _Attached:
+    """A plugin in front of the language model."""
+
+    def __init__(self, plugin: Plugin, model: AdaptedLM) -> None:
+        self.plugin = plugin
+        self.model = model
+        self.facts = plugin.facts
+        self._extraction: Extraction | None = None
+
+    @property
+    def extraction(self) -> Extraction:
+        """What extracts features as in training; PluginError where that is not known."""
+        if self._extraction is None:
+            from msea_lightning.features.extraction import Extraction
+
+            if not self.facts.features:
+                raise PluginError(
+                    "The plugin does not say what its features were extracted with, so none can "
+                    "be extracted from a clip. Give the features (audio=, vision=) as for "
+                    f"{self.facts.dataset}, or train on features of msea_lightning.extract."
+                )
+            self._extraction = Extraction.from_facts(self.facts.features)
+        return self._extraction
+
+
+class Predictor:
+    """Answers about utterances, by one or several plugins in front of one language model.
+
+    The language model is shared: a plugin more costs its own weights. Threads may share a
+    predictor, also while plugins are added and removed.
+
+    Args:
+        model: A causal language model of transformers, or a frozen one of ours. It is left without
+            hooks or patches; see :meth:`detach`.
+        tokenizer: Its tokenizer; not for a frozen one, which has its own.
+        pad_token: Token that fills up sequences; the tokenizer's own where not given.
+
+    Raises:
+        BackboneError: if the model cannot be a backbone, or its tokenizer is missing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | FrozenBackbone,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        pad_token: str | None = None,
+    ) -> None:
+        self._before: _Before | None = None
+        if isinstance(model, FrozenBackbone):
+            if tokenizer is not None:
+                raise BackboneError("A FrozenBackbone has its own tokenizer: leave tokenizer out.")
+            self.backbone = model
+        else:
+            if tokenizer is None:
+                raise BackboneError(
+                    "A language model of transformers needs its tokenizer beside it: "
+                    "attach(model, tokenizer)."
+                )
+            self._before = _Before(model)
+            self.backbone = FrozenBackbone(model, tokenizer, pad_token=pad_token)
+        self._fingerprint = self.backbone.fingerprint()
+        self._attached: Mapping[str, _Attached] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """The attached plugins by name, in the order in which they were added."""
+        return {name: attached.plugin for name, attached in self._attached.items()}
+
+    def add(self, plugin: Plugin, name: str | None = None) -> str:
+        """Attaches one more plugin.
+
+        Args:
+            plugin: The plugin.
+            name: What to call it; the name of its data set where not given.
+
+        Returns:
+            Its name.
+
+        Raises:
+            PluginError: if there is one of that name, or it was trained on another language model.
+        """
+        name = name or plugin.facts.dataset
+        model = attach(plugin, self.backbone, fingerprint=self._fingerprint)
+        with self._lock:
+            if name in self._attached:
+                raise PluginError(
+                    f"There is a plugin {name!r} already: add this one under another name "
+                    "(name=...)."
+                )
+            self._attached = {**self._attached, name: _Attached(plugin, model)}
+        return name
+
+    def remove(self, name: str) -> None:
+        """Takes a plugin away; PluginError if there is none of that name."""
+        with self._lock:
+            self._find(name)
+            self._attached = {
+                other: attached for other, attached in self._attached.items() if other != name
+            }
+
+    def detach(self) -> None:
+        """Takes all plugins away, and sets a language model's mode back to what it was."""
+        with self._lock:
+            self._attached = {}
+            if self._before is not None:
+                self._before.restore()
+
+    def predict(
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        plugin: str | Sequence[str] | None = None,
+        decode: Decode | str | None = None,
+        batch_size: int | None = None,
+    ) -> list[Answer]:
+        """The answers about utterances, in their order.
+
+        Args:
+            utterances: Any mix of lengths and absent modalities. Features of those with a clip are
+                extracted from it, unless they are given.
+            plugin: Name of the plugin to ask, or one for each utterance; not needed where there is
+                only one.
+            decode: ``greedy``, ``median`` or ``mean``; each plugin's own rule where not given.
+            batch_size: Most utterances at a time; as in the test of the run where not given.
+
+        Raises:
+            PluginError: if there is no such plugin.
+            DataError: if an utterance does not fit the plugin.
+            LabelSpaceError: if emotions shall be decoded by ``median`` or ``mean``.
+        """
+        utterances = list(utterances)
+        names = self._names(plugin, len(utterances))
+        attached = {name: self._find(name) for name in dict.fromkeys(names)}
+        rule = None if decode is None else Decode(decode)
+        questions = self._questions(utterances, names, attached)
+        size = batch_size or max(
+            (found.facts.eval_batch_size for found in attached.values()), default=1
+        )
+        answers: list[Answer | None] = [None] * len(utterances)
+        for batch in batches(questions, size):
+            for question, answer in zip(*self._answer(batch, rule), strict=True):
+                answers[question.number] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def explain(
+        self,
+        utterance: Utterance,
+        *,
+        plugin: str | None = None,
+        decode: Decode | str | None = None,
+    ) -> dict[str, Answer]:
+        """What each modality contributes: the answer without it.
+
+        Returns:
+            ``everything`` to the answer about the whole utterance, and ``without text``,
+            ``without audio`` and ``without vision`` to the answer where that is absent, for each
+            that the utterance has besides others.
+        """
+        name = self._names(plugin, 1)[0]
+        whole = self._with_features(utterance, self._find(name))
+        cases = {"everything": whole}
+        parts = [*(["text"] if whole.text.strip() else []), *sorted(whole.features)]
+        for part in parts if len(parts) > 1 else []:
+            rest = {key: frames for key, frames in whole.features.items() if key != part}
+            text = "" if part == "text" else whole.text
+            cases[f"without {part}"] = replace(whole, text=text, features=rest)
+        found = self.predict(list(cases.values()), plugin=name, decode=decode)
+        return dict(zip(cases, found, strict=True))
+
+    def _questions(
+        self,
+        utterances: Sequence[Utterance],
+        names: Sequence[str],
+        attached: Mapping[str, _Attached],
+    ) -> list[Question]:
+        if not utterances:
+            return []
+        complete = [
+            self._with_features(utterance, attached[name])
+            for utterance, name in zip(utterances, names, strict=True)
+        ]
+        for utterance, name in zip(complete, names, strict=True):
+            check(utterance, attached[name].model)
+        with self._lock:  # tokenizers are not safe to share
+            tokens = encode_all(self.backbone.tokenizer, [utterance.text for utterance in complete])
+        return [
+            Question(number, attached[name].model, name, utterance, np.array(ids, dtype=np.int32))
+            for number, (utterance, name, ids) in enumerate(
+                zip(complete, names, tokens, strict=True)
+            )
+        ]
+
+    def _with_features(self, utterance: Utterance, attached: _Attached) -> Utterance:
+        """The utterance with the features of its clip, besides those that it has."""
+        clip = utterance.clip
+        if clip is None:
+            return utterance
+        found = attached.extraction.extract(clip.path, clip.start, clip.end)
+        return replace(utterance, features={**found, **utterance.features}, clip=None)
+
+    def _answer(
+        self, batch: Sequence[Question], rule: Decode | None
+    ) -> tuple[list[Question], list[Answer]]:
+        """A batch's questions, those of a plugin together, and their answers."""
+        groups: dict[str, list[Question]] = {}
+        for question in batch:
+            groups.setdefault(question.name, []).append(question)
+        parts = [
+            (group[0].model, collate(group).to(self.backbone.device)) for group in groups.values()
+        ]
+        if len(parts) == 1:
+            [(model, only)] = parts
+            found = [model.predict(only, rule)]
+        else:
+            found = predict_together(parts, [rule or model.rule for model, _ in parts])
+        answers = [
+            answer
+            for (name, group), some in zip(groups.items(), found, strict=True)
+            for answer in answers_of(
+                [q.utterance.id for q in group], name, group[0].model.space, some
+            )
+        ]
+        return [question for group in groups.values() for question in group], answers
+
+    def _names(self, plugin: str | Sequence[str] | None, count: int) -> list[str]:
+        """A plugin's name for each of so many utterances."""
+        if plugin is None:
+            if len(self._attached) != 1:
+                raise PluginError(f"Say which plugin to ask (plugin=...): {self._listed()}.")
+            return [next(iter(self._attached))] * count
+        names = [plugin] * count if isinstance(plugin, str) else list(plugin)
+        if len(names) != count:
+            raise PluginError(
+                f"plugin has {len(names)} names for {count} utterances: give one, or one for each."
+            )
+        return names
+
+    def _find(self, name: str) -> _Attached:
+        if name not in self._attached:
+            raise PluginError(f"There is no plugin {name!r}: {self._listed()}.")
+        return self._attached[name]
+
+    def _listed(self) -> str:
+        return (
+            f"attached are {', '.join(map(repr, self._attached))}"
+            if self._attached
+            else ("none is attached")
+        )
+
+
+class _Before:
+    """What freezing a language model changes, so that it can be set back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._training = [(module, module.training) for module in model.modules()]
+        self._gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
+
+    def restore(self) -> None:
+        for module, training in self._training:
+            module.training = training
+        for weight, required in self._gradients:
+            weight.requires_grad_(required)
