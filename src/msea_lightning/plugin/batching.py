@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +24,9 @@ class Question(NamedTuple):
         number: Its place among those that are asked at once.
         model: The attached plugin.
         name: Its name.
-        utterance: The utterance, with its features.
+        utterance: The utterance, with its features unless batches are only planned.
         tokens: Token ids of its text, uncut.
+        lengths: Name of each of its features to the number of frames.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Question(NamedTuple):
     name: str
     utterance: Utterance
     tokens: NDArray[np.int32]
+    lengths: Mapping[str, int]
 
 
 def check(utterance: Utterance, model: AdaptedLM) -> None:
@@ -42,11 +44,10 @@ def check(utterance: Utterance, model: AdaptedLM) -> None:
         DataError: if features have another number of values per frame than in training, or hold NaN
             or infinity, or there is nothing to read.
     """
-    options = model.adapter.options()
     who = f"utterance {utterance.id!r}"
     for name, frames in utterance.features.items():
-        expected = options.get(f"{name}_dim") if name in model.reads else None
-        if expected is None:
+        expected = _dim(model, name)
+        if not expected:
             raise DataError(
                 f"{who} has {name} features, but the plugin was trained without any: leave them "
                 "out."
@@ -86,8 +87,7 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 def collate(questions: Sequence[Question]) -> Batch:
     """The batch of questions to one plugin."""
     utterances = [question.utterance for question in questions]
-    options = questions[0].model.adapter.options()
-    dims = {name: options.get(f"{name}_dim") for name in questions[0].model.reads}
+    model = questions[0].model
     return Batch(
         index=torch.tensor([question.number for question in questions]),
         ids=[utterance.id for utterance in utterances],
@@ -95,14 +95,20 @@ def collate(questions: Sequence[Question]) -> Batch:
         labels={},
         features={
             name: pad([utterance.features.get(name) for utterance in utterances], dim)
-            for name, dim in dims.items()
-            if dim is not None
+            for name in model.reads
+            if (dim := _dim(model, name))
         },
         groups=[utterance.group for utterance in utterances],
         speakers=[utterance.speaker for utterance in utterances],
         positions=torch.zeros(len(utterances), dtype=torch.int64),
         tokens=[question.tokens for question in questions],
     )
+
+
+def _dim(model: AdaptedLM, name: str) -> int:
+    """Values per frame of a feature that a plugin reads; 0 where it reads none of that name."""
+    found = model.adapter.options().get(f"{name}_dim") if name in model.reads else None
+    return int(found or 0)
 
 
 def _in_order(questions: Sequence[Question]) -> list[Question]:
@@ -120,7 +126,7 @@ def _read(question: Question) -> int:
 
 
 def _frames(question: Question) -> int:
-    return sum(len(frames) for frames in question.utterance.features.values())
+    return sum(question.lengths.values())
 
 
 def _bytes(batch: Sequence[Question]) -> int:
@@ -134,9 +140,9 @@ def _bytes(batch: Sequence[Question]) -> int:
         for question in batch
     )
     tokens = prompts + max(map(_read, batch))
-    longest: int = sum(
-        max(len(frames) * frames.shape[1] for frames in found)
-        for name in ("audio", "vision")
-        if (found := [q.utterance.features[name] for q in batch if name in q.utterance.features])
+    longest = sum(
+        max(question.lengths.get(name, 0) for question in batch) * dim
+        for name in batch[0].model.reads
+        for dim in [max(_dim(question.model, name) for question in batch)]
     )
     return len(batch) * 4 * (tokens * (6 * width + 3 * inner + tokens) + 3 * longest)

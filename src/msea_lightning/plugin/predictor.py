@@ -163,12 +163,21 @@ class Predictor:
         names = self._names(plugin, len(utterances))
         attached = {name: self._find(name) for name in dict.fromkeys(names)}
         rule = None if decode is None else Decode(decode)
-        questions = self._questions(utterances, names, attached)
+        complete = [
+            self._with_features(utterance, attached[name])
+            for utterance, name in zip(utterances, names, strict=True)
+        ]
+        for utterance, name in zip(complete, names, strict=True):
+            check(utterance, attached[name].model)
+        lengths = [
+            {name: len(frames) for name, frames in utterance.features.items()}
+            for utterance in complete
+        ]
         size = batch_size or max(
             (found.facts.eval_batch_size for found in attached.values()), default=1
         )
         answers: list[Answer | None] = [None] * len(utterances)
-        for batch in batches(questions, size):
+        for batch in batches(self._questions(complete, names, lengths), size):
             for question, answer in zip(*self._answer(batch, rule), strict=True):
                 answers[question.number] = answer
         return [answer for answer in answers if answer is not None]
@@ -198,27 +207,56 @@ class Predictor:
         found = self.predict(list(cases.values()), plugin=name, decode=decode)
         return dict(zip(cases, found, strict=True))
 
+    def check(self, utterance: Utterance, *, plugin: str | None = None) -> None:
+        """Refuses an utterance that :meth:`predict` would refuse, its features at hand.
+
+        Raises:
+            PluginError: if there is no such plugin.
+            DataError: if the utterance does not fit it.
+        """
+        check(utterance, self._find(self._names(plugin, 1)[0]).model)
+
+    def plan(
+        self,
+        utterances: Sequence[Utterance],
+        lengths: Sequence[Mapping[str, int]],
+        *,
+        plugin: str | None = None,
+        batch_size: int | None = None,
+    ) -> list[list[int]]:
+        """The batches in which :meth:`predict` answers, without the features at hand.
+
+        Args:
+            utterances: Features are not looked at.
+            lengths: Name of each feature of each utterance to its number of frames.
+            plugin: As in :meth:`predict`.
+            batch_size: As in :meth:`predict`.
+
+        Returns:
+            Positions of the utterances in each batch. To ask about those of a batch alone gives
+            the same answers to the last digit.
+        """
+        names = self._names(plugin, len(utterances))
+        size = batch_size or (self._find(names[0]).facts.eval_batch_size if names else 1)
+        questions = self._questions(utterances, names, lengths)
+        return [[question.number for question in batch] for batch in batches(questions, size)]
+
     def _questions(
         self,
         utterances: Sequence[Utterance],
         names: Sequence[str],
-        attached: Mapping[str, _Attached],
+        lengths: Sequence[Mapping[str, int]],
     ) -> list[Question]:
         if not utterances:
             return []
-        complete = [
-            self._with_features(utterance, attached[name])
-            for utterance, name in zip(utterances, names, strict=True)
-        ]
-        for utterance, name in zip(complete, names, strict=True):
-            check(utterance, attached[name].model)
+        models = {name: self._find(name).model for name in dict.fromkeys(names)}
         with self._lock:  # tokenizers are not safe to share
-            tokens = encode_all(self.backbone.tokenizer, [utterance.text for utterance in complete])
+            ids = encode_all(self.backbone.tokenizer, [one.text for one in utterances])
+        tokens = [np.array(row, dtype=np.int32) for row in ids]
+        rows = zip(names, utterances, tokens, lengths, strict=True)
         return [
-            Question(number, attached[name].model, name, utterance, np.array(ids, dtype=np.int32))
-            for number, (utterance, name, ids) in enumerate(
-                zip(complete, names, tokens, strict=True)
-            )
+            Question(number, models[name], name, utterance, row, frames)
+            for number, (name, utterance, row, frames) in enumerate(rows)
         ]
 
     def _with_features(self, utterance: Utterance, attached: _Attached) -> Utterance:

@@ -24,6 +24,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -37,7 +38,7 @@ from msea_lightning.data.files.arrays import load_array, open_archive, read_memb
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.rows import Row, read_rows
 from msea_lightning.data.options import LabelKind
-from msea_lightning.data.readers.checks import Frames, to_number
+from msea_lightning.data.readers.checks import Frames, frames, to_number
 from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
     Layout,
@@ -46,7 +47,7 @@ from msea_lightning.data.readers.reading import (
     dialogue_of,
     list_files,
 )
-from msea_lightning.data.utterance import MAIN_LABEL, Label
+from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
@@ -157,6 +158,60 @@ class TableLayout(Layout):
                 *(rows[first].line, found[first]),
             )
         return found
+
+
+class TableRows:
+    """A table and the features beside it, read row by row: one that is broken stops no other.
+
+    Columns are id and text, and the others of :class:`TableLayout` where they are there.
+
+    Args:
+        path: ``utterances.csv``, or the folder that holds it.
+
+    Attributes:
+        rows: Lines of the table.
+
+    Raises:
+        MissingFileError: if there is no table.
+        ReadError: if it is no table, or features lie where it is not clear whose they are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.table = path if path.is_file() else path / _TABLE
+        if not self.table.is_file():
+            raise MissingFileError(f"{path} holds no {_TABLE}")
+        optional = ("split", "group", "speaker", *_LABELS)
+        self.rows, _ = read_rows(self.table, ("id", "text"), optional)
+        ids = [row.values["id"] for row in self.rows]
+        doubles = [identity for identity, count in Counter(ids).items() if count > 1]
+        if doubles:
+            raise ReadError(
+                f"{self.table}: {len(doubles)} ids are in several rows: {shorten(doubles)}. Give "
+                "every utterance an id of its own."
+            )
+        self._features = _Features(self.table.parent, ids)
+
+    def utterance(self, index: int) -> Utterance:
+        """The utterance in a row, with its features; ReadError if these cannot be read."""
+        row = self.rows[index]
+        where = f"{self.table}: utterance '{row.values['id']}' (line {row.line})"
+        with self._features.open() as archive:
+            found = {
+                name: self._features.fetch(name, index, archive, where)
+                for name in self._features.places
+            }
+        features = {
+            name: frames(name, values, where)
+            for name, values in found.items()
+            if values is not None
+        }
+        return Utterance(
+            row.values["id"],
+            row.values["text"],
+            features=features,
+            group=row.values["group"] or None,
+            speaker=row.values["speaker"] or None,
+        )
 
 
 def _records(
