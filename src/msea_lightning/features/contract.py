@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -102,6 +103,14 @@ class VisionExtractor(Extractor):
     """
 
     fps: float
+
+    def read(self, path: Path, start: float | None, end: float | None) -> Frames | None:
+        """(L, d) frames that lie beside a clip; None where its pictures have to be extracted.
+
+        An extractor that reads what another program wrote overrides this. It raises MediaError
+        where there is nothing to read.
+        """
+        return None
 
     @abstractmethod
     def extract(self, pictures: Iterable[Picture]) -> Frames:

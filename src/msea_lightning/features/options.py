@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msea_lightning.config.options import option
 from msea_lightning.config.registry import Choice, Registry
 
 
@@ -36,6 +37,35 @@ AUDIO_EXTRACTORS: Registry[type[AudioOptions]] = Registry("audio extractor")
 
 VISION_EXTRACTORS: Registry[type[VisionOptions]] = Registry("vision extractor")
 """``vision.name`` to the extractor's options; ``load`` gives its class, but of ``none``."""
+
+
+@AUDIO_EXTRACTORS.register("log_mel", "msea_lightning.features.log_mel.LogMel")
+@dataclass
+class LogMelOptions(AudioOptions):
+    """Log-mel spectra."""
+
+    mels: int = option(64, "mel bands", low=1)
+    rate: int = option(16000, "samples a second", low=1000)
+    window: int = option(2048, "samples of a window", low=16)
+    hop: int = option(512, "samples from one frame to the next", low=1)
+
+
+@AUDIO_EXTRACTORS.register("egemaps", "msea_lightning.features.egemaps.EGeMAPS")
+@dataclass
+class EGeMAPSOptions(AudioOptions):
+    """The 25 low-level descriptors of eGeMAPSv02 by openSMILE, whose core is non-commercial."""
+
+
+@AUDIO_EXTRACTORS.register("audio_encoder", "msea_lightning.features.audio_encoder.AudioEncoder")
+@dataclass
+class AudioEncoderOptions(AudioOptions):
+    """The last layer of an audio encoder of transformers, such as HuBERT, WavLM or Whisper."""
+
+    unrecorded = ("device",)
+
+    path: str = option("???", "encoder: a folder or a Hugging Face Hub id")
+    chunk: float = option(20.0, "seconds that the encoder sees at a time", low=1.0)
+    device: str = option("cpu", "where it computes: cpu, cuda, cuda:1, ...")
 
 
 @AUDIO_EXTRACTORS.register("none")

@@ -8,8 +8,8 @@ from typing import Any
 from msea_lightning.features.contract import FeatureError
 
 
-def load_package(module: str, *, extra: str) -> Any:
-    """Imports a module of an optional package.
+def load_package(module: str, *, extra: str, note: str = "") -> Any:
+    """Imports a module of an optional package; ``note`` is what to know before installing it.
 
     Raises:
         FeatureError: naming the extra that installs the package, or what went wrong in it.
@@ -19,5 +19,5 @@ def load_package(module: str, *, extra: str) -> Any:
     except ImportError as error:
         raise FeatureError(
             f"the package {module.partition('.')[0]} is missing or broken ({error}). Install it: "
-            f"pip install 'msea_lightning[{extra}]'."
+            f"pip install 'msea_lightning[{extra}]'. {note}".rstrip()
         ) from error
