@@ -404,12 +404,16 @@ class TestFromOriginal:
     @pytest.mark.parametrize(
         ("change", "match"),
         [
-            ({"Model.audio_LSTM.rnn.bias_hh_l0": None}, r'Missing .*"audio.lstm.bias_hh_l0"'),
+            ({"Model.audio_LSTM.rnn.bias_hh_l0": None}, r"Missing: 'audio_LSTM.rnn.bias_hh_l0'"),
             (
                 {"Model.audio_LSTM.rnn.weight_ih_l1": torch.zeros(32, 8)},
-                r'single-layer.*Unexpected .*"audio.lstm.weight_ih_l1"',
+                r"single-layer.*Unknown: 'Model.audio_LSTM.rnn.weight_ih_l1'\.",
             ),
-            ({"optimizer": {"step": 1}}, r'Unexpected .*"optimizer"'),
+            ({"optimizer": {"step": 1}}, r"Here 'optimizer' is no tensor: dict"),
+            (
+                {f"Model.cls_head.{layer}.weight": torch.zeros(1) for layer in range(7)},
+                r"Unknown: 'Model.cls_head.0.weight', .*'Model.cls_head.4.weight' and 2 more",
+            ),
             (
                 {"Model.audio_LSTM.linear.weight": torch.zeros(256, 9)},
                 r"size mismatch for audio.proj.weight: .*\[256, 9\].*\[256, 8\]",
@@ -420,7 +424,7 @@ class TestFromOriginal:
             ),
             (
                 {"Model.text_guide_mixer.text_mlp.weight": None},
-                r"sizes cannot be read: KeyError\('text_proj.weight'\)",
+                r"Missing: 'text_guide_mixer.text_mlp.weight'",
             ),
         ],
     )
@@ -428,6 +432,13 @@ class TestFromOriginal:
         state: dict[str, Any] = {**original_checkpoint(), **change}
         with pytest.raises(AdapterError, match=f"(?s)unchanged original adapter.*{match}"):
             MSEAdapter.from_original({n: t for n, t in state.items() if t is not None})
+
+    def test_two_tensors_of_one_weight_are_refused(self) -> None:
+        state = original_checkpoint()
+        name = "Model.audio_LSTM.linear.bias"
+        state["audio_LSTM.linear.bias"] = state[name] + 1
+        with pytest.raises(AdapterError, match=f"'{name}' and 'audio_LSTM.*the same weight"):
+            MSEAdapter.from_original(state)
 
 
 class TestErrors:

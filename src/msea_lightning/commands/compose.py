@@ -110,6 +110,11 @@ class Composer(Generic[Root]):
                     f"{unknown[1]}: the launcher has no such option. Options of hydra.launcher: "
                     f"{', '.join(self._launcher_options())}."
                 ) from error
+            if other := re.search(r"In '([^']+)/([^']+)': .*Key '(\w+)' not in", text):
+                raise ConfigError(
+                    f"{other[1]}={other[2]} sets {other[3]}, which this command does not have: "
+                    f"choose another {other[1]}."
+                ) from error
             if "hydra/launcher" in text:
                 text += (
                     " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' "

@@ -8,12 +8,15 @@ one language model costs their own weights only: the language model is shared an
 from msea_lightning.plugin.attaching import attach
 from msea_lightning.plugin.facts import Plugin, PluginError
 from msea_lightning.plugin.loading import load_plugin, load_plugin_backbone
+from msea_lightning.plugin.original import Imported, import_plugin
 from msea_lightning.plugin.saving import save_plugin
 
 __all__ = [
+    "Imported",
     "Plugin",
     "PluginError",
     "attach",
+    "import_plugin",
     "load_plugin",
     "load_plugin_backbone",
     "save_plugin",

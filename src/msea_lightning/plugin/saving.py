@@ -13,18 +13,24 @@ from safetensors.torch import save_file
 from msea_lightning.config.text import visible
 from msea_lightning.metrics import METRICS
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.plugin.facts import FACTS, WEIGHTS, PluginFacts, backbone_title
+from msea_lightning.plugin.facts import FACTS, WEIGHTS, Plugin, PluginFacts, backbone_title
 from msea_lightning.runs.files import write_atomically, write_json
 
 
 def save_plugin(folder: Path, model: AdaptedLM, facts: PluginFacts) -> None:
     """Writes a trained model as a plugin into a folder, which is made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if name.startswith(("adapter.", "standardizer."))
     }
+    write_plugin(folder, Plugin(facts, weights))
+
+
+def write_plugin(folder: Path, plugin: Plugin) -> None:
+    """Writes a plugin whose weights are contiguous on the CPU into a folder, made if needed."""
+    facts, weights = plugin.facts, dict(plugin.weights)
+    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}.partial"
     save_file(weights, partial)
     partial.replace(folder / WEIGHTS)
