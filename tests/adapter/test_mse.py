@@ -14,6 +14,7 @@ from msea_lightning.adapter import AdapterError, MSEAdapter
 from msea_lightning.adapter.mse import masked_mean
 from tests import places
 from tests.adapter.counts import parameter_counts
+from tests.adapter.original_names import original_names
 from tests.rounding import assert_same
 
 VECTORS = places.VECTORS / "adapter"
@@ -45,20 +46,6 @@ PROJECTOR_KEYS = {
     f"{part}.{leaf}" for part in ("proj_up", "proj_tokens") for leaf in ("weight", "bias")
 }
 ALL_KEYS = AUDIO_KEYS | VISION_KEYS | TEXT_KEYS | FUSION_KEYS | PROJECTOR_KEYS
-
-ORIGINAL_NAMES = {
-    "audio_lstm": "audio_LSTM.rnn",
-    "audio_proj": "audio_LSTM.linear",
-    "video_lstm": "video_LSTM.rnn",
-    "video_proj": "video_LSTM.linear",
-    "text_proj": "text_guide_mixer.text_mlp",
-    "scale8": "mutli_scale_fusion.scale1",
-    "scale32": "mutli_scale_fusion.scale2",
-    "scale16": "mutli_scale_fusion.scale3",
-    "conv": "mutli_scale_fusion.integrating.Integrating_layer.0",
-    "proj_up": "mutli_scale_fusion.multi_scale_projector",
-    "proj_tokens": "mutli_scale_fusion.projector",
-}
 
 
 def build(seed: int = 0, **options: Any) -> MSEAdapter:
@@ -140,12 +127,8 @@ def run_vector(adapter: MSEAdapter) -> Tensor:
 
 def original_checkpoint() -> dict[str, Tensor]:
     """The golden weights under the names of the original's checkpoints, backbone included."""
-    state = {"Model.LLM.model.embed_tokens.weight": torch.zeros(3, 64)}
-    for name, tensor in SMALL.items():
-        if name.startswith("weight."):
-            part, leaf = name.removeprefix("weight.").split(".", 1)
-            state[f"Model.{ORIGINAL_NAMES[part]}.{leaf}"] = tensor
-    return state
+    frozen = {"Model.LLM.model.embed_tokens.weight": torch.zeros(3, 64)}
+    return frozen | original_names(SMALL)
 
 
 class TestGoldenVectors:

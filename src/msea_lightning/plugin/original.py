@@ -8,27 +8,21 @@ backbone, and in :func:`msea_lightning.paper.original_prompt`.
 
 from __future__ import annotations
 
-import pickle
-import re
 import secrets
 import shutil
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from msea_lightning.adapter import AdapterError, MSEAdapter
 from msea_lightning.adapter.original import frozen_family, is_frozen
 from msea_lightning.backbone import backbone_config
+from msea_lightning.backbone.loading.load import backbone_place
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.data.options import DatasetConfig
 from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.paper import original_prompt, paper_table
 from msea_lightning.plugin.attaching import attach
+from msea_lightning.plugin.checkpoint import read_checkpoint
 from msea_lightning.plugin.facts import (
     FORMAT,
     Plugin,
@@ -147,49 +141,6 @@ def write_new(folder: Path, plugin: Plugin) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; nothing in it is executed, and frozen tensors are not read.
-
-    Raises:
-        PluginError: if there is no such file, it cannot be read, or holds something else.
-    """
-    if not path.is_file():
-        raise PluginError(
-            f"{path} is no file: give what the original implementation saved, such as "
-            "results/models/cmcm-mosei-regression.pth."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
-            raise PluginError(
-                f"{path} holds the Python object {unsafe[1]}, which could execute anything and is "
-                "not loaded. Save the state dict alone, torch.save(model.state_dict(), path), with "
-                "the code that made the file."
-            ) from error
-        raise PluginError(
-            f"{path} cannot be read as a checkpoint of PyTorch: it is damaged, or something else. "
-            "Copy it again."
-        ) from error
-    if not isinstance(found, Mapping):
-        raise PluginError(f"{path} holds no state dict but one {type(found).__name__}.")
-    return {str(name): tensor for name, tensor in found.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {
-            name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-            if is_frozen(name)
-            else file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118 (no mapping)
-        }
-
-
 def _is_here(backbone: BackboneConfig) -> bool:
     return backbone.path is not None and is_local(backbone.path)
 
@@ -234,13 +185,13 @@ def _check_backbone(
         )
     expected = backbone.architecture.get("hidden_size")
     if _is_here(backbone):
-        expected = backbone_config(str(backbone.path)).get_text_config().hidden_size
+        expected = backbone_config(backbone_place(backbone.path)).get_text_config().hidden_size
     if expected not in (None, width):
         likely = [name for name, own in _WIDTHS.items() if own == width]
+        which = f"probably {' or '.join(likely)}" if likely else "which is none of the original's"
         raise PluginError(
             f"{checkpoint} was trained with a language model of width {width}, but backbone="
-            f"{backbone.name} has {expected}: give the one that it was trained with, "
-            f"{'probably ' + ' or '.join(likely) if likely else 'which is none of the original'}."
+            f"{backbone.name} has {expected}: give the one that it was trained with, {which}."
         )
 
 
