@@ -14,6 +14,7 @@ from msea_lightning.adapter import AdapterError, MSEAdapter
 from msea_lightning.adapter.mse import masked_mean
 from tests import places
 from tests.adapter.counts import parameter_counts
+from tests.adapter.original_names import original_names
 from tests.rounding import assert_same
 
 VECTORS = places.VECTORS / "adapter"
@@ -45,20 +46,6 @@ PROJECTOR_KEYS = {
     f"{part}.{leaf}" for part in ("proj_up", "proj_tokens") for leaf in ("weight", "bias")
 }
 ALL_KEYS = AUDIO_KEYS | VISION_KEYS | TEXT_KEYS | FUSION_KEYS | PROJECTOR_KEYS
-
-ORIGINAL_NAMES = {
-    "audio_lstm": "audio_LSTM.rnn",
-    "audio_proj": "audio_LSTM.linear",
-    "video_lstm": "video_LSTM.rnn",
-    "video_proj": "video_LSTM.linear",
-    "text_proj": "text_guide_mixer.text_mlp",
-    "scale8": "mutli_scale_fusion.scale1",
-    "scale32": "mutli_scale_fusion.scale2",
-    "scale16": "mutli_scale_fusion.scale3",
-    "conv": "mutli_scale_fusion.integrating.Integrating_layer.0",
-    "proj_up": "mutli_scale_fusion.multi_scale_projector",
-    "proj_tokens": "mutli_scale_fusion.projector",
-}
 
 
 def build(seed: int = 0, **options: Any) -> MSEAdapter:
@@ -140,12 +127,8 @@ def run_vector(adapter: MSEAdapter) -> Tensor:
 
 def original_checkpoint() -> dict[str, Tensor]:
     """The golden weights under the names of the original's checkpoints, backbone included."""
-    state = {"Model.LLM.model.embed_tokens.weight": torch.zeros(3, 64)}
-    for name, tensor in SMALL.items():
-        if name.startswith("weight."):
-            part, leaf = name.removeprefix("weight.").split(".", 1)
-            state[f"Model.{ORIGINAL_NAMES[part]}.{leaf}"] = tensor
-    return state
+    frozen = {"Model.LLM.model.embed_tokens.weight": torch.zeros(3, 64)}
+    return frozen | original_names(SMALL)
 
 
 class TestGoldenVectors:
@@ -404,12 +387,16 @@ class TestFromOriginal:
     @pytest.mark.parametrize(
         ("change", "match"),
         [
-            ({"Model.audio_LSTM.rnn.bias_hh_l0": None}, r'Missing .*"audio.lstm.bias_hh_l0"'),
+            ({"Model.audio_LSTM.rnn.bias_hh_l0": None}, r"Missing: 'audio_LSTM.rnn.bias_hh_l0'"),
             (
                 {"Model.audio_LSTM.rnn.weight_ih_l1": torch.zeros(32, 8)},
-                r'single-layer.*Unexpected .*"audio.lstm.weight_ih_l1"',
+                r"single-layer.*Unknown: 'Model.audio_LSTM.rnn.weight_ih_l1'\.",
             ),
-            ({"optimizer": {"step": 1}}, r'Unexpected .*"optimizer"'),
+            ({"optimizer": {"step": 1}}, r"Here 'optimizer' is no tensor: dict"),
+            (
+                {f"Model.cls_head.{layer}.weight": torch.zeros(1) for layer in range(7)},
+                r"Unknown: 'Model.cls_head.0.weight', .*'Model.cls_head.4.weight' and 2 more",
+            ),
             (
                 {"Model.audio_LSTM.linear.weight": torch.zeros(256, 9)},
                 r"size mismatch for audio.proj.weight: .*\[256, 9\].*\[256, 8\]",
@@ -420,7 +407,7 @@ class TestFromOriginal:
             ),
             (
                 {"Model.text_guide_mixer.text_mlp.weight": None},
-                r"sizes cannot be read: KeyError\('text_proj.weight'\)",
+                r"Missing: 'text_guide_mixer.text_mlp.weight'",
             ),
         ],
     )
@@ -428,6 +415,13 @@ class TestFromOriginal:
         state: dict[str, Any] = {**original_checkpoint(), **change}
         with pytest.raises(AdapterError, match=f"(?s)unchanged original adapter.*{match}"):
             MSEAdapter.from_original({n: t for n, t in state.items() if t is not None})
+
+    def test_two_tensors_of_one_weight_are_refused(self) -> None:
+        state = original_checkpoint()
+        name = "Model.audio_LSTM.linear.bias"
+        state["audio_LSTM.linear.bias"] = state[name] + 1
+        with pytest.raises(AdapterError, match=f"'{name}' and 'audio_LSTM.*the same weight"):
+            MSEAdapter.from_original(state)
 
 
 class TestErrors:

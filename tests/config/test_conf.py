@@ -15,6 +15,7 @@ from msea_lightning.config.roots import (
     BenchConfig,
     DoctorConfig,
     EvaluateConfig,
+    ImportOriginalConfig,
     PrepareConfig,
     ReportConfig,
     TrainConfig,
@@ -33,8 +34,12 @@ ROOTS: dict[str, type[Any]] = {
     "doctor": DoctorConfig,
     "report": ReportConfig,
     "bench": BenchConfig,
+    "import_original": ImportOriginalConfig,
 }
-NEEDED = {"evaluate": ["run=somewhere"]}
+NEEDED = {
+    "evaluate": ["run=somewhere"],
+    "import_original": ["checkpoint=somewhere", "dataset=mosei", "backbone=qwen"],
+}
 PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")
 RECIPES = [(row["dataset"], row["backbone"]) for row in paper_table("hyperparameters")]
 TINY_WIDTH = 96

@@ -7,29 +7,25 @@ Both are off by rounding alone, for which ``tests/rounding.py`` has a bound.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from msea_lightning.adapter import FeatureStandardizer, MSEAdapter
 from msea_lightning.backbone import FrozenBackbone, load_tokenizer
 from msea_lightning.data.options import Language
-from msea_lightning.data.utterance import Batch, PaddedSequences
+from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import EmotionSet, SentimentScale
 from msea_lightning.language.options import Decode, SegmentConfig, SegmentKind
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
-from tests.places import VECTORS
+from tests.model.recorded import CASES, RECORDED, RecordedTokenizer, load_case, recorded_batch
 from tests.rounding import assert_same
 
-RECORDED = VECTORS / "model"
-CASES = ("regression_mosei", "classification_meld", "padded_simsv2")
 LAYOUT = [
     SegmentConfig(SegmentKind.token, token="<s>"),
     SegmentConfig(SegmentKind.token, token="<s>"),
@@ -41,62 +37,8 @@ LAYOUT = [
 ]
 
 
-class RecordedTokenizer:
-    """The real tokenizer's answers for the strings of one case, without the real tokenizer."""
-
-    vocab_size = 32_000
-    pad_token_id = None
-    unk_token_id = 0
-    unk_token = "<unk>"
-    eos_token_id = 2
-
-    def __init__(self, case: dict[str, Any]) -> None:
-        texts = [
-            [token for token, real in zip(ids, mask, strict=True) if real]
-            for ids, mask in zip(case["text_ids"], case["text_mask"], strict=True)
-        ]
-        self._ids: dict[str, list[int]] = {
-            case["wrap_before"]: case["prefix_ids"][1:],
-            case["wrap_after"]: case["suffix_ids"],
-            case["task_prompt"]: case["prompt_ids"],
-            **dict(zip(case["texts"], texts, strict=True)),
-        }
-        # LLaMA's tokens of a number: a space mark or a minus sign, then digit by digit.
-        ids = (29900, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929)
-        self._number = {".": 29889, **dict(zip("0123456789", ids, strict=True))}
-
-    def __call__(self, text: str | list[str], *, add_special_tokens: bool) -> dict[str, Any]:
-        assert not add_special_tokens
-        one = [self._encode(item) for item in ([text] if isinstance(text, str) else text)]
-        return {"input_ids": one[0] if isinstance(text, str) else one}
-
-    def _encode(self, text: str) -> list[int]:
-        if text in self._ids:
-            return self._ids[text]
-        sign = 448 if text.startswith("-") else 29871
-        return [sign, *(self._number[char] for char in text.lstrip("-"))]
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        for text, known in self._ids.items():
-            if known == ids:
-                return text
-        pieces = {448: "-", 29871: "", **{token: char for char, token in self._number.items()}}
-        return "".join(pieces[token] for token in ids)
-
-    def get_vocab(self) -> dict[str, int]:
-        return {"<s>": 1, "<unk>": 0}
-
-    def convert_tokens_to_ids(self, token: str) -> int:
-        return self.get_vocab()[token]
-
-
-def load(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    case = json.loads((RECORDED / f"{name}.json").read_text(encoding="utf-8"))
-    return case, load_file(RECORDED / f"{name}.safetensors")
-
-
 def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, AdaptedLM, Batch]:
-    case, tensors = load(name)
+    case, tensors = load_case(name)
     model = LlamaForCausalLM.from_pretrained(RECORDED / "tiny_llama", dtype=torch.float32)
     backbone = FrozenBackbone(model, tokenizer or RecordedTokenizer(case), pad_token="<unk>")
     padded = name.startswith("padded")
@@ -127,20 +69,7 @@ def build(name: str, tokenizer: Any = None) -> tuple[dict[str, Any], Any, Adapte
         prompt=prompt,
         tree=AnswerTree(space, prompt.encode, prompt.decode),
     )
-    batch = Batch(
-        index=torch.arange(case["batch"]),
-        ids=[str(index) for index in range(case["batch"])],
-        texts=case["texts"],
-        labels={"M": labels},
-        features={
-            "audio": PaddedSequences(tensors["in.audio"], tensors["in.audio_lengths"]),
-            "vision": PaddedSequences(tensors["in.video"], tensors["in.video_lengths"]),
-        },
-        groups=[None] * case["batch"],
-        speakers=[None] * case["batch"],
-        positions=torch.zeros(case["batch"], dtype=torch.int64),
-    )
-    return case, tensors, task, batch
+    return case, tensors, task, recorded_batch(case, tensors, labels)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from msea_lightning.adapter.contract import Adapter, AdapterError, Modality
 from msea_lightning.adapter.lstm import LastStateLSTM
-from msea_lightning.adapter.original import NOT_ORIGINAL, renamed_weights, sizes
+from msea_lightning.adapter.original import NOT_ORIGINAL, check_names, names_in, sizes
 
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
@@ -176,13 +176,15 @@ class MSEAdapter(Adapter):
         Raises:
             AdapterError: if weights are missing or unknown, or shapes are inconsistent.
         """
-        weights = renamed_weights(state_dict)
+        names = names_in(state_dict)
+        weights = {name: state_dict[original] for name, original in names.items()}
         with torch.device("meta"):
             adapter = cls(**sizes(weights))
+        check_names(names, adapter.state_dict())
         adapter.to_empty(device="cpu")
         try:
             adapter.load_state_dict(weights)
-        except RuntimeError as error:  # names what is missing, unexpected or of another shape
+        except RuntimeError as error:  # names what is of another shape
             raise AdapterError(f"{NOT_ORIGINAL} {error}") from error
         return adapter
 

@@ -110,6 +110,12 @@ class Composer(Generic[Root]):
                     f"{unknown[1]}: the launcher has no such option. Options of hydra.launcher: "
                     f"{', '.join(self._launcher_options())}."
                 ) from error
+            section = rf"In '([^']+)/([^']+)': .*Key '(\w+)' not in '{self.root.__name__}'"
+            if other := re.search(section, text):
+                raise ConfigError(
+                    f"{other[1]}={other[2]} sets {other[3]}, which this command does not have: "
+                    f"choose another {other[1]}, or correct its file."
+                ) from error
             if "hydra/launcher" in text:
                 text += (
                     " Launchers for clusters come with extras: pip install 'msea_lightning[slurm]' "

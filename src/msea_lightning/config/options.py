@@ -138,7 +138,8 @@ def to_typed(config: DictConfig, root: type[Root]) -> Root:
         missing = OmegaConf.missing_keys(merged)
         for info in options(root):
             if info.key in missing:
-                raise ConfigError(f"{info.key} is missing: give {info.key}=... ({info.help}).")
+                asked = info.key.removesuffix(".name")  # as dataset=mosei chooses dataset.name
+                raise ConfigError(f"{asked} is missing: give {asked}=... ({info.help}).")
         typed = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]

@@ -11,11 +11,11 @@ from msea_lightning.adapter.options import (
     AdapterOptions,
     MSEOptions,
 )
-from msea_lightning.backbone.options import Accelerator, BackboneConfig
+from msea_lightning.backbone.options import Accelerator, BackboneConfig, Weights
 from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
-from msea_lightning.data.options import DatasetConfig, Split
+from msea_lightning.data.options import DatasetConfig, LabelKind, Split
 from msea_lightning.language.options import Decode, PromptConfig, TextConfig
 from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
 from msea_lightning.reporting.options import LoggerConfig
@@ -115,3 +115,51 @@ class ReportConfig:
 
     runs: str = option("runs", "a folder with run folders anywhere beneath it")
     out: str | None = option(None, "folder to write into; the folder of runs where not given")
+
+
+@dataclass
+class GivenDataset(DatasetConfig):
+    """A data set without a default."""
+
+    name: str = option("???", "the data set that it was trained on")
+
+
+@dataclass
+class GivenBackbone(BackboneConfig):
+    """A frozen language model without a default."""
+
+    name: str = option("???", "the language model that it was trained with")
+
+
+@dataclass
+class ImportOriginalConfig:
+    """``python -m msea_lightning.import_original``."""
+
+    checkpoint: str = option("???", "file that the original implementation saved")
+    output: str | None = option(
+        None, "new folder for the plugin; where not given, one beside the checkpoint"
+    )
+    dataset: GivenDataset = option(GivenDataset, "data set")
+    backbone: GivenBackbone = option(GivenBackbone, "frozen language model")
+    prompt: PromptConfig = option(PromptConfig, "task prompt; the original's where not given")
+    decode: Decode = option(Decode.greedy, "how an answer is picked")
+
+    def check(self, where: str) -> None:
+        """Refuses what the original does not have: random weights, labels yet to be found."""
+        if self.backbone.weights is Weights.random:
+            raise ConfigError(
+                "backbone.weights=random: a plugin works on the weights that it was trained with. "
+                "Leave it out."
+            )
+        if self.dataset.labels.kind is LabelKind.infer:
+            raise ConfigError(
+                f"dataset={self.dataset.name} takes its labels from the data, which a checkpoint "
+                "does not hold: give dataset.labels.kind=scale with .low and .high, or "
+                "dataset.labels.kind=emotions with .names in the order of the original's numbers."
+            )
+        scale = self.dataset.labels.kind is LabelKind.scale
+        if scale and self.backbone.signed_labels is None:
+            raise ConfigError(
+                f"backbone={self.backbone.name} does not say how intensities were written: give "
+                "backbone.signed_labels=true where they had a plus sign (+0.4), else false."
+            )

@@ -91,3 +91,11 @@ def paper_parameters(adapter: str, backbone: str, dataset: str) -> str:
         if row["model"] == model_title(adapter, backbone):
             return row.get(dataset, "")
     return ""
+
+
+def original_prompt(dataset: str, backbone: str) -> str | None:
+    """The task prompt in the original implementation's configuration files, to the letter."""
+    for row in (*paper_table("prompts_meld"), *paper_table("prompts")):
+        if (row["dataset"], row["backbone"]) == (dataset, backbone):
+            return row["prompt"]
+    return None

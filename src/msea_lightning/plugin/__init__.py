@@ -8,15 +8,18 @@ one language model costs their own weights only: the language model is shared an
 from msea_lightning.plugin.answer import Answer
 from msea_lightning.plugin.attaching import attach
 from msea_lightning.plugin.facts import PluginError
+from msea_lightning.plugin.original import Imported, import_plugin
 from msea_lightning.plugin.plugin import Plugin, load_plugin, load_plugin_backbone, save_plugin
 from msea_lightning.plugin.predictor import Predictor
 
 __all__ = [
     "Answer",
+    "Imported",
     "Plugin",
     "PluginError",
     "Predictor",
     "attach",
+    "import_plugin",
     "load_plugin",
     "load_plugin_backbone",
     "save_plugin",

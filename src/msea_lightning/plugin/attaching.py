@@ -87,6 +87,9 @@ def attach(
 
 
 def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping[str, str]) -> None:
+    if not facts.fingerprint:
+        _check_unseen(facts, backbone)
+        return
     expected = facts.fingerprint
     bits = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
     found_here = (how for name, how in bits.items() if getattr(backbone.model, name, False))
@@ -110,6 +113,22 @@ def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping
             trained,
             here,
         )
+
+
+def _check_unseen(facts: PluginFacts, backbone: FrozenBackbone) -> None:
+    """Says that nothing but its width is known of the language model of an imported plugin."""
+    title, width = backbone_title(facts.backbone), facts.adapter["text_dim"]
+    if width != backbone.width:
+        raise PluginError(
+            f"The plugin was trained on {title}, whose width is {width}, but this language model "
+            f"has {backbone.width}. Attach it to the language model that it was trained on."
+        )
+    _log.warning(
+        "the plugin was imported without its language model, %s: whether this is the same one "
+        "cannot be checked, and on another one its answers mean nothing. Import it again with "
+        "backbone.path=<where the language model is here> to have that checked from then on",
+        title,
+    )
 
 
 def _listed(fingerprint: Mapping[str, str]) -> str:

@@ -53,12 +53,14 @@ class PluginFacts:
         audio_dim: Values per audio frame; None where there was no audio.
         vision_dim: Values per vision frame; None where there was no vision.
         backbone: See :func:`backbone_facts`; release 0.1 wrote ``name`` and ``path`` alone.
-        fingerprint: The language model's fingerprint, by part.
+        fingerprint: The language model's fingerprint, by part; empty where it was never seen.
         test: Metrics on the test split.
         adapter_name: ``adapter.name``; plugins from before there were several do not say it.
         features: Name of each feature to what extracted it (``features/contract.py``); those of
             unknown origin are missing.
         eval_batch_size: Utterances per batch of the test; the same batches give the same digits.
+        imported_from: Name and SHA-256 of the original implementation's checkpoint, where the
+            plugin comes from one.
     """
 
     format: int
@@ -77,10 +79,11 @@ class PluginFacts:
     adapter_name: str = "mse"
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     eval_batch_size: int = EVALUATION_BATCH
+    imported_from: str | None = None
 
 
-def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str, Any]:
-    """What it takes to load the same language model again.
+def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone | None) -> dict[str, Any]:
+    """What it takes to load the same language model again, which was loaded once, or never (None).
 
     ``path`` is a Hub id, None for the built-in model and for local files, of which ``file`` is the
     last part of the path and ``sha256`` that of a GGUF file; so are ``tokenizer`` and
@@ -92,11 +95,11 @@ def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone) -> dict[str
         "name": config.name,
         "path": path,
         "file": file,
-        "sha256": _sha256(str(config.path)) if file and is_gguf(file) else None,
+        "sha256": sha256(Path(str(config.path))) if file and is_gguf(file) else None,
         "tokenizer": tokenizer,
         "tokenizer_file": tokenizer_file,
         "weights": config.weights.value,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": str(backbone.dtype).removeprefix("torch.") if backbone else config.dtype.value,
         "quantization": config.quantization.value,
         "double_quantization": config.double_quantization,
     }
@@ -115,9 +118,10 @@ def is_local(place: str) -> bool:
     return path.is_absolute() or place.startswith(".") or path.exists()
 
 
-def _sha256(file: str) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
-    with Path(file).expanduser().open("rb") as stream:
+    with file.expanduser().open("rb") as stream:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
