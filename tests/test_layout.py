@@ -42,7 +42,7 @@ COMMANDS = {"train", "evaluate", "prepare", "report", "bench", "doctor", "import
 PIPELINE = {"data", "language", "backbone", "adapter", "metrics", "paper"}
 """Rooms that import of each other nothing but options."""
 
-DISTRIBUTIONS = {"sklearn": "scikit_learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml"}
 """Import names that differ from the names of their distributions."""
 
 

@@ -78,3 +78,11 @@ class NoAudioOptions(AudioOptions):
 @dataclass
 class NoVisionOptions(VisionOptions):
     """Nothing is seen."""
+
+
+@VISION_EXTRACTORS.register("face", "msea_lightning.features.face.FaceExtractor")
+@dataclass
+class FaceOptions(VisionOptions):
+    """Emotion, head pose and shape of the largest face, from networks that run on a CPU."""
+
+    fps: float = option(10.0, "pictures a second", above=0)

@@ -1,0 +1,1 @@
+"""Faces in a picture: where they are, 468 points of one, its pose, its shape, its emotion."""
