@@ -28,6 +28,7 @@ ORDER = (
     "features",
     "cost",
     "plugin",
+    "inference",
     "reporting",
     "training",
     "sweep",
@@ -36,7 +37,16 @@ ORDER = (
 )
 """The rooms, each of which imports only from those before it."""
 
-COMMANDS = {"train", "evaluate", "prepare", "report", "bench", "doctor", "import_original"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "predict",
+    "prepare",
+    "report",
+    "bench",
+    "doctor",
+    "import_original",
+}
 """What is run with ``python -m msea_lightning.<command>``."""
 
 PIPELINE = {"data", "language", "backbone", "adapter", "metrics", "paper"}

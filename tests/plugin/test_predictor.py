@@ -299,6 +299,11 @@ def test_utterances_that_are_none_are_refused(tmp_path: Path) -> None:
         Utterance("u", audio=[[1.0]], features={"audio": [[1.0]]})
     with pytest.raises(DataError, match=r"There is no file .*clip\.mp4"):
         Utterance.from_media(tmp_path / "clip.mp4")
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(DataError, match="from 2 s to 1 s is empty"):
+        Utterance.from_media(tmp_path / "clip.mp4", start=2, end=1)
+    with pytest.raises(DataError, match="not at 'one'"):
+        Utterance.from_media(tmp_path / "clip.mp4", start="one")  # type: ignore[arg-type]
     assert Utterance(audio=torch.ones(3)).features["audio"].shape == (1, 3)
 
 

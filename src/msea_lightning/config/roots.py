@@ -16,8 +16,10 @@ from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
 from msea_lightning.data.options import DatasetConfig, LabelKind, Split
+from msea_lightning.features.options import Engine
 from msea_lightning.language.options import Decode, PromptConfig, TextConfig
 from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
+from msea_lightning.plugin.options import RecordedBackboneConfig
 from msea_lightning.reporting.options import LoggerConfig
 from msea_lightning.training.options import TrainerConfig, TrainingConfig
 
@@ -97,6 +99,28 @@ class EvaluateConfig:
         None, "utterances per batch; as in the run where not given", low=1
     )
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
+
+
+@dataclass
+class PredictConfig:
+    """``python -m msea_lightning.predict``."""
+
+    plugin: str = option("???", "plugin folder, or its name on the Hugging Face Hub")
+    input: str | None = option(
+        None, "a clip, a folder of clips, a table (utterances.csv or its folder), or a .jsonl file"
+    )
+    text: str | None = option(None, "what is said in a single clip, or a text alone")
+    output: str | None = option(None, "a .csv or .jsonl file; standard output where not given")
+    overwrite: bool = option(False, "replace the output, and what an interrupted job left")
+    decode: Decode | None = option(None, "how an answer is picked; as in training where not given")
+    batch_size: int | None = option(
+        None, "most utterances at a time; as in the test of the run where not given", low=1
+    )
+    language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
+    engine: Engine = option(Engine.local, "where clips are read and utterances answered")
+    workers: int | None = option(
+        None, "processes that extract features here; one for each core where not given", low=0
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ Shape legend: B utterances, L frames of one feature, d values a frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,11 +127,16 @@ class Utterance:
             end: Where it ends, in seconds.
 
         Raises:
-            DataError: if there is no such file.
+            DataError: if there is no such file, or the part is none.
         """
         path = Path(path).expanduser()
         if not path.is_file():
             raise DataError(f"There is no file {path}: give the path of a sound or video file.")
+        for value in (start, end):
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise DataError(f"{path}: a part begins and ends at seconds, not at {value!r}.")
+        if start is not None and end is not None and start >= end:
+            raise DataError(f"{path}: a part from {start} s to {end} s is empty.")
         return cls(path.name if id is None else id, text, clip=Clip(path, start, end))
 
     @property

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from msea_lightning.config.options import option
 from msea_lightning.config.registry import Choice, Registry
+
+
+class Engine(enum.Enum):
+    """Where work on many clips or utterances runs."""
+
+    local = "local"
+    """On this machine."""
+    ray = "ray"
+    """On the Ray cluster that this machine belongs to; on one started here where there is none."""
 
 
 @dataclass

@@ -207,6 +207,10 @@ class Predictor:
         found = self.predict(list(cases.values()), plugin=name, decode=decode)
         return dict(zip(cases, found, strict=True))
 
+    def extraction(self, plugin: str | None = None) -> Extraction:
+        """What extracts a plugin's features from clips; PluginError where that is not known."""
+        return self._find(self._names(plugin, 1)[0]).extraction
+
     def check(self, utterance: Utterance, *, plugin: str | None = None) -> None:
         """Refuses an utterance that :meth:`predict` would refuse, its features at hand.
 

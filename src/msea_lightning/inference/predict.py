@@ -1,0 +1,239 @@
+"""Predictions for many utterances, by a trained plugin."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import PredictConfig
+from msea_lightning.data.files.errors import shorten
+from msea_lightning.data.utterance import DataError, Utterance
+from msea_lightning.features.contract import Frames
+from msea_lightning.features.engines import run_tasks
+from msea_lightning.features.extraction import check_facts
+from msea_lightning.inference.inputs import Inputs, open_inputs
+from msea_lightning.inference.outputs import output_path, rendered, write_output
+from msea_lightning.inference.tasks import (
+    AnswerTask,
+    ClipTask,
+    answer_batch,
+    load_predictor,
+    read_clip,
+)
+from msea_lightning.inference.work import Work
+from msea_lightning.plugin import Plugin
+
+_log = logging.getLogger(__name__)
+
+
+class PredictionError(UserError):
+    """Utterances without a prediction."""
+
+
+def predict(config: PredictConfig) -> None:
+    """Writes an answer, or why there is none, for every utterance of the input.
+
+    First all utterances are read, and features extracted from clips; then they are answered in the
+    batches in which a run tests them. Both are written down as they are done, so that the same
+    command goes on where another ended.
+
+    Raises:
+        PredictionError: at the end, if there were utterances without a prediction.
+        UserError: if nothing can be predicted at all.
+    """
+    target = output_path(config.output, overwrite=config.overwrite) if config.output else None
+    inputs = open_inputs(config.input, config.text)
+    plugin = Plugin.from_pretrained(config.plugin)
+    if inputs.features:
+        check_facts(plugin.facts.features, inputs.features)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "work"
+        if target is not None:
+            folder = target.with_name(f"{target.name}.partial")
+            if config.overwrite and folder.is_dir():
+                Work.discard(folder)
+        with Work(folder, _job(config, plugin, inputs)) as work:
+            with _progress() as progress:
+                _read(config, inputs, work, progress)
+                _answer(config, inputs, work, progress)
+            found = [
+                work.done("answered").get(number) or work.done("read")[number]
+                for number in range(len(inputs.rows))
+            ]
+            if target is None:
+                sys.stdout.write(rendered(inputs.rows, found, as_csv=False))
+            else:
+                write_output(target, inputs.rows, found)
+                work.remove()
+    _report(inputs, found, target)
+
+
+def _read(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress) -> None:
+    """Reads every utterance once: its number of frames, or why it cannot be predicted."""
+    left = [number for number in range(len(inputs.rows)) if number not in work.done("read")]
+    done = len(inputs.rows) - len(left)
+    bar = progress.add_task("reading", total=len(inputs.rows), completed=done)
+    predictor = load_predictor(config.plugin, config.language_model)
+    tasks: list[ClipTask] = []
+    utterances: dict[int, Utterance] = {}
+    for number in left:
+        with _noting_errors(work, number):
+            utterance = inputs.utterance(number)
+            if utterance.clip is not None:
+                utterances[number] = utterance
+                tasks.append(ClipTask(number, utterance.clip, config.plugin))
+                continue
+            predictor.check(utterance)
+            work.note("read", {number: _frames(utterance)})
+        progress.advance(bar)
+    if tasks:
+        predictor.extraction()  # refuses what cannot be extracted before any clip is read
+    workers = os.cpu_count() or 1 if config.workers is None else max(1, config.workers)
+    for number, found in run_tasks(
+        read_clip, tasks, engine=config.engine, workers=workers, lost=_lost_clip
+    ):
+        with _noting_errors(work, number):
+            if isinstance(found, str):
+                raise DataError(found)
+            given = utterances[number]
+            complete = replace(given, features={**found, **given.features}, clip=None)
+            predictor.check(complete)
+            work.keep_features(number, complete.features)
+            work.note("read", {number: _frames(complete)})
+        progress.advance(bar)
+
+
+def _answer(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress) -> None:
+    """Answers all utterances that could be read."""
+    frames = {
+        number: values["frames"]
+        for number, values in work.done("read").items()
+        if "frames" in values
+    }
+    done = work.done("answered")
+    bar = progress.add_task("predicting", total=len(frames), completed=len(done))
+    decode = config.decode and config.decode.value
+    tasks = [
+        AnswerTask(
+            numbers,
+            [_utterance(inputs, work, number) for number in numbers],
+            config.plugin,
+            config.language_model,
+            decode,
+        )
+        for numbers in _batches(config, inputs, frames)
+        if numbers[0] not in done
+    ]
+    # One process here: the language model has all cores.
+    for numbers, answers in run_tasks(
+        answer_batch, tasks, engine=config.engine, workers=1, lost=_lost_batch
+    ):
+        work.note("answered", dict(zip(numbers, answers, strict=True)))
+        progress.advance(bar, len(numbers))
+
+
+@contextmanager
+def _noting_errors(work: Work, number: int) -> Iterator[None]:
+    """Writes down why a row cannot be predicted, and goes on."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        work.note("read", {number: {"error": str(error)}})
+
+
+def _batches(
+    config: PredictConfig, inputs: Inputs, frames: Mapping[int, Any]
+) -> Iterator[list[int]]:
+    """The batches, as numbers of rows; those of a split by themselves."""
+    predictor = load_predictor(config.plugin, config.language_model)
+    splits: dict[str, list[int]] = {}
+    for number in sorted(frames):
+        splits.setdefault(inputs.rows[number].split, []).append(number)
+    for numbers in splits.values():
+        rows = [inputs.rows[number] for number in numbers]
+        planned = predictor.plan(
+            [Utterance(row.id, row.text) for row in rows],
+            [frames[number] for number in numbers],
+            batch_size=config.batch_size,
+        )
+        yield from ([numbers[position] for position in batch] for batch in planned)
+
+
+def _lost_clip(task: ClipTask) -> tuple[int, dict[str, Frames] | str]:
+    return task.number, f"{task.clip.path}: the process that read it died. It may be damaged."
+
+
+def _lost_batch(task: AnswerTask) -> tuple[list[int], list[dict[str, Any]]]:
+    raise PredictionError(
+        f"the process that answered {len(task.numbers)} utterances died, perhaps for lack of "
+        "memory: lower batch_size, and give the same command again."
+    )
+
+
+def _utterance(inputs: Inputs, work: Work, number: int) -> Utterance:
+    """The utterance of a row, with the features that were extracted for it."""
+    if not work.has_features(number):
+        return inputs.utterance(number)
+    row = inputs.rows[number]
+    return Utterance(row.id, row.text, features=work.features(number))
+
+
+def _frames(utterance: Utterance) -> dict[str, Any]:
+    return {"frames": {name: len(found) for name, found in utterance.features.items()}}
+
+
+def _job(config: PredictConfig, plugin: Plugin, inputs: Inputs) -> dict[str, Any]:
+    """What tells a job from others: everything that changes an answer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plugin.weights.items()):
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    listed = hashlib.sha256(repr(inputs.rows).encode())
+    for file in inputs.files:
+        stat = file.stat()
+        listed.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+    return {
+        "plugin": digest.hexdigest(),
+        "input": listed.hexdigest(),
+        "decode": config.decode and config.decode.value,
+        "batch_size": config.batch_size,
+        "language_model": {
+            key: value.value if isinstance(value, enum.Enum) else value
+            for key, value in asdict(config.language_model).items()
+        },
+    }
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _report(inputs: Inputs, found: Sequence[Mapping[str, Any]], target: Path | None) -> None:
+    """Says where the answers are; raises where some are missing."""
+    failed = [
+        f"{row.id}: {values['error']}"
+        for row, values in zip(inputs.rows, found, strict=True)
+        if "error" in values
+    ]
+    if failed:
+        where = "on standard output" if target is None else str(target)
+        raise PredictionError(
+            f"{len(failed)} of {len(found)} utterances have no prediction. The others are in "
+            f"{where}, beside the reasons: {shorten(failed)}"
+        )
+    if target is not None:
+        _log.info("%d predictions in %s", len(found), target)
