@@ -135,6 +135,12 @@ class UtteranceDataModule(LightningDataModule):
         """Name of each feature of the data set to its values per frame."""
         return self.splits["train"].dims
 
+    @property
+    def extractors(self) -> Mapping[str, Mapping[str, Any]]:
+        """What made the features, by name; see :attr:`Store.extractors`."""
+        assert self._store is not None
+        return self._store.extractors
+
     @cached_property
     def statistics(self) -> Statistics:
         """Mean and standard deviation of each feature over all frames of the training part.

@@ -81,7 +81,8 @@ class Extraction:
             registry = REGISTRIES[feature]
             given = (options or {}).get(feature, {})
             settings = {**recorded.settings, **given}
-            for name in settings.pop(_HASHES, {}).keys() - given.keys():
+            hashes = settings.pop(_HASHES, {})
+            for name in hashes.keys() & settings.keys() - given.keys():
                 raise FeatureError(
                     f"the {feature} features are of {recorded.name} with {name}="
                     f"{settings[name]}, a local copy: give {feature}.{name}=... where it is here."

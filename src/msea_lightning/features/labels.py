@@ -32,12 +32,10 @@ class Labels:
 
     Attributes:
         rows: The utterances of each clip, by its id.
-        labelled: Whether any row has a label.
         split: Whether rows say which split they are in.
     """
 
     rows: dict[str, list[Part]]
-    labelled: bool
     split: bool
 
 
@@ -93,7 +91,6 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
     every = [part.columns for found in parts.values() for part in found]
     return Labels(
         parts,
-        labelled=any(columns["label"] for columns in every),
         split=any(columns["split"] for columns in every),
     )
 

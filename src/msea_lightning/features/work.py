@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.features import media
-from msea_lightning.features.contract import Frames, MediaError
+from msea_lightning.features.contract import FeatureError, Frames, MediaError
 from msea_lightning.features.extraction import REGISTRIES, Extraction
 from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
 
@@ -61,9 +62,9 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
 
     Returns:
         The record of the clip, in JSON's types: ``file``, ``size`` and ``modified`` of the clip,
-        its ``seconds``, the ``recogniser``, and ``parts``, for each utterance its ``id``,
-        ``start``, ``end``, ``heard`` (recognised words or None), ``frames`` (by feature) and
-        ``reason`` (why there is nothing of it, or None).
+        its ``seconds``, the ``recogniser``, a ``reason`` where nothing could be done with it, and
+        ``parts``: of each utterance its ``id``, ``start``, ``end``, ``heard`` (recognised words or
+        None), number of ``frames`` by feature, and ``reason`` (None where nothing is wrong).
 
     Raises:
         UserError: where not the clip is at fault, but an extractor or the disk.
@@ -74,6 +75,7 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
         **stamp(path),
         "seconds": None,
         "recogniser": list(task.recogniser) if task.recogniser else None,
+        "reason": None,
         "parts": [],
     }
     for part in task.parts:
@@ -102,15 +104,16 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
 
 def failed(task: ClipTask, reason: str) -> dict[str, Any]:
     """The record of a clip of which nothing could be extracted."""
-    nothing: dict[str, Any] = {"heard": None, "frames": {}, "reason": reason}
-    parts = [{**asdict(part), **nothing} for part in task.parts]
-    about = stamp(Path(task.path))
-    return {"file": task.file, **about, "seconds": None, "recogniser": None, "parts": parts}
+    nothing: dict[str, Any] = {"seconds": None, "recogniser": None, "parts": []}
+    return {"file": task.file, **stamp(Path(task.path)), "reason": reason, **nothing}
 
 
 def stamp(path: Path) -> dict[str, int]:
-    """Size and time of change of a file, by which a record knows it again."""
-    about = path.stat()
+    """Size and time of change of a file, by which a record knows it; -1 where it is gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return {"size": -1, "modified": -1}
     return {"size": about.st_size, "modified": about.st_mtime_ns}
 
 
@@ -124,16 +127,21 @@ def plain_options(extraction: Extraction) -> tuple[tuple[str, tuple[tuple[str, A
 
 def write_array(path: Path, frames: Frames) -> None:
     """Writes an array so that the file is either absent or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(frames, np.float32), allow_pickle=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise FeatureError(
+            f"{path} cannot be written ({error.strerror}). Make room, or give another output; the "
+            "same command goes on from here."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @lru_cache(maxsize=1)
