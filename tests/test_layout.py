@@ -42,6 +42,7 @@ COMMANDS = {
     "evaluate",
     "predict",
     "prepare",
+    "extract",
     "report",
     "bench",
     "doctor",

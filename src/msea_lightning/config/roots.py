@@ -16,7 +16,15 @@ from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
 from msea_lightning.data.options import DatasetConfig, LabelKind, Split
-from msea_lightning.features.options import Engine
+from msea_lightning.features.options import (
+    AUDIO_EXTRACTORS,
+    VISION_EXTRACTORS,
+    AudioOptions,
+    Engine,
+    FaceOptions,
+    LogMelOptions,
+    VisionOptions,
+)
 from msea_lightning.language.options import Decode, PromptConfig, TextConfig
 from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
 from msea_lightning.plugin.options import RecordedBackboneConfig
@@ -88,6 +96,35 @@ class PrepareConfig:
 
 
 @dataclass
+class ExtractConfig:
+    """``python -m msea_lightning.extract``."""
+
+    input: str = option("???", "folder of clips, searched with all folders in it; or one clip")
+    output: str = option("???", "folder of the table; one that is there already is continued")
+    audio: AudioOptions = option(LogMelOptions, "what is heard", choices=AUDIO_EXTRACTORS)
+    vision: VisionOptions = option(FaceOptions, "what is seen", choices=VISION_EXTRACTORS)
+    labels: str | None = option(
+        None,
+        "CSV file with a row per utterance: file or id, and label, text, split, group, speaker, "
+        "start, end (seconds) as there are",
+    )
+    transcribe: str | None = option(
+        None, "model of faster-whisper, a name or a folder, for clips without a transcript"
+    )
+    language: str | None = option(
+        None, "language that is spoken, such as en; recognised where not given"
+    )
+    test_fraction: float = option(
+        0.2, "part to test on where labels have no column split", above=0, below=1
+    )
+    seed: int = option(1111, "seed of that part", low=0, high=2**32 - 1)
+    engine: Engine = option(Engine.local, "where clips are worked on")
+    workers: int | None = option(
+        None, "processes; as many as cores where not given, 1: this one alone", low=1
+    )
+
+
+@dataclass
 class EvaluateConfig:
     """``python -m msea_lightning.evaluate``."""
 
@@ -119,7 +156,7 @@ class PredictConfig:
     language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
     engine: Engine = option(Engine.local, "where clips are read and utterances answered")
     workers: int | None = option(
-        None, "processes that extract features here; one for each core where not given", low=0
+        None, "processes that read clips; as many as cores where not given, 1: this one", low=1
     )
 
 

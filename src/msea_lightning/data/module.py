@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,12 @@ class UtteranceDataModule(LightningDataModule):
     def dims(self) -> Mapping[str, int]:
         """Name of each feature of the data set to its values per frame."""
         return self.splits["train"].dims
+
+    @property
+    def extractors(self) -> Mapping[str, Mapping[str, Any]]:
+        """What made the features, by name; see :attr:`Store.extractors`."""
+        assert self._store is not None
+        return self._store.extractors
 
     @cached_property
     def statistics(self) -> Statistics:

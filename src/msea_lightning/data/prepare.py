@@ -41,8 +41,8 @@ def prepare_store(dataset: DatasetConfig) -> Store:
 
     Safe to interrupt and to run again, and in several processes at once: one converts, the others
     wait for it. The ``info`` of the store has the keys ``name``, ``reader``, ``source`` (the path
-    that was read), ``files`` (their number) and ``found`` (the counts of each split, see
-    :class:`~msea_lightning.data.readers.Reading`).
+    that was read), ``files`` (their number), ``found`` and ``extractors`` (the counts of each
+    split, and what made the features, see :class:`~msea_lightning.data.readers.Reading`).
     """
     if dataset.reader is not Reader.demo:
         dataset = dataclasses.replace(dataset, path=str(_locate(dataset)))
@@ -181,6 +181,7 @@ def _convert(dataset: DatasetConfig, folder: Path) -> Store:
         # What was found is complete when the info is written, after the last utterance.
         info |= {"found": reading.counts, "source": str(path)}
         info["files"] = len(find_files(path, dataset))
+        info["extractors"] = reading.extractors
         parts = {
             split: bars.track(part, reading.sizes[split], description=f"converting {split}")
             for split, part in reading.items()

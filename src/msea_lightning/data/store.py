@@ -188,6 +188,15 @@ class Store:
         """Name of each feature that any utterance has to its values per frame."""
         return next(iter(self.splits.values())).dims
 
+    @property
+    def extractors(self) -> Mapping[str, Mapping[str, Any]]:
+        """Facts of the extractors by feature, as ``features.json`` has them.
+
+        A feature that is missing is of unknown origin, as all are in stores of before.
+        """
+        found: Mapping[str, Mapping[str, Any]] = self.info.get("extractors", {})
+        return found
+
     @staticmethod
     def exists(folder: Path | str) -> bool:
         """Whether a complete store lies in the folder."""

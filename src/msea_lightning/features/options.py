@@ -96,3 +96,37 @@ class FaceOptions(VisionOptions):
     """Emotion, head pose and shape of the largest face, from networks that run on a CPU."""
 
     fps: float = option(10.0, "pictures a second", above=0)
+
+
+class OpenFaceColumns(enum.Enum):
+    """What is taken of OpenFace's columns."""
+
+    action_units = "action_units"
+    simsv2 = "simsv2"
+    all = "all"
+
+
+@VISION_EXTRACTORS.register("openface", "msea_lightning.features.openface.OpenFace")
+@dataclass
+class OpenFaceOptions(VisionOptions):
+    """Columns of the CSV files that OpenFace 2 has written beside the clips."""
+
+    columns: OpenFaceColumns = option(
+        OpenFaceColumns.action_units,
+        "action_units (35 columns), simsv2 (177: head pose, 68 points, action units) or all (709)",
+    )
+    fps: float = option(25.0, "frames a second", above=0)
+
+
+@VISION_EXTRACTORS.register("image_encoder", "msea_lightning.features.image_encoder.ImageEncoder")
+@dataclass
+class ImageEncoderOptions(VisionOptions):
+    """The summary of each face by an image encoder of transformers: ViT, CLIP, DINOv2, ..."""
+
+    unrecorded = ("device", "batch")
+
+    path: str = option("???", "encoder: a folder or a Hugging Face Hub id")
+    crop: bool = option(True, "the face alone, where one is found; false: the whole picture")
+    fps: float = option(5.0, "pictures a second", above=0)
+    batch: int = option(16, "pictures that the encoder sees at a time", low=1)
+    device: str = option("cpu", "where it computes: cpu, cuda, cuda:1, ...")

@@ -102,7 +102,7 @@ def _read(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress)
         progress.advance(bar)
     if tasks:
         predictor.extraction()  # refuses what cannot be extracted before any clip is read
-    workers = os.cpu_count() or 1 if config.workers is None else max(1, config.workers)
+    workers = config.workers or os.cpu_count() or 1
     for number, found in run_tasks(
         read_clip, tasks, engine=config.engine, workers=workers, lost=_lost_clip
     ):

@@ -192,7 +192,7 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
             pad_token=config.backbone.pad_token,
             backbone=backbone_facts(config.backbone, adapted.backbone),
             test=results["test"],
-            features={},
+            features={name: dict(facts) for name, facts in data.extractors.items()},
             eval_batch_size=data.eval_batch_size,
         )
         save_plugin(run.plugin, adapted, facts)

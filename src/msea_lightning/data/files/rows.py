@@ -32,14 +32,15 @@ def read_rows(
     """
     parsed, separator = _parse(path)
     if not parsed:
-        raise ReadError(f"{path} is empty. Its first row names the columns: {', '.join(required)}.")
-    (_, names), *rows = parsed
-    columns = [name.strip().lower() for name in names]
+        names = ", ".join(required or optional)
+        raise ReadError(f"{path} is empty. Its first row names the columns: {names}.")
+    (_, header), *rows = parsed
+    columns = [name.strip().lower() for name in header]
     missing = [name for name in required if name not in columns]
     if missing:
         raise ReadError(
             f"{path} has no column {' and no column '.join(missing)}; found "
-            f"{shorten(name.strip() for name in names)}. The first row names the columns, "
+            f"{shorten(name.strip() for name in header)}. The first row names the columns, "
             "separated by commas, semicolons or tabs."
         )
     doubles = [name for name in (*required, *optional) if columns.count(name) > 1]
@@ -55,7 +56,7 @@ def read_rows(
             )
         found = dict(zip(columns, fields, strict=True))
         values = {name: found.get(name, "").strip() for name in (*required, *optional)}
-        result.append(Row(line, values | {"text": found["text"]}))
+        result.append(Row(line, values | {"text": found.get("text", "")}))
     return result, separator
 
 

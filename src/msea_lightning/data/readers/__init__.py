@@ -18,7 +18,8 @@ def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
 
 def read_files(path: Path, dataset: DatasetConfig) -> Reading:
     """Opens a published file or folder."""
-    return Reading(dataset, _layout(path, dataset).sources())
+    layout = _layout(path, dataset)
+    return Reading(dataset, layout.sources(), layout.extractors())
 
 
 def _layout(path: Path, dataset: DatasetConfig) -> Layout:

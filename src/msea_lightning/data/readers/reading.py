@@ -105,6 +105,13 @@ class Layout(ABC):
             ReadError: where it is not clear which files are meant.
         """
 
+    def extractors(self) -> Mapping[str, Mapping[str, Any]]:
+        """Facts of the extractors of features by name; of those that are missing nothing is known.
+
+        They are those of :class:`~msea_lightning.features.contract.ExtractorFacts`, as JSON.
+        """
+        return {}
+
     @abstractmethod
     def sources(self) -> Mapping[str, Source]:
         """Opens the files: where the records of each split come from."""
@@ -118,10 +125,17 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         sizes: Number of records of each split, None where it is known only after reading.
         counts: What was found in each split that has been read: ``repaired_values`` (by feature,
             the NaN and infinite ones that became 0) and ``empty_text`` (utterances without words).
+        extractors: See :meth:`Layout.extractors`.
     """
 
-    def __init__(self, dataset: DatasetConfig, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        sources: Mapping[str, Source],
+        extractors: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self._dataset = dataset
+        self.extractors = dict(extractors or {})
         self._sources = {split: sources[split] for split in SPLITS if split in sources}
         self._seen: dict[str, set[str]] = {}
         self.files = {split: str(source.file) for split, source in self._sources.items()}
@@ -186,6 +200,13 @@ class Reading(Mapping[str, Iterator[Utterance]]):
                 f"{where} has {width} {name} features per frame, but dataset.{name}_dim is "
                 f"{wanted}. Use the features that the data set is published with, or set "
                 f"dataset.{name}_dim={width} for your own."
+            )
+        made = self.extractors.get(name, {"dim": width})
+        if len(values) and made["dim"] != width:
+            raise ReadError(
+                f"{where} has {width} {name} features per frame, but features.json says that they "
+                f"are of {made.get('name')} with {made['dim']}. Extract them anew, or remove "
+                "features.json; then their origin is unknown."
             )
         with np.errstate(over="ignore"):
             result = values.astype(np.float32, order="C")

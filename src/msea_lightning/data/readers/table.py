@@ -14,12 +14,16 @@ one of these places, or nowhere:
 features of its own, or with a length of 0, lacks them. Hidden files are ignored, and features of an
 id that no row has are counted and named.
 
+``features.json``, where it is there, says which extractors made the features; ``python -m
+msea_lightning.extract`` writes it.
+
 Labels of one column that are all numbers are intensities, any others names; ``1,5`` is a number
 where commas do not separate the columns. A label that is empty or ``nan`` is missing.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -51,6 +55,7 @@ from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance
 
 _TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
+_EXTRACTORS = "features.json"
 _LABELS = {"label": MAIN_LABEL, "label_t": "T", "label_a": "A", "label_v": "V"}
 _ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
     name: name for name in ("audio", "vision")
@@ -79,7 +84,24 @@ class TableLayout(Layout):
             raise MissingFileError(f"{path} holds no {_TABLE}")
         archive = [path for path in list_files(folder, "*") if path.name == _ARCHIVE]
         arrays = [file for inside in _folders(folder) for file in list_files(inside, "**/*.npy")]
-        return [self._table, *archive, *arrays]
+        facts = [path for path in list_files(folder, "*") if path.name == _EXTRACTORS]
+        return [self._table, *facts, *archive, *arrays]
+
+    def extractors(self) -> Mapping[str, Mapping[str, Any]]:
+        """What ``features.json`` says."""
+        file = self._table.parent / _EXTRACTORS
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["features"]
+            if not all(isinstance(facts["dim"], int) for facts in found.values()):
+                raise TypeError("dim is not a whole number")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise ReadError(
+                f"{file} does not say which extractors made the features ({error!r}). Extract "
+                "them anew, or remove the file; then their origin is unknown."
+            ) from error
+        return dict(found)
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""

@@ -1,0 +1,197 @@
+"""Clips in a folder, the transcripts beside them, and the utterances that they hold."""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from msea_lightning.data.files.errors import shorten
+from msea_lightning.features import media
+from msea_lightning.features.contract import FeatureError, MediaError
+from msea_lightning.features.subtitles import SUFFIXES, Cue, read_subtitles, words_between
+
+_MEDIA = ("audio", "video")
+_MORE = (".mkv", ".webm", ".flac", ".opus", ".m4a", ".mts", ".m2ts", ".wma", ".wmv", ".flv")
+"""Suffixes of sound and video that systems do not know everywhere."""
+
+_NEVER = ("text", "image")
+"""Kinds of files that FFmpeg would decode, but that are no clips."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A file with sound or pictures.
+
+    Attributes:
+        path: Where it is.
+        file: Its path in the folder of all clips.
+        id: The same without its suffix, in NFC.
+    """
+
+    path: Path
+    file: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One utterance of a clip.
+
+    Attributes:
+        id: Of the utterance, and the name of its feature files.
+        start: Seconds; None for the beginning of the clip.
+        end: Seconds; None for its end.
+        text: What is said; None where nobody has written it down.
+        columns: What else the table says of it, such as its label.
+    """
+
+    id: str
+    start: float | None = None
+    end: float | None = None
+    text: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_clips(folder: Path) -> list[Clip]:
+    """All clips in a folder and below, sorted by name; a single file is a folder of one.
+
+    Files called as sound or video are clips, whether they can be decoded or not; others where they
+    can. Hidden files are none.
+
+    Raises:
+        FeatureError: where there is no clip, or two would have the same id.
+    """
+    if not folder.exists():
+        raise FeatureError(f"input={folder}: there is no such folder.")
+    root = folder if folder.is_dir() else folder.parent
+    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+    found: list[Path] = []
+    others: list[Path] = []
+    for path in files:
+        name = path.relative_to(root)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            (found if _is_clip(path) else others).append(path)
+    if not found:
+        raise FeatureError(
+            f"input={folder} holds no file with sound or video ({len(others)} others). Give the "
+            "folder of the clips."
+        )
+    if others:
+        kinds = Counter(path.suffix.lower() or path.name for path in others)
+        _log.info("%d files in %s are no clips: %s", len(others), folder, shorten(kinds))
+    clips = []
+    for path in found:
+        file = path.relative_to(root).as_posix()
+        clips.append(Clip(path, file, unicodedata.normalize("NFC", file.removesuffix(path.suffix))))
+    by_id: dict[str, list[str]] = {}
+    for clip in clips:
+        by_id.setdefault(clip.id, []).append(clip.file)
+    doubles = [" and ".join(names) for names in by_id.values() if len(names) > 1]
+    if doubles:
+        raise FeatureError(
+            f"input={folder}: clips that differ in their suffix alone would have the same id: "
+            f"{shorten(doubles)}. Rename them, or move one of each elsewhere."
+        )
+    return clips
+
+
+class Transcript:
+    """What lies beside a clip: subtitles (``clip.srt``, ``clip.vtt``) or a text (``clip.txt``).
+
+    Attributes:
+        cues: The cues of the subtitles; None where there are no subtitles.
+        text: The text file's words; None where there is none.
+
+    Raises:
+        MediaError: where there is more than one of them, or one that cannot be read.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        self.cues: list[Cue] | None = None
+        self.text: str | None = None
+        beside = [clip.path.with_suffix(suffix) for suffix in (*SUFFIXES, ".txt")]
+        files = [file for file in beside if file.is_file()]
+        if len(files) > 1:
+            names = " and ".join(file.name for file in files)
+            raise MediaError(f"{clip.path} has two transcripts, {names}. Keep one of them.")
+        for file in files:
+            if file.suffix == ".txt":
+                self.text = _read_text(file)
+            else:
+                self.cues = read_subtitles(file)
+
+    def words(self, start: float | None, end: float | None) -> str | None:
+        """What is said in a part of the clip; None where that is not known."""
+        if self.cues is not None:
+            return words_between(self.cues, start, end)
+        return self.text if start is None and end is None else None
+
+
+def utterances(clip: Clip, rows: Sequence[Part]) -> list[Part]:
+    """The utterances of a clip.
+
+    They are the rows that the user's table has of it; without any, the cues of its subtitles,
+    called ``clip#1`` and so on; without those, the clip as a whole. Rows without words of their own
+    get those that lie beside the clip.
+
+    Raises:
+        MediaError: where the transcript cannot be read, or has no such cue.
+    """
+    beside = Transcript(clip)
+    if rows:
+        return [_completed(row, clip, beside) for row in rows]
+    if beside.cues is None:
+        return [Part(clip.id, text=beside.text)]
+    if not beside.cues:
+        raise MediaError(f"{clip.path}: no cue of its subtitles has words. Remove the file.")
+    return [
+        Part(f"{clip.id}#{cue.number}", cue.start, cue.end, cue.text, {"group": clip.id})
+        for cue in beside.cues
+    ]
+
+
+def _completed(row: Part, clip: Clip, beside: Transcript) -> Part:
+    """A row with the times of the cue that it names, and with words."""
+    cue = None
+    number = row.id.removeprefix(f"{clip.id}#")
+    if row.start is None and number != row.id and beside.cues is not None:
+        cue = next((cue for cue in beside.cues if str(cue.number) == number), None)
+        if cue is None:
+            raise MediaError(
+                f"{clip.path}: the labels name its cue {number}, but its subtitles have no such "
+                "cue with words. Correct the id."
+            )
+        row = replace(row, start=cue.start, end=cue.end)
+    if row.text is not None:
+        return row
+    return replace(row, text=cue.text if cue else beside.words(row.start, row.end))
+
+
+def _is_clip(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    kind = (mimetypes.guess_type(f"a{suffix}")[0] or "").partition("/")[0]
+    if kind in _MEDIA or suffix in _MORE:
+        return True
+    if kind in _NEVER or suffix in SUFFIXES:
+        return False
+    try:
+        media.probe(path)
+    except MediaError:
+        return False
+    return True
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return " ".join(file.read_bytes().decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise MediaError(
+            f"{file} is not UTF-8 (byte {error.start + 1}). Save it as UTF-8."
+        ) from error

@@ -1,0 +1,159 @@
+"""The work on one clip: features to files, and a record of what was done.
+
+:func:`extract_clip` is a function of a module that takes and returns plain data, so that it can run
+in any process that sees the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msea_lightning.config.errors import UserError
+from msea_lightning.features import media
+from msea_lightning.features.contract import FeatureError, Frames, MediaError
+from msea_lightning.features.extraction import REGISTRIES, Extraction
+from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """One utterance to extract; ``heard`` where its words have to be recognised."""
+
+    id: str
+    start: float | None
+    end: float | None
+    heard: bool
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """One clip to work on.
+
+    Attributes:
+        path: The clip.
+        file: Its path in the folder of all clips, which names it in the record.
+        parts: Its utterances.
+        output: Folder of the table.
+        extractors: Name and options of the extractors, by feature; see :func:`plain_options`.
+        recogniser: Model and language of the speech recogniser; None where nothing is heard.
+    """
+
+    path: str
+    file: str
+    parts: tuple[PartTask, ...]
+    output: str
+    extractors: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    recogniser: tuple[str, str | None] | None
+
+
+def extract_clip(task: ClipTask) -> dict[str, Any]:
+    """Writes the features of a clip's utterances, ``<feature>/<id>.npy`` each.
+
+    Returns:
+        The record of the clip, in JSON's types: ``file``, ``size`` and ``modified`` of the clip,
+        its ``seconds``, the ``recogniser``, a ``reason`` where nothing could be done with it, and
+        ``parts``: of each utterance its ``id``, ``start``, ``end``, ``heard`` (recognised words or
+        None), number of ``frames`` by feature, and ``reason`` (None where nothing is wrong).
+
+    Raises:
+        UserError: where not the clip is at fault, but an extractor or the disk.
+    """
+    path = Path(task.path)
+    record: dict[str, Any] = {
+        "file": task.file,
+        **stamp(path),
+        "seconds": None,
+        "recogniser": list(task.recogniser) if task.recogniser else None,
+        "reason": None,
+        "parts": [],
+    }
+    for part in task.parts:
+        done: dict[str, Any] = {**asdict(part), "heard": None, "frames": {}, "reason": None}
+        try:
+            if record["seconds"] is None:
+                record["seconds"] = media.probe(path).duration
+            features = _extraction(task.extractors).extract(path, part.start, part.end)
+            if part.heard and task.recogniser and media.probe(path).sound:
+                blocks = media.audio_blocks(path, RATE, part.start, part.end)
+                done["heard"] = _recogniser(*task.recogniser)(blocks)
+        except MediaError as error:
+            done["reason"] = str(error)
+        except UserError:
+            raise
+        except Exception as error:  # one clip in a thousand must not end the other ones
+            _log.debug("%s", path, exc_info=True)
+            done["reason"] = f"{path} cannot be extracted ({type(error).__name__}: {error})."
+        else:
+            for name, frames in features.items():
+                write_array(Path(task.output) / name / f"{part.id}.npy", frames)
+            done["frames"] = {name: len(frames) for name, frames in features.items()}
+        record["parts"].append(done)
+    return record
+
+
+def failed(task: ClipTask, reason: str) -> dict[str, Any]:
+    """The record of a clip of which nothing could be extracted."""
+    nothing: dict[str, Any] = {"seconds": None, "recogniser": None, "parts": []}
+    return {"file": task.file, **stamp(Path(task.path)), "reason": reason, **nothing}
+
+
+def stamp(path: Path) -> dict[str, int]:
+    """Size and time of change of a file, by which a record knows it; -1 where it is gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return {"size": -1, "modified": -1}
+    return {"size": about.st_size, "modified": about.st_mtime_ns}
+
+
+def plain_options(extraction: Extraction) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    """Feature, and name and options of its extractor, as values that can be hashed and sent."""
+    return tuple(
+        (feature, tuple({"name": options.name, **options.arguments()}.items()))
+        for feature, options in extraction.options.items()
+    )
+
+
+def write_array(path: Path, frames: Frames) -> None:
+    """Writes an array so that the file is either absent or complete."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(frames, np.float32), allow_pickle=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        raise FeatureError(
+            f"{path} cannot be written ({error.strerror}). Make room, or give another output; the "
+            "same command goes on from here."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@lru_cache(maxsize=1)
+def _extraction(extractors: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> Extraction:
+    """The extractors, loaded once a process."""
+    options = {
+        feature: REGISTRIES[feature].options(dict(values)["name"])(**dict(values))
+        for feature, values in extractors
+    }
+    return Extraction(**options)
+
+
+@lru_cache(maxsize=1)
+def _recogniser(model: str, language: str | None) -> SpeechRecognizer:
+    return SpeechRecognizer(model, language)
