@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msea_lightning.config.errors import ConfigError
 from msea_lightning.features.contract import FeatureError, MediaError
 from msea_lightning.features.openface import SELECTIONS, OpenFace
-from msea_lightning.features.options import OpenFaceColumns
 
 FIXED = ("frame", "face_id", "timestamp", "confidence", "success")
-ALL = SELECTIONS[OpenFaceColumns.all]
+ALL = SELECTIONS["all"]
 
 
 def write(
@@ -34,7 +34,7 @@ def write(
     [("action_units", 35), ("simsv2", 177), ("all", 709)],
 )
 def test_selections_are_as_wide_as_the_published_features(selection: str, count: int) -> None:
-    names = SELECTIONS[OpenFaceColumns[selection]]
+    names = SELECTIONS[selection]
     assert len(set(names)) == len(names) == count
     places = [ALL.index(name) for name in names]
     assert places == sorted(places)  # in the order of the file
@@ -43,7 +43,7 @@ def test_selections_are_as_wide_as_the_published_features(selection: str, count:
 def test_columns_are_taken_by_name(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write(clip, [0.0, 0.04, 0.08])
-    extractor = OpenFace(columns=OpenFaceColumns.simsv2, fps=25)
+    extractor = OpenFace(columns="simsv2", fps=25)
     frames = extractor.read(clip)
     assert frames.dtype == np.float32
     places = np.array([ALL.index(name) for name in extractor.columns]) / 1000
@@ -53,16 +53,16 @@ def test_columns_are_taken_by_name(tmp_path: Path) -> None:
 def test_frames_are_the_rows_shown_at_their_times(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write(clip, [index / 30 for index in range(30)])  # a second at 30 frames a second
-    slow = OpenFace(columns=OpenFaceColumns.all, fps=10).read(clip)[:, 0]
+    slow = OpenFace(columns="all", fps=10).read(clip)[:, 0]
     assert slow.tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
-    fast = OpenFace(columns=OpenFaceColumns.all, fps=60).read(clip)[:, 0]
+    fast = OpenFace(columns="all", fps=60).read(clip)[:, 0]
     assert fast.tolist() == [index // 2 for index in range(60)]
 
 
 def test_a_part_of_a_clip_is_read(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write(clip, [index / 10 for index in range(20)])
-    extractor = OpenFace(columns=OpenFaceColumns.all, fps=10)
+    extractor = OpenFace(columns="all", fps=10)
     assert extractor.read(clip, 0.5, 0.8)[:, 0].tolist() == [5, 6, 7]
     assert extractor.read(clip, 1.7, None)[:, 0].tolist() == [17, 18, 19]
     assert extractor.read(clip, 5.0, 6.0).shape == (0, 709)
@@ -71,7 +71,7 @@ def test_a_part_of_a_clip_is_read(tmp_path: Path) -> None:
 def test_of_several_faces_the_most_successful_is_taken(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write(clip, [0, 0, 0.1, 0.1], faces=[0, 1, 0, 1], success=[1, 1, 0, 1])
-    assert OpenFace(columns=OpenFaceColumns.all, fps=10).read(clip)[:, 0].tolist() == [1, 3]
+    assert OpenFace(columns="all", fps=10).read(clip)[:, 0].tolist() == [1, 3]
 
 
 def test_one_row_is_one_frame(tmp_path: Path) -> None:
@@ -119,3 +119,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_pictures_are_refused() -> None:
     with pytest.raises(FeatureError, match="Choose vision=face"):
         OpenFace().extract([])
+
+
+def test_an_unknown_selection_is_refused() -> None:
+    with pytest.raises(ConfigError, match="columns=mosei: there are action_units, simsv2, all"):
+        OpenFace(columns="mosei")

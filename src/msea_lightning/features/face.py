@@ -48,11 +48,6 @@ class FaceExtractor(VisionExtractor):
         """Names of the 34 values."""
         return COLUMNS
 
-    def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the networks, by their files in the packages that have them."""
-        networks = (*self._detector.networks(), self._mesh.network, self._emotion.network)
-        return {network.file: network.fingerprint() for network in networks}
-
     def extract(self, pictures: Iterable[Picture]) -> Frames:
         """(L, 34) frames, one a picture; FeatureError where the networks are not installed."""
         from PIL import Image

@@ -67,11 +67,9 @@ class ImageEncoder(VisionExtractor):
         return [f"state{index}" for index in range(config.hidden_size)]
 
     def fingerprints(self) -> dict[str, str]:
-        """The hashes of the model, where it is in a folder, and of the networks that find faces."""
+        """The hash of the model, where it is in a folder."""
         found = fingerprint(self._path)
-        networks = self._detector.networks() if self._detector else ()
-        hashes = {network.file: network.fingerprint() for network in networks}
-        return hashes if found is None else {"path": found, **hashes}
+        return {} if found is None else {"path": found}
 
     def extract(self, pictures: Iterable[Picture]) -> Frames:
         """(L, d) summaries; FeatureError where the encoder or what finds faces is missing."""

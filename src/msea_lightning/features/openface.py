@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from msea_lightning.config.errors import ConfigError
 from msea_lightning.features.contract import (
     FeatureError,
     Frames,
@@ -20,7 +21,6 @@ from msea_lightning.features.contract import (
     Picture,
     VisionExtractor,
 )
-from msea_lightning.features.options import OpenFaceColumns
 
 Array = NDArray[np.float64]
 
@@ -50,9 +50,9 @@ _EYES = _numbered((f"eye_lmk_{axis}" for axis in "xyXYZ"), 56)
 _SHAPE = (*(f"p_{name}" for name in ("scale", "rx", "ry", "rz", "tx", "ty")), *_numbered("p", 34))
 
 SELECTIONS = {
-    OpenFaceColumns.action_units: ACTION_UNITS,
-    OpenFaceColumns.simsv2: (*_POSE, *_FLAT, *ACTION_UNITS),
-    OpenFaceColumns.all: (
+    "action_units": ACTION_UNITS,
+    "simsv2": (*_POSE, *_FLAT, *ACTION_UNITS),
+    "all": (
         *_GAZE,
         *_EYES,
         *_POSE,
@@ -71,13 +71,13 @@ class OpenFace(VisionExtractor):
     Where it has several faces (``face_id``), the one with most successful rows is taken.
 
     Args:
-        columns: Which columns.
+        columns: Which ones, a name in SELECTIONS.
         fps: Frames a second; each is the row that is shown at its time.
     """
 
-    def __init__(
-        self, *, columns: OpenFaceColumns = OpenFaceColumns.action_units, fps: float = 25.0
-    ) -> None:
+    def __init__(self, *, columns: str = "action_units", fps: float = 25.0) -> None:
+        if columns not in SELECTIONS:
+            raise ConfigError(f"columns={columns}: there are {', '.join(SELECTIONS)}.")
         self.fps = fps
         self._columns = SELECTIONS[columns]
 

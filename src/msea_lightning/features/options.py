@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -98,21 +97,13 @@ class FaceOptions(VisionOptions):
     fps: float = option(10.0, "pictures a second", above=0)
 
 
-class OpenFaceColumns(enum.Enum):
-    """What is taken of OpenFace's columns."""
-
-    action_units = "action_units"
-    simsv2 = "simsv2"
-    all = "all"
-
-
 @VISION_EXTRACTORS.register("openface", "msea_lightning.features.openface.OpenFace")
 @dataclass
 class OpenFaceOptions(VisionOptions):
     """Columns of the CSV files that OpenFace 2 has written beside the clips."""
 
-    columns: OpenFaceColumns = option(
-        OpenFaceColumns.action_units,
+    columns: str = option(
+        "action_units",
         "action_units (35 columns), simsv2 (177: head pose, 68 points, action units) or all (709)",
     )
     fps: float = option(25.0, "frames a second", above=0)

