@@ -36,7 +36,16 @@ ORDER = (
 )
 """The rooms, each of which imports only from those before it."""
 
-COMMANDS = {"train", "evaluate", "prepare", "extract", "report", "bench", "doctor", "import_original"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "prepare",
+    "extract",
+    "report",
+    "bench",
+    "doctor",
+    "import_original",
+}
 """What is run with ``python -m msea_lightning.<command>``."""
 
 PIPELINE = {"data", "language", "backbone", "adapter", "metrics", "paper"}
