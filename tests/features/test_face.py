@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from msea_lightning.features.contract import Frames, Picture
+from msea_lightning.features.extraction import Extraction, to_json
 from msea_lightning.features.face import COLUMNS, FaceExtractor
 from msea_lightning.features.faces.geometry import MEASURES
+from msea_lightning.features.options import FaceOptions
 
 pytestmark = pytest.mark.usefixtures("face_networks")
 
@@ -107,3 +111,18 @@ def test_an_extractor_in_use_is_sent_to_other_processes(
     here = frames_of(extractor, photograph)
     there = frames_of(pickle.loads(pickle.dumps(extractor)), photograph)
     assert np.array_equal(here, there)
+
+
+def test_the_face_in_a_clip_is_found_and_happy(tmp_path: Path, photograph: Image.Image) -> None:
+    from tests.features.clips import write_clip
+
+    images = [pasted((photograph, 50 * step, 100, 300)) for step in range(10)]
+    clip = write_clip(tmp_path / "clip.mp4", pictures=[np.array(image) for image in images])
+    extraction = Extraction(vision=FaceOptions(fps=5))
+    frames = extraction.extract(clip)["vision"]
+    assert frames.shape == (5, 34)
+    assert frames[:, FOUND].all()
+    assert frames[:, HAPPY].min() > 0.9
+    recorded = json.loads(json.dumps(to_json(extraction.facts())))
+    again = Extraction.from_facts(recorded)
+    assert np.array_equal(again.extract(clip)["vision"], frames)

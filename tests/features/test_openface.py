@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.features.contract import FeatureError, MediaError
+from msea_lightning.features.extraction import Extraction, to_json
 from msea_lightning.features.openface import SELECTIONS, OpenFace
+from msea_lightning.features.options import OpenFaceOptions
 
 FIXED = ("frame", "face_id", "timestamp", "confidence", "success")
 ALL = SELECTIONS["all"]
@@ -124,3 +127,15 @@ def test_pictures_are_refused() -> None:
 def test_an_unknown_selection_is_refused() -> None:
     with pytest.raises(ConfigError, match="columns=mosei: there are action_units, simsv2, all"):
         OpenFace(columns="mosei")
+
+
+def test_the_file_of_a_clip_is_its_vision(tmp_path: Path) -> None:
+    from tests.features.clips import ramp, write_clip
+
+    clip = write_clip(tmp_path / "clip.mp4", pictures=ramp(10))
+    write(clip, [index / 10 for index in range(10)])
+    extraction = Extraction(vision=OpenFaceOptions(columns="simsv2", fps=10))
+    recorded = json.loads(json.dumps(to_json(extraction.facts())))
+    assert recorded["vision"]["dim"] == 177
+    frames = Extraction.from_facts(recorded).extract(clip, 0.2, 0.6)["vision"]
+    assert np.floor(frames[:, 0]).tolist() == [2, 3, 4, 5]
