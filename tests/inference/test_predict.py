@@ -199,7 +199,9 @@ def test_features_of_another_extractor_are_refused(
 ) -> None:
     table = write_table(tmp_path / "table", test_split)
     mel = {"name": "log_mel", "version": 1, "settings": {}, "dim": 12}
-    (table / "features.json").write_text(json.dumps({"audio": {**mel, "name": "other"}}))
+    (table / "features.json").write_text(
+        json.dumps({"features": {"audio": {**mel, "name": "other"}}})
+    )
     plugin = Plugin.from_pretrained(finished_run.plugin)
     plugin.facts.features = {"audio": mel}
     plugin.save_pretrained(tmp_path / "plugin")

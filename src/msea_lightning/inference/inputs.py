@@ -49,16 +49,16 @@ class Inputs(ABC):
     Attributes:
         rows: One for each utterance.
         files: Files that the input consists of; when they change, it is another input.
-        features: Name of each feature to what extracted it, as in ``features.json``; empty where
-            that is not known, or features are yet to be extracted.
+        extractors: Facts of the extractors by feature, as ``features.json`` has them; empty where
+            the features are of unknown origin, or are yet to be extracted.
     """
 
     rows: Sequence[InputRow]
     files: Sequence[Path] = ()
-    features: Mapping[str, dict[str, Any]]
+    extractors: Mapping[str, Mapping[str, Any]]
 
     def __init__(self) -> None:
-        self.features = {}
+        self.extractors = {}
 
     @abstractmethod
     def utterance(self, number: int) -> Utterance:
@@ -88,9 +88,7 @@ class TableInput(Inputs):
             InputRow(row.values["id"], row.values["text"], row.values["label"], row.values["split"])
             for row in self._table.rows
         ]
-        recorded = self._table.table.with_name("features.json")
-        if recorded.is_file():
-            self.features = json.loads(recorded.read_text(encoding="utf-8"))
+        self.extractors = self._table.extractors
 
     def utterance(self, number: int) -> Utterance:
         """See the base class."""

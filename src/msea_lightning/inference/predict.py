@@ -58,8 +58,7 @@ def predict(config: PredictConfig) -> None:
     target = output_path(config.output, overwrite=config.overwrite) if config.output else None
     inputs = open_inputs(config.input, config.text)
     plugin = Plugin.from_pretrained(config.plugin)
-    if inputs.features:
-        check_facts(plugin.facts.features, inputs.features)
+    check_facts(plugin.facts.features, inputs.extractors)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "work"
         if target is not None:

@@ -89,19 +89,7 @@ class TableLayout(Layout):
 
     def extractors(self) -> Mapping[str, Mapping[str, Any]]:
         """What ``features.json`` says."""
-        file = self._table.parent / _EXTRACTORS
-        if not file.is_file():
-            return {}
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))["features"]
-            if not all(isinstance(facts["dim"], int) for facts in found.values()):
-                raise TypeError("dim is not a whole number")
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise ReadError(
-                f"{file} does not say which extractors made the features ({error!r}). Extract "
-                "them anew, or remove the file; then their origin is unknown."
-            ) from error
-        return dict(found)
+        return _extractors(self._table.parent)
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
@@ -192,6 +180,7 @@ class TableRows:
 
     Attributes:
         rows: Lines of the table.
+        extractors: Facts of the extractors by feature, as ``features.json`` has them.
 
     Raises:
         MissingFileError: if there is no table.
@@ -211,6 +200,7 @@ class TableRows:
                 f"{self.table}: {len(doubles)} ids are in several rows: {shorten(doubles)}. Give "
                 "every utterance an id of its own."
             )
+        self.extractors = _extractors(self.table.parent)
         self._features = _Features(self.table.parent, ids)
 
     def utterance(self, index: int) -> Utterance:
@@ -234,6 +224,23 @@ class TableRows:
             group=row.values["group"] or None,
             speaker=row.values["speaker"] or None,
         )
+
+
+def _extractors(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Facts of the extractors by feature, as ``features.json`` has them; empty where it is not."""
+    file = folder / _EXTRACTORS
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["features"]
+        if not all(isinstance(facts["dim"], int) for facts in found.values()):
+            raise TypeError("dim is not a whole number")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ReadError(
+            f"{file} does not say which extractors made the features ({error!r}). Extract "
+            "them anew, or remove the file; then their origin is unknown."
+        ) from error
+    return dict(found)
 
 
 def _records(
