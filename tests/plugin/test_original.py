@@ -32,7 +32,6 @@ from msea_lightning.plugin import (
     load_plugin_backbone,
 )
 from msea_lightning.plugin.original import write_new
-from msea_lightning.plugin.saving import readme
 from tests.adapter.original_names import original_names
 from tests.model.recorded import CASES, RECORDED, RecordedTokenizer, load_case, recorded_batch
 from tests.rounding import assert_same
@@ -353,12 +352,13 @@ def test_a_seen_language_model_is_checked_later(
         attach(known, backbone)
 
 
-def test_the_readme_says_where_it_is_from_and_shows_no_empty_table(tmp_path: Path) -> None:
-    facts = imported(write(tmp_path, recorded_state())).plugin.facts
-    text = readme(facts, 7)
-    assert "checkpoint of the original implementation: cmcm-mosei-regression.pth, SHA-256" in text
-    assert "test metric" not in text
-    assert "Base model: meta-llama/Llama-2-7b-hf" in text
+def test_the_card_says_where_it_is_from_and_shows_no_empty_table(tmp_path: Path) -> None:
+    card = imported(write(tmp_path, recorded_state())).plugin.generate_model_card()
+    where = "checkpoint of the original implementation: cmcm-mosei-regression.pth, SHA-256"
+    assert where in card.text
+    assert "| metric |" not in card.text
+    assert card.data.base_model == "meta-llama/Llama-2-7b-hf"
+    assert (card.data.datasets, card.data.language) == (["AZYoung/MOSEI_processed"], "en")
 
 
 @pytest.mark.parametrize(

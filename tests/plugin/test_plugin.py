@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from msea_lightning.backbone import FrozenBackbone, load_backbone
+from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone
 from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.backbone.options import BackboneConfig, Quantization
 from msea_lightning.plugin import (
@@ -25,7 +25,6 @@ from msea_lightning.plugin import (
     save_plugin,
 )
 from msea_lightning.plugin.facts import backbone_facts
-from msea_lightning.plugin.saving import readme
 from tests.places import ROOT
 
 RELEASE = ROOT / "tests" / "release" / "run" / "plugin"
@@ -40,49 +39,6 @@ def plugin() -> Plugin:
 def on(plugin: Plugin, **backbone: Any) -> Plugin:
     """The plugin with other facts of its language model."""
     return replace(plugin, facts=replace(plugin.facts, backbone=backbone))
-
-
-@pytest.mark.parametrize(
-    ("backbone", "title"),
-    [
-        ({"name": "tiny", "path": None}, "Base model: tiny, which ships with msea_lightning."),
-        ({"name": "llama2", "path": "meta-llama/L"}, "Base model: meta-llama/L."),
-        ({"name": "llama2", "path": "/secret/weights"}, "Base model: llama2 (a local copy)."),
-        ({"name": "llama2", "path": None, "file": "weights"}, "Base model: llama2 (a local copy)."),
-        (
-            {"name": "auto", "path": None, "file": "model.gguf"},
-            "Base model: model.gguf (a local file or folder).",
-        ),
-    ],
-)
-def test_the_readme_names_the_language_model_and_no_local_path(
-    plugin: Plugin, backbone: dict[str, Any], title: str
-) -> None:
-    text = readme(on(plugin, **backbone).facts, 7)
-    assert title in text
-    assert "None" not in text
-    assert "/secret" not in text
-
-
-@pytest.mark.parametrize(
-    ("facts", "adapter", "sentence"),
-    [
-        ({}, {}, "read audio (12 values per frame) and vision (10 values per frame) beside text"),
-        (
-            {"vision_dim": None},
-            {},
-            "read audio (12 values per frame) beside text. It does not read vision, which its "
-            "data did not have.",
-        ),
-        ({}, {"use_audio": False}, "It does not read audio, which was left out of it."),
-    ],
-)
-def test_the_readme_says_what_is_read(
-    plugin: Plugin, facts: dict[str, Any], adapter: dict[str, Any], sentence: str
-) -> None:
-    changed = replace(plugin.facts, **facts, adapter={**plugin.facts.adapter, **adapter})
-    assert sentence in readme(changed, 7)
-    assert "none" not in readme(changed, 7)
 
 
 @pytest.mark.parametrize("place", ["folder", "weights.gguf"])
@@ -130,6 +86,39 @@ def test_a_local_language_model_is_loaded_from_the_place_that_is_given(
         load_plugin_backbone(on(plugin, name="llama2", path="a/b", weights="random"))
 
 
+def cached(cache: Path, name: str, commit: str) -> None:
+    """Puts the built-in language model into a cache of the Hub."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(tiny_backbone(), folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+
+
+def test_a_language_model_of_the_hub_is_named_with_its_commit(
+    tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached(tmp_path, "some/model", commit)
+    backbone = load_backbone("some/model")
+    facts = backbone_facts(BackboneConfig(name="auto", path="some/model"), backbone)
+    assert (facts["path"], facts["revision"]) == ("some/model", commit)
+    moved = on(plugin, **facts)
+    assert load_plugin_backbone(moved).revision == commit
+    other = {**plugin.facts.fingerprint, "tokenizer": "0" * 16}
+    changed = replace(moved, facts=replace(moved.facts, fingerprint=other))
+    with pytest.raises(PluginError, match=rf"hf download some/model --revision {commit}, and give"):
+        attach(changed, backbone)
+    with pytest.raises(BackboneError, match=r"give the folder as path\."):
+        load_plugin_backbone(on(plugin, name="auto", path="some/other"))
+    folder = tmp_path / "models--some--model" / "snapshots" / commit
+    local = load_backbone(folder)
+    assert local.revision is None
+    assert backbone_facts(BackboneConfig(path=str(folder)), local)["revision"] is None
+
+
 def test_the_tokenizer_is_the_one_of_training(
     tmp_path: Path, plugin: Plugin, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +137,6 @@ def test_the_tokenizer_is_the_one_of_training(
     (tmp_path / "words").mkdir()
     config = BackboneConfig(path="some/model", tokenizer=str(tmp_path / "words"))
     local = on(plugin, **backbone_facts(config, backbone))
-    assert 'load_plugin_backbone(plugin, tokenizer="<place' in readme(local.facts, 7)
     for path in (None, tmp_path):
         with pytest.raises(PluginError, match=r"the tokenizer words .*tokenizer=\.\.\."):
             load_plugin_backbone(local, path)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.fingerprint import fingerprint
+from msea_lightning.backbone.loading.hub import hub_commit
 from msea_lightning.backbone.self_check import self_check
 from msea_lightning.backbone.speed.last_layer import at_last_positions
 from msea_lightning.backbone.speed.prefix_cache import PrefixCache
@@ -56,6 +57,7 @@ class FrozenBackbone:
         model: The language model, in evaluation mode.
         tokenizer: The tokenizer.
         pad_id: Id of the padding token.
+        revision: Commit of its files on the Hugging Face Hub; None where it was not loaded from it.
         body: The language model without its head, or a view of it.
         checkpoint_activations: Whether layers recompute their activations.
         caches_prefix: Whether the model can continue from a cached prefix (``self_check.py``).
@@ -83,6 +85,8 @@ class FrozenBackbone:
         self.tokenizer = tokenizer
         self.checkpoint_activations = checkpoint_activations
         self.pad_id = padding_id(tokenizer, pad_token)
+        # Now: the cache may hold a newer commit when training ends.
+        self.revision = hub_commit(model.name_or_path)
         self._check_vocabulary()
         self.body: nn.Module = getattr(model, model.base_model_prefix)
         if getattr(model, "is_loaded_in_8bit", False):

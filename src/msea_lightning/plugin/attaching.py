@@ -103,7 +103,8 @@ def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping
         raise PluginError(
             f"The plugin was trained on {backbone_title(facts.backbone)} with the fingerprint "
             f"{_listed(expected)}, but this language model has {_listed(found)}. Attach it to the "
-            "language model that it was trained on, or train a plugin for this one."
+            f"language model that it was trained on{_commit(facts)}, or train a plugin for this "
+            "one."
         )
     if trained != here:
         _log.warning(
@@ -113,6 +114,12 @@ def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping
             trained,
             here,
         )
+
+
+def _commit(facts: PluginFacts) -> str:
+    """Where a language model of the Hub is as it was in training: it may have changed since."""
+    name, revision = facts.backbone.get("path"), facts.backbone.get("revision")
+    return f" (hf download {name} --revision {revision}, and give that folder)" if revision else ""
 
 
 def _check_unseen(facts: PluginFacts, backbone: FrozenBackbone) -> None:

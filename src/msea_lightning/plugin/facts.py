@@ -13,13 +13,20 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.loading.gguf import is_gguf
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig, Language
+from msea_lightning.data.options import (
+    EVALUATION_BATCH,
+    DatasetConfig,
+    LabelConfig,
+    Language,
+    Reader,
+)
 from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
 
 WEIGHTS = "adapter.safetensors"
 FACTS = "plugin.json"
+CARD = "README.md"
 FORMAT = 1
 
 
@@ -61,6 +68,11 @@ class PluginFacts:
         eval_batch_size: Utterances per batch of the test; the same batches give the same digits.
         imported_from: Name and SHA-256 of the original implementation's checkpoint, where the
             plugin comes from one.
+        seed: Seed of the run; None where it is not known.
+        dataset_id: Hugging Face data set that publishes the data; None where none does.
+        language: ISO 639 code of the data's language, which may not be that of the prompt; None
+            where it is not known.
+        license: Licence of the weights; None until someone gives them one.
     """
 
     format: int
@@ -80,20 +92,26 @@ class PluginFacts:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     eval_batch_size: int = EVALUATION_BATCH
     imported_from: str | None = None
+    seed: int | None = None
+    dataset_id: str | None = None
+    language: str | None = None
+    license: str | None = None
 
 
 def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone | None) -> dict[str, Any]:
     """What it takes to load the same language model again, which was loaded once, or never (None).
 
-    ``path`` is a Hub id, None for the built-in model and for local files, of which ``file`` is the
-    last part of the path and ``sha256`` that of a GGUF file; so are ``tokenizer`` and
-    ``tokenizer_file``, both None where the tokenizer is that of the model.
+    ``path`` is a Hub id and ``revision`` the commit that was loaded; both are None for the built-in
+    model and for local files, of which ``file`` is the last part of the path and ``sha256`` that of
+    a GGUF file; so are ``tokenizer`` and ``tokenizer_file``, both None where the tokenizer is that
+    of the model.
     """
     path, file = _hub_id_or_file(config.path)
     tokenizer, tokenizer_file = _hub_id_or_file(config.tokenizer)
     return {
         "name": config.name,
         "path": path,
+        "revision": backbone.revision if backbone and path else None,
         "file": file,
         "sha256": sha256(Path(str(config.path))) if file and is_gguf(file) else None,
         "tokenizer": tokenizer,
@@ -136,6 +154,11 @@ def backbone_title(backbone: Mapping[str, Any]) -> str:
     return str(path) if path else f"{name}, which ships with msea_lightning"
 
 
+def language_of(dataset: DatasetConfig) -> str | None:
+    """Language of a data set; None of an own table, whose prompts may be in another one."""
+    return None if dataset.reader is Reader.table else dataset.language.value
+
+
 def describe(
     model: AdaptedLM,
     *,
@@ -148,6 +171,9 @@ def describe(
     test: dict[str, Any],
     features: dict[str, dict[str, Any]] | None = None,
     eval_batch_size: int = EVALUATION_BATCH,
+    seed: int | None = None,
+    dataset_id: str | None = None,
+    language: str | None = None,
 ) -> PluginFacts:
     """The facts of a trained model, with those of :class:`PluginFacts` that it does not know."""
     options = model.adapter.options()
@@ -176,4 +202,7 @@ def describe(
         adapter_name=ADAPTERS.name_of(model.adapter),
         features=features or {},
         eval_batch_size=eval_batch_size,
+        seed=seed,
+        dataset_id=dataset_id,
+        language=language,
     )

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from msea_lightning.backbone import FrozenBackbone, load_backbone, resolve_device
+from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone, resolve_device
 from msea_lightning.backbone.options import Accelerator, Weights
 from msea_lightning.plugin.facts import (
     FACTS,
@@ -31,6 +26,9 @@ from msea_lightning.plugin.facts import (
     backbone_title,
     is_local,
 )
+from msea_lightning.plugin.hub import fetch
+
+_OPTIONS = r"\bbackbone\.(?=(path|tokenizer|quantization|dtype)\b)"
 
 
 def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[str, Tensor]]:
@@ -41,7 +39,7 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
     """
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        folder = _fetched(str(place), folder, **download)
+        folder = fetch(str(place), **download)
     for name in (FACTS, WEIGHTS):
         if not (folder / name).is_file():
             raise PluginError(
@@ -65,23 +63,6 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
         ) from error
     assert isinstance(facts, PluginFacts)
     return facts, weights
-
-
-def _fetched(name: str, folder: Path, **download: Any) -> Path:
-    """The folder with a plugin of the Hub, in the cache."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=[FACTS, WEIGHTS], **download))
-    except HFValidationError as error:
-        raise PluginError(
-            f"There is no folder {folder}, and it is no name on the Hugging Face Hub either: give "
-            "the plugin/ folder of a finished run."
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise PluginError(
-            f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
-            f"{str(error).splitlines()[0]}. Check the name and the connection (private plugins "
-            "need a token: hf auth login)."
-        ) from error
 
 
 def load_recorded_backbone(
@@ -110,15 +91,19 @@ def load_recorded_backbone(
             f"The plugin was trained with the tokenizer {file} (a local file or folder). Say where "
             "it is here: tokenizer=..."
         )
-    return load_backbone(
-        path,
-        tokenizer=tokenizer or facts.get("tokenizer"),
-        quantization=quantization or facts.get("quantization", "none"),
-        double_quantization=facts.get("double_quantization", True),
-        dtype=dtype or facts.get("dtype", "auto"),
-        pad_token=plugin.prompt.pad_token,
-        device=_device(device),
-    )
+    try:
+        return load_backbone(
+            path,
+            tokenizer=tokenizer or facts.get("tokenizer"),
+            quantization=quantization or facts.get("quantization", "none"),
+            double_quantization=facts.get("double_quantization", True),
+            dtype=dtype or facts.get("dtype", "auto"),
+            pad_token=plugin.prompt.pad_token,
+            device=_device(device),
+        )
+    except BackboneError as error:
+        # It names options of the command line, which are arguments here.
+        raise BackboneError(re.sub(_OPTIONS, "", str(error))) from error
 
 
 def _recorded_path(facts: Mapping[str, Any]) -> str | None:

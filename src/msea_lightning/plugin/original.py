@@ -30,6 +30,7 @@ from msea_lightning.plugin.facts import (
     PromptFacts,
     backbone_facts,
     is_local,
+    language_of,
     sha256,
 )
 from msea_lightning.plugin.plugin import Plugin, load_plugin_backbone
@@ -110,6 +111,8 @@ def import_plugin(
         fingerprint={},
         test={},
         imported_from=f"{checkpoint.name}, SHA-256 {sha256(checkpoint)}",
+        dataset_id=dataset.hub_id,
+        language=language_of(dataset),
     )
     plugin = Plugin(facts, weights)
     if _is_here(backbone):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.plugin.facts import PluginFacts
+from msea_lightning.plugin.card import check_front_matter, model_card
+from msea_lightning.plugin.facts import PluginError, PluginFacts
+from msea_lightning.plugin.hub import publish
 from msea_lightning.plugin.loading import load_recorded_backbone, read_plugin
 from msea_lightning.plugin.predictor import Predictor
-from msea_lightning.plugin.saving import plugin_weights, write_plugin
+from msea_lightning.plugin.saving import plugin_weights, size, write_plugin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +55,100 @@ class Plugin(ModelHubMixin):
         """
         facts, weights = read_plugin(pretrained_model_name_or_path, **download)
         return cls(facts, weights)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        license: str | None = None,
+        language: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **publication: Any,
+    ) -> str | None:
+        """Writes the plugin into a folder: ``adapter.safetensors``, ``plugin.json``, ``README.md``.
+
+        The three are replaced where they are there already; ``README.md`` is the model card.
+
+        Args:
+            save_directory: The folder, which is made if needed.
+            license: Licence of the weights, as the Hub writes it (``cc-by-nc-4.0``, ``other``); as
+                the plugin says where not given, which says none at first.
+            language: ISO 639 code of the data's language (``en``, ``zh``), likewise.
+            repo_id: With ``push_to_hub``: name on the Hub; the folder's where not given.
+            push_to_hub: Publish it too.
+            **publication: Further arguments of :meth:`push_to_hub`.
+
+        Returns:
+            With ``push_to_hub`` the address of the commit.
+
+        Raises:
+            PluginError: if licence or language is none, or the plugin cannot be published.
+        """
+        said = self._saying(license=license, language=language)
+        if publication and not push_to_hub:
+            raise PluginError(f"Only with push_to_hub=True: {', '.join(publication)}.")
+        ModelHubMixin.save_pretrained(said, save_directory)
+        if not push_to_hub:
+            return None
+        return said.push_to_hub(repo_id or Path(save_directory).name, **publication)
+
+    def push_to_hub(  # type: ignore[override] # its files are always the same
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        language: str | None = None,
+        commit_message: str = "Upload plugin",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Publishes the plugin on the Hugging Face Hub: its three files, in one commit.
+
+        Args:
+            repo_id: Name on the Hub, such as ``user/plugin``; it is made if needed.
+            license: See :meth:`save_pretrained`.
+            language: See :meth:`save_pretrained`.
+            commit_message: First line of the commit.
+            private: Whether a name that is new is private; as the account has it where not given.
+            token: Access token that may write; that of ``hf auth login`` where not given.
+            branch: Branch that is there; ``main`` where not given.
+            create_pr: Ask for the change in a pull request.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PluginError: without a login, access, such a branch or a connection, or if the Hub
+                refuses the card.
+        """
+        said = self._saying(license=license, language=language)
+        return publish(
+            repo_id,
+            said.facts,
+            said.weights,
+            private=private,
+            token=token,
+            branch=branch,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+    def generate_model_card(self, repo_id: str | None = None) -> ModelCard:
+        """The model card, for a name on the Hub where one is given."""
+        return model_card(self.facts, size(self.weights), repo_id)
+
+    def _saying(self, *, license: str | None, language: str | None) -> Plugin:
+        """The plugin with what its publisher says of it, if anything."""
+        check_front_matter(license, language)
+        facts = replace(
+            self.facts,
+            license=license or self.facts.license,
+            language=language or self.facts.language,
+        )
+        return replace(self, facts=facts)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_plugin(save_directory, self.facts, self.weights)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from msea_lightning.config.text import visible
-from msea_lightning.metrics import METRICS
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.plugin.facts import FACTS, WEIGHTS, PluginFacts, backbone_title
+from msea_lightning.plugin.card import model_card
+from msea_lightning.plugin.facts import CARD, FACTS, WEIGHTS, PluginFacts
 from msea_lightning.runs.files import write_atomically, write_json
 
 
-def write_plugin(folder: Path, facts: PluginFacts, weights: Mapping[str, Tensor]) -> None:
-    """Writes a plugin into a folder, which is made if needed."""
+def write_plugin(
+    folder: Path, facts: PluginFacts, weights: Mapping[str, Tensor], name: str | None = None
+) -> None:
+    """Writes a plugin, with its name on the Hub if any, into a folder, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}.partial"
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
@@ -28,8 +26,12 @@ def write_plugin(folder: Path, facts: PluginFacts, weights: Mapping[str, Tensor]
     write_json(
         folder / FACTS, OmegaConf.to_container(OmegaConf.structured(facts), enum_to_str=True)
     )
-    count = sum(tensor.numel() for tensor in weights.values())
-    write_atomically(folder / "README.md", visible(readme(facts, count)))
+    write_atomically(folder / CARD, str(model_card(facts, size(weights), name)))
+
+
+def size(weights: Mapping[str, Tensor]) -> int:
+    """The number of parameters of a plugin."""
+    return sum(tensor.numel() for tensor in weights.values())
 
 
 def plugin_weights(model: AdaptedLM) -> dict[str, Tensor]:
@@ -39,36 +41,3 @@ def plugin_weights(model: AdaptedLM) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name.startswith(("adapter.", "standardizer."))
     }
-
-
-def readme(facts: PluginFacts, parameters: int) -> str:
-    """The ``README.md`` of a plugin with so many parameters."""
-    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
-    read = {
-        name: f"{name} ({dim} values per frame)"
-        for name, dim in dims.items()
-        if dim is not None and facts.adapter.get(f"use_{name}", True)
-    }
-    template = (resources.files(__package__) / "README.md.jinja").read_text(encoding="utf-8")
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(template).render(
-        facts=facts,
-        parameters=parameters,
-        read=" and ".join(read.values()),
-        unread={name: dim for name, dim in dims.items() if name not in read},
-        base=backbone_title(facts.backbone),
-        scores=[_score(name, value) for name, value in facts.test.items()],
-    )
-
-
-def _score(name: str, value: float | None) -> tuple[str, str]:
-    """A metric's title and value."""
-    info = METRICS.get(name)
-    title = name if info is None else info.title
-    if value is None or math.isnan(value):
-        return title, "undefined"
-    if info is None:
-        return title, f"{value:.4f}"
-    return title, info.format(value) + (" %" if info.percent else "")

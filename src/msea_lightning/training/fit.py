@@ -25,7 +25,7 @@ from msea_lightning.metrics import selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.plugin import save_plugin
-from msea_lightning.plugin.facts import backbone_facts, describe
+from msea_lightning.plugin.facts import backbone_facts, describe, language_of
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
@@ -194,6 +194,9 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
             test=results["test"],
             features={name: dict(facts) for name, facts in data.extractors.items()},
             eval_batch_size=data.eval_batch_size,
+            seed=config.seed,
+            dataset_id=config.dataset.hub_id,
+            language=language_of(config.dataset),
         )
         save_plugin(run.plugin, adapted, facts)
     if estimate is not None:

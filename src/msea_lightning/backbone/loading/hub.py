@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
 from msea_lightning.backbone.loading.gguf import is_gguf
@@ -43,6 +45,17 @@ def find_file(place: str, name: str, *, offline: bool = False) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+def hub_commit(place: str | None) -> str | None:
+    """Commit of a Hub id's files, as they lie in the cache; None of any other place."""
+    if not place or Path(place).exists():
+        return None
+    try:
+        file = try_to_load_from_cache(place, "config.json")
+    except HFValidationError:
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
