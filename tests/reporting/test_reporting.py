@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -340,6 +341,52 @@ def test_two_kinds_of_labels_under_one_name_are_not_compared(tmp_path: Path) -> 
     assert "Layout of Table 3: demo (emotion)" in html
 
 
+def test_runs_whose_data_has_changed_are_not_averaged(tmp_path: Path) -> None:
+    words = ("dataset=table", "dataset.path=mine")
+    write_run(tmp_path / "1", make_config(*words, seed=1))
+    write_run(tmp_path / "2", make_config(*words, seed=2), high=3)
+    write_run(tmp_path / "3", make_config(*words, "ablation=no_text", seed=2), high=3)
+    write_config(tmp_path / "4", make_config(*words, seed=4))
+    report = write_report(tmp_path)
+    assert report.counts["configurations"] == 3
+    rows = {(r["ablation"], r["metric"]): r for r in results(report)}
+    assert rows["none", "acc"]["seeds"] == "1"
+    assert rows["none", "acc"]["missing_seeds"] == "4"
+    assert rows["none", "mae"]["seeds"] == "2"
+    assert ["w/o T", "MAE", "1"] in [row[:3] for row in page(report).rows]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "problem"),
+    [
+        ("metrics.json", "[" * 100_000, "metrics.json is broken: maximum recursion depth"),
+        (
+            "metrics.json",
+            '{"test": {"acc": 1%s, "wf1": 1}}' % ("0" * 400),
+            "metrics.json is broken",
+        ),
+        ("memory.json", '{"total": 1e999}', "memory.json is broken: cannot convert float infinity"),
+        ("config.yaml", "3", "config.yaml: it holds no options"),
+    ],
+)
+def test_no_file_stops_the_report(tmp_path: Path, file: str, text: str, problem: str) -> None:
+    write_seeds(tmp_path, MELD, (1, 2))
+    (tmp_path / "meld-published-chatglm3-1" / file).write_text(text)
+    rows = page(write_report(tmp_path)).rows
+    assert any(entry.startswith(problem) for row in rows for entry in row)
+
+
+def test_an_infinite_metric_is_undefined(tmp_path: Path) -> None:
+    write_seeds(tmp_path, MELD, (1, 2))
+    folder = tmp_path / "meld-published-chatglm3-1"
+    (folder / "predictions.csv").unlink()
+    (folder / "metrics.json").write_text(
+        '{"test": {"acc": Infinity, "wf1": 0.5}, "warnings": null}'
+    )
+    (row,) = (r for r in results(write_report(tmp_path)) if r["metric"] == "acc")
+    assert (row["n"], row["undefined_seeds"]) == ("1", "1")
+
+
 def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
     write_seeds(tmp_path, MELD, (1, 2, 3, 4, 5, 6))
     name = "meld-published-chatglm3"
@@ -444,6 +491,23 @@ def test_sizes(tmp_path: Path) -> None:
     )
     assert float(counted["mean"]) == 2.634567
     assert float(counted["difference"]) == pytest.approx(0.004567)
+
+
+def test_sizes_that_are_broken_or_there_twice(tmp_path: Path) -> None:
+    words = (*MELD, "size_only=true")
+    size = {"trainable_parameters": 2_634_567, "memory_bytes": 2**34}
+    files = {"old": {"size": size}, "new": {"size": size}}
+    broken: dict[str, Any] = {"list": {"size": [3]}, "unknown": {"size": {"memory_bytes": 2**34}}}
+    for seed, (name, found) in enumerate((files | broken).items()):
+        write_config(tmp_path / name, make_config(*words, seed=max(1, seed)))
+        (tmp_path / name / "metrics.json").write_text(json.dumps(found))
+    os.utime(tmp_path / "old" / "metrics.json", (1, 1))
+    report = write_report(tmp_path)
+    assert report.counts["of these failed"] == 2
+    assert [row["mean"] for row in results(report)] == ["2.634567"]
+    rows = page(report).rows
+    assert any(row[0] == "new" and "old, which has the same options" in row[1] for row in rows)
+    assert any("it has no 'trainable_parameters'" in row[-1] for row in rows)
 
 
 def test_a_data_set_of_which_nothing_is_finished(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msea_lightning.commands.command_line import compose
+from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.runs import identity, start
@@ -151,6 +152,18 @@ def test_what_cannot_be_read_is_no_run_of_these_options(
     assert runs_of(replace(BASE, runs=str(folder), seed=987)) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["3", "seed: [", "adapter: 3", "model: {name: [mse]}", "day: 2020-01-01", "seed: ${there}"],
+)
+def test_options_that_were_damaged(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    run.config.write_text(text)
+    assert run.fingerprint() != fingerprint(BASE)
+    with pytest.raises(UserError):
+        run.load_config()
+
+
 def test_runs_are_found_by_their_files_not_their_names(tmp_path: Path) -> None:
     first = opened(f"runs={tmp_path}", "seed=1")
     first.path.rename(tmp_path / "b")
@@ -215,6 +228,7 @@ def test_a_run_is_the_same_once_its_files_are_there(
         ('{"size": {}}', True),
         ('{"test": []}', False),
         ('{"test"', False),
+        ("[" * 100_000, False),
         ("[]", False),
         ("", False),
     ],

@@ -43,7 +43,10 @@ _TOLERANCE = 1e-9
 """Largest difference of a metric from its recomputation that is rounding: both are sums in float64
 of the same numbers, each at most a few thousand units of the last place apart."""
 
-_BROKEN = (OSError, ValueError, KeyError, TypeError, csv.Error)
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, csv.Error),
+)
 _UNREADABLE = (*_BROKEN, UserError, OmegaConfBaseException, YAMLError)
 """What reading raises where a file is broken, and where options are."""
 
@@ -209,10 +212,13 @@ def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
     with _noted(folder.metrics, reasons):
         results = _read_json(folder.metrics)
         if config.size_only:
-            run.size = _size(results["size"], "memory_bytes")
+            size = _size(results["size"], "memory_bytes")
+            if size.trainable is None:
+                raise KeyError("trainable_parameters")
+            run.size = size
         else:
             run.kind, run.test = _test_metrics(results["test"])
-            run.warnings = [str(text) for text in results.get("warnings", [])]
+            run.warnings = [str(text) for text in results.get("warnings") or []]
     if reasons:
         run.error = reasons[0]
         return run

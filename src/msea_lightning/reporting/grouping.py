@@ -85,30 +85,40 @@ class Grouped:
         configurations: In order: data sets and backbones as in the paper, then others by name.
         sizes: All sizes.
         measured: Those of runs that measured nothing else.
-        missing_sizes: Runs that only measure sizes, planned or begun, and not finished.
+        size_runs: Runs that only measure sizes, finished or not.
     """
 
     configurations: list[Configuration]
     sizes: list[tuple[Names, Size]]
     measured: list[tuple[Names, Size]]
-    missing_sizes: list[Run]
+    size_runs: list[Run]
+
+    @property
+    def missing_sizes(self) -> list[Run]:
+        """Runs that only measure sizes, planned or begun, and not finished."""
+        return [run for run in self.size_runs if not run.finished]
 
 
 def group(folder: Folder) -> Grouped:
     """Sorts runs into configurations, and summarises each.
 
     Of several finished runs of the same options and seed the one that was finished last counts;
-    the others are noted among its problems.
+    the others are noted among its problems. Finished runs whose metrics are of another kind,
+    because the data has changed, are a configuration of their own.
     """
     sizes: list[Run] = []
-    found: dict[str, Configuration] = {}
-    for run in _without_duplicates(folder.runs):
+    found: dict[tuple[str, MetricKind | None], Configuration] = {}
+    kinds: dict[str, MetricKind | None] = {}
+    # Finished ones first, so that the others join them.
+    for run in sorted(_without_duplicates(folder.runs), key=lambda run: not run.finished):
         if run.config.size_only:
             sizes.append(run)
             continue
         config = replace(run.config, seed=0)
         identity = fingerprint(config)
-        one = found.setdefault(identity, Configuration(run.names, identity, config))
+        kind = run.kind or kinds.get(identity)
+        kinds.setdefault(identity, kind)
+        one = found.setdefault((identity, kind), Configuration(run.names, identity, config))
         (one.runs if run.finished else one.missing).append(run)
     _name_differences(found.values())
     ordered = sorted(
@@ -117,9 +127,8 @@ def group(folder: Folder) -> Grouped:
     for one in ordered:
         _summarize(one)
     _test_ablations(ordered)
-    missing = [run for run in sizes if not run.finished]
-    missing.sort(key=lambda run: names_order(run.names))
-    return Grouped(ordered, _sizes(sizes, ordered), _sizes(sizes, []), missing)
+    sizes.sort(key=lambda run: names_order(run.names))
+    return Grouped(ordered, _sizes(sizes, ordered), _sizes(sizes, []), sizes)
 
 
 def names_order(names: Names) -> tuple[Any, ...]:
@@ -209,14 +218,15 @@ def _test_ablations(configurations: Sequence[Configuration]) -> None:
 
     Holm's correction is over the ablations of the same full model and metric.
     """
-    full = {one.identity: one for one in configurations if one.names.ablation == FULL}
-    families: dict[str, list[Configuration]] = defaultdict(list)
+    full = {(one.identity, one.kind): one for one in configurations if one.names.ablation == FULL}
+    families: dict[tuple[str, MetricKind | None], list[Configuration]] = defaultdict(list)
     for one in configurations:
         if one.names.ablation != FULL:
-            families[fingerprint(replace(one.config, ablation=AblationConfig()))].append(one)
-    for whole in full.keys() & families.keys():
-        for metric, theirs in full[whole].summaries.items():
-            own = [one for one in families[whole] if metric in one.summaries]
+            whole = fingerprint(replace(one.config, ablation=AblationConfig()))
+            families[whole, one.kind].append(one)
+    for same in full.keys() & families.keys():
+        for metric, theirs in full[same].summaries.items():
+            own = [one for one in families[same] if metric in one.summaries]
             tests = [paired_test(one.summaries[metric], theirs) for one in own]
             corrected = holm([test.p for test in tests])
             for one, test, p_holm in zip(own, tests, corrected, strict=True):

@@ -74,7 +74,8 @@ def missing_table(grouped: Grouped) -> Table:
 def problems_table(folder: Folder, grouped: Grouped) -> Table:
     """Files that are missing, broken or at odds with each other."""
     found = list(folder.unreadable.items())
-    for run in (run for one in grouped.configurations for run in one.runs):
+    runs = [run for one in grouped.configurations for run in one.runs]
+    for run in (*runs, *grouped.size_runs):
         found += [(run.name, problem) for problem in (*run.problems, *run.discrepancies)]
     return make_table("problems", found)
 

@@ -24,7 +24,7 @@ class Summary:
     """A metric of one configuration over its seeds, in the unit of the paper's tables.
 
     Attributes:
-        values: Seed to value, by seed; seeds with an undefined value (NaN) are left out.
+        values: Seed to value, by seed; seeds with an undefined value (not finite) are left out.
         undefined: Seeds whose value is undefined.
         mean: Arithmetic mean; NaN without values.
         sd: Sample standard deviation (n - 1); NaN with fewer than two values.
@@ -52,7 +52,7 @@ def summarize(info: MetricInfo, by_seed: Mapping[int, float], *, directed: bool 
     """
     unit = 100.0 if info.percent else 1.0
     values = {seed: unit * by_seed[seed] for seed in sorted(by_seed)}
-    defined = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
     n = len(defined)
     in_order = sorted(defined, key=defined.__getitem__)
     best = max if info.higher_is_better else min

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.options import to_typed
@@ -24,6 +25,9 @@ from msea_lightning.runs.identity import fingerprint, written_fingerprint
 
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Five times as fast where it is there."""
+
+_NO_OPTIONS = (ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+"""What reading raises where a text holds no options."""
 
 PREDICTION_COLUMNS = ("id", "text", "label", "prediction", "probability")
 """Columns of ``predictions.csv``."""
@@ -110,14 +114,19 @@ class RunFolder:
                 f"{self.path} is not a run folder: config.yaml is missing. Give the folder that "
                 "training printed, such as runs/demo/mse-tiny/<time>/seed-1111."
             )
-        return parse_config(self.config.read_text(encoding="utf-8"), str(self.config))
+        try:
+            return parse_config(self.config.read_text(encoding="utf-8"), str(self.config))
+        except _NO_OPTIONS as error:
+            raise RunError(
+                f"{self.config} cannot be read: {error}. It was changed by hand, or is damaged."
+            ) from error
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the run's options, unchecked; None where they cannot be read."""
         try:
             written = yaml.load(self.config.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
             return written_fingerprint(written) if isinstance(written, dict) else None
-        except (OSError, ValueError, yaml.YAMLError, ConfigError):
+        except (OSError, *_NO_OPTIONS, ConfigError):
             return None
 
 
@@ -125,7 +134,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where it cannot be read or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -137,7 +146,10 @@ def config_text(config: TrainConfig) -> str:
 
 def parse_config(text: str, where: str = "it") -> TrainConfig:
     """The options in the text of a ``config.yaml``, which an error calls ``where``."""
-    loaded = OmegaConf.create(text)
+    try:
+        loaded = OmegaConf.create(text)
+    except AssertionError:  # one number
+        loaded = None
     if not isinstance(loaded, DictConfig) or not loaded:
         raise RunError(f"{where} holds no options: it was changed by hand.")
     if isinstance(loaded.get("dataset"), DictConfig):
