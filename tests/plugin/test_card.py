@@ -104,6 +104,16 @@ def test_the_base_model_is_never_a_local_path(
     assert found.data.get("base_model_relation") == ("adapter" if base else None)
 
 
+def test_a_folder_that_looks_like_a_name_is_no_base_model(
+    facts: PluginFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some" / "weights").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = card(replace(facts, backbone={"name": "llama2", "path": "some/weights"}))
+    assert found.data.base_model is None
+    assert "| llama2 (a local copy) |" in found.text
+
+
 @pytest.mark.parametrize(
     ("changed", "adapter", "sentence", "task"),
     [
@@ -181,12 +191,22 @@ def test_what_a_terminal_would_obey_is_written_out(facts: PluginFacts) -> None:
     assert escaped("\x00") == "\\\\x00"
 
 
-def test_settings_of_extractors_show_no_local_path(facts: PluginFacts, tmp_path: Path) -> None:
-    settings = {"path": str(tmp_path / "hubert"), "chunk": 20.0, "mode": "a|b"}
+@pytest.mark.parametrize(
+    ("hashed", "extracts"),
+    [({"emotion.tflite": "12ab" * 16}, True), ({"path": "12ab" * 16}, False)],
+)
+def test_clips_are_for_plugins_that_find_their_extractors(
+    facts: PluginFacts, hashed: dict[str, str], extracts: bool
+) -> None:
+    settings = {"path": "hubert", "chunk": 20.0, "mode": "a|b", "fingerprints": hashed}
     encoder = {"name": "audio_encoder", "version": 2, "settings": settings, "dim": 12}
-    text = card(replace(facts, features={"audio": encoder})).text
-    assert "| audio\\_encoder, version 2 (chunk=20.0, mode=a\\|b, path=hubert) |" in text
-    assert str(tmp_path) not in text
+    adapter = {**facts.adapter, "use_vision": False}
+    text = card(replace(facts, adapter=adapter, features={"audio": encoder})).text
+    [(name, digest)] = hashed.items()
+    shown = f"(chunk=20.0, mode=a\\|b, path=hubert, hash of {name}={digest[:12]}) |"
+    assert f"| audio\\_encoder, version 2 {shown}" in text
+    assert ("from_media" in text) is extracts
+    assert ("np.load" in text) is not extracts
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def test_a_folder_is_published_under_its_name(tmp_path: Path, hub: FakeHub, plug
     assert repository.files() == files
 
 
+def test_no_local_path_is_published(hub: FakeHub, plugin: Plugin) -> None:
+    facts = replace(plugin.facts, backbone={"name": "llama2", "path": "/secret/weights"})
+    replace(plugin, facts=facts).push_to_hub("user/demo", token=WRITE)
+    files = hub.repositories["user/demo"].files() or {}
+    backbone = {"name": "llama2", "path": None, "file": "weights"}
+    assert json.loads(files[FACTS])["backbone"] == backbone
+    assert not [name for name, content in files.items() if b"secret" in content]
+
+
 def test_a_private_plugin_is_for_its_account(tmp_path: Path, hub: FakeHub, plugin: Plugin) -> None:
     plugin.push_to_hub("user/demo", token=WRITE, private=True)
     with pytest.raises(PluginError, match=r"or your account may not see it.*hf auth login.*token="):

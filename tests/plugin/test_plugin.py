@@ -116,6 +116,9 @@ def test_a_language_model_of_the_hub_is_named_with_its_commit(
     folder = tmp_path / "models--some--model" / "snapshots" / commit
     local = load_backbone(folder)
     assert local.revision is None
+    shutil.copytree(folder, tmp_path / "some" / "model")
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("some/model").revision is None
     assert backbone_facts(BackboneConfig(path=str(folder)), local)["revision"] is None
 
 

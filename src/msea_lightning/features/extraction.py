@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from msea_lightning.config.errors import ConfigError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msea_lightning.config.errors import ConfigError, first_line
 from msea_lightning.config.registry import Registry
 from msea_lightning.features import media
 from msea_lightning.features.contract import (
@@ -39,23 +43,32 @@ Facts = Mapping[str, ExtractorFacts | Mapping[str, Any]]
 """Facts by feature, as they are or as JSON has them."""
 
 
+class ExtractionOptions(NamedTuple):
+    """Options of both extractors."""
+
+    audio: AudioOptions
+    vision: VisionOptions
+
+
 class Extraction:
     """What is heard and what is seen in a clip, as features.
 
     Args:
         audio: Options of the audio extractor.
         vision: Options of the vision extractor.
+
+    Attributes:
+        options: Those of both; of ``none`` where there is no extractor.
+        audio: The audio extractor, or None.
+        vision: The vision extractor, or None.
     """
 
     def __init__(
         self, audio: AudioOptions | None = None, vision: VisionOptions | None = None
     ) -> None:
-        self.options: dict[str, ExtractorOptions] = {
-            "audio": audio or NoAudioOptions(),
-            "vision": vision or NoVisionOptions(),
-        }
-        self.audio: AudioExtractor | None = _build("audio", self.options["audio"])
-        self.vision: VisionExtractor | None = _build("vision", self.options["vision"])
+        self.options = ExtractionOptions(audio or NoAudioOptions(), vision or NoVisionOptions())
+        self.audio: AudioExtractor | None = _build("audio", self.options.audio)
+        self.vision: VisionExtractor | None = _build("vision", self.options.vision)
 
     @classmethod
     def from_facts(
@@ -88,13 +101,14 @@ class Extraction:
                     f"{settings[name]}, a local copy: give {feature}.{name}=... where it is here."
                 )
             try:
-                built[feature] = registry.options(recorded.name)(**settings)
+                schema = OmegaConf.structured(registry.options(recorded.name))
+                built[feature] = OmegaConf.to_object(OmegaConf.merge(schema, settings))
                 version = registry.load(recorded.name).version
-            except (ConfigError, TypeError) as error:
+            except (ConfigError, OmegaConfBaseException) as error:
                 raise FeatureError(
                     f"the {feature} extractor {recorded.name} with {_shown(recorded.settings)} "
-                    f"cannot be built ({error}). Use the version of msea_lightning that made the "
-                    "features."
+                    f"cannot be built ({first_line(error)}). Use the version of msea_lightning "
+                    "that made the features."
                 ) from error
             if version != recorded.version:
                 raise FeatureError(
@@ -116,10 +130,10 @@ class Extraction:
         """
         found = {}
         for feature, extractor in self._extractors().items():
-            options = self.options[feature]
+            options: ExtractorOptions = getattr(self.options, feature)
             hashes = extractor.fingerprints()
             settings = {
-                name: Path(value).name if name in hashes else value
+                name: Path(value).name if name in hashes else _plain(value)
                 for name, value in options.arguments().items()
                 if name not in options.unrecorded
             }
@@ -189,6 +203,10 @@ def check_facts(expected: Facts, found: Facts) -> None:
 def to_json(facts: Mapping[str, ExtractorFacts]) -> dict[str, dict[str, Any]]:
     """Facts as JSON has them."""
     return {feature: asdict(found) for feature, found in facts.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _build(feature: str, options: ExtractorOptions) -> Any:

@@ -29,7 +29,6 @@ from msea_lightning.features.work import (
     PartTask,
     extract_clip,
     failed,
-    plain_options,
     stamp,
 )
 
@@ -116,7 +115,7 @@ def _task(
             for part in parts
         ),
         output=str(output),
-        extractors=plain_options(extraction),
+        extractors=extraction.options,
         recogniser=(config.transcribe, config.language) if config.transcribe else None,
     )
 

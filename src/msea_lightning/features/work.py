@@ -20,8 +20,11 @@ import numpy as np
 from msea_lightning.config.errors import UserError
 from msea_lightning.features import media
 from msea_lightning.features.contract import FeatureError, Frames, MediaError
-from msea_lightning.features.extraction import REGISTRIES, Extraction
+from msea_lightning.features.extraction import Extraction, ExtractionOptions
 from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
+
+_LOADED: dict[str, Extraction] = {}
+"""The extractors that this process has loaded."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class ClipTask:
         file: Its path in the folder of all clips, which names it in the record.
         parts: Its utterances.
         output: Folder of the table.
-        extractors: Name and options of the extractors, by feature; see :func:`plain_options`.
+        extractors: Options of the extractors.
         recogniser: Model and language of the speech recogniser; None where nothing is heard.
     """
 
@@ -53,7 +56,7 @@ class ClipTask:
     file: str
     parts: tuple[PartTask, ...]
     output: str
-    extractors: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    extractors: ExtractionOptions
     recogniser: tuple[str, str | None] | None
 
 
@@ -117,14 +120,6 @@ def stamp(path: Path) -> dict[str, int]:
     return {"size": about.st_size, "modified": about.st_mtime_ns}
 
 
-def plain_options(extraction: Extraction) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
-    """Feature, and name and options of its extractor, as values that can be hashed and sent."""
-    return tuple(
-        (feature, tuple({"name": options.name, **options.arguments()}.items()))
-        for feature, options in extraction.options.items()
-    )
-
-
 def write_array(path: Path, frames: Frames) -> None:
     """Writes an array so that the file is either absent or complete."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
@@ -144,14 +139,13 @@ def write_array(path: Path, frames: Frames) -> None:
             temporary.unlink()
 
 
-@lru_cache(maxsize=1)
-def _extraction(extractors: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> Extraction:
+def _extraction(options: ExtractionOptions) -> Extraction:
     """The extractors, loaded once a process."""
-    options = {
-        feature: REGISTRIES[feature].options(dict(values)["name"])(**dict(values))
-        for feature, values in extractors
-    }
-    return Extraction(**options)
+    key = repr(options)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = Extraction(*options)
+    return _LOADED[key]
 
 
 @lru_cache(maxsize=1)

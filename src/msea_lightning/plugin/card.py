@@ -7,8 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -172,7 +170,7 @@ def _text(facts: PluginFacts, parameters: int, name: str | None) -> str:
         base=_base(facts),
         trained_on=_linked(facts.dataset, "datasets/", _hub_name(facts.dataset_id)),
         random=_is_random(facts),
-        extracted=bool(read) and read.keys() <= facts.features.keys(),
+        extracted=bool(read) and all(_extracts(facts, name) for name in read),
         place=json.dumps(name or "path/to/this/folder"),
         load=_load_arguments(facts),
         features=[
@@ -219,18 +217,23 @@ def _load_arguments(facts: PluginFacts) -> str:
 
 
 def _extractor(facts: PluginFacts, name: str) -> str:
-    """What extracted a feature, with its settings; local paths are reduced to their last part."""
+    """What extracted a feature, with its settings, and the hashes of local models among them."""
     found = facts.features.get(name)
     if found is None:
         return f"not recorded: they must be made as those of {escaped(facts.dataset)} were"
-    settings: Mapping[str, Any] = found.get("settings") or {}
-    written = ", ".join(f"{key}={_shown(value)}" for key, value in sorted(settings.items()))
+    settings = dict(found.get("settings") or {})
+    hashes: Mapping[str, str] = settings.pop("fingerprints", {})
+    written = [f"{key}={value}" for key, value in sorted(settings.items())]
+    written += [f"hash of {key}={value[:12]}" for key, value in sorted(hashes.items())]
     version = f"{found.get('name')}, version {found.get('version')}"
-    return escaped(f"{version} ({written})" if written else version)
+    return escaped(f"{version} ({', '.join(written)})" if written else version)
 
 
-def _shown(value: Any) -> str:
-    return Path(value).name if isinstance(value, str) and is_local(value) else str(value)
+def _extracts(facts: PluginFacts, name: str) -> bool:
+    """Whether the plugin can extract a feature by itself: with no model from a local folder."""
+    settings = facts.features.get(name, {}).get("settings") or {}
+    local = settings.get("fingerprints", {}).keys() & settings.keys()
+    return name in facts.features and not local
 
 
 def _score(name: str, value: float | None) -> tuple[str, str]:

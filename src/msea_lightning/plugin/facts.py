@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,15 @@ def backbone_title(backbone: Mapping[str, Any]) -> str:
     if file is not None:
         return f"{file} (a local file or folder)" if name == "auto" else f"{name} (a local copy)"
     return str(path) if path else f"{name}, which ships with msea_lightning"
+
+
+def portable(facts: PluginFacts) -> PluginFacts:
+    """The facts without the place on this machine that release 0.1 wrote down."""
+    path = facts.backbone.get("path")
+    if path is None or not is_local(path):
+        return facts
+    backbone = {**facts.backbone, "path": None, "file": Path(path).name}
+    return replace(facts, backbone=backbone)
 
 
 def language_of(dataset: DatasetConfig) -> str | None:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from msea_lightning.config.errors import UserError, first_line
-from msea_lightning.plugin.facts import CARD, FACTS, WEIGHTS, PluginError, PluginFacts
+from msea_lightning.plugin.facts import FACTS, WEIGHTS, PluginError, PluginFacts, portable
 from msea_lightning.plugin.saving import write_plugin
 
 
@@ -63,14 +63,13 @@ def publish(
     with _explained(name, branch), TemporaryDirectory() as folder:
         # With the account's name before it.
         full = api.create_repo(name, private=private, exist_ok=True).repo_id
-        write_plugin(Path(folder), facts, weights, full)
+        write_plugin(Path(folder), portable(facts), weights, full)
         return api.upload_folder(
             repo_id=full,
             folder_path=folder,
             commit_message=commit_message,
             revision=branch,
             create_pr=create_pr,
-            allow_patterns=[FACTS, WEIGHTS, CARD],
         )
 
 

@@ -41,19 +41,38 @@ class Plugin(ModelHubMixin):
         self._hub_mixin_config = None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> Plugin:
+    def from_pretrained(  # type: ignore[override] # no arguments of a class beside those
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Plugin:
         """Reads a plugin folder, or fetches one from the Hugging Face Hub.
 
         Args:
             pretrained_model_name_or_path: The ``plugin/`` folder of a run, or a Hub name.
-            **download: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
-                ``local_files_only``, as everywhere in huggingface_hub.
+            revision: Branch, tag or commit on the Hub; ``main`` where not given.
+            token: Access token; that of ``hf auth login`` where not given.
+            cache_dir: Where the Hub's files are kept; that of huggingface_hub where not given.
+            force_download: Fetch them again.
+            local_files_only: Take what was fetched before.
 
         Raises:
-            PluginError: if there is no such plugin, or it is incomplete, broken, or of another
-                format.
+            PluginError: if there is no such plugin, no access to it or no connection, or it is
+                incomplete, broken, or of another format.
         """
-        facts, weights = read_plugin(pretrained_model_name_or_path, **download)
+        facts, weights = read_plugin(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         return cls(facts, weights)
 
     def save_pretrained(
