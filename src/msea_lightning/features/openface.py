@@ -6,6 +6,7 @@ do. Columns are found by their names.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ class OpenFace(VisionExtractor):
                 f"{path}: there is no {file.name} beside it. Run OpenFace's FeatureExtraction on "
                 "the clip, or choose vision=face."
             )
-        times, values = self._rows(file)
+        times, values = _rows(file, file.stat().st_mtime_ns, self._columns)
         step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / self.fps
         last = times[-1] + step
         last = last if end is None else min(last, end)
@@ -116,37 +117,39 @@ class OpenFace(VisionExtractor):
         shown = np.searchsorted(times, wanted + _TIME_STEP / 2, side="right") - 1
         return values[np.maximum(shown, 0)].astype(np.float32)
 
-    def _rows(self, file: Path) -> tuple[Array, Array]:
-        """(n,) increasing times and (n, d) values of one face."""
-        try:
-            with file.open(encoding="utf-8") as stream:
-                header = [name.strip() for name in stream.readline().split(",")]
-                keys = ("timestamp", "success", *self._columns)
-                if lacking := [name for name in keys if name not in header]:
-                    raise MediaError(
-                        f"{file} lacks {len(lacking)} of {len(keys)} columns, such as "
-                        f"{', '.join(lacking[:3])}. Run OpenFace with -2Dfp -3Dfp -pdmparams -pose "
-                        "-aus -gaze, or without any of these, which writes all."
-                    )
-                face = ["face_id"] if "face_id" in header else []
-                places = [header.index(name) for name in (*keys, *face)]
-                if not (first := stream.readline()).strip():
-                    raise MediaError(f"{file} has no rows. Run OpenFace again.")
-                lines = itertools.chain([first], stream)
-                rows = np.loadtxt(lines, delimiter=",", usecols=places, ndmin=2)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise MediaError(f"{file} cannot be read ({error}). Run OpenFace again.") from error
-        if not np.isfinite(rows).all():
-            raise MediaError(f"{file} holds values that are not finite. Run OpenFace again.")
-        if face:
-            rows = rows[rows[:, -1] == _most_successful(rows[:, -1], rows[:, 1])][:, :-1]
-        times, values = rows[:, 0], rows[:, 2:]
-        if not (np.diff(times) > 0).all():
-            raise MediaError(
-                f"{file}: its times (timestamp) do not increase. Run OpenFace on the clip itself "
-                "(-f), not on pictures of it."
-            )
-        return times, values
+
+@functools.lru_cache(maxsize=1)  # the utterances of a clip come one after the other
+def _rows(file: Path, modified: int, columns: tuple[str, ...]) -> tuple[Array, Array]:
+    """(n,) increasing times and (n, d) values of one face."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            header = [name.strip() for name in stream.readline().split(",")]
+            keys = ("timestamp", "success", *columns)
+            if lacking := [name for name in keys if name not in header]:
+                raise MediaError(
+                    f"{file} lacks {len(lacking)} of {len(keys)} columns, such as "
+                    f"{', '.join(lacking[:3])}. Run OpenFace with -2Dfp -3Dfp -pdmparams -pose "
+                    "-aus -gaze, or without any of these, which writes all."
+                )
+            face = ["face_id"] if "face_id" in header else []
+            places = [header.index(name) for name in (*keys, *face)]
+            if not (first := stream.readline()).strip():
+                raise MediaError(f"{file} has no rows. Run OpenFace again.")
+            lines = itertools.chain([first], stream)
+            rows = np.loadtxt(lines, delimiter=",", usecols=places, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{file} cannot be read ({error}). Run OpenFace again.") from error
+    if not np.isfinite(rows).all():
+        raise MediaError(f"{file} holds values that are not finite. Run OpenFace again.")
+    if face:
+        rows = rows[rows[:, -1] == _most_successful(rows[:, -1], rows[:, 1])][:, :-1]
+    times, values = rows[:, 0], rows[:, 2:]
+    if not (np.diff(times) > 0).all():
+        raise MediaError(
+            f"{file}: its times (timestamp) do not increase. Run OpenFace on the clip itself "
+            "(-f), not on pictures of it."
+        )
+    return times, values
 
 
 def _most_successful(faces: Array, success: Array) -> float:

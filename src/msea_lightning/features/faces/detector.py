@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MIN_SCORE = 0.5
-"""A face is what has at least this probability (``min_score_thresh``)."""
+"""A face is what has at least this probability (``min_detection_confidence``)."""
 
 MIN_OVERLAP = 0.3
 """Boxes that overlap more than this are of one face (``min_suppression_threshold``)."""
