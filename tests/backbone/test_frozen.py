@@ -236,6 +236,14 @@ def test_tokenizer_of_another_model_is_refused(backbone: FrozenBackbone) -> None
         FrozenBackbone(Auto.from_config(config), backbone.tokenizer)
 
 
+def test_weights_that_were_repacked_for_the_cpu_are_refused() -> None:
+    backbone = load_backbone(None, quantization=Quantization.nf4)
+    weight = next(w for w in backbone.model.parameters() if hasattr(w, "quant_state"))
+    weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(BackboneError, match=r"repacked the 4-bit weights.*Load the model anew"):
+        FrozenBackbone(backbone.model, backbone.tokenizer)
+
+
 def test_evaluation_leaves_quantised_weights_as_they_are() -> None:
     backbone = load_backbone(None, quantization=Quantization.nf4)
     before = [parameter.detach().clone() for parameter in backbone.model.parameters()]

@@ -346,6 +346,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> int
 
 def freeze(model: nn.Module) -> None:
     """Switches a model to evaluation, without gradients of its weights."""
+    states = (getattr(weight, "quant_state", None) for weight in model.parameters())
+    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+        raise BackboneError(
+            "bitsandbytes has repacked the 4-bit weights of this model for the CPU, which it does "
+            "when the model first computes without gradients; there are no gradients through them "
+            "then. Load the model anew, and hand it over before it computes anything."
+        )
     model.eval().requires_grad_(False)
     # Outside of training and without a gradient, bitsandbytes repacks 4-bit weights on a CPU in
     # place for AVX-512, which changes frozen tensors, needs widths that 64 divides, and computes in
