@@ -128,8 +128,10 @@ def test_without_numbers_as_much_is_alive_as_with_them(adapter: str, attention: 
                 model.step(batch).loss_sum.backward()
             else:
                 model.predict(batch)
-        # Token ids, masks and places of tokens are on the CPU as well there.
-        assert expected <= live.peak
+        # Token ids, masks and places of tokens are on the CPU as well there; the four places of
+        # each answer token, which other devices get a copy of, are there only once.
+        copied = 4 * 8 * int((tree.predictors >= 0).sum())
+        assert expected <= live.peak + (0 if training else copied)
         assert live.peak == pytest.approx(expected, rel=0.05)
 
 
