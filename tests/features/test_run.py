@@ -33,7 +33,8 @@ SRT = "1\n00:00:00,000 --> 00:00:00,500\nHello\n\n2\n00:00:00,500 --> 00:00:01,0
 
 
 def extract(*words: str) -> None:
-    run.extract_table(compose("extract", ExtractConfig, [*OPTIONS, *words]))
+    given = {word.partition("=")[0]: word for word in (*OPTIONS, *words)}
+    run.extract_table(compose("extract", ExtractConfig, list(given.values())))
 
 
 def rows_of(folder: Path, name: str = "utterances.csv") -> list[dict[str, str]]:
@@ -272,7 +273,7 @@ def test_several_processes_do_what_one_does(words: list[str], tmp_path: Path) ->
     extract(*words)
     alone = files_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    run.extract_table(compose("extract", ExtractConfig, [*OPTIONS[:2], *words, "workers=2"]))
+    extract(*words, "workers=2")
     assert {name: alone[name] for name in alone if not name.startswith(".")} == {
         name: content
         for name, content in files_of(tmp_path / "out").items()
