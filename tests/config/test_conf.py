@@ -15,7 +15,9 @@ from msea_lightning.config.roots import (
     BenchConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExtractConfig,
     ImportOriginalConfig,
+    PredictConfig,
     PrepareConfig,
     ReportConfig,
     TrainConfig,
@@ -35,10 +37,14 @@ ROOTS: dict[str, type[Any]] = {
     "report": ReportConfig,
     "bench": BenchConfig,
     "import_original": ImportOriginalConfig,
+    "extract": ExtractConfig,
+    "predict": PredictConfig,
 }
 NEEDED = {
     "evaluate": ["run=somewhere"],
     "import_original": ["checkpoint=somewhere", "dataset=mosei", "backbone=qwen"],
+    "extract": ["input=clips", "output=table"],
+    "predict": ["plugin=somewhere", "input=clip.mp4"],
 }
 PAPER_DATASETS = ("mosei", "simsv2", "meld", "cherma")
 RECIPES = [(row["dataset"], row["backbone"]) for row in paper_table("hyperparameters")]
@@ -70,6 +76,10 @@ def test_every_file_composes(path: Path) -> None:
     elif parts[:2] == ("backbone", "family"):
         members = [name for name in choices("backbone") if name.startswith(parts[2])]
         assert members  # which compose with it
+    elif parts[0] == "features":
+        words = [*NEEDED["extract"], f"features={parts[1]}"]
+        preset = compose("extract", ExtractConfig, words).features
+        assert preset == (None if parts[1] == "none" else parts[1])
     else:
         group, choice = "/".join(parts[:-1]), parts[-1]
         config = train(f"{group}={choice}")

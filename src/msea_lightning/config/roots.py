@@ -103,7 +103,7 @@ class ExtractConfig:
     output: str = option("???", "folder of the table; one that is there already is continued")
     audio: AudioOptions = option(LogMelOptions, "what is heard", choices=AUDIO_EXTRACTORS)
     vision: VisionOptions = option(FaceOptions, "what is seen", choices=VISION_EXTRACTORS)
-    features: str | None = option(None, "extractors of a published data set; set by conf/features")
+    features: str | None = option(None, "preset of extractors in use; set by conf/features")
     labels: str | None = option(
         None,
         "CSV file with a row per utterance: file or id, and label, text, split, group, speaker, "

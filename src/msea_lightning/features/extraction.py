@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -133,7 +132,7 @@ class Extraction:
             options: ExtractorOptions = getattr(self.options, feature)
             hashes = extractor.fingerprints()
             settings = {
-                name: Path(value).name if name in hashes else _plain(value)
+                name: Path(value).name if name in hashes else value
                 for name, value in options.arguments().items()
                 if name not in options.unrecorded
             }
@@ -203,10 +202,6 @@ def check_facts(expected: Facts, found: Facts) -> None:
 def to_json(facts: Mapping[str, ExtractorFacts]) -> dict[str, dict[str, Any]]:
     """Facts as JSON has them."""
     return {feature: asdict(found) for feature, found in facts.items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _build(feature: str, options: ExtractorOptions) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,27 @@ def load_encoder(loader: Callable[..., Any], path: str) -> Any:
             "a Hugging Face Hub id."
         )
     try:
-        return loader(str(folder) if folder.is_dir() else path)
+        with _without_bars():
+            return loader(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError, KeyError) as error:
         raise FeatureError(
             f"path={path}: transformers cannot load it ({error}). Give a folder or a Hugging Face "
             "Hub id of a model that transformers knows; code that a model brings is never run."
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silences the progress of loading, which lasts a moment and may be in many processes."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def fingerprint(path: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import logging
 import math
 import unicodedata
@@ -16,6 +17,7 @@ import pytest
 
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import DatasetConfig, EmptyText, LabelConfig, LabelKind, Reader
+from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.readers import ReadError, find_files, read_files
 from msea_lightning.data.utterance import Utterance
 from msea_lightning.training.fit import fit
@@ -388,3 +390,38 @@ def test_a_failed_lookup_is_no_id_and_no_split(tmp_path: Path, column: int) -> N
 def test_line_ends_of_old_macs_with_semicolons(tmp_path: Path) -> None:
     (tmp_path / "utterances.csv").write_bytes(b"id;split;text;label\ra;train;x;joy\r")
     assert [row.id for row in read(tmp_path)] == ["a"]
+
+
+# --- What made the features ---------------------------------------------------------------------
+
+
+def facts(**features: dict[str, Any]) -> str:
+    return json.dumps({"format": 1, "features": features})
+
+
+def test_what_made_the_features_stays_with_them(tmp_path: Path) -> None:
+    folder = write_table(tmp_path / "data", table_rows(), form="files", modalities=("audio",))
+    width = read(folder)[0].features["audio"].shape[1]
+    unknown = prepare_store(dataclasses.replace(TABLE, path=str(folder), cache=str(tmp_path)))
+    assert unknown.extractors == {}
+    made = {"name": "log_mel", "version": 1, "settings": {"mels": width}, "dim": width}
+    (folder / "features.json").write_text(facts(audio=made))
+    assert folder / "features.json" in find_files(folder, TABLE)
+    store = prepare_store(dataclasses.replace(TABLE, path=str(folder), cache=str(tmp_path)))
+    assert store.folder != unknown.folder
+    assert store.extractors == {"audio": made}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", facts(audio={"name": "x", "dim": "wide"})])
+def test_a_damaged_file_of_extractors_is_refused(content: str, tmp_path: Path) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files")
+    (folder / "features.json").write_text(content)
+    with pytest.raises(ReadError, match=r"features\.json does not say which extractors"):
+        read_files(folder, TABLE)
+
+
+def test_features_that_an_extractor_cannot_have_made_are_refused(tmp_path: Path) -> None:
+    folder = write_table(tmp_path, table_rows(), form="files", modalities=("audio",))
+    (folder / "features.json").write_text(facts(audio={"name": "log_mel", "dim": 99}))
+    with pytest.raises(ReadError, match=r"audio features per frame, but .* of log_mel with 99"):
+        read(folder)

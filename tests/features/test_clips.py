@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from msea_lightning.features.clips import Clip, Part, find_clips, utterances
+from msea_lightning.features.contract import FeatureError, MediaError
+from tests.features.clips import tone, write_clip
+
+SRT = "1\n00:00:00,000 --> 00:00:01,000\nHello\n\n2\n00:00:01,000 --> 00:00:02,000\n\n\n"
+SRT += "3\n00:00:01,500 --> 00:00:03,000\nthere\n"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Clip:
+    """A clip that is never decoded."""
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    return Clip(tmp_path / "film.mp4", "film.mp4", "film")
+
+
+def test_clips_are_what_is_called_or_decoded_as_such(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_clip(tmp_path / "b" / "deep" / "sound.wav", tone(0.1))
+    write_clip(tmp_path / "sound.wav", tone(0.1)).rename(tmp_path / "a.recording")
+    (tmp_path / "broken.mkv").write_bytes(b"")
+    for other in ("broken.srt", "notes.md", "picture.png", "words.txt", ".hidden.mp4"):
+        (tmp_path / other).write_text("words\n" * 99)
+    found = find_clips(tmp_path)
+    assert [clip.file for clip in found] == ["a.recording", "b/deep/sound.wav", "broken.mkv"]
+    assert [clip.id for clip in found] == ["a", "b/deep/sound", "broken"]
+    assert "4 files" in caplog.text
+    assert ".md" in caplog.text
+    (single,) = find_clips(tmp_path / "a.recording")
+    assert (single.path, single.id) == (tmp_path / "a.recording", "a")
+
+
+def test_folders_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FeatureError, match=r"input=.*nothing: there is no such folder"):
+        find_clips(tmp_path / "nothing")
+    (tmp_path / "notes.md").write_text("words")
+    with pytest.raises(FeatureError, match=r"holds no file with sound or video \(1 others\)"):
+        find_clips(tmp_path)
+    for name in ("a.mp4", "a.wav"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FeatureError, match=r"have the same id: a\.mp4 and a\.wav"):
+        find_clips(tmp_path)
+
+
+def test_a_clip_is_one_utterance_or_the_cues_beside_it(clip: Clip) -> None:
+    assert utterances(clip, ()) == [Part("film")]
+    clip.path.with_suffix(".txt").write_bytes(b"\xef\xbb\xbf Hello\r\n there ")
+    assert utterances(clip, ()) == [Part("film", text="Hello there")]
+    clip.path.with_suffix(".txt").unlink()
+    clip.path.with_suffix(".srt").write_text(SRT)
+    group = {"group": "film"}
+    assert utterances(clip, ()) == [
+        Part("film#1", 0.0, 1.0, "Hello", group),
+        Part("film#3", 1.5, 3.0, "there", group),
+    ]
+
+
+def test_rows_of_labels_get_the_times_and_words_that_they_lack(clip: Clip) -> None:
+    clip.path.with_suffix(".srt").write_text(SRT)
+    rows = [Part("film"), Part("film#3"), Part("x", 0.0, 1.2), Part("y", 0.0, 1.2, "own")]
+    assert utterances(clip, rows) == [
+        Part("film", text="Hello there"),
+        Part("film#3", 1.5, 3.0, "there"),
+        Part("x", 0.0, 1.2, "Hello"),
+        Part("y", 0.0, 1.2, "own"),
+    ]
+    with pytest.raises(MediaError, match=r"film\.mp4: the labels name its cue 2"):
+        utterances(clip, [Part("film#2")])
+
+
+def test_transcripts_that_cannot_be_meant_are_refused(clip: Clip) -> None:
+    clip.path.with_suffix(".srt").write_text(SRT)
+    clip.path.with_suffix(".txt").write_bytes(b"\xff")
+    with pytest.raises(MediaError, match=r"two transcripts, film\.srt and film\.txt"):
+        utterances(clip, ())
+    clip.path.with_suffix(".srt").unlink()
+    with pytest.raises(MediaError, match=r"film\.txt is not UTF-8 \(byte 1\)"):
+        utterances(clip, ())
+    clip.path.with_suffix(".txt").unlink()
+    clip.path.with_suffix(".vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.000\n\n")
+    with pytest.raises(MediaError, match="no cue of its subtitles has words"):
+        utterances(clip, ())
