@@ -84,7 +84,7 @@ class FrozenBackbone:
         self.checkpoint_activations = checkpoint_activations
         self.pad_id = _pad_id(tokenizer, pad_token)
         self._check_vocabulary()
-        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        self.body: nn.Module = model.base_model
         if getattr(model, "is_loaded_in_8bit", False):
             from msea_lightning.backbone.loading.int8 import frozen_int8
 
