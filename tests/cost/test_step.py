@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, MambaConfig, PretrainedConfig
 
 from msea_lightning.adapter import FeatureStandardizer
 from msea_lightning.adapter.contract import Adapter
@@ -236,6 +236,14 @@ def test_seven_billion_weights_are_measured_without_memory_for_them() -> None:
     measured = meter(language, dtype=torch.bfloat16)
     assert measured.peak(BatchSize(16, 60, {}), training=True) > 5 * 10**9
     assert memory.peak_bytes(CPU) - before < 150 << 20
+
+
+def test_what_cannot_be_a_backbone_is_said_without_numbers_too() -> None:
+    mamba = MambaConfig(
+        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=1, state_size=4
+    )
+    with pytest.raises(BackboneError, match="MambaForCausalLM cannot be a backbone"):
+        meter(mamba).peak(SIZE, training=True)
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

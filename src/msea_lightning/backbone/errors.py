@@ -6,7 +6,7 @@ import torch
 
 from msea_lightning.config.errors import UserError
 
-MODEL_FAILURES = (TypeError, ValueError, RuntimeError, AttributeError)
+MODEL_FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 """What a language model raises that cannot do what it is asked to."""
 
 

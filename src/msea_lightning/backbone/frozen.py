@@ -88,7 +88,7 @@ class FrozenBackbone:
         # Now: the cache may hold a newer commit when training ends.
         self.revision = hub_commit(model.name_or_path)
         self._check_vocabulary()
-        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        self.body: nn.Module = model.base_model
         if getattr(model, "is_loaded_in_8bit", False):
             from msea_lightning.backbone.loading.int8 import frozen_int8
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from msea_lightning.backbone.frozen import FrozenBackbone
 
 _log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 _TOKENS, _PREFIX = 5, 2
 """Length of the sequence that is tried, and of its prefix."""
@@ -47,11 +50,15 @@ def _check(backbone: FrozenBackbone) -> None:
     positions, embedded = ids.clone(), backbone.embed(ids)
     everything = torch.ones_like(ids, dtype=torch.bool)
     causal = everything.new_ones(1, count, count).tril()
-    if backbone.device.type == "meta":
-        # Without numbers, what can be computed counts as right.
-        expected = backbone.logits(backbone.hidden(embedded, causal, positions))
-    else:
-        expected = backbone.model(input_ids=ids, use_cache=False).logits.float()
+
+    def own_logits() -> Tensor:
+        if backbone.device.type == "meta":
+            # Without numbers, what can be computed counts as right.
+            return backbone.logits(backbone.hidden(embedded, causal, positions))
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+        return logits.float()
+
+    expected = _attempted(name, own_logits)
     # Reduced precision orders sums differently for different masks; wrong parts are far off.
     tolerance = 1e-3 if backbone.dtype.itemsize >= 4 and not backbone.quantized else 0.25
     scale = expected.std().clamp(min=1e-6)
@@ -61,21 +68,16 @@ def _check(backbone: FrozenBackbone) -> None:
         found = (backbone.logits(states[:, start - count :]) - expected[:, start:]).abs().max()
         return 0.0 if found.is_meta else float(found / scale)
 
+    def whole_difference(mask: Tensor) -> float:
+        return difference(backbone.hidden(embedded, mask, positions))
+
     for what, mask in (
         ("its own logits", everything),
         ("the same logits under an explicit mask between positions", causal),
     ):
-        try:
-            # As in training, where recomputed layers may turn out to apply dropout.
-            with torch.enable_grad():
-                found = difference(backbone.hidden(embedded, mask, positions))
-        except MODEL_FAILURES as error:
-            if is_out_of_memory(error):
-                raise
-            raise BackboneError(
-                f"{name} cannot be a backbone: reading embeddings failed with "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        # As in training, where recomputed layers may turn out to apply dropout.
+        with torch.enable_grad():
+            found = _attempted(name, partial(whole_difference, mask))
         if not found < tolerance:
             without = ", or backbone.checkpoint_activations=false: its layers apply dropout"
             raise BackboneError(
@@ -112,6 +114,19 @@ def _check(backbone: FrozenBackbone) -> None:
     for what, cannot in slower.items():
         if cannot:
             _log.info("%s does not %s: slower, the same results", name, what)
+
+
+def _attempted(name: str, compute: Callable[[], Found]) -> Found:
+    """What a model of some name computes; its failures become BackboneErrors."""
+    try:
+        return compute()
+    except MODEL_FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"{name} cannot be a backbone: reading embeddings failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _holds(compute: Callable[[], bool]) -> bool:

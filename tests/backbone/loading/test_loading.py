@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from msea_lightning.backbone import (
     BackboneError,
@@ -184,6 +185,19 @@ def test_a_layer_more_than_the_config_says_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(BackboneError, match=r"holds beyond the model's own: model\.layers\."):
         load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_of_a_model_that_also_sees_the_text_part_is_loaded(
+    tmp_path: Path, quantization: str
+) -> None:
+    text = {**LLAMA, "model_type": "qwen3_5_text", "num_key_value_heads": 4, "head_dim": 16}
+    config = AutoConfig.for_model("qwen3_5", text_config=text)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    for weights in Weights:
+        model = load_language_model(tmp_path, weights=weights, quantization=quantization)
+        assert type(model).__name__ == "Qwen3_5ForCausalLM"
 
 
 def test_a_place_may_be_a_path_or_in_the_home_folder(

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ApertusConfig, AutoModelForCausalLM
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.speed.last_layer import LastPositions, positionwise_modules
-from tests.backbone.test_frozen import CONFIGS, assert_same, random_model
+from tests.backbone.test_frozen import CONFIGS, SMALL, assert_same, random_model
 
 LAST = 3
 MODULES = {"llama": 5, "qwen2": 5, "gemma2": 7, "gpt2": 1}
@@ -94,6 +95,16 @@ def test_modules_by_their_names() -> None:
     assert found(whole, alone) == [("layers.1.mlp",)]
     assert found(whole, alone, number=3) == []
     assert found(nn.Linear(2, 2)) == []
+
+
+def test_norms_before_attention_see_all_positions(backbone: FrozenBackbone) -> None:
+    config = ApertusConfig(**SMALL, vocab_size=len(backbone.tokenizer))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():  # a part so small that the check could take it for rounding
+        model.model.layers[-1].self_attn.o_proj.weight.mul_(1e-3)
+    found = FrozenBackbone(model, backbone.tokenizer).last_modules
+    assert "layers.1.feedforward_layernorm" in found
+    assert "layers.1.attention_layernorm" not in found
 
 
 class Mixing(nn.Module):

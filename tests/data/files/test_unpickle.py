@@ -248,6 +248,9 @@ FORGED = {
     ),
     "objects made of bytes": array_pickle(b"S'O8'\n", FLOATS, b"(K\x01t", POINTER),
     "more elements than bytes": array_pickle(b"S'f8'\n", FLOATS, b"(J\xff\xff\xff\x7ft", POINTER),
+    "a long axis of nothing": array_pickle(
+        b"S'f8'\n", FLOATS, b"(J\xff\xff\xff\x7fK\x00t", b"C\x00"
+    ),
     "a negative length": array_pickle(b"S'f8'\n", FLOATS, b"(J\xff\xff\xff\xfft", POINTER),
     "bytes through another codec": (
         b"\x80\x02c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00ziptR."

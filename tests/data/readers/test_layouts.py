@@ -16,7 +16,15 @@ import pytest
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelKind, Reader, Repair
-from msea_lightning.data.readers import MissingFileError, ReadError, Reading, find_files, read_files
+from msea_lightning.data.readers import (
+    MissingFileError,
+    ReadError,
+    Reading,
+    checks,
+    find_files,
+    read_files,
+)
+from msea_lightning.data.readers.checks import Frames
 from msea_lightning.data.utterance import Utterance
 from tests.data.published import (
     COUNTS,
@@ -629,6 +637,10 @@ def flawed_mmsa() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "no length": (set_in("audio_lengths", "long"), where + "the audio length 'long', but"),
         "high label": (set_in("regression_labels", 3.2), where + r"the label 3\.2, out of range"),
         "low label": (set_in("regression_labels", -9), where + "the label -9, out of range from"),
+        "huge label": (
+            lambda c: c["valid"].update(regression_labels=[0, 10**9999, 0]),
+            where + "the label inf. Give it a",
+        ),
         "NaN label": (set_in("regression_labels", np.nan), where + "the label nan. Give it a"),
         "text": (set_in("raw_text", " \n"), where + "an empty text"),
         "id twice": (
@@ -655,6 +667,18 @@ def test_every_flaw_is_named_with_file_split_and_utterance(tmp_path: Path, name:
     assert "\n" not in str(error.value)
 
 
+def test_frames_without_numbers_are_none() -> None:
+    nothing = np.empty((10**12, 0))
+    assert checks.frames("audio", Frames(nothing, None), "here").shape == (0, 0)
+    with pytest.raises(ReadError, match="here has the audio length 1000000000000, but 0 frames"):
+        checks.frames("audio", Frames.whole(nothing), "here")
+
+
+def test_a_huge_number_is_no_id() -> None:
+    with pytest.raises(ReadError, match="the id <int> is neither"):
+        checks.identity(10**9999)
+
+
 def flawed_dialogue() -> dict[str, tuple[Callable[[list[Any]], Any], str]]:
     return {
         "no dict": (lambda items: items.__setitem__(1, 5), "is a int, expected label, features"),
@@ -668,6 +692,7 @@ def flawed_dialogue() -> dict[str, tuple[Callable[[list[Any]], Any], str]]:
             r"has the unknown label 'bored'; dataset\.labels\.names lists neutral, surprise",
         ),
         "number": (lambda items: items[1].update(label=3), "has the unknown label 3"),
+        "huge number": (lambda items: items[1].update(label=10**9999), "the unknown label inf"),
         "no label": (lambda items: items[1].update(label=None), "has no label"),
         "words": (
             lambda items: items[1]["features"].update(text=np.ones(3)),

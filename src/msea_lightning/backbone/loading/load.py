@@ -328,6 +328,8 @@ def _from_weights(
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    if kind.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()  # of a model that also sees; its text part is loaded
     built: tuple[Any, Any] = kind.from_pretrained(
         source if isinstance(source, str) else None,
         config=config,

@@ -7,6 +7,7 @@ each position alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msea_lightning.backbone.speed.views import replaced
+
+_LATE_NORM = re.compile("(post|feedforward|mlp|final).*norm")
+"""Norms after attention. From the ones before it keys and values are computed; where its part is
+small, that they are wrong would pass for rounding in reduced precision."""
 
 
 def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
@@ -30,12 +35,18 @@ def positionwise_modules(body: nn.Module, layers: int) -> list[tuple[str, ...]]:
             if mlp not in names:
                 return []
             of_attention = [name for name in names if name.endswith((".q_proj", ".o_proj"))]
-            # The input norm is what keys and values are computed from.
             norms = [
-                *(f"{layer}.{name}" for name, _ in module[-1].named_children() if "norm" in name),
-                *(name for name, _ in body.named_children() if "norm" in name),
+                *(
+                    f"{layer}.{name}"
+                    for name, _ in module[-1].named_children()
+                    if _LATE_NORM.search(name)
+                ),
+                *(
+                    name
+                    for name, _ in body.named_children()
+                    if name == "norm" or _LATE_NORM.search(name)
+                ),
             ]
-            norms = [name for name in norms if not name.endswith("input_layernorm")]
             best = (mlp, *of_attention)
             return list(dict.fromkeys([(*best, *norms), best, (mlp,)]))
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from reprlib import repr as short_repr
 from typing import Any
@@ -23,8 +24,13 @@ class MissingFileError(ReadError):
 
 def show_value(value: Any) -> str:
     """A value in a file for an error message; of what may hold others without end the type."""
-    simple = isinstance(value, str | bytes | int | float)
+    simple = isinstance(value, str | bytes | int | float) and not is_huge(value)
     return short_repr(value) if simple else f"<{type(value).__name__}>"
+
+
+def is_huge(value: Any) -> bool:
+    """Whether it is an integer beyond all floats, which Python may refuse to write out too."""
+    return isinstance(value, int) and value.bit_length() > sys.float_info.max_exp
 
 
 def shorten(names: Iterable[str], shown: int = 10) -> str:

@@ -40,6 +40,7 @@ from msea_lightning.data.files.formats import (
 
 _KINDS = "biufcSUO"  # dtypes that load: numbers, bytes, text and objects (text of varying length)
 _NESTED = 1000  # most tuples and frozensets in one, counted as often as they can be reached in it
+_EMPTY = 1 << 24  # places that an array without numbers may have along its other axes
 _LARGE = 1 << 12  # bytes or characters from which on an object is not kept for later items
 _FORGOTTEN = object()  # takes the place of a large object of an item that has been handed out
 _ARGUMENT = object()  # a type that is an argument only, such as ndarray of _reconstruct
@@ -156,11 +157,12 @@ class _Dtype:
 def _set_array_state(array: NDArray[Any], state: Any) -> None:
     """Takes (version,) shape, dtype, Fortran order and data, as NumPy pickles them."""
     shape, dtype, fortran, data = state[-4:]
-    shape, dtype = _shape(shape), _dtype(dtype)
+    dtype = _dtype(dtype)
     if not dtype.hasobject:
         data = _bytes(data)
     elif not isinstance(data, list):
         raise ValueError("an array of objects without its objects")
+    shape = _shape(shape, data)
     size = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
     if len(data) != size:
         raise ValueError(f"an array of shape {shape} and type {dtype} with size {len(data)}")
@@ -197,10 +199,10 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
-    values = np.frombuffer(_bytes(data), _dtype(dtype))
+    values, shape = np.frombuffer(_bytes(data), _dtype(dtype)), _shape(shape, data)
     if axes is not None:
-        return values.reshape(_shape(shape)).transpose(axes)
-    return values.reshape(_shape(shape), order=order)
+        return values.reshape(shape).transpose(axes)
+    return values.reshape(shape, order=order)
 
 
 def _encode(text: Any = b"", encoding: str = "latin1") -> bytes:
@@ -212,10 +214,13 @@ def _encode(text: Any = b"", encoding: str = "latin1") -> bytes:
     return text
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
+def _shape(shape: Any, data: Any) -> tuple[int, ...]:
+    """A shape, which may not be long where there is nothing in it: looking at it takes memory."""
     shape = (shape,) if isinstance(shape, int) else shape
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"an array of shape {show_value(shape)}")
+    if not len(data) and math.prod(n or 1 for n in shape) > _EMPTY:
+        raise ValueError(f"an array of shape {shape} without numbers")
     return shape
 
 

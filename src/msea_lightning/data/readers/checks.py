@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msea_lightning.data.files.errors import ReadError, shorten, show_value
+from msea_lightning.data.files.errors import ReadError, is_huge, shorten, show_value
 from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.data.utterance import Label
 
@@ -66,7 +66,7 @@ def identity(value: Any) -> str:
     value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     parts = value if isinstance(value, list | tuple) else [value]
     names = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in parts]
-    if not all(isinstance(name, str | int | float) for name in names):
+    if not all(isinstance(name, str | int | float) and not is_huge(name) for name in names):
         raise ReadError(
             f"the id {show_value(value)} is neither text nor a number. Correct the file."
         )
@@ -111,6 +111,7 @@ def frames(name: str, found: Frames, where: str) -> NDArray[Any]:
             f"{where} has {name} features of type {values.dtype} and shape {values.shape}, "
             "expected numbers (frames, features). Extract them anew, one row per frame."
         )
+    values = values if values.shape[1] else values[:0]  # frames without numbers are none
     if found.length is None:
         # Comparing with 0 keeps NaN: a frame of NaN is broken, not padding.
         filled = np.flatnonzero((values != 0).any(axis=1))
@@ -135,11 +136,13 @@ def _table(values: Any) -> NDArray[Any]:
 
 
 def _single(value: Any) -> Any:
-    """The one value in an array or list of one; text of bytes."""
+    """The one value in an array or list of one; text of bytes, infinity of a huge integer."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.item() if value.size == 1 else value.tolist()
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
+    if is_huge(value):
+        return math.copysign(math.inf, value > 0 or -1)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
