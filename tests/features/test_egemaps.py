@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from msea_lightning.features import packages
 from msea_lightning.features.contract import FeatureError
 from msea_lightning.features.egemaps import EGeMAPS
+from msea_lightning.features.media import audio_blocks
 
 opensmile = pytest.importorskip("opensmile", reason="the extra opensmile is not installed")
 
@@ -36,6 +40,16 @@ def test_frames_are_those_of_the_package_however_the_stream_is_cut() -> None:
     for size in (1024, len(samples)):
         blocks = (samples[begin : begin + size] for begin in range(0, len(samples), size))
         assert np.array_equal(extractor.extract(blocks), expected.to_numpy())
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_speech_has_a_pitch_and_its_pauses_have_none(tmp_path: Path) -> None:
+    file = tmp_path / "speech.wav"
+    subprocess.run(["espeak-ng", "-w", str(file), "Well done. I am so happy."], check=True)
+    extractor = EGeMAPS()
+    frames = extractor.extract(audio_blocks(file, extractor.rate))
+    pitch = frames[:, list(extractor.columns).index("F0semitoneFrom27.5Hz_sma3nz")]
+    assert 0.2 < (pitch > 0).mean() < 0.95
 
 
 def test_too_little_sound_gives_no_frame() -> None:

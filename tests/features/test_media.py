@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from msea_lightning.features.contract import MediaError
 from msea_lightning.features.media import audio_blocks, pictures, probe
-from tests.features.clips import gray, ramp, tone, write_clip
+from tests.features.clips import av, gray, ramp, tone, write_clip
 
 LEVEL = 3
 """By how much a shade of gray may differ after encoding."""
@@ -117,7 +117,6 @@ def test_broken_files_say_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFix
         "noise.mp4": (b"noise" * 999, r"cannot be decoded \(Invalid data"),
         "half.mp4": (whole[: len(whole) // 2], "cannot be decoded"),
         "text.txt": (b"words\n" * 99, "holds neither sound nor moving pictures"),
-        "list.m3u8": (b"#EXTM3U\n#EXTINF:3,\nwhole.mp4\n#EXT-X-ENDLIST\n", "cannot be decoded"),
     }
     for name, (content, reason) in broken.items():
         (tmp_path / name).write_bytes(content)
@@ -126,6 +125,21 @@ def test_broken_files_say_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFix
     with pytest.raises(MediaError, match=r"gone\.mp4 cannot be read \(No such file"):
         probe(tmp_path / "gone.mp4")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_clip_makes_the_decoder_open_no_other_file(tmp_path: Path) -> None:
+    """FFmpeg opens what playlists name, whatever they are called."""
+    secret = write_clip(tmp_path / "secret.mp4", tone(1), ramp(10))
+    lists = {
+        "a.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
+        "b.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
+    }
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio
+        with pytest.raises(MediaError, match=rf"{name} cannot be decoded"):
+            probe(tmp_path / name)
 
 
 def test_sound_that_breaks_off_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.features.contract import MediaError, Picture
-from msea_lightning.features.packages import load_package
-
-_EARLIER = 1.0
-"""Seconds to decode before the start of a part: codecs build on what came before."""
+from msea_lightning.features.decoding import Decoding, open_clip, pictures_of, pyav, sound_of
 
 _TOLERANCE = 1e-6
 """Seconds by which times that are the same may differ after rounding."""
-
-_IMAGES = ("image2", "_pipe", "tty")
-"""Formats of FFmpeg, or their endings, of single pictures and of text files."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +44,11 @@ def probe(path: Path | str) -> MediaInfo:
     Raises:
         MediaError: where it cannot be opened, or holds neither sound nor moving pictures.
     """
-    with _opened(Path(path)) as container:
+    with open_clip(Path(path)) as container:
         return MediaInfo(
-            duration=container.duration / _av().time_base if container.duration else None,
-            sound=_sound(container) is not None,
-            pictures=_pictures(container) is not None,
+            duration=container.duration / pyav().time_base if container.duration else None,
+            sound=sound_of(container) is not None,
+            pictures=pictures_of(container) is not None,
         )
 
 
@@ -77,11 +70,11 @@ def audio_blocks(
         MediaError: where there is no sound, where it cannot be decoded, or where it breaks off.
     """
     path = Path(path)
-    with _opened(path) as container:
-        stream = _sound(container)
+    with open_clip(path) as container:
+        stream = sound_of(container)
         if stream is None:
             raise MediaError(f"{path} holds no sound. Choose audio=none, or another file.")
-        decoding = _Decoding(path, container, stream, start, end)
+        decoding = Decoding(path, container, stream, start, end)
         resampled = _resampled(decoding, rate)
         first = next(resampled, None)
         if first is None:
@@ -124,11 +117,11 @@ def pictures(
         MediaError: where there are no pictures, where they cannot be decoded, or break off.
     """
     path = Path(path)
-    with _opened(path) as container:
-        stream = _pictures(container)
+    with open_clip(path) as container:
+        stream = pictures_of(container)
         if stream is None:
             raise MediaError(f"{path} holds no pictures. Choose vision=none, or another file.")
-        decoding = _Decoding(path, container, stream, start, end)
+        decoding = Decoding(path, container, stream, start, end)
         pixel = float(stream.sample_aspect_ratio or 1)
         shown: _Shown | None = None
         count = 0
@@ -172,70 +165,9 @@ class _Shown:
         return self._rgb
 
 
-class _Decoding:
-    """The frames of one stream with their times, from a little before ``start`` on.
-
-    Attributes:
-        begins: Time of the first frame.
-        reached: Time at which the last frame so far ends.
-    """
-
-    def __init__(
-        self, path: Path, container: Any, stream: Any, start: float | None, end: float | None
-    ) -> None:
-        self.begins = self.reached = 0.0
-        self._path, self._container, self._stream = path, container, stream
-        self._start, self._end = start, end
-        self._offset = (container.start_time or 0) / _av().time_base
-
-    def __iter__(self) -> Iterator[tuple[Any, float]]:
-        stream = self._stream
-        if self._start is not None and self._start > _EARLIER and stream.time_base:
-            wanted = self._start - _EARLIER + self._offset
-            with _explained(self._path):
-                self._container.seek(int(wanted / stream.time_base), stream=stream)
-        first = True
-        for frame in self._decoded():
-            begins = self.reached if frame.time is None else frame.time - self._offset
-            if first:
-                self.begins, first = begins, False
-            self.reached = begins + self._length(frame)
-            yield frame, begins
-        self._check_end(empty=first)
-
-    def _decoded(self) -> Iterator[Any]:
-        with _explained(self._path):
-            yield from self._container.decode(self._stream)
-
-    def _length(self, frame: Any) -> float:
-        """Seconds that a frame lasts."""
-        if self._stream.type == "audio":
-            return float(frame.samples / frame.sample_rate)
-        if frame.duration and frame.time_base:
-            return float(frame.duration * frame.time_base)
-        rate = self._stream.average_rate
-        return float(1 / rate) if rate else 0.0
-
-    def _check_end(self, *, empty: bool) -> None:
-        """Refuses a stream that is shorter than its header says."""
-        stream = self._stream
-        what = "sound" if stream.type == "audio" else "pictures"
-        if not stream.duration or not stream.time_base:
-            return
-        says = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._offset
-        wanted = says if self._end is None else min(says, self._end)
-        if empty and (self._start or 0.0) < says - _EARLIER:
-            raise MediaError(f"{self._path}: none of its {what} can be decoded. Replace the file.")
-        if not empty and wanted - self.reached > max(_EARLIER, 0.1 * says):
-            raise MediaError(
-                f"{self._path} breaks off: its {what} ends at {self.reached:.1f} s, its header "
-                f"says {says:.1f} s. Replace the file."
-            )
-
-
-def _resampled(decoding: _Decoding, rate: int) -> Iterator[NDArray[np.float32]]:
+def _resampled(decoding: Decoding, rate: int) -> Iterator[NDArray[np.float32]]:
     """Blocks of mono samples at a rate; what is decoded may change its format on the way."""
-    av = _av()
+    av = pyav()
     resampler, kind = None, None
     for frame, _ in decoding:
         found = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -257,56 +189,3 @@ def _flushed(resampler: Any) -> Iterator[NDArray[np.float32]]:
 def _mono(frame: Any) -> NDArray[np.float32]:
     mean: NDArray[np.float32] = frame.to_ndarray().mean(axis=0, dtype=np.float32)
     return mean
-
-
-def _av() -> Any:
-    return load_package("av", extra="media")
-
-
-def _sound(container: Any) -> Any:
-    """The main stream of sound; None where there is none."""
-    return container.streams.best("audio")
-
-
-def _pictures(container: Any) -> Any:
-    """The main stream of moving pictures; None where there is none."""
-    av = _av()
-    best = container.streams.best("video")
-    if best is None or best.disposition & av.stream.Disposition.attached_pic:
-        return None
-    return best
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The clip as a container of PyAV that holds sound or moving pictures."""
-    av = _av()
-    with _explained(path), path.open("rb") as file:
-        if not file.read(1):
-            raise MediaError(f"{path} is empty (0 bytes). Replace the file.")
-        file.seek(0)
-        # Of a stream that is at hand FFmpeg opens nothing else, where no protocol is allowed.
-        with av.open(file, options={"protocol_whitelist": "none"}) as container:
-            single = container.format.name.endswith(_IMAGES)
-            if single or (_sound(container) is None and _pictures(container) is None):
-                raise MediaError(
-                    f"{path} holds neither sound nor moving pictures (format "
-                    f"{container.format.name}). Replace the file."
-                )
-            yield container
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while a clip is read into a :class:`MediaError`."""
-    av = _av()
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise MediaError(
-            f"{path} cannot be decoded ({error.strerror}). Replace the file, or convert it."
-        ) from error
-    except OSError as error:
-        raise MediaError(
-            f"{path} cannot be read ({error.strerror}). Check the file and its permissions."
-        ) from error
