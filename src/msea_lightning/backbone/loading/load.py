@@ -59,8 +59,8 @@ def resolve_device(accelerator: Accelerator) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator is Accelerator.gpu:
         raise BackboneError(
-            "accelerator=gpu, but PyTorch sees no GPU: set that option to cpu or auto, or install a "
-            "PyTorch build for your GPU."
+            "accelerator=gpu, but PyTorch sees no GPU: set that option to cpu or auto, or install "
+            "a PyTorch build for your GPU."
         )
     return torch.device("cpu")
 
