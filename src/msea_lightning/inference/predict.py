@@ -218,7 +218,10 @@ def _job(config: PredictConfig, plugin: Plugin, inputs: Inputs) -> dict[str, Any
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    # A bar in a file or a pipe is thousands of lines.
+    disable = not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=disable)
 
 
 def _report(inputs: Inputs, found: Sequence[Mapping[str, Any]], target: Path | None) -> None:
