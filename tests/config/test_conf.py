@@ -20,6 +20,7 @@ from msea_lightning.config.roots import (
     PredictConfig,
     PrepareConfig,
     ReportConfig,
+    ServeConfig,
     TrainConfig,
 )
 from msea_lightning.data.options import LabelKind, Language, Repair
@@ -39,8 +40,10 @@ ROOTS: dict[str, type[Any]] = {
     "import_original": ImportOriginalConfig,
     "extract": ExtractConfig,
     "predict": PredictConfig,
+    "serve": ServeConfig,
 }
 NEEDED = {
+    "serve": ["plugin=somewhere"],
     "evaluate": ["run=somewhere"],
     "import_original": ["checkpoint=somewhere", "dataset=mosei", "backbone=qwen"],
     "extract": ["input=clips", "output=table"],

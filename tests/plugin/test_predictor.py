@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,42 +20,17 @@ from msea_lightning import Answer, Plugin, Predictor, Utterance
 from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.utterance import DataError
 from msea_lightning.language.labels import LabelSpaceError
-from msea_lightning.language.prompt import encode_all
 from msea_lightning.plugin import PluginError
 from msea_lightning.plugin.batching import Question, batches
-from msea_lightning.plugin.facts import backbone_facts, describe
-from msea_lightning.plugin.saving import plugin_weights
 from msea_lightning.runs.folder import RunFolder
-from msea_lightning.training.build import build_adapted_lm, build_data
+from msea_lightning.training.build import build_data
+from tests.plugin.untrained import untrained
 
 Options = Callable[..., TrainConfig]
 
 SENTENCES = ("I never thought that it would end like this", "Oh", "well done , everyone !", "")
-
-
-def untrained(config: TrainConfig, backbone: FrozenBackbone) -> tuple[Plugin, UtteranceDataModule]:
-    """A plugin with random weights, large enough that what is heard and seen shows."""
-    data = build_data(config)
-    data.tokenize(partial(encode_all, backbone.tokenizer))
-    torch.manual_seed(1)
-    model = build_adapted_lm(config, data, backbone)
-    with torch.no_grad():
-        for weight in model.adapter.parameters():
-            weight.mul_(3)
-    facts = describe(
-        model,
-        metrics=data.metrics,
-        dataset=config.dataset.name,
-        labels=data.labels,
-        layout=config.backbone.layout,
-        pad_token=config.backbone.pad_token,
-        backbone=backbone_facts(config.backbone, backbone),
-        test={},
-    )
-    return Plugin(facts, plugin_weights(model)), data
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from msea_lightning.adapter.options import (
     ABLATIONS,
@@ -159,6 +160,45 @@ class PredictConfig:
     workers: int | None = option(
         None, "processes that read clips; as many as cores where not given, 1: this one", low=1
     )
+
+
+@dataclass
+class ServeConfig:
+    """``python -m msea_lightning.serve``."""
+
+    plugin: str | None = option(None, "plugin folder, or its name on the Hugging Face Hub")
+    plugins: dict[str, str] = option({}, "several instead of one: name and place of each")
+    engine: str = option(
+        "local", "what computes the language model: local, or the address of a vLLM server"
+    )
+    language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
+    host: str = option("127.0.0.1", "address to listen at; the default is this machine alone")
+    port: int = option(8000, "port to listen at; 0 takes any that is free", low=0, high=65535)
+    max_upload: float = option(64.0, "largest request, in MB", above=0)
+    max_batch: int = option(32, "most utterances computed at a time", low=1)
+    max_waiting: int = option(256, "most requests at a time; the next ones get 503", low=1)
+    concurrency: int = option(64, "most requests to a vLLM server at a time", low=1)
+    timeout: float = option(120.0, "seconds that a request may take", above=0)
+
+    def check(self, where: str) -> None:
+        """Refuses none or both of plugin and plugins, and an engine that is no address."""
+        if (self.plugin is None) == (not self.plugins):
+            raise ConfigError(
+                "Give either plugin=FOLDER or plugins={NAME: FOLDER, OTHER: FOLDER}: the plugins "
+                "to serve."
+            )
+        address = urlsplit(self.engine)
+        if self.engine != "local" and not (address.scheme in ("http", "https") and address.netloc):
+            raise ConfigError(
+                f"engine={self.engine}: give local, or the address of a vLLM server such as "
+                "http://127.0.0.1:8399."
+            )
+        chosen = self.language_model.quantization
+        if self.engine != "local" and chosen is not None:
+            raise ConfigError(
+                f"language_model.quantization={chosen.value}: with engine={self.engine} the "
+                "language model is stored there as that server was started. Leave it out."
+            )
 
 
 @dataclass

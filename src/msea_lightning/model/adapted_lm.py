@@ -170,6 +170,17 @@ class AdaptedLM(Model):
             mask = _tree_mask(mask, tree.attends)
         return AnswerInputs(embedded, mask, positions, prefix, 1 + nodes)
 
+    @torch.no_grad()
+    def prompt_embeddings(self, batch: Batch) -> list[Tensor]:
+        """What the language model reads before an answer, for each of B utterances.
+
+        Returns:
+            B tensors (S_b, d) in the language model's dtype, without padding: read causally, with
+            positions from 0, their last position predicts the first token of the answer.
+        """
+        sequences, embedded, _ = self._sequences(batch, cached_prefix=False)
+        return [row[real] for row, real in zip(embedded, sequences.mask, strict=True)]
+
     def read_answers(self, hidden: Tensor) -> Tensor:
         """Log probability (B, A, L) of the answers' tokens, from hidden states (B, S + M, d)."""
         read = hidden[:, -1 - len(self.tree) :]

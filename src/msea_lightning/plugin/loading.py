@@ -73,10 +73,12 @@ def load_recorded_backbone(
     quantization: str | None = None,
     dtype: str | None = None,
     device: torch.device | str = "auto",
+    embeddings_only: bool = False,
 ) -> FrozenBackbone:
     """Loads the language model that a plugin was trained on, stored as it was then.
 
-    For arguments and errors see :meth:`~msea_lightning.plugin.Plugin.load`.
+    For arguments and errors see :meth:`~msea_lightning.plugin.Plugin.load`. With
+    ``embeddings_only`` nothing but its input embeddings stays in memory, on the CPU.
     """
     facts = plugin.backbone
     if facts.get("weights", "pretrained") == Weights.random.value:
@@ -91,15 +93,17 @@ def load_recorded_backbone(
             f"The plugin was trained with the tokenizer {file} (a local file or folder). Say where "
             "it is here: tokenizer=..."
         )
+    recorded = facts.get("quantization", "none")
     try:
         return load_backbone(
             path,
             tokenizer=tokenizer or facts.get("tokenizer"),
-            quantization=quantization or facts.get("quantization", "none"),
+            quantization="none" if embeddings_only else quantization or recorded,
             double_quantization=facts.get("double_quantization", True),
             dtype=dtype or facts.get("dtype", "auto"),
             pad_token=plugin.prompt.pad_token,
-            device=_device(device),
+            device="cpu" if embeddings_only else _device(device),
+            embeddings_only=embeddings_only,
         )
     except BackboneError as error:
         # It names options of the command line, which are arguments here.

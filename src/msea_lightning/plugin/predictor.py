@@ -211,6 +211,32 @@ class Predictor:
         """What extracts a plugin's features from clips; PluginError where that is not known."""
         return self._find(self._names(plugin, 1)[0]).extraction
 
+    @property
+    def models(self) -> dict[str, AdaptedLM]:
+        """The attached plugins by name, as the models that answer batches."""
+        return {name: attached.model for name, attached in self._attached.items()}
+
+    def complete(self, utterance: Utterance, *, plugin: str | None = None) -> Utterance:
+        """The utterance with the features of its clip, if :meth:`predict` would answer it.
+
+        Raises:
+            PluginError: if there is no such plugin.
+            DataError: if the utterance does not fit it.
+            MediaError: if the clip cannot be read.
+        """
+        attached = self._find(self._names(plugin, 1)[0])
+        whole = self._with_features(utterance, attached)
+        check(whole, attached.model)
+        return whole
+
+    def questions(
+        self, utterances: Sequence[Utterance], *, plugin: str | Sequence[str] | None = None
+    ) -> list[Question]:
+        """Complete utterances, each with its plugin's model and the token ids of its text."""
+        names = self._names(plugin, len(utterances))
+        lengths = [{name: len(found) for name, found in u.features.items()} for u in utterances]
+        return self._questions(utterances, names, lengths)
+
     def check(self, utterance: Utterance, *, plugin: str | None = None) -> None:
         """Refuses an utterance that :meth:`predict` would refuse, its features at hand.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from msea_lightning.backbone.embeddings_only import EmbeddingsOnly
 from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.frozen import FrozenBackbone, freeze
 from msea_lightning.backbone.loading.gguf import gguf_config, gguf_weights, is_gguf
@@ -73,6 +74,7 @@ def load_backbone(
     architecture: Mapping[str, Any] | None = None,
     pad_token: str | None = None,
     special_tokens: Sequence[str] = (),
+    embeddings_only: bool = False,
     **options: Any,
 ) -> FrozenBackbone:
     """Loads a language model with its tokenizer as a frozen backbone.
@@ -84,6 +86,8 @@ def load_backbone(
         architecture: See :func:`load_language_model`.
         pad_token: Token that fills up sequences.
         special_tokens: Those that a tokenizer which stands in (:func:`backbone_tokenizer`) gets.
+        embeddings_only: Keep nothing of the model in memory but its input embeddings; see
+            :class:`EmbeddingsOnly`.
         **options: Further options of :func:`load_language_model`.
 
     Raises:
@@ -101,7 +105,8 @@ def load_backbone(
     language_model = load_language_model(
         place, weights=weights, architecture=architecture, **options
     )
-    return FrozenBackbone(language_model, loaded_tokenizer, pad_token=pad_token)
+    kind = EmbeddingsOnly if embeddings_only else FrozenBackbone
+    return kind(language_model, loaded_tokenizer, pad_token=pad_token)
 
 
 def backbone_place(path: str | Path | None) -> str:

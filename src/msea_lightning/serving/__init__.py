@@ -1,0 +1,1 @@
+"""Answers over HTTP: prompts as embeddings, the engines that read them, the server in front."""

@@ -1,0 +1,155 @@
+"""Starting a server: plugins, language model, engine, HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+
+from msea_lightning.backbone.options import Accelerator
+from msea_lightning.config.errors import UserError
+from msea_lightning.config.roots import ServeConfig
+from msea_lightning.plugin import Plugin, Predictor
+from msea_lightning.plugin.loading import load_recorded_backbone
+from msea_lightning.plugin.options import RecordedBackboneConfig
+from msea_lightning.serving.completions import Completions
+from msea_lightning.serving.engines import Engine, LocalEngine
+from msea_lightning.serving.errors import UnavailableError
+from msea_lightning.serving.front import create_app
+from msea_lightning.serving.metrics import Metrics
+from msea_lightning.serving.service import Service
+from msea_lightning.serving.vllm import VLLMEngine
+
+_GRACE = 30
+"""Seconds that requests have to end after the server was told to."""
+
+_log = logging.getLogger(__name__)
+
+
+class ServeError(UserError):
+    """A server that cannot start."""
+
+
+def serve(config: ServeConfig) -> None:
+    """Serves plugins until the process is told to end; requests that came before are answered.
+
+    Raises:
+        ServeError: if the address is taken or not this machine's.
+        EngineError: if the engine serves another language model.
+        UserError: if a plugin or language model cannot be loaded.
+    """
+    with _listener(config.host, config.port) as listener:  # first: loading takes its time
+        named: Sequence[tuple[str | None, str]] = list(config.plugins.items())
+        if config.plugin is not None:
+            named = [(None, config.plugin)]
+        predictor = load_predictor(
+            named, config.language_model, embeddings_only=config.engine != "local"
+        )
+        asyncio.run(_serve(config, predictor, listener))
+
+
+def load_predictor(
+    plugins: Sequence[tuple[str | None, str]],
+    language_model: RecordedBackboneConfig,
+    *,
+    embeddings_only: bool,
+) -> Predictor:
+    """Plugins in front of the language model that the first of them was trained on.
+
+    Args:
+        plugins: Name (that of its data set where None) and place of each.
+        language_model: Where it is, and how it is stored.
+        embeddings_only: Keep nothing of it but its embeddings.
+
+    Raises:
+        PluginError: if there is no such plugin, or one belongs to another language model.
+        BackboneError: if the language model cannot be loaded.
+    """
+    loaded = [(name, Plugin.from_pretrained(place)) for name, place in plugins]
+    quantization, device = language_model.quantization, language_model.accelerator
+    backbone = load_recorded_backbone(
+        loaded[0][1].facts,
+        language_model.path,
+        tokenizer=language_model.tokenizer,
+        quantization=None if quantization is None else quantization.value,
+        dtype=language_model.dtype,
+        device="auto" if device is Accelerator.auto else device.value,
+        embeddings_only=embeddings_only,
+    )
+    predictor = Predictor(backbone)
+    for name, plugin in loaded:
+        predictor.add(plugin, name)
+    return predictor
+
+
+def build_engine(config: ServeConfig, predictor: Predictor, metrics: Metrics) -> Engine:
+    """What the configuration asks for: this process, or a vLLM server."""
+    observe = metrics.batches.observe
+    if config.engine == "local":
+        return LocalEngine(predictor, max_batch=config.max_batch, observe=observe)
+    completions = Completions(
+        config.engine,
+        key=os.environ.get("VLLM_API_KEY"),
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        observe=metrics.engine_seconds.observe,
+    )
+    return VLLMEngine(predictor, completions, max_batch=config.max_batch, observe=observe)
+
+
+async def _serve(config: ServeConfig, predictor: Predictor, listener: socket.socket) -> None:
+    metrics = Metrics()
+    engine = build_engine(config, predictor, metrics)
+    try:
+        await engine.start()
+    except UnavailableError as error:
+        _log.warning("%s Until then this server answers 503.", error)
+    app = create_app(
+        Service(engine, metrics, max_waiting=config.max_waiting),
+        max_bytes=int(config.max_upload * 1e6),
+        timeout=config.timeout,
+        hosts=_names(config.host),
+    )
+    settings = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    _log.info("%s at http://%s, %s", ", ".join(predictor.plugins), address, engine.title)
+    if not _is_loopback(config.host):
+        _log.warning(
+            "host=%s: whoever reaches this machine can ask; there is no login. Put a proxy that "
+            "has one in front (docs/serve.md), or leave host out.",
+            config.host,
+        )
+    await uvicorn.Server(settings).serve(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket at an address; ServeError where it is taken, or not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ServeError(
+            f"host={host} port={port}: cannot listen there ({error.strerror}). Give another port, "
+            "or an address of this machine."
+        ) from error
+
+
+def _names(host: str) -> list[str]:
+    """Under which names a server at an address may be addressed: any, unless it is loopback."""
+    return ["localhost", "127.0.0.1", "[::1]", host] if _is_loopback(host) else ["*"]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
