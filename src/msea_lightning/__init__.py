@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msea_lightning.config.lazy import lazy
 
 if TYPE_CHECKING:
-    from msea_lightning.data.utterance import Utterance
-    from msea_lightning.plugin import Answer, Plugin, Predictor
+    from msea_lightning.data.utterance import Utterance as Utterance
+    from msea_lightning.plugin.answer import Answer as Answer
+    from msea_lightning.plugin.plugin import Plugin as Plugin
+    from msea_lightning.plugin.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "Plugin", "Predictor", "Utterance"]
-
-_HOMES = {
-    "Answer": "msea_lightning.plugin",
-    "Plugin": "msea_lightning.plugin",
-    "Predictor": "msea_lightning.plugin",
-    "Utterance": "msea_lightning.data.utterance",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name at its first use: the command line starts without PyTorch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "Answer": "plugin.answer",
+        "Plugin": "plugin.plugin",
+        "Predictor": "plugin.predictor",
+        "Utterance": "data.utterance",
+    },
+)
