@@ -387,7 +387,7 @@ def test_a_run_and_its_plugin(options: Options, backbone: FrozenBackbone, name: 
     task = attach(plugin, backbone)
     assert ADAPTERS.name_of(task.adapter) == name
     assert task.prompt.pseudo_tokens == 0
-    assert f"# Plugin ({name})" in (run.plugin / "README.md").read_text()
+    assert f"# demo on tiny: {name.upper()} plugin" in (run.plugin / "README.md").read_text()
     metrics = json.loads(run.metrics.read_text())
     assert evaluate(EvaluateConfig(run=str(run.path))) == metrics["test"]
 
