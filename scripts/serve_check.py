@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ def questions(count: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[None]:
+def process(
+    command: Sequence[str], log: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is ended afterwards, with what it started; its output is in a file."""
     with log.open("w") as file:
         running = subprocess.Popen(
@@ -141,9 +143,10 @@ def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[N
             start_new_session=True,
         )
         try:
-            yield
+            yield running
         finally:
-            os.killpg(running.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGTERM)
             try:
                 running.wait(30)
             except subprocess.TimeoutExpired:
@@ -156,11 +159,11 @@ def vllm(command: str, folder: Path, port: int, work: Path) -> Iterator[None]:
     """A vLLM server."""
     words = [command, "serve", str(folder), "--enable-prompt-embeds", "--dtype", "float32"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512"]
-    words += ["--enforce-eager", "--max-num-seqs", "32"]
+    words += ["--enforce-eager", "--max-num-seqs", "32", "--block-size", "32"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     settings |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with process(words, work / "vllm.log", **settings):
-        wait_for(f"http://127.0.0.1:{port}", work / "vllm.log")
+    with process(words, work / "vllm.log", **settings) as running:
+        wait_for(running, f"http://127.0.0.1:{port}", work / "vllm.log")
         yield
 
 
@@ -172,19 +175,19 @@ def front(places: dict[str, Path], folder: Path, engine: str, work: Path) -> Ite
     words += [f"plugins.{name}={place}" for name, place in places.items()]
     words += [f"language_model.path={folder}", "language_model.dtype=float32"]
     log = work / f"front-{port}.log"
-    with process(words, log):
-        wait_for(f"http://127.0.0.1:{port}", log)
+    with process(words, log) as running:
+        wait_for(running, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"
 
 
-def wait_for(address: str, log: Path, seconds: int = 600) -> None:
-    """Waits until a server is healthy."""
+def wait_for(running: subprocess.Popen[bytes], address: str, log: Path, seconds: int = 600) -> None:
+    """Waits until a server is healthy; ends the check where it has ended or takes too long."""
     for _ in range(seconds):
-        try:
+        with suppress(httpx.TransportError):
             if httpx.get(f"{address}/health", trust_env=False).status_code == 200:
                 return
-        except httpx.TransportError:
-            pass
+        if running.poll() is not None:
+            sys.exit(f"{address} has ended: see {log}")
         time.sleep(1)
     sys.exit(f"{address} is not there after {seconds} s: see {log}")
 

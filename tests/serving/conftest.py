@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from msea_lightning import Plugin, Predictor, Utterance
 from msea_lightning.backbone import FrozenBackbone
-from msea_lightning.config.roots import TrainConfig
+from tests.conftest import SMALL, composed
 from tests.plugin.untrained import untrained
 
 KINDS = {
@@ -24,13 +25,20 @@ KINDS = {
 WORDS = ("well", "done", "oh", "never", ",", "好", "吗")
 
 
-@pytest.fixture
-def plugins(options: Callable[..., TrainConfig], backbone: FrozenBackbone) -> dict[str, Plugin]:
-    return {name: untrained(options(*words), backbone)[0] for name, words in KINDS.items()}
+@pytest.fixture(scope="session")
+def plugins(cache: Path, backbone: FrozenBackbone) -> dict[str, Plugin]:
+    """One of each kind, for all tests: look, and change nothing."""
+    found = {}
+    for name, words in KINDS.items():
+        config = copy.deepcopy(composed((*SMALL, *words)))
+        config.dataset.cache = str(cache)
+        found[name] = untrained(config, backbone)[0]
+    return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def predictor(plugins: dict[str, Plugin], backbone: FrozenBackbone) -> Predictor:
+    """All plugins in front of the whole language model."""
     found = Predictor(backbone)
     for name, plugin in plugins.items():
         found.add(plugin, name)

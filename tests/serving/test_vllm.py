@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ def server(backbone: FrozenBackbone) -> FakeVLLM:
     return FakeVLLM(backbone)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def thin(plugins: dict[str, Plugin]) -> Predictor:
     """The plugins in front of nothing but embeddings."""
     found = Predictor(load_backbone(None, embeddings_only=True))
@@ -152,7 +153,7 @@ def test_embeddings_alone_are_small_and_compute_nothing(
 def test_embeddings_alone_refuse_plugins_of_another_language_model(
     plugins: dict[str, Plugin], thin: Predictor
 ) -> None:
-    plugin = plugins["gate"]
+    plugin = copy.deepcopy(plugins["gate"])
     plugin.facts.fingerprint["linear"] = "0"
     with pytest.raises(PluginError, match="this language model has"):
         thin.add(plugin, "other")
