@@ -301,6 +301,6 @@ def test_random_architecture_needs_a_model_type() -> None:
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackboneError, match=r"trainer\.accelerator=cpu"):
+    with pytest.raises(BackboneError, match=r"PyTorch sees no GPU: set that option to cpu"):
         resolve_device(Accelerator.gpu)
     assert resolve_device(Accelerator.auto).type == "cpu"
