@@ -157,7 +157,7 @@ class Completions:
                     raise UnavailableError(
                         f"There is no connection to the engine at {self.url} "
                         f"({error or type(error).__name__}). Start it: vllm serve MODEL "
-                        "--enable-prompt-embeds"
+                        "--enable-prompt-embeds."
                     ) from error
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
