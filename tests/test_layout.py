@@ -43,6 +43,7 @@ COMMANDS = {
     "evaluate",
     "predict",
     "serve",
+    "app",
     "prepare",
     "extract",
     "report",

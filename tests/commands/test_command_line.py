@@ -71,6 +71,23 @@ def test_overrides_reach_the_job(run: Callable[..., list[TrainConfig]]) -> None:
     assert config.adapter.scales == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("a", ["a"]),
+        ("[a,b]", ["a", "b"]),
+        ("a=b c", ["a=b c"]),
+        ("'a,b'", ["a,b"]),
+        ("[]", []),
+    ],
+)
+def test_a_list_of_one_text_needs_no_brackets(
+    run: Callable[..., list[TrainConfig]], word: str, names: list[str]
+) -> None:
+    (config,) = run(f"dataset.labels.names={word}")
+    assert config.dataset.labels.names == names
+
+
 def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) -> None:
     states = []
 

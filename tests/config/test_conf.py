@@ -12,6 +12,7 @@ from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.commands.command_line import compose, conf_folder
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import (
+    AppConfig,
     BenchConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -41,8 +42,10 @@ ROOTS: dict[str, type[Any]] = {
     "extract": ExtractConfig,
     "predict": PredictConfig,
     "serve": ServeConfig,
+    "app": AppConfig,
 }
 NEEDED = {
+    "app": ["plugin=somewhere"],
     "serve": ["plugin=somewhere"],
     "evaluate": ["run=somewhere"],
     "import_original": ["checkpoint=somewhere", "dataset=mosei", "backbone=qwen"],

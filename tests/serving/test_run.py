@@ -17,7 +17,8 @@ from msea_lightning import Plugin, Predictor, Utterance
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import ServeConfig
-from msea_lightning.serving.run import ServeError, serve
+from msea_lightning.serving.address import ServeError
+from msea_lightning.serving.run import serve
 
 
 @pytest.mark.parametrize(

@@ -75,17 +75,25 @@ class Checker:
         return sorted({*self._loader.get_group_options(group), *more})
 
     def _parse_line(self, line: str) -> Override:
-        """Parses one override; the value of a text option may hold characters that Hydra splits."""
+        """Parses one override; the value of a text option may hold characters that Hydra splits.
+
+        A list of one text may be written without brackets.
+        """
         key, equals, value = line.partition("=")
         kind = self.options[key].type if key in self.options else ""
         if self._lies_in("mapping", key.lstrip("+")):
             line = f"++{line.lstrip('+')}"  # what is in a mapping need not be there before
+        single = kind.startswith("list of text") and not value.startswith("[")
+        quoted = QuotedString(value, Quote.single).with_quotes()
         try:
-            return self._parser.parse_overrides([line])[0]
+            override = self._parser.parse_overrides([line])[0]
+            if single and isinstance(override.value(), str):
+                return self._parser.parse_overrides([f"{key}=[{value}]"])[0]
+            return override
         except OverrideParseException:
-            if kind.startswith("text"):
-                quoted = QuotedString(value, Quote.single).with_quotes()
-                return self._parser.parse_overrides([f"{key}={quoted}"])[0]
+            if kind.startswith("text") or single:
+                written_value = f"[{quoted}]" if single else quoted
+                return self._parser.parse_overrides([f"{key}={written_value}"])[0]
             reason = f"the value cannot be read; in quotes it is one text: \"{key}='{value}'\""
             if kind.startswith("list"):
                 reason = (

@@ -90,6 +90,25 @@ class BenchConfig(RunConfig):
 
 
 @dataclass
+class AppConfig:
+    """``python -m msea_lightning.app``."""
+
+    plugin: list[str] = option(
+        "???", "plugin folders, or names on the Hugging Face Hub; one, or several as [a,b]"
+    )
+    language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
+    host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
+    port: int = option(7860, "port; 0: any that is free", low=0, high=65535)
+    max_upload: int = option(100, "most megabytes of a clip", low=1)
+    open_browser: bool = option(True, "open the page in the browser")
+
+    def check(self, where: str) -> None:
+        """Refuses an app without a plugin."""
+        if not self.plugin:
+            raise ConfigError("plugin=[]: give at least one plugin folder or Hub name.")
+
+
+@dataclass
 class PrepareConfig:
     """``python -m msea_lightning.prepare``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -12,11 +11,11 @@ from collections.abc import Sequence
 import uvicorn
 
 from msea_lightning.backbone.options import Accelerator
-from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import ServeConfig
 from msea_lightning.plugin import Plugin, Predictor
 from msea_lightning.plugin.loading import load_recorded_backbone
 from msea_lightning.plugin.options import RecordedBackboneConfig
+from msea_lightning.serving.address import is_loopback, listen, names, web_address
 from msea_lightning.serving.completions import Completions
 from msea_lightning.serving.engines import Engine, LocalEngine
 from msea_lightning.serving.errors import UnavailableError
@@ -31,10 +30,6 @@ _GRACE = 30
 _log = logging.getLogger(__name__)
 
 
-class ServeError(UserError):
-    """A server that cannot start."""
-
-
 def serve(config: ServeConfig) -> None:
     """Serves plugins until the process is told to end; requests that came before are answered.
 
@@ -43,7 +38,7 @@ def serve(config: ServeConfig) -> None:
         EngineError: if the engine serves another language model.
         UserError: if a plugin or language model cannot be loaded.
     """
-    with _listener(config.host, config.port) as listener:  # first: loading takes its time
+    with listen(config.host, config.port) as listener:  # first: loading takes its time
         named: Sequence[tuple[str | None, str]] = list(config.plugins.items())
         if config.plugin is not None:
             named = [(None, config.plugin)]
@@ -113,43 +108,17 @@ async def _serve(config: ServeConfig, predictor: Predictor, listener: socket.soc
         Service(engine, metrics, max_waiting=config.max_waiting),
         max_bytes=int(config.max_upload * 1e6),
         timeout=config.timeout,
-        hosts=_names(config.host),
+        hosts=names(config.host),
     )
     settings = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    _log.info("%s at http://%s, %s", ", ".join(predictor.plugins), address, engine.title)
-    if not _is_loopback(config.host):
+    _log.info("%s at %s, %s", ", ".join(predictor.plugins), web_address(listener), engine.title)
+    if not is_loopback(config.host):
         _log.warning(
             "host=%s: whoever reaches this machine can ask; there is no login. Put a proxy that "
             "has one in front (docs/serve.md), or leave host out.",
             config.host,
         )
     await uvicorn.Server(settings).serve(sockets=[listener])
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket at an address; ServeError where it is taken, or not this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise ServeError(
-            f"host={host} port={port}: cannot listen there ({error.strerror}). Give another port, "
-            "or an address of this machine."
-        ) from error
-
-
-def _names(host: str) -> list[str]:
-    """Under which names a server at an address may be addressed: any, unless it is loopback."""
-    return ["localhost", "127.0.0.1", "[::1]", host] if _is_loopback(host) else ["*"]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
