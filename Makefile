@@ -29,7 +29,6 @@ VLLM_VERSION := 0.32.0
 OWN_VLLM := build/vllm/bin/vllm
 VLLM_STAMP := build/vllm/.complete
 VLLM ?= $(OWN_VLLM)
-APP_STAMP := build/app/.complete
 # An option whose value is one text, whatever is in it: quoted for the option, and for the shell.
 text = '$(1)="$(subst ','\'',$(2))"'
 
@@ -99,24 +98,11 @@ $(VLLM_STAMP):
 	    $$site/vllm-$(VLLM_VERSION).dist-info/METADATA
 	touch $@
 
-app-check: $(APP_STAMP) ## drive the app in headless Chromium; screenshots in build/app-check
-	OMP_NUM_THREADS=1 build/app/bin/python -m pytest -W ignore::ResourceWarning \
-	  -W ignore::pytest.PytestUnraisableExceptionWarning tests/serving/app
+app-check: setup ## drive the app in headless Chromium; screenshots in build/app-check
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt playwright
 	rm -rf build/app-check
-	build/app/bin/python scripts/app_check.py build/app-check
-
-# An environment of its own, because Gradio refuses the Pillow and the tomlkit of constraints.txt;
-# scripts/app.txt has those that it takes.
-$(APP_STAMP): pyproject.toml constraints.txt scripts/app.txt scripts/media.txt
-	rm -rf build/app
-	mkdir -p build
-	$(PYTHON) -m venv build/app
-	grep -viE '^(pillow|tomlkit)==' constraints.txt > build/app/constraints.txt
-	build/app/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint build/app/constraints.txt --requirement scripts/app.txt --editable '.[app,media]'
-	build/app/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --require-hashes --requirement scripts/media.txt
-	touch $@
+	.venv/bin/python scripts/app_check.py build/app-check
 
 check: setup ## what has to be clean: format, lint, types, tests
 	.venv/bin/ruff format --check .

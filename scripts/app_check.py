@@ -6,7 +6,7 @@ makes clips, trains three short plugins (emotions and sentiment of the demo, and
 where the folder has them from before, they are used again), starts the app with all three, asks
 about texts, clips and a file that is no clip, and checks what the page shows, that the browser asks
 nobody but the app for anything, and that uploads are deleted. Screenshots are 1400 and 400 pixels
-wide, light and dark. ``make app-check`` builds the environment for it. Chromium is expected on the
+wide, light and dark. ``make app-check`` installs Playwright for it. Chromium is expected on the
 path.
 """
 

@@ -53,6 +53,13 @@ def test_rows_and_clips_without_a_counterpart_are_named(
     assert "are left out: a/one.wav, b/two.mp4" in caplog.text
 
 
+def test_columns_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(tmp_path, "file,Emotion,text\nc.mp4,happy,Hello\n")
+    assert "labels.csv that are not read: Emotion. Those that are: id, file" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -94,12 +94,16 @@ def test_a_table_with_labels_is_trained_on_as_it_is(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    lines = [f"c{index},{'happy' if index % 2 else 'sad'},words {index}" for index in range(5)]
+    words_of = ("words", "more words", "", "words again", "")
+    lines = [
+        f"c{index},{'happy' if index % 2 else 'sad'},{said}" for index, said in enumerate(words_of)
+    ]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label,text", *lines]))
     extract(*words, f"labels={tmp_path / 'labels.csv'}", "test_fraction=0.4")
     assert "no column split: 2 of 5 labelled utterances are held out" in caplog.text
     assert "1 clips have no row" in caplog.text
     assert f"dataset=table dataset.path={tmp_path / 'out'}" in caplog.text
+    assert "2 utterances have no words" in caplog.text
     assert "empty_text" not in caplog.text
     rows = rows_of(tmp_path / "out")
     assert sorted(row["split"] for row in rows) == ["test"] * 2 + ["train"] * 3
@@ -109,6 +113,7 @@ def test_a_table_with_labels_is_trained_on_as_it_is(
     data.setup()
     assert data.dims == {"audio": 16}
     assert data.extractors["audio"]["name"] == "log_mel"
+    assert "have no words: kept" in caplog.text
     (store,) = (tmp_path / "cache" / "stores").glob("table-*")
     assert Store.open(store).extractors == data.extractors
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from msea_lightning import Plugin, Utterance
+from msea_lightning.backbone import BackboneError
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.config.roots import PredictConfig
@@ -79,6 +81,28 @@ def test_a_table_gives_what_the_run_said_to_the_last_digit(
         assert sum(distribution.values()) == pytest.approx(1)
         assert distribution[row["prediction"]] == float(row["probability"])
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("Well, yes", "Well, yes"),
+        ("it's {5}: [x", "it's {5}: [x"),
+        ("1.50", "1.50"),
+        ("null", "null"),
+        ("'a, b'", "a, b"),
+        ('"a"', "a"),
+        ("", ""),
+    ],
+)
+def test_a_text_is_taken_as_it_is_written(written: str, text: str) -> None:
+    assert compose("predict", PredictConfig, ["plugin=x", f"text={written}"]).text == text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(ask: Predict) -> None:
+    with pytest.raises(BackboneError, match="accelerator=gpu, but PyTorch sees no GPU"):
+        ask(text="well done", language_model__accelerator="gpu")
 
 
 def test_a_text_is_printed_as_a_line_of_json(

@@ -141,6 +141,16 @@ def test_a_run_of_another_split_is_another_run(
         assert run.fingerprint() == fingerprint(run.load_config())
 
 
+def test_a_run_that_refused_empty_texts_is_the_same_run(tmp_path: Path) -> None:
+    """It did so by default before there was ``auto``."""
+    words = ["dataset=table", f"dataset.path={tmp_path}", "dataset.empty_text="]
+    auto, refuse, keep = (
+        fingerprint(compose("train", TrainConfig, [*words[:2], words[2] + name]))
+        for name in ("auto", "refuse", "keep")
+    )
+    assert auto == refuse != keep
+
+
 @given(junk=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
 @settings(max_examples=50)
 def test_what_cannot_be_read_is_no_run_of_these_options(

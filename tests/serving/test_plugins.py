@@ -11,7 +11,7 @@ from msea_lightning import Plugin
 from msea_lightning.backbone.options import Accelerator
 from msea_lightning.plugin import PluginError
 from msea_lightning.plugin.options import RecordedBackboneConfig
-from msea_lightning.serving.plugins import load_plugins
+from msea_lightning.serving.plugins import load_plugins, open_plugins
 
 HERE = RecordedBackboneConfig(accelerator=Accelerator.cpu)
 
@@ -23,7 +23,9 @@ def saved(folder: Path, plugins: dict[str, Plugin], *names: str) -> list[str]:
 
 
 def test_plugins_of_one_language_model_share_it(tmp_path: Path, plugins: dict[str, Plugin]) -> None:
-    loaded = load_plugins(saved(tmp_path, plugins, "sentiment", "emotion", "gate"), HERE)
+    loaded = load_plugins(
+        open_plugins(saved(tmp_path, plugins, "sentiment", "emotion", "gate"), {}), HERE
+    )
     assert list(loaded) == ["demo (sentiment) 1", "demo (emotions)", "demo (sentiment) 2"]
     predictor = loaded["demo (emotions)"]
     assert all(other is predictor for other in loaded.values())
@@ -36,10 +38,11 @@ def test_one_of_another_way_to_store_it_has_its_own(
     other = replace(plugins["emotion"].facts, dataset="other")
     other = replace(other, backbone={**other.backbone, "dtype": "bfloat16"})
     plugins["other"] = replace(plugins["emotion"], facts=other)
-    loaded = load_plugins(saved(tmp_path, plugins, "sentiment", "other"), HERE)
-    assert list(loaded) == ["demo", "other"]
-    assert loaded["demo"] is not loaded["other"]
-    assert str(loaded["other"].backbone.dtype) == "torch.bfloat16"
+    first, second = saved(tmp_path, plugins, "sentiment", "other")
+    loaded = load_plugins(open_plugins([first], {"mine": second}), HERE)
+    assert list(loaded) == ["demo", "mine"]
+    assert loaded["demo"] is not loaded["mine"]
+    assert str(loaded["mine"].backbone.dtype) == "torch.bfloat16"
 
 
 def test_a_folder_without_a_plugin_is_refused_before_anything_loads(
@@ -47,4 +50,4 @@ def test_a_folder_without_a_plugin_is_refused_before_anything_loads(
 ) -> None:
     places = [*saved(tmp_path, plugins, "emotion"), str(tmp_path)]
     with pytest.raises(PluginError, match="is not a complete plugin"):
-        load_plugins(places, HERE)
+        open_plugins(places, {})

@@ -16,7 +16,7 @@ import pytest
 from msea_lightning import Plugin, Predictor, Utterance
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import ConfigError
-from msea_lightning.config.roots import ServeConfig
+from msea_lightning.config.roots import AppConfig, ServeConfig
 from msea_lightning.serving.address import ServeError
 from msea_lightning.serving.run import serve
 
@@ -42,6 +42,8 @@ def test_options_that_cannot_be_meant_are_refused(words: list[str], message: str
 def test_plugins_have_names(words: str) -> None:
     lines = [words] if "{" in words else words.split()
     assert compose("serve", ServeConfig, lines).plugins == {"a": "x/y", "b": "z"}
+    assert compose("app", AppConfig, lines).plugins == {"a": "x/y", "b": "z"}
+    assert compose("serve", ServeConfig, ["plugin=a"]).plugin == ["a"]
 
 
 def test_an_address_that_is_taken_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -16,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import options, registries, schema
+
+_QUOTED = re.compile(r"'([^'\\]|\\.)*'" + "|" + r'"([^"\\]|\\.)*"', re.DOTALL)
+"""A value that Hydra reads as one quoted text."""
 
 
 class Checker:
@@ -85,6 +89,8 @@ class Checker:
             line = f"++{line.lstrip('+')}"  # what is in a mapping need not be there before
         single = kind.startswith("list of text") and not value.startswith("[")
         quoted = QuotedString(value, Quote.single).with_quotes()
+        if key in self.options and self.options[key].literal and not _QUOTED.fullmatch(value):
+            return self._parser.parse_overrides([f"{key}={quoted}"])[0]
         try:
             override = self._parser.parse_overrides([line])[0]
             if single and isinstance(override.value(), str):

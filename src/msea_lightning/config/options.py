@@ -31,6 +31,7 @@ def option(
     below: float | None = None,
     choices: Registry[Any] | None = None,
     presets: Registry[Any] | None = None,
+    literal: bool = False,
 ) -> Any:
     """A dataclass field with its help text and its legal range.
 
@@ -43,8 +44,10 @@ def option(
         below: The value must be less than this.
         choices: The field holds the options of one of these classes, chosen by its ``name``.
         presets: Objects of the field's class that have a name on the command line.
+        literal: On the command line the value is one text, whatever signs are in it.
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices, "presets": presets}
+    metadata["literal"] = literal
     metadata |= {"low": low, "high": high, "above": above, "below": below}
     if isinstance(default, list | dict):
         return field(default_factory=functools.partial(copy.copy, default), metadata=metadata)
@@ -213,6 +216,7 @@ class OptionInfo:
     range: str
     default: Any
     help: str
+    literal: bool = False
 
     @property
     def kind(self) -> str:
@@ -239,7 +243,8 @@ def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
         if default is dataclasses.MISSING:
             default = typing.cast("Any", item.default_factory)()
         range_, help_ = legal_range(item.metadata), item.metadata.get("help", "")
-        yield OptionInfo(key, type_name(hint), range_, default, help_)
+        literal = item.metadata.get("literal", False)
+        yield OptionInfo(key, type_name(hint), range_, default, help_, literal)
 
 
 def _options_of_choices(registry: Registry[type[Any]], where: str) -> Iterator[OptionInfo]:

@@ -90,22 +90,32 @@ class BenchConfig(RunConfig):
 
 
 @dataclass
-class AppConfig:
-    """``python -m msea_lightning.app``."""
+class PluginsConfig:
+    """The plugins that a command answers with, and their language model."""
 
     plugin: list[str] = option(
-        "???", "plugin folders, or names on the Hugging Face Hub; one, or several as [a,b]"
+        [], "plugin folders, or names on the Hugging Face Hub; one, or several as [a,b]"
     )
+    plugins: dict[str, str] = option({}, "the same, called as you like: {mood: a, emotion: b}")
     language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
+
+    def check(self, where: str) -> None:
+        """Refuses none or both of plugin and plugins."""
+        if bool(self.plugin) == bool(self.plugins):
+            raise ConfigError(
+                "Give either plugin=FOLDER (several: plugin=[FOLDER,OTHER]) or "
+                "plugins={NAME: FOLDER, OTHER: FOLDER}: the plugins that answer."
+            )
+
+
+@dataclass
+class AppConfig(PluginsConfig):
+    """``python -m msea_lightning.app``."""
+
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
     port: int = option(7860, "port; 0: any that is free", low=0, high=65535)
     max_upload: int = option(100, "most megabytes of a clip", low=1)
     open_browser: bool = option(True, "open the page in the browser")
-
-    def check(self, where: str) -> None:
-        """Refuses an app without a plugin."""
-        if not self.plugin:
-            raise ConfigError("plugin=[]: give at least one plugin folder or Hub name.")
 
 
 @dataclass
@@ -167,7 +177,9 @@ class PredictConfig:
     input: str | None = option(
         None, "a clip, a folder of clips, a table (utterances.csv or its folder), or a .jsonl file"
     )
-    text: str | None = option(None, "what is said in a single clip, or a text alone")
+    text: str | None = option(
+        None, "what is said in a single clip, or a text alone; as it is, commas too", literal=True
+    )
     output: str | None = option(None, "a .csv or .jsonl file; standard output where not given")
     overwrite: bool = option(False, "replace the output, and what an interrupted job left")
     decode: Decode | None = option(None, "how an answer is picked; as in training where not given")
@@ -182,15 +194,12 @@ class PredictConfig:
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(PluginsConfig):
     """``python -m msea_lightning.serve``."""
 
-    plugin: str | None = option(None, "plugin folder, or its name on the Hugging Face Hub")
-    plugins: dict[str, str] = option({}, "several instead of one: name and place of each")
     engine: str = option(
         "local", "what computes the language model: local, or the address of a vLLM server"
     )
-    language_model: RecordedBackboneConfig = option(RecordedBackboneConfig, "frozen language model")
     host: str = option("127.0.0.1", "address to listen at; the default is this machine alone")
     port: int = option(8000, "port to listen at; 0 takes any that is free", low=0, high=65535)
     max_upload: float = option(64.0, "largest request, in MB", above=0)
@@ -200,12 +209,8 @@ class ServeConfig:
     timeout: float = option(120.0, "seconds that a request may take", above=0)
 
     def check(self, where: str) -> None:
-        """Refuses none or both of plugin and plugins, and an engine that is no address."""
-        if (self.plugin is None) == (not self.plugins):
-            raise ConfigError(
-                "Give either plugin=FOLDER or plugins={NAME: FOLDER, OTHER: FOLDER}: the plugins "
-                "to serve."
-            )
+        """Refuses an engine that is no address, and what only one in this process can do."""
+        super().check(where)
         address = urlsplit(self.engine)
         if self.engine != "local" and not (address.scheme in ("http", "https") and address.netloc):
             raise ConfigError(

@@ -69,6 +69,9 @@ class Repair(enum.Enum):
 class EmptyText(enum.Enum):
     """What to do with utterances without words."""
 
+    auto = "auto"
+    """Kept in tables that :mod:`msea_lightning.extract` made, whose clips may have none; refused
+    in all others."""
     refuse = "refuse"
     keep = "keep"
     drop = "drop"
@@ -163,7 +166,10 @@ class DatasetConfig:
         False, "zero mean, unit variance per feature, fitted on the training part"
     )
     repair: Repair = option(Repair.refuse, "features that are NaN or infinite")
-    empty_text: EmptyText = option(EmptyText.refuse, "utterances without words; counted and said")
+    empty_text: EmptyText = option(
+        EmptyText.auto,
+        "utterances without words; counted and said. auto: keep in tables of extract, else refuse",
+    )
     demo_task: DemoTask = option(DemoTask.erc, "variant of the demo corpus")
     demo_utterances: int = option(
         1200, "utterances of the demo corpus, all splits together", low=60

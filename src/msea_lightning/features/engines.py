@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from msea_lightning.features.options import Engine
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def run_tasks(
     function: Callable[[Task], Result],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
     engine: Engine,
     workers: int,
@@ -25,15 +25,16 @@ def run_tasks(
 
     Args:
         function: A function of a module; what it loads it keeps for the next task.
-        tasks: What it is called with: plain data. Files that they name are there on all machines.
+        tasks: What it is called with: plain data, made as it is needed where all runs in this
+            process. Files that they name are there on all machines.
         engine: Where it is called.
         workers: Processes on this machine; with 1 everything runs in this one. Ray decides itself.
         lost: The result of a task whose process died.
     """
     if engine is Engine.local:
         yield from on_processes(function, tasks, workers, lost)
-    elif tasks:
-        yield from _on_ray(function, tasks)
+    elif waiting := list(tasks):
+        yield from _on_ray(function, waiting)
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:

@@ -51,7 +51,12 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
         FeatureError: naming the line and what is wrong with it, or where no row names a clip.
         ReadError: where the file is no table.
     """
-    rows, separator = read_rows(path, (), _OPTIONAL)
+    rows, separator, ignored = read_rows(path, (), _OPTIONAL)
+    if ignored:
+        _log.warning(
+            "columns of %s that are not read: %s. Those that are: %s",
+            *(path, shorten(ignored), ", ".join(_OPTIONAL)),
+        )
     find = _Finder(clips)
     named: dict[str, list[Row]] = {}
     lost = []

@@ -206,7 +206,6 @@ def _say_what_there_is(rows: Sequence[Part], output: Path) -> None:
     counts = Counter(part.columns.get("split", "") for part in rows)
     splits = ", ".join(f"{count} {split}" for split, count in counts.items())
     _log.info("%d utterances in %s (%s)", len(rows), output / TABLE, splits)
-    command = f"dataset=table {shlex.quote(f'dataset.path={output}')}"
     silent = sum(not part.text for part in rows)
     if silent:
         _log.warning(
@@ -214,9 +213,11 @@ def _say_what_there_is(rows: Sequence[Part], output: Path) -> None:
             "or .srt, .vtt or .txt files beside the clips",
             silent,
         )
-        command += " dataset.empty_text=keep"
     if counts.keys() != {"test"}:
-        _log.info("to train on them: python -m msea_lightning.train %s", command)
+        _log.info(
+            "to train on them: python -m msea_lightning.train dataset=table %s",
+            shlex.quote(f"dataset.path={output}"),
+        )
 
 
 def _cores() -> int:

@@ -126,7 +126,7 @@ def _answer(config: PredictConfig, inputs: Inputs, work: Work, progress: Progres
     done = work.done("answered")
     bar = progress.add_task("predicting", total=len(frames), completed=len(done))
     decode = config.decode and config.decode.value
-    tasks = [
+    tasks = (
         AnswerTask(
             numbers,
             [_utterance(inputs, work, number) for number in numbers],
@@ -136,7 +136,7 @@ def _answer(config: PredictConfig, inputs: Inputs, work: Work, progress: Progres
         )
         for numbers in _batches(config, inputs, frames)
         if numbers[0] not in done
-    ]
+    )
     # One process here: the language model has all cores.
     for numbers, answers in run_tasks(
         answer_batch, tasks, engine=config.engine, workers=1, lost=_lost_batch

@@ -6,7 +6,6 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
-from msea_lightning.backbone.options import Accelerator, Quantization
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.utterance import Clip, Utterance
 from msea_lightning.features.contract import Frames
@@ -76,14 +75,7 @@ def load_predictor(plugin: str, language_model: RecordedBackboneConfig) -> Predi
 @lru_cache(maxsize=1)
 def _predictor(plugin: str, language_model: tuple[Any, ...]) -> Predictor:
     options = RecordedBackboneConfig(*language_model)
-    quantization: Quantization | None = options.quantization
-    return Plugin.from_pretrained(plugin).load(
-        options.path,
-        tokenizer=options.tokenizer,
-        quantization=None if quantization is None else quantization.value,
-        dtype=options.dtype,
-        device="auto" if options.accelerator is Accelerator.auto else options.accelerator.value,
-    )
+    return Plugin.from_pretrained(plugin).load(**options.arguments())
 
 
 @lru_cache(maxsize=1)

@@ -126,4 +126,4 @@ def _recorded_path(facts: Mapping[str, Any]) -> str | None:
 
 
 def _device(device: torch.device | str) -> torch.device | str:
-    return resolve_device(Accelerator.auto) if device == "auto" else device
+    return resolve_device(Accelerator(device)) if device in ("auto", "gpu") else device

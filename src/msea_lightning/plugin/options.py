@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from msea_lightning.backbone.options import Accelerator, Quantization
 from msea_lightning.config.options import option
@@ -17,3 +18,13 @@ class RecordedBackboneConfig:
     quantization: Quantization | None = option(None, "storage of the linear layers")
     dtype: str | None = option(None, "compute dtype")
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of :meth:`~msea_lightning.plugin.Plugin.load`."""
+        return {
+            "path": self.path,
+            "tokenizer": self.tokenizer,
+            "quantization": None if self.quantization is None else self.quantization.value,
+            "dtype": self.dtype,
+            "device": self.accelerator.value,
+        }

@@ -51,9 +51,15 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 
 
 def _effective(values: dict[str, Any]) -> dict[str, Any]:
-    """The options without the version of a split that is not drawn: there is a valid split."""
+    """The options without those that make no difference.
+
+    The version of a split counts only where one is drawn; to refuse empty texts, which every
+    data set did before there was ``auto``, leads to no other run.
+    """
     if values.get("dataset.reader") == "demo" or values.get("dataset.expected_valid"):
         values.pop("dataset.split_version", None)
+    if values.get("dataset.empty_text") in ("auto", "refuse"):
+        values.pop("dataset.empty_text")
     return values
 
 

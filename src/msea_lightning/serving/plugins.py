@@ -3,57 +3,60 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from msea_lightning.backbone.options import Accelerator
 from msea_lightning.data.options import LabelKind
-from msea_lightning.plugin import Plugin, Predictor, load_plugin_backbone
+from msea_lightning.plugin import Plugin, Predictor
 from msea_lightning.plugin.facts import PluginFacts
+from msea_lightning.plugin.loading import load_recorded_backbone
 from msea_lightning.plugin.options import RecordedBackboneConfig
 
 
-def load_plugins(
-    places: Sequence[str], language_model: RecordedBackboneConfig
-) -> dict[str, Predictor]:
-    """Loads plugins; those of the same language model share it.
+def open_plugins(places: Sequence[str], named: Mapping[str, str]) -> dict[str, Plugin]:
+    """Reads plugins.
 
     Args:
-        places: Plugin folders, or names on the Hugging Face Hub.
-        language_model: Where the language model is and how it is stored, for all of them.
-
-    Returns:
-        A name for each plugin, such as ``mosei`` or ``demo (emotions)``, to the predictor that it
-        is attached to under this name.
+        places: Plugin folders, or names on the Hugging Face Hub. They are called by their data set,
+            such as ``mosei``, or ``demo (emotions)`` and ``demo 1`` where that is not unique.
+        named: The same by the names that they shall have.
 
     Raises:
-        PluginError: if a plugin cannot be read, or was trained on another language model.
+        PluginError: if a plugin cannot be read.
     """
-    plugins = [Plugin.from_pretrained(place) for place in places]
-    names = _names([plugin.facts for plugin in plugins])
+    plugins = [Plugin.from_pretrained(place) for place in (*places, *named.values())]
+    names = _names([plugin.facts for plugin in plugins[: len(places)]])
+    return dict(zip((*names, *named), plugins, strict=True))
+
+
+def load_plugins(
+    plugins: Mapping[str, Plugin], language_model: RecordedBackboneConfig
+) -> dict[str, Predictor]:
+    """Loads the language models of plugins; those of the same one share it.
+
+    Args:
+        plugins: By name.
+        language_model: Where it is and how it is stored, for all of them.
+
+    Returns:
+        The name of each plugin to the predictor that it is attached to under this name.
+
+    Raises:
+        PluginError: if a plugin was trained on another language model.
+    """
     loaded: dict[str, Predictor] = {}
-    for name, plugin in zip(names, plugins, strict=True):
+    for name, plugin in plugins.items():
         shared = (
             predictor
-            for other, predictor in zip(plugins, loaded.values(), strict=False)
+            for other, predictor in zip(plugins.values(), loaded.values(), strict=False)
             if _language_model(other.facts) == _language_model(plugin.facts)
         )
-        predictor = next(shared, None) or _predictor(plugin, language_model)
+        predictor = next(shared, None)
+        if predictor is None:
+            found = load_recorded_backbone(plugin.facts, **language_model.arguments())
+            predictor = Predictor(found)
         predictor.add(plugin, name)
         loaded[name] = predictor
     return loaded
-
-
-def _predictor(plugin: Plugin, options: RecordedBackboneConfig) -> Predictor:
-    return Predictor(
-        load_plugin_backbone(
-            plugin,
-            options.path,
-            tokenizer=options.tokenizer,
-            quantization=None if options.quantization is None else options.quantization.value,
-            dtype=options.dtype,
-            device="auto" if options.accelerator is Accelerator.auto else options.accelerator.value,
-        )
-    )
 
 
 def _language_model(facts: PluginFacts) -> tuple[object, ...]:

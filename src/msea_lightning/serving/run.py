@@ -6,11 +6,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import uvicorn
 
-from msea_lightning.backbone.options import Accelerator
 from msea_lightning.config.roots import ServeConfig
 from msea_lightning.plugin import Plugin, Predictor
 from msea_lightning.plugin.loading import load_recorded_backbone
@@ -21,6 +20,7 @@ from msea_lightning.serving.engines import Engine, LocalEngine
 from msea_lightning.serving.errors import UnavailableError
 from msea_lightning.serving.front import create_app
 from msea_lightning.serving.metrics import Metrics
+from msea_lightning.serving.plugins import open_plugins
 from msea_lightning.serving.service import Service
 from msea_lightning.serving.vllm import VLLMEngine
 
@@ -39,45 +39,35 @@ def serve(config: ServeConfig) -> None:
         UserError: if a plugin or language model cannot be loaded.
     """
     with listen(config.host, config.port) as listener:  # first: loading takes its time
-        named: Sequence[tuple[str | None, str]] = list(config.plugins.items())
-        if config.plugin is not None:
-            named = [(None, config.plugin)]
         predictor = load_predictor(
-            named, config.language_model, embeddings_only=config.engine != "local"
+            open_plugins(config.plugin, config.plugins),
+            config.language_model,
+            embeddings_only=config.engine != "local",
         )
         asyncio.run(_serve(config, predictor, listener))
 
 
 def load_predictor(
-    plugins: Sequence[tuple[str | None, str]],
-    language_model: RecordedBackboneConfig,
-    *,
-    embeddings_only: bool,
+    plugins: Mapping[str, Plugin], language_model: RecordedBackboneConfig, *, embeddings_only: bool
 ) -> Predictor:
     """Plugins in front of the language model that the first of them was trained on.
 
     Args:
-        plugins: Name (that of its data set where None) and place of each.
+        plugins: By name.
         language_model: Where it is, and how it is stored.
         embeddings_only: Keep nothing of it but its embeddings.
 
     Raises:
-        PluginError: if there is no such plugin, or one belongs to another language model.
+        PluginError: if a plugin belongs to another language model.
         BackboneError: if the language model cannot be loaded.
     """
-    loaded = [(name, Plugin.from_pretrained(place)) for name, place in plugins]
-    quantization, device = language_model.quantization, language_model.accelerator
-    backbone = load_recorded_backbone(
-        loaded[0][1].facts,
-        language_model.path,
-        tokenizer=language_model.tokenizer,
-        quantization=None if quantization is None else quantization.value,
-        dtype=language_model.dtype,
-        device="auto" if device is Accelerator.auto else device.value,
-        embeddings_only=embeddings_only,
+    first = next(iter(plugins.values()))
+    predictor = Predictor(
+        load_recorded_backbone(
+            first.facts, **language_model.arguments(), embeddings_only=embeddings_only
+        )
     )
-    predictor = Predictor(backbone)
-    for name, plugin in loaded:
+    for name, plugin in plugins.items():
         predictor.add(plugin, name)
     return predictor
 

@@ -19,16 +19,25 @@ class Row(NamedTuple):
     values: dict[str, str]
 
 
-def read_rows(
-    path: Path, required: Sequence[str], optional: Sequence[str] = ()
-) -> tuple[list[Row], str]:
+class Rows(NamedTuple):
+    """What a table holds.
+
+    Attributes:
+        rows: Its rows.
+        separator: What separates its fields.
+        ignored: Columns that were not asked for.
+    """
+
+    rows: list[Row]
+    separator: str
+    ignored: list[str]
+
+
+def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Rows:
     """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
 
     Its first row names the columns, in any order and in any case. Optional columns are empty where
     they are missing; others are ignored.
-
-    Returns:
-        The rows, and the separator.
     """
     parsed, separator = _parse(path)
     if not parsed:
@@ -57,7 +66,9 @@ def read_rows(
         found = dict(zip(columns, fields, strict=True))
         values = {name: found.get(name, "").strip() for name in (*required, *optional)}
         result.append(Row(line, values | {"text": found.get("text", "")}))
-    return result, separator
+    known = {*required, *optional, "text"}
+    ignored = [shown for name, shown in zip(columns, header, strict=True) if name not in known]
+    return Rows(result, separator, ignored)
 
 
 def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:

@@ -58,7 +58,7 @@ class ChermaLayout(Layout):
         transcripts = {
             row.values["id"]: row.values["text"]
             for file in self._transcripts
-            for row in read_rows(file, ("id", "text"))[0]
+            for row in read_rows(file, ("id", "text")).rows
         }
         sources = {}
         for split, file in self._by_split.items():

@@ -141,6 +141,9 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         self.files = {split: str(source.file) for split, source in self._sources.items()}
         self.sizes = {split: source.size for split, source in self._sources.items()}
         self.counts: dict[str, dict[str, Any]] = {}
+        self._empty_text = dataset.empty_text
+        if self._empty_text is EmptyText.auto:
+            self._empty_text = EmptyText.keep if self.extractors else EmptyText.refuse
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -152,7 +155,7 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         return self._read(split, self._sources[split])
 
     def _read(self, split: str, source: Source) -> Iterator[Utterance]:
-        empty_text = self._dataset.empty_text
+        empty_text = self._empty_text
         repaired: Counter[str] = Counter()
         counts = self.counts[split] = {"repaired_values": repaired, "empty_text": 0}
         self._seen[split] = set()

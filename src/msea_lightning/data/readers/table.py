@@ -94,7 +94,7 @@ class TableLayout(Layout):
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
         needed = ("id", "split", "text", "label")
-        rows, separator = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
+        rows, separator, _ = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
         if not rows:
             raise ReadError(
                 f"{self._table} has a header and no utterance. Give it one row per utterance."
@@ -192,7 +192,7 @@ class TableRows:
         if not self.table.is_file():
             raise MissingFileError(f"{path} holds no {_TABLE}")
         optional = ("split", "group", "speaker", *_LABELS)
-        self.rows, _ = read_rows(self.table, ("id", "text"), optional)
+        self.rows = read_rows(self.table, ("id", "text"), optional).rows
         ids = [row.values["id"] for row in self.rows]
         doubles = [identity for identity, count in Counter(ids).items() if count > 1]
         if doubles:

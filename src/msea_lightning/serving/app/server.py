@@ -21,7 +21,7 @@ from msea_lightning.config.roots import AppConfig
 from msea_lightning.features.packages import load_package
 from msea_lightning.plugin import Predictor
 from msea_lightning.serving.address import is_loopback, listen, names, web_address
-from msea_lightning.serving.plugins import load_plugins
+from msea_lightning.serving.plugins import load_plugins, open_plugins
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def serve(config: AppConfig) -> None:
     """
     with listen(config.host, config.port) as listener, _uploads():
         load_package("gradio", extra="app")  # before a language model is loaded in vain
-        predictors = load_plugins(config.plugin, config.language_model)
+        predictors = load_plugins(
+            open_plugins(config.plugin, config.plugins), config.language_model
+        )
         app = build_app(predictors, host=config.host, max_upload=config.max_upload)
         address = web_address(listener)
         _log.info("the app is at %s (Ctrl+C ends it)", address)
