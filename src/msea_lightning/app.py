@@ -10,8 +10,8 @@ def job(config: AppConfig) -> None:
     """Serves the page until it is interrupted."""
     from msea_lightning.features.packages import load_package
 
-    for package in ("fastapi", "uvicorn"):
-        load_package(package, extra="app")
+    load_package("fastapi", extra="app")
+    load_package("uvicorn", extra="app")
     from msea_lightning.serving.app.server import serve
 
     serve(config)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from msea_lightning.commands.command_line import launch
 from msea_lightning.config.roots import ServeConfig
 
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx")
-
 
 def job(config: ServeConfig) -> None:
     """Serves until the process is told to end."""
     from msea_lightning.features.packages import load_package
 
-    for package in _PACKAGES:
-        load_package(package, extra="serve")
+    load_package("fastapi", extra="serve")
+    load_package("uvicorn", extra="serve")
+    load_package("prometheus_client", extra="serve")
+    load_package("python_multipart", extra="serve")
+    load_package("httpx", extra="serve")
     from msea_lightning.serving.run import serve
 
     serve(config)

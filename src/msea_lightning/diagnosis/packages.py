@@ -26,6 +26,7 @@ _MODULES = {
     "hydra-core": "hydra",
     "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
     "lightning": "lightning.pytorch",
+    "pillow": "PIL",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
