@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from msea_lightning.serving.app.asking import QuestionError
 from msea_lightning.serving.app.page import respond
 from tests.features.clips import tone, write_clip
 
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 
 @pytest.fixture
-def gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return pytest.importorskip("gradio", reason="gradio (extra app) is not installed")
+    yield pytest.importorskip("gradio", reason="gradio (extra app) is not installed")
+    gc.collect()  # Gradio closes no event loop of its own: here, where that is no error
 
 
 @pytest.fixture
