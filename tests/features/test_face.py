@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_of_two_faces_the_larger_is_taken_and_then_followed(
 
 def test_a_clip_without_pictures_has_no_frames(extractor: FaceExtractor) -> None:
     assert extractor.extract(iter([])).shape == (0, 34)
+
+
+def test_threads_that_share_an_extractor_get_what_one_gets(
+    extractor: FaceExtractor, photograph: Image.Image
+) -> None:
+    pictures = [pasted((photograph, 40 * index, 10, 300)) for index in range(8)]
+    expected = [frames_of(extractor, picture) for picture in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda picture: frames_of(extractor, picture), pictures * 4))
+    for frames, alone in zip(found, expected * 4, strict=True):
+        assert np.array_equal(frames, alone)
 
 
 def test_an_extractor_in_use_is_sent_to_other_processes(

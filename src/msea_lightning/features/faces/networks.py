@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,9 @@ _REMEDY = (
 class Network:
     """A network in a file of an installed distribution, loaded at its first use.
 
-    Nothing of the distribution is imported: the file is found by what pip has written down. One
-    thread computes it, because clips are extracted by a process a core.
+    Nothing of the distribution is imported: the file is found by what pip has written down. It
+    computes in one thread, because clips are extracted by a process a core; threads that share it
+    wait for each other.
 
     Args:
         distribution: The package's name.
@@ -36,24 +41,28 @@ class Network:
         self._file = file
         self._sha256 = sha256
         self._interpreter: Any = None
+        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Without what is loaded, which another process loads again."""
-        return {**self.__dict__, "_interpreter": None}
+        return Network, (self._distribution, self._file, self._sha256)
 
     def __call__(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Computes the outputs, in the network's order, of an input with a batch of one."""
-        interpreter = self._load()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)
-        interpreter.invoke()
-        return [interpreter.get_tensor(out["index"]) for out in interpreter.get_output_details()]
+        with self._lock:
+            interpreter = self._load()
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)
+            interpreter.invoke()
+            outputs = interpreter.get_output_details()
+            return [interpreter.get_tensor(output["index"]) for output in outputs]
 
     def _load(self) -> Any:
         if self._interpreter is None:
             network = self._read()
             litert = load_package("ai_edge_litert.interpreter", extra="media")
-            self._interpreter = litert.Interpreter(model_content=network, num_threads=1)
-            self._interpreter.allocate_tensors()
+            with _quiet():
+                self._interpreter = litert.Interpreter(model_content=network, num_threads=1)
+                self._interpreter.allocate_tensors()
         return self._interpreter
 
     def _read(self) -> bytes:
@@ -75,3 +84,19 @@ class Network:
                 f"which finds or reads faces. {_REMEDY}"
             )
         return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps out of standard error what LiteRT's C++ code announces there, with no switch for it.
+
+    What goes wrong is an exception all the same.
+    """
+    before = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
