@@ -16,7 +16,6 @@ from msea_lightning.train import main
 sys.argv = ["train", "--cfg", "job"]
 main()
 import torch
-import msea_lightning.training.fit
 print([torch.empty(1 << 22).data_ptr() % 4096 for _ in range(4)])
 """
 

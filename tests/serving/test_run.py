@@ -24,8 +24,11 @@ from msea_lightning.serving.run import serve
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Give either plugin=FOLDER or plugins="),
-        (["plugin=a", "plugins.b=c"], "Give either plugin=FOLDER or plugins="),
+        ([], "Give either plugin=FOLDER (several: plugin=[FOLDER,OTHER]) or plugins="),
+        (
+            ["plugin=a", "plugins.b=c"],
+            "Give either plugin=FOLDER (several: plugin=[FOLDER,OTHER]) or plugins=",
+        ),
         (["plugin=a", "engine=vllm:80"], "engine=vllm:80: give local, or the address"),
         (
             ["plugin=a", "engine=http://e", "language_model.quantization=int8"],

@@ -14,6 +14,7 @@ from typing import Any
 
 from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.options import EmptyText
 
 _NOT_COMPARED = {
     *("ckpt", "runs", "experiment", "logger", "trainer", "training.eval_batch_size"),
@@ -51,15 +52,15 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 
 
 def _effective(values: dict[str, Any]) -> dict[str, Any]:
-    """The options without those that make no difference.
+    """The options with those made equal that lead to the same run.
 
-    The version of a split counts only where one is drawn; to refuse empty texts, which every
-    data set did before there was ``auto``, leads to no other run.
+    The version of a split counts only where one is drawn. A run that there is had no empty texts to
+    refuse, and ``auto`` gives the same.
     """
     if values.get("dataset.reader") == "demo" or values.get("dataset.expected_valid"):
         values.pop("dataset.split_version", None)
-    if values.get("dataset.empty_text") in ("auto", "refuse"):
-        values.pop("dataset.empty_text")
+    if values.get("dataset.empty_text") == EmptyText.refuse.value:
+        values["dataset.empty_text"] = EmptyText.auto.value
     return values
 
 
