@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from msea_lightning import Predictor
-from msea_lightning.serving.app.asking import QuestionError
 from msea_lightning.serving.app.page import respond
 from tests.features.clips import tone, write_clip
 
