@@ -84,7 +84,7 @@ def serve(config: AppConfig) -> None:
             uvicorn.Server(settings).run(sockets=[listener])
 
 
-def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: int) -> FastAPI:
+def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: float) -> FastAPI:
     """The page as an ASGI application.
 
     Args:
@@ -113,7 +113,7 @@ def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: int
         server_name=host,
         footer_links=[],
         run_history=False,
-        max_file_size=f"{max_upload}mb",
+        max_file_size=int(max_upload * 1e6),
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
