@@ -283,8 +283,16 @@ def test_forms_that_are_none_are_refused(
     assert message in response.json()["error"]
 
 
-def test_a_page_of_another_name_is_refused(client: TestClient) -> None:
-    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+def test_pages_of_others_are_refused(client: TestClient) -> None:
+    response = client.get("/health", headers={"host": "evil.example"})
+    assert (response.status_code, list(response.json())) == (400, ["error"])
+    response = client.post(
+        "/predict",
+        data={"plugin": "gate"},
+        files={"media": b"clip"},
+        headers={"origin": "http://evil.example"},
+    )
+    assert (response.status_code, list(response.json())) == (403, ["error"])
 
 
 def test_plugins_health_and_metrics(client: TestClient) -> None:

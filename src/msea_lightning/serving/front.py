@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.utterance import Clip, Utterance
@@ -25,6 +24,7 @@ from msea_lightning.plugin import Answer, Plugin
 from msea_lightning.plugin.facts import backbone_title
 from msea_lightning.serving.bodies import BodyError, TooLargeError, limited, read_form, read_json
 from msea_lightning.serving.errors import EngineError, UnavailableError
+from msea_lightning.serving.origin import SameOrigin
 from msea_lightning.serving.service import Service
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ def create_app(
         await service.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    # A web page elsewhere, opened on this machine, reaches a loopback server under its own name.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(SameOrigin, hosts=hosts)
 
     @app.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> JSONResponse:
