@@ -50,6 +50,14 @@ def test_other_names_than_those_of_this_machine_are_refused(client: Any) -> None
     assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
 
 
+def test_pages_of_others_cannot_upload(client: Any) -> None:
+    for origin, status in (("http://127.0.0.1", 200), ("http://elsewhere.example", 403)):
+        file = {"files": ("clip.wav", b"RIFF")}
+        headers = {"Origin": origin}
+        answer = client.post("/gradio_api/upload", files=file, headers=headers)
+        assert answer.status_code == status
+
+
 def test_uploads_have_a_limit(client: Any) -> None:
     for megabytes, status in ((0.9, 200), (1.1, 413)):
         file = {"files": ("clip.mp4", bytes(int(megabytes * 1e6)))}
