@@ -16,6 +16,9 @@ from msea_lightning.model.adapted_lm import AdaptedLM
 _BYTES_AT_ONCE = 1 << 30
 """Most bytes that a batch may take by :class:`_Size`, unless it is a single utterance."""
 
+_LARGEST = 1e30
+"""Features beyond this overflow in the adapter."""
+
 
 class Question(NamedTuple):
     """One utterance for one of the attached plugins.
@@ -57,11 +60,13 @@ def check(utterance: Utterance, model: AdaptedLM) -> None:
                 f"{who} has {frames.shape[1]} {name} features per frame, but the plugin was "
                 f"trained on {expected}: extract them as for its training."
             )
-        if not np.isfinite(frames).all():
-            frame, value = np.argwhere(~np.isfinite(frames))[0]
+        usable = np.abs(frames) < _LARGEST  # neither are NaN and infinity
+        if not usable.all():
+            frame, value = np.argwhere(~usable)[0]
             raise DataError(
-                f"{who}: frame {frame} of {name} has {frames[frame, value]} as its value {value}: "
-                "replace what is not finite, or leave the modality out."
+                f"{who}: frame {frame} of {name} has {frames[frame, value]:g} as its value "
+                f"{value}: replace what is not finite or beyond {_LARGEST:g}, or leave the "
+                "modality out."
             )
     if not utterance.text.strip() and not utterance.features:
         raise DataError(f"{who} has neither a text nor features: give at least one of them.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from msea_lightning import Predictor
-from msea_lightning.serving.app.asking import QuestionError
 from msea_lightning.serving.app.page import respond
 from tests.features.clips import tone, write_clip
 
@@ -50,6 +48,14 @@ def test_the_page_is_served_with_a_policy_against_connections_elsewhere(client: 
 def test_other_names_than_those_of_this_machine_are_refused(client: Any) -> None:
     assert client.get("/", headers={"Host": "localhost:7860"}).status_code == 200
     assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
+
+
+def test_pages_of_others_cannot_upload(client: Any) -> None:
+    for origin, status in (("http://127.0.0.1", 200), ("http://elsewhere.example", 403)):
+        file = {"files": ("clip.wav", b"RIFF")}
+        headers = {"Origin": origin}
+        answer = client.post("/gradio_api/upload", files=file, headers=headers)
+        assert answer.status_code == status
 
 
 def test_uploads_have_a_limit(client: Any) -> None:

@@ -157,12 +157,11 @@ def _take_uploads_only(component: Any) -> None:
     A client may name any path or address as its file. Set on the object, because a subclass makes
     Gradio write a file beside its source.
     """
-    from gradio.utils import get_upload_folder
-
+    uploads = load_package("gradio.utils", extra="app").get_upload_folder
     move = component.async_move_resource_to_block_cache
 
     async def move_upload(place: str | Path | None) -> Any:
-        folder = Path(get_upload_folder()).resolve()
+        folder = Path(uploads()).resolve()
         if place is not None and not Path(place).resolve().is_relative_to(folder):
             raise QuestionError("A clip has to be uploaded: paths and addresses are not read.")
         return await move(place)
