@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 av: Any = pytest.importorskip("av", reason="PyAV (extra media) is not installed")
 
-SOUND = {"mp4": "aac", "mov": "aac", "webm": "libopus", "wav": "pcm_s16le", "ogg": "libopus"}
-PICTURES = {"mp4": "libx264", "mov": "libx264", "webm": "libvpx"}
+SOUND = {
+    **{"mp4": "aac", "mov": "aac", "ts": "aac", "webm": "libopus", "ogg": "libopus"},
+    **{"wav": "pcm_s16le", "mkv": "flac", "mp3": "libmp3lame"},
+}
+PICTURES = {"mp4": "libx264", "mov": "libx264", "ts": "libx264", "mkv": "libx264", "webm": "libvpx"}
 TICK = Fraction(1, 1000)
 """The time base of frames at given times."""
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from msea_lightning.features.contract import MediaError
+from msea_lightning.features.decoding import held_seconds
 from msea_lightning.features.media import audio_blocks, pictures, probe
 from tests.features.clips import av, gray, ramp, tone, write_clip
 
@@ -78,6 +79,27 @@ def test_the_frame_that_is_shown_at_a_time_whatever_the_frame_rate(tmp_path: Pat
     part = seen(path, 5, 0.45, 0.9)
     assert [time for time, _ in part] == [0.45, 0.65, 0.85]
     assert [shade for _, shade in part] == pytest.approx([50, 150, 150], abs=LEVEL)
+
+
+def test_pictures_at_uneven_times_are_those_of_an_ordinary_clip(tmp_path: Path) -> None:
+    levels, times = [40, 90, 140, 190, 240], [0.0, 0.1, 0.4, 0.5, 0.9]
+    uneven = write_clip(tmp_path / "uneven.mkv", None, map(gray, levels), times=times)
+    repeated = [levels[sum(time <= index / 10 for time in times) - 1] for index in range(10)]
+    even = write_clip(tmp_path / "even.mkv", None, map(gray, repeated))
+    ordinary = seen(even, 10)
+    assert [time for time, _ in seen(uneven, 10)] == [time for time, _ in ordinary]
+    shades = [shade for _, shade in ordinary]
+    assert [shade for _, shade in seen(uneven, 10)] == pytest.approx(shades, abs=LEVEL)
+
+
+def test_a_turned_clip_shows_what_an_ordinary_one_shows(tmp_path: Path) -> None:
+    image = gray(20, (32, 48))
+    image[4:12, 8:32] = 230  # not symmetric
+    upright = write_clip(tmp_path / "upright.mp4", None, [image] * 3)
+    lying = np.ascontiguousarray(np.rot90(image, -1))
+    turned = write_clip(tmp_path / "turned.mp4", None, [lying] * 3, rotation=90)
+    for one, other in zip(pictures(upright, 10), pictures(turned, 10), strict=True):
+        assert other.rgb.astype(int) == pytest.approx(one.rgb.astype(int), abs=4 * LEVEL)
 
 
 @pytest.mark.parametrize(("rotation", "side"), [(0, "top"), (90, "left"), (-90, "right")])
@@ -153,6 +175,41 @@ def test_sound_that_breaks_off_is_refused(tmp_path: Path) -> None:
     path.write_bytes(kept)
     with pytest.raises(MediaError, match=r"clip\.mov (breaks off|cannot be decoded)"):
         heard(path)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75])
+@pytest.mark.parametrize("name", ["wav", "mp3", "mkv", "webm", "film.mkv", "film.webm"])
+def test_a_file_of_which_the_end_is_missing_is_refused(
+    name: str, share: float, tmp_path: Path
+) -> None:
+    path = tmp_path / f"clip.{name}"
+    whole = write_clip(path, tone(3), ramp(30) if "film" in name else None).read_bytes()
+    assert len(heard(path)) == pytest.approx(48000, abs=400)
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(MediaError, match=r"breaks off at [12]\.\d s; its header says 3\.0 s"):
+        heard(path)
+    assert held_seconds(path) == pytest.approx(3 * share, abs=0.6)
+    assert len(heard(path, 16000, 0.2, 0.5)) == 4800  # this part is there
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "webm", "ts"])
+@pytest.mark.parametrize(("sound", "shown"), [(1, 3), (3, 1)])
+def test_sound_and_pictures_may_be_of_different_length(
+    kind: str, sound: int, shown: int, tmp_path: Path
+) -> None:
+    path = write_clip(tmp_path / f"clip.{kind}", tone(sound), ramp(10 * shown))
+    assert len(heard(path)) == pytest.approx(16000 * sound, abs=1600)
+    assert len(seen(path, 10)) == pytest.approx(10 * shown, abs=1)
+    assert len(heard(path, 16000, 2.0, 2.5)) == (8000 if sound == 3 else 0)
+    assert len(seen(path, 10, 2.0, 2.5)) == (5 if shown == 3 else 0)
+
+
+def test_a_recorder_that_does_not_know_when_it_will_end_is_no_broken_file(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.wav", tone(1))
+    content = bytearray(path.read_bytes())
+    content[4:8] = b"\xff" * 4
+    path.write_bytes(content)
+    assert len(heard(path)) == 16000
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:

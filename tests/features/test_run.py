@@ -145,16 +145,20 @@ def test_bad_clips_are_listed_and_stop_nothing(
 ) -> None:
     (clips / "empty.mp4").write_bytes(b"")
     (clips / "noise.mp4").write_bytes(b"noise" * 999)
+    half = write_clip(clips / "half.mkv", tone(4)).read_bytes()
+    (clips / "half.mkv").write_bytes(half[: len(half) // 2])
     (clips / "film.srt").write_text(SRT + "\n3\n00:01:00,000 --> 00:01:01,000\nbehind\n")
     (clips / "s0" / "c0.srt").write_text("no subtitles")
     with pytest.raises(SystemExit, match="1"):
         launch(job, config_name="extract", root=ExtractConfig, arguments=[*OPTIONS, *words])
     said = capsys.readouterr().err
-    assert "something is wrong with 4 of 8 clips; the others are in the table" in said
+    assert "something is wrong with 5 of 9 clips; the others are in the table" in said
     assert "1 of 3 utterances: " in said
     known = {row["file"]: row for row in rows_of(tmp_path / "out", "clips.csv")}
     assert "is empty (0 bytes)" in known["empty.mp4"]["reason"]
     assert "cannot be decoded" in known["noise.mp4"]["reason"]
+    assert "breaks off at 1.9 s; its header says 4.0 s" in known["half.mkv"]["reason"]
+    assert known["half.mkv"]["seconds"].startswith("1.9")
     assert "is no SRT file" in known["s0/c0.wav"]["reason"]
     assert "holds too little from 60 s to 61 s" in known["film.mp4"]["reason"]
     assert known["film.mp4"]["utterances"] == "2"

@@ -196,3 +196,32 @@ def test_what_is_no_plugin_is_refused(
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(PluginError, match=message):
         load_plugin(folder)
+
+
+def test_a_local_path_of_release_0_1_is_not_written_again(tmp_path: Path, plugin: Plugin) -> None:
+    on(plugin, name="llama2", path="/home/me/secret/llama").save_pretrained(tmp_path)
+    assert "secret" not in (tmp_path / "plugin.json").read_text(encoding="utf-8")
+    assert Plugin.from_pretrained(tmp_path).facts.backbone["file"] == "llama"
+
+
+def test_extractors_of_features_that_it_does_not_read_are_left_out(
+    tmp_path: Path, plugin: Plugin
+) -> None:
+    found = {"name": "face", "version": 1, "settings": {}, "dim": 34}
+    features = {"audio": {**found, "name": "log_mel"}, "vision": found}
+    facts = replace(plugin.facts, vision_dim=None, features=features)
+    assert list(facts.features) == ["audio"]
+    replace(plugin, facts=facts).save_pretrained(tmp_path)
+    assert list(Plugin.from_pretrained(tmp_path).facts.features) == ["audio"]
+
+
+def test_weights_that_nothing_knows_are_refused(plugin: Plugin, backbone: FrozenBackbone) -> None:
+    weights = {**plugin.weights, "head.weight": torch.zeros(1)}
+    with pytest.raises(PluginError, match="holds weights of head, which this release does not"):
+        attach(replace(plugin, weights=weights), backbone)
+
+
+@pytest.mark.parametrize("device", ["meteor", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(plugin: Plugin, device: str) -> None:
+    with pytest.raises(BackboneError, match=f"device={device}: PyTorch has no such device here"):
+        plugin.load(device=device)

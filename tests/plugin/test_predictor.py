@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,6 +226,34 @@ def test_the_language_model_is_left_as_it_was(
     assert not any(getattr(module, name) for module in model.modules() for name in hooks)
 
 
+def test_a_refused_plugin_leaves_the_language_model_as_it_was(
+    plugins: dict[str, Plugin], language_model: tuple[nn.Module, Any]
+) -> None:
+    model, tokenizer = language_model
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    with pytest.raises(PluginError, match="was trained on"):
+        plugins["sentiment"].attach(model, tokenizer)  # type: ignore[arg-type]
+    assert model.training
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_last_of_several_predictors_sets_the_language_model_back(
+    plugins: dict[str, Plugin], language_model: tuple[nn.Module, Any]
+) -> None:
+    model, tokenizer = language_model
+    first, second = (plugins["sentiment"].attach(model, tokenizer) for _ in range(2))  # type: ignore[arg-type]
+    first.detach()
+    first.detach()
+    assert not model.training
+    assert not any(weight.requires_grad for weight in model.parameters())
+    with pytest.raises(PluginError, match="The predictor is detached"):
+        first.add(plugins["gate"])
+    second.detach()
+    assert model.training
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
 def test_a_fresh_process_gives_the_same_answers(
     tmp_path: Path, plugins: dict[str, Plugin], predictor: Predictor, utterances: list[Utterance]
 ) -> None:
@@ -253,6 +283,7 @@ def test_a_fresh_process_gives_the_same_answers(
     [
         (Utterance("u", "a", audio=np.zeros((2, 5))), "5 audio features per frame.*trained on 12"),
         (Utterance("u", "a", audio=np.full((2, 12), np.inf)), "frame 0 of audio has inf"),
+        (Utterance("u", "a", audio=np.full((2, 12), 1e37)), r"audio has 1e\+37 .* beyond 1e\+30"),
         (Utterance("u", "a", features={"pose": np.zeros((2, 5))}), "has pose features, but"),
         (Utterance("u", " ", audio=np.zeros((0, 12))), "neither a text nor features"),
     ],
@@ -326,3 +357,28 @@ def test_a_plugin_more_takes_its_own_weights_alone(
     model = predictor._attached["again"].model
     assert {tensor.data_ptr() for tensor in model.adapter.state_dict().values()} <= weights
     assert model.backbone is predictor.backbone
+
+
+def test_probabilities_that_are_no_numbers_are_refused(
+    plugins: dict[str, Plugin], backbone: FrozenBackbone
+) -> None:
+    plugin = plugins["sentiment"]
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in plugin.weights.items()}
+    predictor = replace(plugin, weights=broken).attach(backbone)
+    with pytest.raises(DataError, match=r"'demo' gives no probabilities for 'u', but NaN"):
+        predictor.predict([Utterance("u", "a", audio=np.zeros((2, 12)))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: give a whole number of at least 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"decode": "best"}, "decode is 'best': give one of greedy, "),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(
+    predictor: Predictor, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PluginError, match=message):
+        predictor.predict([Utterance(text="a")], plugin="sentiment", **arguments)

@@ -114,7 +114,7 @@ class AppConfig(PluginsConfig):
 
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
     port: int = option(7860, "port; 0: any that is free", low=0, high=65535)
-    max_upload: int = option(100, "most megabytes of a clip", low=1)
+    max_upload: float = option(100.0, "largest clip, in MB", above=0)
     open_browser: bool = option(True, "open the page in the browser")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,24 @@ from msea_lightning.features.packages import load_package
 
 _EARLIER = 1.0
 """Seconds to decode before the start of a part: codecs build on what came before."""
+
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+"""The format that states the length of each stream."""
+
+_STATED = (_MOV, "matroska,webm", "wav", "flac", "aiff", "au", "flv")
+"""Formats whose header states the length; of others it is estimated, often from the bit rate."""
+
+_UNSOUGHT = ("mpegts", "mpeg")
+"""Formats without an index: a jump may lead to where the next pictures cannot be decoded."""
+
+_FROM_ZERO = ("matroska,webm", "flv")
+"""Formats that count their length from zero, not from the first frame."""
+
+_UNKNOWN_SIZE = 0x7FFF0000
+"""RIFF sizes from here on are written by recorders that do not know when they will end."""
+
+_SLACK = 0.2
+"""Seconds that a whole clip may lack: encoders count what players skip at its ends."""
 
 _IMAGES = ("image2", "_pipe", "tty")
 """Formats of FFmpeg, or their endings, of single pictures and of text files."""
@@ -71,6 +90,22 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+def held_seconds(path: Path) -> float:
+    """Seconds that a clip really holds, whatever its header says; nothing is decoded.
+
+    Raises:
+        MediaError: where it cannot be opened or read.
+    """
+    held = 0.0
+    with open_clip(path) as container, _explained(path):
+        for packet in container.demux():
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None and packet.time_base:
+                ends = (time + (packet.duration or 0)) * packet.time_base
+                held = max(held, float(ends) - _start_of(container))
+    return held
+
+
 class Decoding:
     """The frames of one stream with their times, from a little before ``start`` on.
 
@@ -85,11 +120,13 @@ class Decoding:
         self.begins = self.reached = 0.0
         self._path, self._container, self._stream = path, container, stream
         self._start, self._end = start, end
-        self._offset = (container.start_time or 0) / pyav().time_base
+        self._offset = _start_of(container)
+        self._longest = 0.0
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         stream = self._stream
-        if self._start is not None and self._start > _EARLIER and stream.time_base:
+        seeks = self._container.format.name not in _UNSOUGHT and stream.time_base
+        if seeks and self._start is not None and self._start > _EARLIER:
             wanted = self._start - _EARLIER + self._offset
             with _explained(self._path):
                 self._container.seek(int(wanted / stream.time_base), stream=stream)
@@ -97,8 +134,11 @@ class Decoding:
         for frame in self._decoded():
             begins = self.reached if frame.time is None else frame.time - self._offset
             if first:
-                self.begins, first = begins, False
-            self.reached = begins + self._length(frame)
+                self.begins = self.reached = begins
+                first = False
+            ends = begins + self._length(frame)
+            self._longest = max(self._longest, ends - self.reached)
+            self.reached = ends
             yield frame, begins
         self._check_end(empty=first)
 
@@ -116,17 +156,70 @@ class Decoding:
         return float(1 / rate) if rate else 0.0
 
     def _check_end(self, *, empty: bool) -> None:
-        """Refuses a stream that is shorter than its header says."""
-        stream = self._stream
-        what = "sound" if stream.type == "audio" else "pictures"
-        if not stream.duration or not stream.time_base:
+        """Refuses a clip that is shorter than its header says."""
+        says, reached = self._stated_end(), self.reached
+        if says is None:
             return
-        says = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._offset
-        wanted = says if self._end is None else min(says, self._end)
-        if empty and (self._start or 0.0) < says - _EARLIER:
+        if empty:
+            reached = max(reached, self._start or 0.0)
+        least = (says if self._end is None else min(says, self._end)) - self._slack(says)
+        if reached >= least:
+            return
+        if not self._by_stream():
+            # Sound may well be shorter than pictures, and the other way round.
+            reached = max(reached, held_seconds(self._path))
+            if reached >= least:
+                return
+        if empty:
+            what = "sound" if self._stream.type == "audio" else "pictures"
             raise MediaError(f"{self._path}: none of its {what} can be decoded. Replace the file.")
-        if not empty and wanted - self.reached > max(_EARLIER, 0.1 * says):
-            raise MediaError(
-                f"{self._path} breaks off: its {what} ends at {self.reached:.1f} s, its header "
-                f"says {says:.1f} s. Replace the file."
-            )
+        raise MediaError(
+            f"{self._path} breaks off at {reached:.1f} s; its header says {says:.1f} s. Replace "
+            "the file."
+        )
+
+    def _stated_end(self) -> float | None:
+        """When the stream or the clip should end; None where the file does not say."""
+        stream = self._stream
+        if self._by_stream():
+            ends = (stream.start_time or 0) + stream.duration
+            return float(ends * stream.time_base) - self._offset
+        length = _stated_length(self._path, self._container)
+        if length is None or self._container.format.name not in _FROM_ZERO:
+            return length
+        return length - max(self._offset, 0.0)
+
+    def _by_stream(self) -> bool:
+        known = self._stream.duration and self._stream.time_base
+        return bool(known) and self._container.format.name == _MOV
+
+    def _slack(self, says: float) -> float:
+        """Seconds by which the end may be missed."""
+        name = self._container.format.name
+        # Where an encoder notes its delay in an MP3 file, it notes the length too.
+        if name in _STATED or (name == "mp3" and self._container.start_time):
+            return max(_SLACK, 0.01 * says, self._longest)
+        return max(1.0, 0.1 * says)
+
+
+def _stated_length(path: Path, container: Any) -> float | None:
+    """Seconds that the header of a clip says it is long; None where it does not say."""
+    if not container.duration:
+        return None
+    # Of RIFF files FFmpeg gives the length of what is left.
+    return float(container.duration / pyav().time_base * _riff_share(path))
+
+
+def _start_of(container: Any) -> float:
+    return float((container.start_time or 0) / pyav().time_base)
+
+
+def _riff_share(path: Path) -> float:
+    """How many times as long a RIFF file says it is (WAV, AVI); 1 for whole and other files."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        there = file.seek(0, os.SEEK_END)
+    if head[:4] != b"RIFF":
+        return 1.0
+    said = int.from_bytes(head[4:], "little") + len(head)
+    return max(1.0, said / there) if said < _UNKNOWN_SIZE else 1.0

@@ -28,7 +28,7 @@ class MediaInfo:
     """What a clip holds.
 
     Attributes:
-        duration: Seconds; None where the file does not say.
+        duration: Seconds that the file says it is long; None where it does not.
         sound: Whether there is a stream of sound.
         pictures: Whether there is a stream of moving pictures, which the cover of a song is not.
     """

@@ -20,6 +20,7 @@ import numpy as np
 from msea_lightning.config.errors import UserError
 from msea_lightning.features import media
 from msea_lightning.features.contract import FeatureError, Frames, MediaError
+from msea_lightning.features.decoding import held_seconds
 from msea_lightning.features.extraction import Extraction, ExtractionOptions
 from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
 
@@ -85,7 +86,7 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
         done: dict[str, Any] = {**asdict(part), "heard": None, "frames": {}, "reason": None}
         try:
             if record["seconds"] is None:
-                record["seconds"] = media.probe(path).duration
+                record["seconds"] = held_seconds(path)
             features = _extraction(task.extractors).extract(path, part.start, part.end)
             if part.heard and task.recogniser and media.probe(path).sound:
                 blocks = media.audio_blocks(path, RATE, part.start, part.end)

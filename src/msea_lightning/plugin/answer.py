@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from msea_lightning.data.files.errors import shorten
+from msea_lightning.data.utterance import DataError
 from msea_lightning.language.answers import Answers
 from msea_lightning.language.labels import LabelSpace
 
@@ -41,9 +43,21 @@ class Answer:
 
 
 def answers_of(ids: list[str], plugin: str, space: LabelSpace, found: Answers) -> list[Answer]:
-    """The answers about B utterances, from their values and distributions."""
+    """The answers about B utterances, from their values and distributions.
+
+    Raises:
+        DataError: naming the utterances whose probabilities are not finite.
+    """
     assert found.distribution is not None
     distributions = found.distribution.cpu().numpy()
+    broken = [
+        id_ for id_, row in zip(ids, distributions, strict=True) if not np.isfinite(row).all()
+    ]
+    if broken:
+        raise DataError(
+            f"the plugin {plugin!r} gives no probabilities for {shorten(map(repr, broken))}, but "
+            "NaN: its weights or the language model's are damaged, or overflow in its dtype."
+        )
     values = np.asarray(space.values)
     rows = zip(ids, found.value.tolist(), found.probability.tolist(), distributions, strict=True)
     answers = []

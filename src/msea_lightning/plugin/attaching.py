@@ -68,6 +68,11 @@ def attach(
     for name, tensor in plugin.weights.items():
         part, _, rest = name.partition(".")
         weights.setdefault(part, {})[rest] = tensor
+    if unknown := weights.keys() - {"adapter", "standardizer"}:
+        raise PluginError(
+            f"The plugin holds weights of {', '.join(sorted(unknown))}, which this release does "
+            "not know: use the release that wrote it, or copy the plugin again."
+        )
     try:
         adapter.load_state_dict(weights["adapter"], assign=True)
     except RuntimeError as error:

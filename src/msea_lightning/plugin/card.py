@@ -41,12 +41,12 @@ def escaped(text: str) -> str:
 
 def check_front_matter(license: str | None, language: str | None) -> None:
     """Refuses what the Hub would: a licence or a language that is no identifier."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
         raise PluginError(
             f"license={license!r} is no identifier of a licence: give one of "
             "https://huggingface.co/docs/hub/repositories-licenses, such as cc-by-nc-4.0, or other."
         )
-    if language is not None and not re.fullmatch(r"[a-z]{2,3}", language):
+    if language is not None and not re.fullmatch(r"[a-z]{2,3}", str(language)):
         raise PluginError(
             f"language={language!r} is no ISO 639 code: give two or three letters, such as en."
         )

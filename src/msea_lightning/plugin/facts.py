@@ -63,8 +63,8 @@ class PluginFacts:
         fingerprint: The language model's fingerprint, by part; empty where it was never seen.
         test: Metrics on the test split.
         adapter_name: ``adapter.name``; plugins from before there were several do not say it.
-        features: Name of each feature to what extracted it (``features/contract.py``); those of
-            unknown origin are missing.
+        features: Name of each feature that it reads to what extracted it
+            (``features/contract.py``); those of unknown origin are missing.
         eval_batch_size: Utterances per batch of the test; the same batches give the same digits.
         imported_from: Name and SHA-256 of the original implementation's checkpoint, where the
             plugin comes from one.
@@ -96,6 +96,13 @@ class PluginFacts:
     dataset_id: str | None = None
     language: str | None = None
     license: str | None = None
+
+    def __post_init__(self) -> None:
+        """Leaves out extractors of features that the training data did not have after all."""
+        dims = {"audio": self.audio_dim, "vision": self.vision_dim}
+        self.features = {
+            name: found for name, found in self.features.items() if dims.get(name, 0) is not None
+        }
 
 
 def backbone_facts(config: BackboneConfig, backbone: FrozenBackbone | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone, resolve_device
 from msea_lightning.backbone.options import Accelerator, Weights
+from msea_lightning.config.errors import first_line
 from msea_lightning.plugin.facts import (
     FACTS,
     FORMAT,
@@ -130,5 +131,16 @@ def _recorded_path(facts: Mapping[str, Any]) -> str | None:
     )
 
 
-def _device(device: torch.device | str) -> torch.device | str:
-    return resolve_device(Accelerator(device)) if device in ("auto", "gpu") else device
+def _device(device: torch.device | str) -> torch.device:
+    """The device; BackboneError where PyTorch knows or sees none of that name."""
+    if device in ("auto", "gpu"):
+        return resolve_device(Accelerator(device))
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(
+            f"device={device}: PyTorch has no such device here ({first_line(error)}). Give auto, "
+            "cpu, or cuda where there is a GPU."
+        ) from error
+    return found

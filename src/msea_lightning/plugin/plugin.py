@@ -14,7 +14,7 @@ from torch import Tensor
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.plugin.card import check_front_matter, model_card
-from msea_lightning.plugin.facts import PluginError, PluginFacts
+from msea_lightning.plugin.facts import PluginError, PluginFacts, portable
 from msea_lightning.plugin.hub import publish
 from msea_lightning.plugin.loading import load_recorded_backbone, read_plugin
 from msea_lightning.plugin.predictor import Predictor
@@ -170,7 +170,7 @@ class Plugin(ModelHubMixin):
         return replace(self, facts=facts)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_plugin(save_directory, self.facts, self.weights)
+        write_plugin(save_directory, portable(self.facts), self.weights)
 
     def load(
         self,
@@ -226,7 +226,11 @@ class Plugin(ModelHubMixin):
             BackboneError: if the model cannot be a backbone.
         """
         predictor = Predictor(model, tokenizer, pad_token=self.facts.prompt.pad_token)
-        predictor.add(self)
+        try:
+            predictor.add(self)
+        except BaseException:
+            predictor.detach()
+            raise
         return predictor
 
 

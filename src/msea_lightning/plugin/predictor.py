@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -75,21 +76,30 @@ class Predictor:
         *,
         pad_token: str | None = None,
     ) -> None:
-        self._before: _Before | None = None
         if isinstance(model, FrozenBackbone):
             if tokenizer is not None:
                 raise BackboneError("A FrozenBackbone has its own tokenizer: leave tokenizer out.")
             self.backbone = model
-        else:
+        elif isinstance(model, nn.Module):
             if tokenizer is None:
                 raise BackboneError(
                     "A language model of transformers needs its tokenizer beside it: "
                     "attach(model, tokenizer)."
                 )
-            self._before = _Before(model)
-            self.backbone = FrozenBackbone(model, tokenizer, pad_token=pad_token)
+            _borrow(model, self)
+            try:
+                self.backbone = FrozenBackbone(model, tokenizer, pad_token=pad_token)
+            except BaseException:
+                _give_back(model, self)
+                raise
+        else:
+            raise BackboneError(
+                f"A loaded language model of transformers is expected, not {model!r}: load it "
+                "first, or use Plugin.load."
+            )
         self._fingerprint = self.backbone.fingerprint()
         self._attached: Mapping[str, _Attached] = {}
+        self._is_detached = False
         self._lock = threading.Lock()
 
     @property
@@ -113,6 +123,8 @@ class Predictor:
         name = name or plugin.facts.dataset
         model = attach(plugin, self.backbone, fingerprint=self._fingerprint)
         with self._lock:
+            if self._is_detached:
+                raise PluginError("The predictor is detached: make a new one.")
             if name in self._attached:
                 raise PluginError(
                     f"There is a plugin {name!r} already: add this one under another name "
@@ -130,11 +142,14 @@ class Predictor:
             }
 
     def detach(self) -> None:
-        """Takes all plugins away, and sets a language model's mode back to what it was."""
+        """Takes all plugins away for good; a language model is set back to what it was.
+
+        Where several predictors share a language model, the last one that is detached does that.
+        """
         with self._lock:
             self._attached = {}
-            if self._before is not None:
-                self._before.restore()
+            self._is_detached = True
+        _give_back(self.backbone.model, self)
 
     def predict(
         self,
@@ -159,10 +174,12 @@ class Predictor:
             DataError: if an utterance does not fit the plugin.
             LabelSpaceError: if emotions shall be decoded by ``median`` or ``mean``.
         """
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise PluginError(f"batch_size is {batch_size!r}: give a whole number of at least 1.")
         utterances = list(utterances)
         names = self._names(plugin, len(utterances))
         attached = {name: self._find(name) for name in dict.fromkeys(names)}
-        rule = None if decode is None else Decode(decode)
+        rule = _rule(decode)
         complete = [
             self._with_features(utterance, attached[name])
             for utterance, name in zip(utterances, names, strict=True)
@@ -343,19 +360,56 @@ class Predictor:
         return (
             f"attached are {', '.join(map(repr, self._attached))}"
             if self._attached
-            else ("none is attached")
+            else "none is attached"
         )
 
 
-class _Before:
-    """What freezing a language model changes, so that it can be set back."""
+def _rule(decode: Decode | str | None) -> Decode | None:
+    try:
+        return None if decode is None else Decode(decode)
+    except ValueError:
+        known = ", ".join(rule.value for rule in Decode)
+        raise PluginError(f"decode is {decode!r}: give one of {known}.") from None
+
+
+class _Loan:
+    """A language model of somebody else: who uses it, and what freezing it changed.
+
+    It holds no reference to the model, which is the key it is found by.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._training = [(module, module.training) for module in model.modules()]
-        self._gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
+        self.users: weakref.WeakSet[Predictor] = weakref.WeakSet()
+        self._training = {name: module.training for name, module in model.named_modules()}
+        self._gradients = {name: weight.requires_grad for name, weight in model.named_parameters()}
 
-    def restore(self) -> None:
-        for module, training in self._training:
-            module.training = training
-        for weight, required in self._gradients:
-            weight.requires_grad_(required)
+    def restore(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            module.training = self._training.get(name, module.training)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(self._gradients.get(name, weight.requires_grad))
+
+
+_loans: weakref.WeakKeyDictionary[nn.Module, _Loan] = weakref.WeakKeyDictionary()
+_loans_lock = threading.Lock()
+
+
+def _borrow(model: nn.Module, user: Predictor) -> None:
+    """Notes how a language model is before it is frozen, unless it is in use already."""
+    with _loans_lock:
+        loan = _loans.get(model)
+        if loan is None or not loan.users:
+            _loans[model] = loan = _Loan(model)
+        loan.users.add(user)
+
+
+def _give_back(model: nn.Module, user: Predictor) -> None:
+    """Sets a language model back where its last user gives it back."""
+    with _loans_lock:
+        loan = _loans.get(model)
+        if loan is None or user not in loan.users:
+            return
+        loan.users.remove(user)
+        if not loan.users:
+            loan.restore(model)
+            del _loans[model]

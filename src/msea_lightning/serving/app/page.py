@@ -37,7 +37,7 @@ _NO_CLIPS = (
 _FAILED = "Something went wrong that should not; the log of the app says what. Try another clip."
 
 
-def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
+def build(predictors: Mapping[str, Predictor], *, max_upload: float) -> Any:
     """The page, a ``gradio.Blocks``.
 
     Args:
@@ -57,14 +57,14 @@ def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
             drawing.message(_START),
         )
 
-    def answer(plugin: str, text: str, video: str | None, sound: str | None) -> str:
+    def answer(plugin: str, text: str | None, video: str | None, sound: str | None) -> str:
         clips = [clip for clip in (video, sound) if clip]
         if not knows_clips(predictors[plugin], plugin):
             clips = []
-        return respond(predictors[plugin], plugin, text, [Path(clip) for clip in clips])
+        return respond(predictors[plugin], plugin, text or "", [Path(clip) for clip in clips])
 
-    def answer_again(plugin: str, text: str, video: str | None, sound: str | None) -> Any:
-        given = text.strip() or video or sound
+    def answer_again(plugin: str, text: str | None, video: str | None, sound: str | None) -> Any:
+        given = (text or "").strip() or video or sound
         return answer(plugin, text, video, sound) if given else gr.skip()
 
     with gr.Blocks(
@@ -88,7 +88,7 @@ def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
                 with gr.Column(visible=hears, elem_id="clips") as clips, gr.Tabs():
                     with gr.Tab("Video"):
                         video = gr.Video(
-                            label=f"Video, at most {max_upload} MB",
+                            label=f"Video, at most {max_upload:g} MB",
                             sources=["upload", "webcam"],
                             webcam_options=gr.WebcamOptions(mirror=False),
                             buttons=[],
@@ -96,7 +96,7 @@ def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
                         )
                     with gr.Tab("Sound"):
                         sound = gr.Audio(
-                            label=f"Sound, at most {max_upload} MB",
+                            label=f"Sound, at most {max_upload:g} MB",
                             sources=["upload", "microphone"],
                             type="filepath",
                             editable=False,
@@ -110,8 +110,8 @@ def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
             with gr.Column(min_width=320):
                 result = gr.HTML(drawing.message(_START), elem_id="result")
         gr.HTML(_FOOT)
-        _fetch_nothing(video)
-        _fetch_nothing(sound)
+        _take_uploads_only(video)
+        _take_uploads_only(sound)
 
         hidden: dict[str, Any] = {"api_visibility": "private"}
         # What is asked first is answered first: a late answer would replace the newest one.
@@ -132,6 +132,9 @@ def build(predictors: Mapping[str, Predictor], *, max_upload: int) -> Any:
             [text, video, sound, result],
             **hidden,
         )
+    # Gradio refuses files that were not uploaded where a page was launched by itself, not where it
+    # is mounted in an application.
+    page.has_launched = True
     return page
 
 
@@ -148,16 +151,19 @@ def respond(predictor: Predictor, plugin: str, text: str, clips: list[Path]) -> 
         return drawing.message(_FAILED, alarm=True)
 
 
-def _fetch_nothing(component: Any) -> None:
-    """Keeps a component of Gradio from fetching an address that a client gives as its file.
+def _take_uploads_only(component: Any) -> None:
+    """Keeps a component of Gradio from reading a file that nobody uploaded.
 
-    Set on the object, because a subclass makes Gradio write a file beside its source.
+    A client may name any path or address as its file. Set on the object, because a subclass makes
+    Gradio write a file beside its source.
     """
+    uploads = load_package("gradio.utils", extra="app").get_upload_folder
     move = component.async_move_resource_to_block_cache
 
     async def move_upload(place: str | Path | None) -> Any:
-        if place is not None and str(place).lower().startswith(("http:", "https:")):
-            raise QuestionError("Addresses are not fetched: upload the file.")
+        folder = Path(uploads()).resolve()
+        if place is not None and not Path(place).resolve().is_relative_to(folder):
+            raise QuestionError("A clip has to be uploaded: paths and addresses are not read.")
         return await move(place)
 
     component.async_move_resource_to_block_cache = move_upload

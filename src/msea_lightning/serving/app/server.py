@@ -15,12 +15,12 @@ from importlib import resources
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from msea_lightning.config.roots import AppConfig
 from msea_lightning.features.packages import load_package
 from msea_lightning.plugin import Predictor
 from msea_lightning.serving.address import is_loopback, listen, names, web_address
+from msea_lightning.serving.origin import SameOrigin
 from msea_lightning.serving.plugins import load_plugins, open_plugins
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def serve(config: AppConfig) -> None:
             uvicorn.Server(settings).run(sockets=[listener])
 
 
-def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: int) -> FastAPI:
+def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: float) -> FastAPI:
     """The page as an ASGI application.
 
     Args:
@@ -97,7 +97,7 @@ def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: int
     from msea_lightning.serving.app.page import build
 
     app = FastAPI(openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(names(host)), www_redirect=False)
+    app.add_middleware(SameOrigin, hosts=names(host))
 
     @app.middleware("http")
     async def add_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -113,7 +113,7 @@ def build_app(predictors: Mapping[str, Predictor], *, host: str, max_upload: int
         server_name=host,
         footer_links=[],
         run_history=False,
-        max_file_size=f"{max_upload}mb",
+        max_file_size=int(max_upload * 1e6),
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
