@@ -154,15 +154,15 @@ class Composer(Generic[Root]):
         rest = [word for word in words if word not in choosing]
         literal = {}
         for override in OverridesParser.create().parse_overrides(rest):
-            key, value = override.key_or_group, override.value()
-            if self.checker.options[key].literal and isinstance(value, str):
-                literal[key] = value
+            name, value = override.key_or_group, override.value()
+            if self.checker.options[name].literal and isinstance(value, str):
+                literal[name] = value
             else:
-                OmegaConf.update(config, key, value, merge=True)
+                OmegaConf.update(config, name, value, merge=True)
         typed = to_typed(config, self.root)
         # Not in the configuration, where ${...} and ??? would mean something.
-        for key, value in literal.items():
-            setattr(typed, key, value)
+        for name, value in literal.items():
+            setattr(typed, name, value)
         return typed
 
     def jobs(self) -> list[Job[Root]]:
