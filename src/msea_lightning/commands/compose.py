@@ -152,9 +152,18 @@ class Composer(Generic[Root]):
             _composed[key] = self.compose(choosing)
         config = copy.deepcopy(_composed[key])
         rest = [word for word in words if word not in choosing]
+        literal = {}
         for override in OverridesParser.create().parse_overrides(rest):
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        return to_typed(config, self.root)
+            key, value = override.key_or_group, override.value()
+            if self.checker.options[key].literal and isinstance(value, str):
+                literal[key] = value
+            else:
+                OmegaConf.update(config, key, value, merge=True)
+        typed = to_typed(config, self.root)
+        # Not in the configuration, where ${...} and ??? would mean something.
+        for key, value in literal.items():
+            setattr(typed, key, value)
+        return typed
 
     def jobs(self) -> list[Job[Root]]:
         """The configuration of every combination of values, the grid of an experiment included."""

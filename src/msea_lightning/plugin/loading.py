@@ -39,6 +39,11 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
     Raises:
         PluginError: if a file is missing, broken, or of another format, or cannot be fetched.
     """
+    if not str(place):
+        raise PluginError(
+            "The name of the plugin is empty: give the plugin/ folder of a finished run, or the "
+            "name of a plugin on the Hugging Face Hub."
+        )
     folder = Path(place).expanduser()
     if folder.is_file():
         raise PluginError(f"{place} is a file: give the folder that it is in, {folder.parent}.")
