@@ -93,9 +93,15 @@ def test_every_file_composes(path: Path) -> None:
             assert getattr(config, group).name == choice
 
 
-@pytest.mark.parametrize("backbone", choices("backbone"))
-@pytest.mark.parametrize("dataset", choices("dataset"))
-def test_every_pair_composes(dataset: str, backbone: str) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "backbone"),
+    sorted(
+        {(dataset, backbone) for dataset in choices("dataset") for backbone in ("tiny", "llama2")}
+        | {("demo", backbone) for backbone in choices("backbone")}
+        | set(RECIPES)
+    ),
+)
+def test_every_data_set_and_every_backbone_composes(dataset: str, backbone: str) -> None:
     config = train(f"dataset={dataset}", f"backbone={backbone}")
     recipe = f"{dataset}_{backbone}"
     assert config.recipe == (recipe if recipe in choices("recipe") else None)

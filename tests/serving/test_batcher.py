@@ -46,15 +46,17 @@ def test_an_error_is_that_of_its_caller_alone() -> None:
         return [1 / item for item in items]
 
     async def main() -> list[object]:
-        batcher = Batcher(inverse, 8)
+        batcher = Batcher(inverse, 8, sizes.append)
         calls = (batcher([1]), batcher([0]), batcher([2, 4]))
         found = await asyncio.gather(*calls, return_exceptions=True)
         batcher.close()
         return list(found)
 
+    sizes: list[int] = []
     found = asyncio.run(main())
     assert isinstance(found[1], ZeroDivisionError)
     assert [found[0], found[2]] == [[1.0], [0.5, 0.25]]
+    assert sizes == [4]
 
 
 def test_a_batcher_goes_on_after_it_was_idle() -> None:

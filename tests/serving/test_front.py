@@ -6,13 +6,14 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from msea_lightning import Answer, Predictor, Utterance
@@ -30,9 +31,13 @@ MOST = 20_000
 
 
 def client_of(engine: Engine, **options: Any) -> TestClient:
+    return TestClient(app_of(engine, **options))
+
+
+def app_of(engine: Engine, **options: Any) -> FastAPI:
     service = Service(engine, Metrics(), max_waiting=options.pop("max_waiting", 8))
     settings = {"max_bytes": MOST, "timeout": 30.0, "hosts": ["testserver"], **options}
-    return TestClient(create_app(service, **settings))
+    return create_app(service, **settings)
 
 
 @pytest.fixture
@@ -45,6 +50,12 @@ def npy(array: Any) -> dict[str, str]:
     file = io.BytesIO()
     np.save(file, array)
     return {"npy": base64.b64encode(file.getvalue()).decode()}
+
+
+def with_header(header: str) -> dict[str, str]:
+    """A ``.npy`` file with a header that nobody's library writes."""
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    return {"npy": base64.b64encode(content).decode()}
 
 
 def as_json(utterance: Utterance, *, lists: bool = True) -> dict[str, Any]:
@@ -93,13 +104,17 @@ def test_emotions_have_no_mean(client: TestClient) -> None:
     [
         ({"utterances": [{"text": "a"}]}, 400, "plugin is missing: this server has sentiment"),
         ({"plugin": "x", "utterances": [{"text": "a"}]}, 404, "There is no plugin 'x'"),
-        ({"plugin": "gate", "utterances": []}, 400, "utterances: List should have at least 1"),
-        ({"plugin": "gate"}, 400, "utterances: Field required"),
-        ({"plugin": "gate", "utterances": [{"txt": "a"}]}, 400, "utterances.0.txt: Extra inputs"),
+        ({"plugin": "gate", "utterances": []}, 400, "utterances is empty."),
+        ({"plugin": "gate"}, 400, "utterances is missing."),
+        (
+            {"plugin": "gate", "utterances": [{"txt": "a"}]},
+            400,
+            "utterances[0].txt is no key that is known here.",
+        ),
         (
             {"plugin": "gate", "decode": "best", "utterances": [{"text": "a"}]},
             400,
-            "decode: Input should be 'greedy', 'median' or 'mean'",
+            "decode is none of 'greedy', 'median' or 'mean'.",
         ),
         (
             {"plugin": "emotion", "decode": "mean", "utterances": [{"text": "a"}]},
@@ -125,13 +140,25 @@ def test_emotions_have_no_mean(client: TestClient) -> None:
         (
             {"plugin": "gate", "utterances": [{"id": "u", "audio": {"npy": "!"}}]},
             400,
-            "utterance 'u': audio.npy is no base64 of a .npy file",
+            "utterance 'u': audio.npy is no base64 (",
         ),
         (
             {"plugin": "gate", "utterances": [{"audio": npy(np.array(["a"]))}]},
             400,
-            "its type is <U1",
+            "utterance '': audio.npy holds no numbers: its type is <U1.",
         ),
+        (
+            {"plugin": "gate", "utterances": [{"id": "u", "audio": with_header("{(\n")}]},
+            400,
+            "utterance 'u': audio.npy is not a NumPy array of numbers",
+        ),
+        (
+            {"plugin": "gate", "utterances": [{"id": "u", "vision": {"npz": "a"}}]},
+            400,
+            "utterance 'u': vision is no array. Give a list of lists of numbers, or {",
+        ),
+        ({"utterances": ["a"], "decode": 3, "plugin": 4, "x": 5}, 400, "utterances[0] is no obj"),
+        ({"utterances": ["a"], "decode": 3, "plugin": 4, "x": 5}, 400, "; and 1 more."),
     ],
 )
 def test_what_cannot_be_answered_is_refused(
@@ -174,14 +201,14 @@ def test_an_array_that_says_to_be_huge_is_refused(client: TestClient) -> None:
     body = {"plugin": "gate", "utterances": [{"audio": {"npy": content}}]}
     response = client.post("/predict", json=body)
     assert response.status_code == 400
-    assert "audio.npy is no base64" in response.json()["error"]
+    assert "audio.npy is not a NumPy array of numbers" in response.json()["error"]
 
 
 def test_what_is_no_json_and_other_types_are_refused(client: TestClient) -> None:
     response = client.post(
         "/predict", content=b"{", headers={"content-type": "application/json; charset=utf-8"}
     )
-    assert (response.status_code, response.json()["error"][:19]) == (400, "body: Invalid JSON:")
+    assert (response.status_code, response.json()["error"][:21]) == (400, "The body is no JSON (")
     response = client.post("/predict", content=b"x", headers={"content-type": "application/x-npy"})
     assert response.status_code == 415
     assert client.get("/predict").status_code == 405
@@ -210,7 +237,99 @@ def test_large_requests_are_refused_before_they_are_read(client: TestClient) -> 
     assert 'msea_requests_total{plugin="gate",status="200"} 1.0' in counted
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([3, 100_001], "utterance '1': the text has 100,001 characters, and 100,000 are read"),
+        ([100_000] * 11, "The texts have 1,100,000 characters together, and 1,000,000 are read"),
+    ],
+)
+def test_texts_that_are_too_long_are_refused(
+    predictor: Predictor, sizes: list[int], message: str
+) -> None:
+    rows = [{"id": str(number), "text": "a" * size} for number, size in enumerate(sizes)]
+    with client_of(LocalEngine(predictor, max_batch=4), max_bytes=2 * 10**6) as client:
+        response = client.post("/predict", json={"plugin": "gate", "utterances": rows})
+    assert response.status_code == 400
+    assert message in response.json()["error"]
+
+
+class Broken(LocalEngine):
+    """An engine with a mistake in it."""
+
+    async def answer(self, asked: Sequence[Asked]) -> list[Answer]:
+        raise ZeroDivisionError("/home/me")
+
+
+def test_a_mistake_of_the_server_is_told_and_counted(predictor: Predictor) -> None:
+    app = app_of(Broken(predictor, max_batch=4))
+    body = {"plugin": "gate", "utterances": [{"text": "a"}]}
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.post("/predict", json=body)
+        counted = client.get("/metrics").text
+    assert response.status_code == 500
+    assert response.json() == {"error": "This is a mistake of the server: its log says more."}
+    assert 'msea_requests_total{plugin="gate",status="500"} 1.0' in counted
+    with TestClient(app) as client, pytest.raises(ZeroDivisionError):  # which Uvicorn logs
+        client.post("/predict", json=body)
+
+
+def test_a_wrong_rule_is_refused_before_others_wait_for_it(predictor: Predictor) -> None:
+    body = {"plugin": "emotion", "decode": "median", "utterances": [{"text": "a"}]}
+    with client_of(Broken(predictor, max_batch=4)) as client:
+        response = client.post("/predict", json=body)
+    assert response.status_code == 400
+    assert "decode=median needs intensities" in response.json()["error"]
+
+
 JSON = {"content-type": "application/json"}
+
+
+async def exchange(app: FastAPI, receive: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """What an application sends about a request whose body comes from a function."""
+    sent: list[Any] = []
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({**scope, "query_string": b"", "server": ("testserver", 80)}, receive, send)
+    return sent
+
+
+def test_a_caller_that_hangs_up_is_counted(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_of(LocalEngine(predictor, max_batch=4))
+    messages = iter(
+        [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> Any:
+        return next(messages)
+
+    with caplog.at_level("DEBUG", "msea_lightning"):
+        asyncio.run(exchange(app, receive))
+    assert [record.getMessage() for record in caplog.records if "msea" in record.name] == [
+        "/predict: the caller hung up before its request had come whole."
+    ]
+    counted = TestClient(app).get("/metrics").text
+    assert 'msea_requests_total{plugin="",status="499"} 1.0' in counted
+
+
+def test_a_body_that_does_not_come_is_given_up(predictor: Predictor) -> None:
+    app = app_of(LocalEngine(predictor, max_batch=4), timeout=0.05)
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> Any:
+        if (message := next(messages, None)) is None:
+            await asyncio.Event().wait()
+        return message
+
+    start, body = asyncio.run(exchange(app, receive))
+    assert start["status"] == 408
+    assert b"The request had not come whole after 0.05 s" in body["body"]
 
 
 @pytest.fixture
@@ -269,16 +388,28 @@ def test_a_clip_that_cannot_be_read_is_refused_and_deleted(
     ("data", "files", "message"),
     [
         ({"plugin": "gate"}, {"other": b"clip"}, "other: no such field"),
-        ({"plugin": "gate", "start": "-1"}, {"media": b"clip"}, "start: Input should be greater"),
+        ({"plugin": "gate", "start": "-1"}, {"media": b"clip"}, "start is below 0."),
+        ({"plugin": "gate", "end": "x"}, {"media": b"clip"}, "end is no number."),
+        (
+            {"plugin": "gate", "start": "3", "end": "1"},
+            {"media": b"clip"},
+            "the clip: a part from 3.0 s to 1.0 s is empty.",
+        ),
+        (
+            {"plugin": "gate", "text": "a" * 100_001},
+            {"media": b"clip"},
+            "utterance '': the text has 100,001 characters, and 100,000 are read at most",
+        ),
         ({"plugin": "gate", "media": "x"}, {"id": b""}, "media is missing"),
         ({"plugin": "gate"}, [("media", b"1"), ("media", b"2")], "Too many files"),
         ({"plugin": ["gate", "emotion"]}, {"media": b"clip"}, "A field is given twice"),
     ],
 )
 def test_forms_that_are_none_are_refused(
-    client: TestClient, data: dict[str, Any], files: Any, message: str
+    predictor: Predictor, data: dict[str, Any], files: Any, message: str
 ) -> None:
-    response = client.post("/predict", data=data, files=files)
+    with client_of(LocalEngine(predictor, max_batch=4), max_bytes=10**6) as client:
+        response = client.post("/predict", data=data, files=files)
     assert response.status_code == 400
     assert message in response.json()["error"]
 
@@ -293,6 +424,8 @@ def test_pages_of_others_are_refused(client: TestClient) -> None:
         headers={"origin": "http://evil.example"},
     )
     assert (response.status_code, list(response.json())) == (403, ["error"])
+    counted = client.get("/metrics").text
+    assert 'msea_requests_total{plugin="",status="403"} 1.0' in counted
 
 
 def test_plugins_health_and_metrics(client: TestClient) -> None:

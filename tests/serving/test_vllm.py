@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 import torch
 
@@ -227,6 +229,31 @@ def test_an_engine_that_refuses_is_an_error(
     server.failure = failure
     with pytest.raises(EngineError, match=message):
         run(vllm(thin, server), answer_one(utterances))
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_what_another_server_says_is_told_without_its_markup(end: str) -> None:
+    page = (
+        "<!DOCTYPE HTML>\n<html><head><style>p { color: red }</style><title>Error</title></head>"
+        "<body><!-- here --><p class='a'>File not found, 1 < 2</p></body></html>"
+    )
+    paths = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.path)
+        return httpx.Response(404, text=page)
+
+    async def ask() -> None:
+        completions = Completions(f"http://engine{end}", transport=httpx.MockTransport(answer))
+        try:
+            await completions.models()
+        finally:
+            await completions.close()
+
+    expected = "at http://engine refuses a request (404: Error File not found, 1 < 2)."
+    with pytest.raises(EngineError, match=re.escape(expected)):
+        asyncio.run(ask())
+    assert paths == ["/v1/models"]
 
 
 def test_so_many_requests_and_no_more_are_at_the_engine(

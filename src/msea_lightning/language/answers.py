@@ -126,6 +126,14 @@ class Answers:
     distribution: Tensor | None = None
 
 
+def check_rule(space: LabelSpace, how: Decode) -> None:
+    """Refuses a rule that labels have no order for; LabelSpaceError."""
+    if how is not Decode.greedy and not space.ordered:
+        raise LabelSpaceError(
+            f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
+        )
+
+
 def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
     """Picks an answer from the legal ones.
 
@@ -143,10 +151,7 @@ def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:
             it; anything beyond an answer's end.
         how: The rule; emotions have no order, so that ``median`` and ``mean`` are refused.
     """
-    if how is not Decode.greedy and not tree.space.ordered:
-        raise LabelSpaceError(
-            f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
-        )
+    check_rule(tree.space, how)
     on_device = tree.to(token_logp.device)
     answer_ids, values = on_device.answer_ids, on_device.values
     beyond = answer_ids < 0

@@ -6,8 +6,9 @@ tokens, A legal answers, M nodes of the answer tree, d width of the language mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -93,6 +94,12 @@ class AdaptedLM(Model):
     def device(self) -> torch.device:
         """Where the language model and the adapter are."""
         return self.backbone.device
+
+    @cached_property
+    def dims(self) -> Mapping[str, int]:
+        """Name of each feature that the adapter reads to its values per frame."""
+        options = self.adapter.options()
+        return {name: int(dim) for name in self.reads if (dim := options.get(f"{name}_dim"))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the adapter."""

@@ -14,7 +14,7 @@ from msea_lightning.data.utterance import Batch, DataError, Utterance, pad
 from msea_lightning.model.adapted_lm import AdaptedLM
 
 _BYTES_AT_ONCE = 1 << 30
-"""Most bytes that a batch may take by :func:`_bytes`, unless it is a single utterance."""
+"""Most bytes that a batch may take by :class:`_Size`, unless it is a single utterance."""
 
 _LARGEST = 1e30
 """Features beyond this overflow in the adapter."""
@@ -49,8 +49,8 @@ def check(utterance: Utterance, model: AdaptedLM) -> None:
     """
     who = f"utterance {utterance.id!r}"
     for name, frames in utterance.features.items():
-        expected = _dim(model, name)
-        if not expected:
+        expected = model.dims.get(name)
+        if expected is None:
             raise DataError(
                 f"{who} has {name} features, but the plugin was trained without any: leave them "
                 "out."
@@ -80,11 +80,16 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
     left. It is smaller than ``size`` where it would take too much memory.
     """
     batch: list[Question] = []
+    around = {question.name: _around(question.model) for question in questions}
+    taken = _Size()
     for question in _in_order(questions):
-        if batch and (len(batch) == size or _bytes([*batch, question]) > _BYTES_AT_ONCE):
+        grown = taken.with_one(question, around[question.name])
+        if batch and (len(batch) == size or grown.bytes(question.model) > _BYTES_AT_ONCE):
             yield batch
             batch = []
+            grown = _Size().with_one(question, around[question.name])
         batch.append(question)
+        taken = grown
     if batch:
         yield batch
 
@@ -100,8 +105,7 @@ def collate(questions: Sequence[Question]) -> Batch:
         labels={},
         features={
             name: pad([utterance.features.get(name) for utterance in utterances], dim)
-            for name in model.reads
-            if (dim := _dim(model, name))
+            for name, dim in model.dims.items()
         },
         groups=[utterance.group for utterance in utterances],
         speakers=[utterance.speaker for utterance in utterances],
@@ -110,10 +114,51 @@ def collate(questions: Sequence[Question]) -> Batch:
     )
 
 
-def _dim(model: AdaptedLM, name: str) -> int:
-    """Values per frame of a feature that a plugin reads; 0 where it reads none of that name."""
-    found = model.adapter.options().get(f"{name}_dim") if name in model.reads else None
-    return int(found or 0)
+class _Size(NamedTuple):
+    """What decides how much a batch takes, kept while it grows: the most of each, in any question.
+
+    Attributes:
+        questions: How many there are.
+        around: Tokens besides the text.
+        text: Tokens of the text that are read.
+        frames: Frames of each feature.
+        dims: Values per frame of each feature.
+    """
+
+    questions: int = 0
+    around: int = 0
+    text: int = 0
+    frames: Mapping[str, int] = {}
+    dims: Mapping[str, int] = {}
+
+    def with_one(self, question: Question, around: int) -> _Size:
+        """The size with one question more."""
+        return _Size(
+            self.questions + 1,
+            max(self.around, around),
+            max(self.text, _read(question)),
+            _most(self.frames, question.lengths),
+            _most(self.dims, question.model.dims),
+        )
+
+    def bytes(self, model: AdaptedLM) -> int:
+        """About what it takes besides the models: one layer's activations, and features."""
+        config: Any = model.backbone.model.config.get_text_config()
+        width = model.backbone.width
+        inner: int = getattr(config, "intermediate_size", None) or 4 * width
+        tokens = self.around + self.text
+        values = sum(self.frames.get(name, 0) * dim for name, dim in self.dims.items())
+        return self.questions * 4 * (tokens * (6 * width + 3 * inner + tokens) + 3 * values)
+
+
+def _most(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
+    """The larger of two numbers under each name."""
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}}
+
+
+def _around(model: AdaptedLM) -> int:
+    """Most tokens of a sequence besides the text, those of the answers included."""
+    return model.prompt.longest - model.prompt.text_tokens + len(model.tree)
 
 
 def _in_order(questions: Sequence[Question]) -> list[Question]:
@@ -132,22 +177,3 @@ def _read(question: Question) -> int:
 
 def _frames(question: Question) -> int:
     return sum(question.lengths.values())
-
-
-def _bytes(batch: Sequence[Question]) -> int:
-    """About what a batch takes besides the models: one layer's activations, and features."""
-    backbone = batch[0].model.backbone
-    config: Any = backbone.model.config.get_text_config()
-    width = backbone.width
-    inner: int = getattr(config, "intermediate_size", None) or 4 * width
-    prompts = max(
-        question.model.prompt.longest - question.model.prompt.text_tokens + len(question.model.tree)
-        for question in batch
-    )
-    tokens = prompts + max(map(_read, batch))
-    longest = sum(
-        max(question.lengths.get(name, 0) for question in batch) * dim
-        for name in batch[0].model.reads
-        for dim in [max(_dim(question.model, name) for question in batch)]
-    )
-    return len(batch) * 4 * (tokens * (6 * width + 3 * inner + tokens) + 3 * longest)

@@ -19,9 +19,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        # Python adds the address to what the system says.
+        reason = str(error.strerror).partition(" (while")[0]
         raise ServeError(
-            f"host={host} port={port}: cannot listen there ({error.strerror}). Give another port, "
-            "or an address of this machine."
+            f"host={host} port={port}: cannot listen there ({reason}). Give another port, or an "
+            "address of this machine."
         ) from error
 
 

@@ -21,7 +21,8 @@ class Batcher(Generic[Item, Result]):
     Args:
         compute: From a batch to as many results; called in one thread only.
         size: Most items in a batch.
-        observe: Called with the number of items of every batch.
+        observe: Called with the number of items of every batch; items of one that failed are not
+            counted again.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Batcher(Generic[Item, Result]):
             # A caller that has given up is not computed for.
             batch = [(item, future) for item, future in taken if not future.done()]
             if batch:
+                self._observe(len(batch))
                 await self._answer(batch)
 
     async def _answer(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
-        self._observe(len(batch))
         loop = asyncio.get_running_loop()
         items = [item for item, _ in batch]
         try:

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import Request
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from msea_lightning.config.errors import UserError
+from msea_lightning.data.files.arrays import read_array
 from msea_lightning.data.utterance import Utterance
 from msea_lightning.language.options import Decode
 
 MOST_UTTERANCES = 1024
 """Most utterances in one request."""
 
+MOST_CHARACTERS = 100_000
+"""Most characters of a text: all are tokenised, although a plugin reads the first tokens alone."""
+
+MOST_CHARACTERS_TOGETHER = 1_000_000
+"""Most characters of all texts in one request."""
+
 _FIELDS = ("plugin", "decode", "id", "text", "start", "end", "media")
 """What a form may have."""
+
+
+_FLAWS = {
+    "missing": "is missing",
+    "too_short": "is empty",
+    "list_type": "is no list",
+    "string_type": "is no text",
+    "model_type": "is no object",
+    "model_attributes_type": "is no object",
+    "float_parsing": "is no number",
+    "finite_number": "is no finite number",
+}
+"""What is wrong at a place, by the name that pydantic has for it."""
 
 
 class BodyError(UserError):
@@ -33,27 +50,19 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ArrayBody(_Body):
-    """An array of numbers as base64 of a ``.npy`` file (``numpy.save``)."""
-
-    npy: str
-
-
 class UtteranceBody(_Body):
-    """One utterance; features are (L, d) frames, as lists or as an array."""
+    """One utterance; features are (L, d) frames, as lists or as ``{"npy": ...}``."""
 
     id: str = ""
     text: str = ""
-    audio: list[Any] | ArrayBody | None = None
-    vision: list[Any] | ArrayBody | None = None
+    audio: Any = None
+    vision: Any = None
 
     def utterance(self) -> Utterance:
-        """The utterance; DataError or BodyError where its features are no arrays of numbers."""
+        """The utterance; DataError, ReadError or BodyError where its features are no arrays."""
         given = {"audio": self.audio, "vision": self.vision}
         features = {
-            name: _array(self.id, name, value.npy) if isinstance(value, ArrayBody) else value
-            for name, value in given.items()
-            if value is not None
+            name: _array(self.id, name, value) for name, value in given.items() if value is not None
         }
         return Utterance(self.id, self.text, features=features)
 
@@ -103,8 +112,27 @@ def read_form(form: FormData) -> tuple[ClipForm, UploadFile]:
         raise BodyError(_explained(error)) from error
 
 
+def check_texts(utterances: Iterable[Utterance]) -> None:
+    """Refuses texts that would take long to tokenise; BodyError."""
+    together = 0
+    for utterance in utterances:
+        together += len(utterance.text)
+        if len(utterance.text) > MOST_CHARACTERS:
+            raise BodyError(
+                f"utterance {utterance.id!r}: the text has {len(utterance.text):,} characters, and "
+                f"{MOST_CHARACTERS:,} are read at most: cut it."
+            )
+    if together > MOST_CHARACTERS_TOGETHER:
+        raise BodyError(
+            f"The texts have {together:,} characters together, and {MOST_CHARACTERS_TOGETHER:,} "
+            "are read at most in a request: send fewer at a time."
+        )
+
+
 def limited(request: Request, most: int) -> Request:
     """The request, reading of whose body ends in a :class:`TooLargeError` beyond so many bytes.
+
+    Its ``state.is_read`` says whether all of the body has come.
 
     Raises:
         TooLargeError: at once, where the request says that it is larger.
@@ -120,9 +148,14 @@ def limited(request: Request, most: int) -> Request:
         read += len(message.get("body", b""))
         if read > most:
             raise TooLargeError(most)
+        request.state.is_read = not message.get("more_body", False)
         return message
 
     return Request(request.scope, receive)
+
+
+class SlowBodyError(BodyError):
+    """A request that did not come whole in time."""
 
 
 class TooLargeError(BodyError):
@@ -135,24 +168,51 @@ class TooLargeError(BodyError):
         )
 
 
-def _array(id: str, name: str, content: str) -> NDArray[Any]:
-    """The array in base64 of a ``.npy`` file."""
-    try:
-        file = io.BytesIO(base64.b64decode(content, validate=True))
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"its type is {array.dtype}")
-    except (binascii.Error, ValueError, EOFError, OverflowError, MemoryError) as error:
+def _array(id: str, name: str, value: Any) -> Any:
+    """What a caller gave as an array: lists as they are, or what its ``.npy`` file holds."""
+    what = f"utterance {id!r}: {name}"
+    if isinstance(value, list):
+        return value
+    if not (isinstance(value, dict) and list(value) == ["npy"] and isinstance(value["npy"], str)):
         raise BodyError(
-            f"utterance {id!r}: {name}.npy is no base64 of a .npy file with numbers "
-            f"({str(error)[:200]}). Write it with numpy.save(..., allow_pickle=False)."
-        ) from error
-    return np.asarray(array)
+            f'{what} is no array. Give a list of lists of numbers, or {{"npy": "..."}} with the '
+            "base64 of a .npy file."
+        )
+    try:
+        file = base64.b64decode(value["npy"], validate=True)
+    except ValueError as error:
+        raise BodyError(f"{what}.npy is no base64 ({error}).") from error
+    array = read_array(io.BytesIO(file), f"{what}.npy")
+    if array.dtype.kind not in "fiu":
+        raise BodyError(f"{what}.npy holds no numbers: its type is {array.dtype}.")
+    return array
 
 
 def _explained(error: ValidationError) -> str:
     """The places that are wrong, without what the caller wrote there."""
     found: Sequence[Any] = error.errors(include_url=False, include_input=False)
-    places = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in found[:3]]
+    places = [f"{_place(one['loc'])} {_flaw(one)}" for one in found[:3]]
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     return f"{'; '.join(places)}{more}."
+
+
+def _place(keys: Sequence[str | int]) -> str:
+    """A place in a body, such as ``utterances[0].text``."""
+    parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys]
+    return "".join(parts).removeprefix(".") or "The body"
+
+
+def _flaw(error: Mapping[str, Any]) -> str:
+    """What is wrong at a place, in words."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "is no key that is known here"
+    if kind == "json_invalid":
+        return f"is no JSON ({limits['error']})"
+    if kind == "enum":
+        return f"is none of {limits['expected']}"
+    if kind == "too_long":
+        return f"has more than {limits['max_length']:,} entries"
+    if kind == "greater_than_equal":
+        return f"is below {limits['ge']:g}"
+    return _FLAWS.get(kind) or f"is wrong ({error['msg']})"

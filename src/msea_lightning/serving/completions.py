@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -23,7 +24,7 @@ class Completions:
     """Sends requests to a vLLM server, a bounded number at a time.
 
     Args:
-        url: Address of the server, without ``/v1``.
+        url: Address of the server; ``/v1`` at its end may be there.
         key: What the server was given as ``--api-key``.
         concurrency: Most requests at a time.
         timeout: Seconds that one request may take.
@@ -41,7 +42,7 @@ class Completions:
         observe: Callable[[float], None] = lambda seconds: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")
         self._timeout = timeout
         self._observe = observe
         self._free = asyncio.Semaphore(concurrency)
@@ -169,5 +170,11 @@ def _said(response: httpx.Response) -> str:
         error = response.json()["error"]
         reason = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
-        reason = response.text
-    return f"{response.status_code}: {' '.join(reason.split())[:300]}"
+        reason = _visible(response.text)
+    line = " ".join(reason.split())[:300]
+    return f"{response.status_code}: {line}" if line else str(response.status_code)
+
+
+def _visible(text: str) -> str:
+    """The words of a web page, or of any other text."""
+    return re.sub(r"(?s)<(style|script)\b.*?</\1>|<!--.*?-->|<[!/a-zA-Z][^>]*>", " ", text)

@@ -15,14 +15,24 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.utterance import Clip, Utterance
+from msea_lightning.data.utterance import DataError, Utterance
 from msea_lightning.features.contract import FeatureError, MediaError
 from msea_lightning.inference.outputs import answer_values
 from msea_lightning.plugin import Answer, Plugin
 from msea_lightning.plugin.facts import backbone_title
-from msea_lightning.serving.bodies import BodyError, TooLargeError, limited, read_form, read_json
+from msea_lightning.serving.bodies import (
+    BodyError,
+    SlowBodyError,
+    TooLargeError,
+    check_texts,
+    limited,
+    read_form,
+    read_json,
+)
+from msea_lightning.serving.counting import HUNG_UP, CountedAnswers
 from msea_lightning.serving.errors import EngineError, UnavailableError
 from msea_lightning.serving.origin import SameOrigin
 from msea_lightning.serving.service import Service
@@ -39,6 +49,7 @@ class UnknownTypeError(UserError):
 
 
 _STATUS: Sequence[tuple[type[UserError], int]] = (
+    (SlowBodyError, 408),
     (TooLargeError, 413),
     (UnknownTypeError, 415),
     (UnknownPluginError, 404),
@@ -69,10 +80,24 @@ def create_app(
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.add_middleware(SameOrigin, hosts=hosts)
+    app.add_middleware(CountedAnswers, path="/predict", requests=service.metrics.requests)
+
+    @app.exception_handler(UserError)
+    async def refuse(_: Request, error: UserError) -> JSONResponse:
+        return _refusal(error)
 
     @app.exception_handler(HTTPException)
-    async def refuse(_: Request, error: HTTPException) -> JSONResponse:
+    async def refuse_by_status(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(ClientDisconnect)
+    async def give_up(request: Request, _: ClientDisconnect) -> Response:
+        _log.debug("%s: the caller hung up before its request had come whole.", request.url.path)
+        return Response(status_code=HUNG_UP)
+
+    @app.exception_handler(Exception)  # Uvicorn logs it
+    async def apologise(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "This is a mistake of the server: its log says more."}, 500)
 
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
@@ -81,16 +106,14 @@ def create_app(
             with service.place():
                 work = _answers(service, limited(request, max_bytes))
                 answers = await asyncio.wait_for(work, timeout)
-            response = JSONResponse({"answers": [_written(answer) for answer in answers]})
-        except asyncio.TimeoutError:
-            response = _refusal(UnavailableError(f"There was no answer within {timeout:g} s."))
-        except UserError as error:
-            response = _refusal(error)
-        except HTTPException as error:  # a form that is none
-            response = JSONResponse({"error": str(error.detail)}, error.status_code)
-        plugin = getattr(request.state, "plugin", "")
-        service.metrics.requests.labels(plugin, str(response.status_code)).inc()
-        return response
+        except asyncio.TimeoutError as error:
+            if getattr(request.state, "is_read", False):
+                raise UnavailableError(f"There was no answer within {timeout:g} s.") from error
+            raise SlowBodyError(
+                f"The request had not come whole after {timeout:g} s: send less at a time, or "
+                "start the server with a higher timeout."
+            ) from error
+        return JSONResponse({"answers": [_written(answer) for answer in answers]})
 
     @app.get("/plugins")
     async def plugins() -> JSONResponse:
@@ -128,6 +151,7 @@ async def _answers(service: Service, request: Request) -> list[Answer]:
         body = await asyncio.to_thread(read_json, await request.body())
         name = _named(service, body.plugin, request)
         utterances = await asyncio.to_thread(lambda: [one.utterance() for one in body.utterances])
+        check_texts(utterances)
         return await service.answer(utterances, name, body.decode)
     if kind == "multipart/form-data":
         return await _clip_answers(service, request)
@@ -142,11 +166,13 @@ async def _clip_answers(service: Service, request: Request) -> list[Answer]:
             path = Path(folder) / "clip"
             with path.open("wb") as file:
                 await asyncio.to_thread(shutil.copyfileobj, media.file, file)
-            clip = Clip(path, fields.start, fields.end)
-            utterance = Utterance(fields.id, fields.text, clip=clip)
             try:
+                utterance = Utterance.from_media(
+                    path, fields.text, id=fields.id, start=fields.start, end=fields.end
+                )
+                check_texts([utterance])
                 return await service.answer([utterance], name, fields.decode)
-            except MediaError as error:
+            except (DataError, MediaError) as error:
                 raise BodyError(str(error).replace(str(path), "the clip")) from error
 
 

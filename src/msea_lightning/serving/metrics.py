@@ -12,11 +12,11 @@ class Metrics:
     """Counters of one server, in a registry of its own.
 
     Attributes:
-        requests: Requests by plugin (empty where none was found) and HTTP status.
+        requests: Requests for answers by plugin (empty where none was found) and HTTP status.
         utterances: Utterances answered, by plugin.
         seconds: Seconds from a request's first byte to its answer.
         waiting: Requests that are being answered.
-        batches: Utterances per pass of the language model, or of the adapters with an engine.
+        batches: Utterances that were computed together; each counts once.
         engine_seconds: Seconds per request to the engine.
     """
 

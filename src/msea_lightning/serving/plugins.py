@@ -28,6 +28,31 @@ def open_plugins(places: Sequence[str], named: Mapping[str, str]) -> dict[str, P
     return dict(zip((*names, *named), plugins, strict=True))
 
 
+def load_together(
+    plugins: Mapping[str, Plugin], language_model: RecordedBackboneConfig, *, embeddings_only: bool
+) -> Predictor:
+    """Loads one language model, that of the first plugin, and attaches all plugins to it.
+
+    Args:
+        plugins: By name.
+        language_model: Where it is, and how it is stored.
+        embeddings_only: Keep nothing of it but its embeddings.
+
+    Raises:
+        PluginError: if a plugin belongs to another language model.
+        BackboneError: if the language model cannot be loaded.
+    """
+    first = next(iter(plugins.values()))
+    predictor = Predictor(
+        load_recorded_backbone(
+            first.facts, **language_model.arguments(), embeddings_only=embeddings_only
+        )
+    )
+    for name, plugin in plugins.items():
+        predictor.add(plugin, name)
+    return predictor
+
+
 def load_plugins(
     plugins: Mapping[str, Plugin], language_model: RecordedBackboneConfig
 ) -> dict[str, Predictor]:

@@ -6,21 +6,18 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
 
 import uvicorn
 
 from msea_lightning.config.roots import ServeConfig
-from msea_lightning.plugin import Plugin, Predictor
-from msea_lightning.plugin.loading import load_recorded_backbone
-from msea_lightning.plugin.options import RecordedBackboneConfig
+from msea_lightning.plugin import Predictor
 from msea_lightning.serving.address import is_loopback, listen, names, web_address
 from msea_lightning.serving.completions import Completions
 from msea_lightning.serving.engines import Engine, LocalEngine
 from msea_lightning.serving.errors import UnavailableError
 from msea_lightning.serving.front import create_app
 from msea_lightning.serving.metrics import Metrics
-from msea_lightning.serving.plugins import open_plugins
+from msea_lightning.serving.plugins import load_together, open_plugins
 from msea_lightning.serving.service import Service
 from msea_lightning.serving.vllm import VLLMEngine
 
@@ -39,37 +36,12 @@ def serve(config: ServeConfig) -> None:
         UserError: if a plugin or language model cannot be loaded.
     """
     with listen(config.host, config.port) as listener:  # first: loading takes its time
-        predictor = load_predictor(
+        predictor = load_together(
             open_plugins(config.plugin, config.plugins),
             config.language_model,
             embeddings_only=config.engine != "local",
         )
         asyncio.run(_serve(config, predictor, listener))
-
-
-def load_predictor(
-    plugins: Mapping[str, Plugin], language_model: RecordedBackboneConfig, *, embeddings_only: bool
-) -> Predictor:
-    """Plugins in front of the language model that the first of them was trained on.
-
-    Args:
-        plugins: By name.
-        language_model: Where it is, and how it is stored.
-        embeddings_only: Keep nothing of it but its embeddings.
-
-    Raises:
-        PluginError: if a plugin belongs to another language model.
-        BackboneError: if the language model cannot be loaded.
-    """
-    first = next(iter(plugins.values()))
-    predictor = Predictor(
-        load_recorded_backbone(
-            first.facts, **language_model.arguments(), embeddings_only=embeddings_only
-        )
-    )
-    for name, plugin in plugins.items():
-        predictor.add(plugin, name)
-    return predictor
 
 
 def build_engine(config: ServeConfig, predictor: Predictor, metrics: Metrics) -> Engine:

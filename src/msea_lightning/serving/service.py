@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from msea_lightning.data.utterance import Utterance
+from msea_lightning.language.answers import check_rule
 from msea_lightning.language.options import Decode
 from msea_lightning.plugin import Answer
 from msea_lightning.serving.engines import Asked, Engine
@@ -57,10 +58,14 @@ class Service:
 
         Raises:
             DataError: if one does not fit the plugin.
+            LabelSpaceError: if emotions shall be decoded by ``median`` or ``mean``.
             MediaError: if a clip cannot be read.
             UnavailableError: if the engine is down.
             EngineError: if it is the wrong one.
         """
+        # What does not fit is refused here: in a batch, others would wait while it is found.
+        if decode is not None:
+            check_rule(self.engine.predictor.models[plugin].space, decode)
         complete = [await self._completed(utterance, plugin) for utterance in utterances]
         asked = [Asked(utterance, plugin, decode) for utterance in complete]
         answers = await self.engine.answer(asked)
