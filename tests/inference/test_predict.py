@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ def ask(finished_run: RunFolder) -> Predict:
     """Runs the command's job with the plugin of a finished run."""
 
     def run(**options: Any) -> None:
-        words = [f"{key.replace('__', '.')}={json.dumps(str(options[key]))}" for key in options]
+        quoted = {key: json.dumps(str(options[key]), ensure_ascii=False) for key in options}
+        words = [f"{key.replace('__', '.')}={value}" for key, value in quoted.items()]
         plugin = [] if "plugin" in options else [f"plugin={finished_run.plugin}"]
         predict(compose("predict", PredictConfig, [*plugin, *words]))
 
@@ -92,6 +95,10 @@ def test_a_table_gives_what_the_run_said_to_the_last_digit(
         ("null", "null"),
         ("'a, b'", "a, b"),
         ('"a"', "a"),
+        ("${oc.env:HOME}", "${oc.env:HOME}"),
+        ("costs ${5}, \\${6}", "costs ${5}, \\${6}"),
+        ("'${a}'", "${a}"),
+        ("???", "???"),
         ("", ""),
     ],
 )
@@ -189,6 +196,127 @@ def test_a_job_that_was_killed_goes_on(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("changed", ["utterances.csv", "audio", "features.json", "features.npz"])
+def test_changed_files_are_another_input(
+    tmp_path: Path,
+    ask: Predict,
+    test_split: list[Utterance],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+) -> None:
+    table = write_table(tmp_path / "table", test_split[:6])
+    np.savez(table / "features.npz", other=np.ones((6, 2)))
+    (table / "features.json").write_text('{"features": {}}')
+    interrupt(monkeypatch, ask, input=table, output=tmp_path / "out.csv")
+    file = table / changed
+    file = min(file.iterdir()) if file.is_dir() else file
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(ConfigError, match=r"another input left \(.*files that have changed"):
+        ask(input=table, output=tmp_path / "out.csv")
+
+
+def test_changed_files_that_a_line_names_are_another_input(
+    tmp_path: Path, ask: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 12)))
+    (tmp_path / "in.jsonl").write_text('{"text": "x", "audio": "a.npy"}\n')
+    interrupt(monkeypatch, ask, input=tmp_path / "in.jsonl", output=tmp_path / "out.csv")
+    np.save(tmp_path / "a.npy", np.zeros((2, 12)))
+    with pytest.raises(ConfigError, match="another input left"):
+        ask(input=tmp_path / "in.jsonl", output=tmp_path / "out.csv")
+    ask(input=tmp_path / "in.jsonl", output=tmp_path / "out.csv", overwrite=True)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, ask: Predict, **options: Any) -> None:
+    """Runs a job that is interrupted after something was read."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(**options)
+
+
+def test_what_is_gone_when_it_is_answered_stops_no_other(
+    tmp_path: Path, ask: Predict, test_split: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = test_split[:8]
+    table = write_table(tmp_path / "table", some)
+    gone = table / "audio" / f"{some[3].id}.npy"
+    original = module._answer
+
+    def answer(*given: Any) -> None:
+        gone.unlink(missing_ok=True)
+        original(*given)
+
+    monkeypatch.setattr(module, "_answer", answer)
+    with pytest.raises(PredictionError, match="1 of 8"):
+        ask(input=table, output=tmp_path / "out.csv", batch_size=4)
+    found = rows(tmp_path / "out.csv")
+    assert [row["id"] for row in found if not row["prediction"]] == [some[3].id]
+    assert gone.name in found[3]["error"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path, ask: Predict) -> None:
+    mine = tmp_path / "out.csv.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"holds files, but no interrupted job"):
+            ask(text="a", output=tmp_path / "out.csv", overwrite=overwrite)
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+def test_a_second_process_is_refused(tmp_path: Path, ask: Predict) -> None:
+    with module.Work(tmp_path / "out.csv.partial", {"plugin": "x"}) as work:
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="another process is writing it"):
+                ask(text="a", output=tmp_path / "out.csv", overwrite=overwrite)
+        work.note("read", {0: {"frames": {}}})
+    with pytest.raises(ConfigError, match=r"another .*plugin left"):
+        ask(text="a", output=tmp_path / "out.csv")
+    ask(text="a", output=tmp_path / "out.csv", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_job_that_does_nothing_leaves_nothing(tmp_path: Path, ask: Predict) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "x", "clip": "in.jsonl"}\n')
+    with pytest.raises(UserError, match="does not say what its features were extracted with"):
+        ask(input=tmp_path / "in.jsonl", output=tmp_path / "out.csv")
+    with pytest.raises(RuntimeError), module.Work(tmp_path / "out.csv.partial", {"plugin": "x"}):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_standard_output_is_utf8_whatever_the_terminal_is(
+    ask: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    ask(text="今天")
+    assert json.loads(written.getvalue())["text"] == "今天"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output_is_one_error(ask: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(UserError, match=r"standard output \(No space left.*output=answers"):
+            ask(text="a")
+
+
+def test_texts_that_are_cut_are_said_once(
+    ask: Predict, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(text="well " * 9999)
+    (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "longer than the 64 tokens" in said.getMessage()
+    assert "1 of 1 (text)" in said.getMessage()
+    assert "indexing errors" not in capsys.readouterr().err
+
+
 def test_outputs_are_not_written_over(tmp_path: Path, ask: Predict) -> None:
     target = tmp_path / "out.csv"
     target.write_text("mine")
@@ -209,13 +337,23 @@ def test_outputs_are_not_written_over(tmp_path: Path, ask: Predict) -> None:
         ({}, r"text=\.\.\. or input="),
         ({"input": "nowhere"}, "input=nowhere does not exist"),
         ({"input": ".", "text": "a"}, "utterances with texts of their own"),
+        ({"text": "a", "plugin": ""}, "The name of the plugin is empty"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(
     ask: Predict, options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         ask(**options)
+
+
+@pytest.mark.parametrize(("name", "content"), [("in.csv", "id,text\n"), ("in.jsonl", " \n")])
+def test_an_input_without_utterances_is_refused(
+    tmp_path: Path, ask: Predict, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match="holds no utterance"):
+        ask(input=tmp_path / name)
 
 
 def test_features_of_another_extractor_are_refused(
@@ -236,7 +374,7 @@ def test_features_of_another_extractor_are_refused(
 
 def test_every_error_is_one_of_the_user(tmp_path: Path, ask: Predict) -> None:
     (tmp_path / "utterances.csv").write_text("id,text\na,one\na,two\n")
-    with pytest.raises(UserError, match="1 ids are in several rows: a"):
+    with pytest.raises(UserError, match="several utterances are called 'a'"):
         ask(input=tmp_path, output=tmp_path / "out.csv")
     (tmp_path / "utterances.csv").write_text("id,text\na,one\nb,\n")
     with pytest.raises(PredictionError, match=r"1 of 2.*'b' has neither a text nor features"):

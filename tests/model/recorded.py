@@ -39,7 +39,9 @@ class RecordedTokenizer:
         ids = (29900, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929)
         self._number = {".": 29889, **dict(zip("0123456789", ids, strict=True))}
 
-    def __call__(self, text: str | list[str], *, add_special_tokens: bool) -> dict[str, Any]:
+    def __call__(
+        self, text: str | list[str], *, add_special_tokens: bool, **_: object
+    ) -> dict[str, Any]:
         assert not add_special_tokens
         one = [self._encode(item) for item in ([text] if isinstance(text, str) else text)]
         return {"input_ids": one[0] if isinstance(text, str) else one}

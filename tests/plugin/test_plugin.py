@@ -186,6 +186,7 @@ def test_another_language_model_is_refused(plugin: Plugin, backbone: FrozenBackb
         ("plugin.json", b"[]", "cannot be read"),
         ("plugin.json", b"\xff", "cannot be read"),
         ("plugin.json", b'{"format": 2}', "has format version 2, this release reads 1"),
+        ("plugin.json", b'{"format": 1, "zeal": 2}', "says zeal, which this release does not know"),
         ("adapter.safetensors", b"junk", "cannot be read"),
     ],
 )
@@ -196,6 +197,11 @@ def test_what_is_no_plugin_is_refused(
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(PluginError, match=message):
         load_plugin(folder)
+
+
+def test_a_file_in_place_of_its_folder_is_named() -> None:
+    with pytest.raises(PluginError, match=r"plugin\.json is a file: give the folder that it is in"):
+        load_plugin(RELEASE / "plugin.json")
 
 
 def test_a_local_path_of_release_0_1_is_not_written_again(tmp_path: Path, plugin: Plugin) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -31,6 +32,9 @@ from msea_lightning.commands.jobs import Job, Root, Task
 from msea_lightning.commands.overrides import Checker, key_of
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import groups, schema, to_typed
+
+_composed: dict[tuple[str, ...], DictConfig] = {}
+"""What Hydra has composed, by command, Hydra's own options and choices."""
 
 _EXPERIMENT = "experiment"  # the group whose choices bring a grid, as hydra.sweeper.params
 
@@ -62,15 +66,21 @@ def opened(
     launches: bool = False,
 ) -> Iterator[Composer[Root]]:
     """Sets Hydra up for a command line until the end; see :func:`compose` and ``Checker.parse``."""
-    store = ConfigStore.instance()
-    store.store(name=f"{config_name}_schema", node=schema(root))
-    for group, name, values in groups(root):
-        store.store(group=group, name=name, node=values)
+    _register(config_name, root)  # type: ignore[arg-type] # a class is hashable
     with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         checker = Checker(root, loader)
         overrides = checker.parse(lines, multirun=multirun, launches=launches)
         yield Composer(config_name, root, loader, checker, overrides, multirun)
+
+
+@functools.cache
+def _register(config_name: str, root: type[Any]) -> None:
+    """Makes a command's schema and its choices known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema(root))
+    for group, name, values in groups(root):
+        store.store(group=group, name=name, node=values)
 
 
 @dataclass
@@ -91,7 +101,6 @@ class Composer(Generic[Root]):
         lines = [str(override.input_line) for override in self.overrides]
         self.hydra = [line for line in lines if line not in self.words]
         self._grids: dict[str, list[str]] = {}
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, words: Sequence[str], *, hydra: bool = False) -> DictConfig:
         """What Hydra makes of overrides; with its own configuration where that is asked for."""
@@ -133,17 +142,28 @@ class Composer(Generic[Root]):
         """The checked configuration that overrides make.
 
         Composing takes most of a second for ten jobs, and most jobs of a sweep differ in their seed
-        alone. So each set of choices is composed once, and options are set in a copy of it.
+        alone. So each set of choices is composed once a process, and options are set in a copy of
+        it.
         """
         settings = self.checker.options.keys() - self.checker.groups
         choosing = tuple(word for word in words if word.partition("=")[0] not in settings)
-        if choosing not in self._composed:
-            self._composed[choosing] = self.compose(choosing)
-        config = copy.deepcopy(self._composed[choosing])
+        key = (self.config_name, *self.hydra, *choosing)
+        if key not in _composed:
+            _composed[key] = self.compose(choosing)
+        config = copy.deepcopy(_composed[key])
         rest = [word for word in words if word not in choosing]
+        literal = {}
         for override in OverridesParser.create().parse_overrides(rest):
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        return to_typed(config, self.root)
+            name, value = override.key_or_group, override.value()
+            if self.checker.options[name].literal and isinstance(value, str):
+                literal[name] = value
+            else:
+                OmegaConf.update(config, name, value, merge=True)
+        typed = to_typed(config, self.root)
+        # Not in the configuration, where ${...} and ??? would mean something.
+        for name, value in literal.items():
+            setattr(typed, name, value)
+        return typed
 
     def jobs(self) -> list[Job[Root]]:
         """The configuration of every combination of values, the grid of an experiment included."""

@@ -147,6 +147,8 @@ class Checker:
             )
         if info is None and self._lies_in("list", key):
             return  # an element, which composing checks
+        if info is not None and info.literal and isinstance(value, str):
+            return
         try:
             OmegaConf.update(OmegaConf.structured(self._schema), key, value)
             fits = info is None or value is not None or "null" in info.type

@@ -44,7 +44,8 @@ def option(
         below: The value must be less than this.
         choices: The field holds the options of one of these classes, chosen by its ``name``.
         presets: Objects of the field's class that have a name on the command line.
-        literal: On the command line the value is one text, whatever signs are in it.
+        literal: On the command line the value is one text, whatever signs are in it; for options
+            of a root, not of a section.
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices, "presets": presets}
     metadata["literal"] = literal

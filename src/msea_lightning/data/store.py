@@ -314,13 +314,6 @@ class _Checks:
 
     def row(self, utterance: Utterance, where: str) -> dict[str, Any]:
         """The checked line of an utterance in ``<split>.jsonl``."""
-        try:
-            utterance.text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise StoreError(
-                f"{where} has a text that is not valid Unicode ({error.reason} at character "
-                f"{error.start + 1}). Save the file as UTF-8."
-            ) from error
         labels = {name: self._label(name, label, where) for name, label in utterance.labels.items()}
         return {
             "id": utterance.id,

@@ -8,10 +8,11 @@ Shape legend: B utterances, L frames of one feature, d values a frame.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import NamedTuple
 
 import numpy as np
@@ -88,12 +89,16 @@ class Utterance:
         audio: ArrayLike | None = None,
         vision: ArrayLike | None = None,
     ) -> None:
+        if flaw := flaw_of_text(text):
+            raise DataError(f"utterance {id!r} has a text that is {flaw}.")
         given = dict(features or {})
         for name, value in (("audio", audio), ("vision", vision)):
             if value is not None:
                 if name in given:
                     raise DataError(f"utterance {id!r}: {name} is given twice; leave one out.")
                 given[name] = value
+        if not all(name.strip() for name in given):
+            raise DataError(f"utterance {id!r} has features without a name: call them audio, say.")
         frames = {name: _frames(id, name, value) for name, value in given.items()}
         values = {
             "id": id,
@@ -133,8 +138,10 @@ class Utterance:
         if not path.is_file():
             raise DataError(f"There is no file {path}: give the path of a sound or video file.")
         for value in (start, end):
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise DataError(f"{path}: a part begins and ends at seconds, not at {value!r}.")
+            if value is not None and not _is_time(value):
+                raise DataError(
+                    f"{path}: a part begins and ends at seconds, not at {short_repr(value)}."
+                )
         if start is not None and end is not None and start >= end:
             raise DataError(f"{path}: a part from {start} s to {end} s is empty.")
         return cls(path.name if id is None else id, text, clip=Clip(path, start, end))
@@ -145,11 +152,34 @@ class Utterance:
         return self.labels.get(MAIN_LABEL)
 
 
+def flaw_of_text(text: object) -> str:
+    """Why something is no text that can be read and written; empty where it is one."""
+    if not isinstance(text, str):
+        return f"of type {type(text).__name__}: give its words"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return (
+            f"not valid Unicode ({error.reason} at character {error.start + 1}): save or send it "
+            "as UTF-8"
+        )
+    return ""
+
+
+def _is_time(value: object) -> bool:
+    """Whether it is a time in seconds; not so NaN, infinity, and integers beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= sys.float_info.max
+
+
 def _frames(id: str, name: str, value: ArrayLike) -> NDArray[np.float32]:
     """A feature as (L, d) float32."""
     try:
-        frames = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        _refuse_words(value)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, which plugins refuse
+            frames = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"utterance {id!r}: {name} is no array of numbers ({error}). Give (frames, values)."
         ) from error
@@ -161,6 +191,17 @@ def _frames(id: str, name: str, value: ArrayLike) -> NDArray[np.float32]:
             "(values,) for a single frame."
         )
     return frames
+
+
+def _refuse_words(value: ArrayLike) -> None:
+    """Refuses what NumPy would take for numbers: texts, and in lists true, false and null."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufO":
+        raise TypeError(f"it is an array of {value.dtype}")
+    rows = value if isinstance(value, list | tuple) else [value]
+    for row in rows:
+        for kind in set(map(type, row if isinstance(row, list | tuple) else [row])):
+            if issubclass(kind, str | bytes | bool | np.bool_ | type(None)):
+                raise TypeError(f"there is a value of type {kind.__name__} in it")
 
 
 class PaddedSequences(NamedTuple):

@@ -22,6 +22,9 @@ _MORE = (".mkv", ".webm", ".flac", ".opus", ".m4a", ".mts", ".m2ts", ".wma", ".w
 _NEVER = ("text", "image")
 """Kinds of files that FFmpeg would decode, but that are no clips."""
 
+_TRANSCRIPTS = (*SUFFIXES, ".txt")
+"""Suffixes of what lies beside a clip; see :class:`Transcript`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,14 +81,22 @@ def find_clips(folder: Path) -> list[Clip]:
         name = path.relative_to(root)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             (found if _is_clip(path) else others).append(path)
-    if not found:
+    if not found and not folder.is_dir():
         raise FeatureError(
-            f"input={folder} holds no file with sound or video ({len(others)} others). Give the "
-            "folder of the clips."
+            f"input={folder} is no file with sound or video. Give a clip, or the folder of the "
+            "clips."
         )
-    if others:
-        kinds = Counter(path.suffix.lower() or path.name for path in others)
-        _log.info("%d files in %s are no clips: %s", len(others), folder, shorten(kinds))
+    if not found:
+        there = f"{_files(others)}, none with sound or video" if others else "no file"
+        raise FeatureError(f"input={folder} holds {there}. Give the folder of the clips.")
+    stems = {path.with_suffix("") for path in found}
+    left = [
+        path
+        for path in others
+        if path.suffix not in _TRANSCRIPTS or path.with_suffix("") not in stems
+    ]
+    if left:
+        _log.info("not clips in %s: %s", folder, _files(left))
     clips = []
     for path in found:
         file = path.relative_to(root).as_posix()
@@ -102,6 +113,18 @@ def find_clips(folder: Path) -> list[Clip]:
     return clips
 
 
+def _files(paths: Sequence[Path]) -> str:
+    """How many files there are, and of which kinds."""
+    kinds = Counter(path.suffix.lower() or path.name for path in paths)
+    return f"{len(paths)} file{'s' * (len(paths) > 1)} ({shorten(kinds)})"
+
+
+def transcripts(clip: Clip) -> list[Path]:
+    """The files beside a clip that say what is said in it."""
+    beside = [clip.path.with_suffix(suffix) for suffix in _TRANSCRIPTS]
+    return [file for file in beside if file.is_file()]
+
+
 class Transcript:
     """What lies beside a clip: subtitles (``clip.srt``, ``clip.vtt``) or a text (``clip.txt``).
 
@@ -116,8 +139,7 @@ class Transcript:
     def __init__(self, clip: Clip) -> None:
         self.cues: list[Cue] | None = None
         self.text: str | None = None
-        beside = [clip.path.with_suffix(suffix) for suffix in (*SUFFIXES, ".txt")]
-        files = [file for file in beside if file.is_file()]
+        files = transcripts(clip)
         if len(files) > 1:
             names = " and ".join(file.name for file in files)
             raise MediaError(f"{clip.path} has two transcripts, {names}. Keep one of them.")

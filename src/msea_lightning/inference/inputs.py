@@ -6,24 +6,19 @@ are read one at a time, so that one that is broken stops no other.
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msea_lightning.config.errors import ConfigError, UserError
-from msea_lightning.data.files.arrays import load_array
-from msea_lightning.data.readers.table import TableRows
-from msea_lightning.data.utterance import DataError, Utterance
+from msea_lightning.data.readers.table import TableRows, refuse_repeated
+from msea_lightning.data.utterance import Utterance
 from msea_lightning.features.clips import Clip as ClipFile
-from msea_lightning.features.clips import Part, find_clips, utterances
-
-_MODALITIES = ("audio", "vision")
-
-_KEYS = ("id", "text", "label", *_MODALITIES, "features", "clip", "start", "end")
-"""What a line of JSON may have."""
+from msea_lightning.features.clips import Part, find_clips, transcripts, utterances
+from msea_lightning.inference.lines import read_lines
 
 
 @dataclass(frozen=True)
@@ -43,18 +38,20 @@ class InputRow:
     split: str = ""
 
 
-class Inputs(ABC):
+class Inputs(AbstractContextManager["Inputs"]):
     """Utterances to predict.
 
     Attributes:
         rows: One for each utterance.
-        files: Files that the input consists of; when they change, it is another input.
+        files: All files that are read; when one changes, it is another input.
+        has_clips: Whether features are to be extracted.
         extractors: Facts of the extractors by feature, as ``features.json`` has them; empty where
             the features are of unknown origin, or are yet to be extracted.
     """
 
     rows: Sequence[InputRow]
     files: Sequence[Path] = ()
+    has_clips: bool = False
     extractors: Mapping[str, Mapping[str, Any]]
 
     def __init__(self) -> None:
@@ -63,6 +60,9 @@ class Inputs(ABC):
     @abstractmethod
     def utterance(self, number: int) -> Utterance:
         """The utterance of a row; a UserError where it cannot be read."""
+
+    def __exit__(self, *_: object) -> None:
+        """Closes what was kept open."""
 
 
 class TextInput(Inputs):
@@ -83,7 +83,7 @@ class TableInput(Inputs):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._table = TableRows(path)
-        self.files = [self._table.table]
+        self.files = self._table.files
         self.rows = [
             InputRow(row.values["id"], row.values["text"], row.values["label"], row.values["split"])
             for row in self._table.rows
@@ -94,6 +94,9 @@ class TableInput(Inputs):
         """See the base class."""
         return self._table.utterance(number)
 
+    def __exit__(self, *_: object) -> None:
+        self._table.__exit__()
+
 
 class LinesInput(Inputs):
     """Lines of JSON, an utterance each.
@@ -102,58 +105,22 @@ class LinesInput(Inputs):
     (``audio``, ``vision``, or any under ``features``), and ``clip``, a recording, with ``start``
     and ``end`` in seconds. Paths are relative to the file's folder. Without an id an utterance is
     called after its line.
+
+    Raises:
+        ReadError: if it cannot be read, or utterances have the same id.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.files = [path]
-        self._path = path
-        with path.open("rb") as file:
-            lines = file.read().split(b"\n")
-        self._lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        self.rows = [self._row(number, line) for number, line in self._lines]
+        self._lines = read_lines(path)
+        refuse_repeated((line.id for line in self._lines), f"{path}")
+        self.files = [path, *(file for line in self._lines for file in line.files)]
+        self.has_clips = any(line.clip is not None for line in self._lines)
+        self.rows = [InputRow(line.id, line.text, line.label) for line in self._lines]
 
     def utterance(self, number: int) -> Utterance:
         """See the base class."""
-        line, content = self._lines[number]
-        where = f"{self._path}, line {line}"
-        values = _parsed(content, where)
-        if unknown := sorted(values.keys() - set(_KEYS)):
-            raise DataError(
-                f"{where} has {', '.join(unknown)}; known are {', '.join(_KEYS)}. Correct or "
-                "remove it."
-            )
-        features = values.get("features", {})
-        if not isinstance(features, dict):
-            raise DataError(f"{where}: features is no object of names and arrays. Correct it.")
-        features = features | {name: values[name] for name in _MODALITIES if name in values}
-        arrays = {
-            name: self._array(value, where) if isinstance(value, str) else value
-            for name, value in features.items()
-            if value is not None
-        }
-        row = self.rows[number]
-        found = Utterance(row.id, row.text, features=arrays)
-        if values.get("clip") is None:
-            return found
-        clip = Utterance.from_media(
-            self._path.parent / values["clip"], start=values.get("start"), end=values.get("end")
-        ).clip
-        return replace(found, clip=clip)
-
-    def _array(self, name: str, where: str) -> Any:
-        path = self._path.parent / name
-        if not path.is_file():
-            raise DataError(f"{where}: there is no file {path}. Correct the path.")
-        return load_array(path, where)
-
-    def _row(self, number: int, line: bytes) -> InputRow:
-        try:
-            values = _parsed(line, "")
-        except DataError:
-            values = {}
-        words = {key: str(values[key]) for key in ("text", "label") if values.get(key) is not None}
-        return InputRow(str(values.get("id", f"line {number}")), **words)
+        return self._lines[number].utterance()
 
 
 class ClipsInput(Inputs):
@@ -164,10 +131,12 @@ class ClipsInput(Inputs):
         text: What is said in a single clip; taken from beside it where not given.
     """
 
+    has_clips = True
+
     def __init__(self, path: Path, text: str | None) -> None:
         super().__init__()
         clips = find_clips(path)
-        self.files = [clip.path for clip in clips]
+        self.files = [file for clip in clips for file in (clip.path, *transcripts(clip))]
         found = [(clip, part) for clip in clips for part in _parts(clip, text)]
         self.rows = [InputRow(part.id, part.text or "") for _, part in found]
         self._clips = [clip for clip, _ in found]
@@ -193,22 +162,13 @@ def _parts(clip: ClipFile, text: str | None) -> list[Part]:
         return [Part(clip.id)]
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}. Give one object a line.") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{where} is {type(values).__name__}, not an object with id and text.")
-    return values
-
-
 def open_inputs(place: str | None, text: str | None) -> Inputs:
     """What ``input`` and ``text`` stand for.
 
     Raises:
-        ConfigError: if there is neither, or no such file, or a text beside many utterances.
-        ReadError: if it is a table that cannot be read.
+        ConfigError: if there is neither, or no such file, or no utterance in it, or a text beside
+            many utterances.
+        ReadError: if it is a table, or lines of JSON, that cannot be read.
     """
     if place is None:
         if text is None:
@@ -220,11 +180,19 @@ def open_inputs(place: str | None, text: str | None) -> Inputs:
             f"input={place} does not exist: give a clip, a folder of clips, a table "
             "(utterances.csv or its folder), or a .jsonl file."
         )
+    inputs = _opened(path, text)
+    if not inputs.rows:
+        inputs.__exit__()
+        raise ConfigError(f"input={place} holds no utterance: give it one a row, or a line.")
+    return inputs
+
+
+def _opened(path: Path, text: str | None) -> Inputs:
     is_table = path.suffix.lower() == ".csv" or (path / "utterances.csv").is_file()
     if path.is_dir() or is_table or path.suffix.lower() in (".jsonl", ".ndjson"):
         if text is not None:
             raise ConfigError(
-                f"text={text!r} beside input={place}, which holds utterances with texts of their "
+                f"text={text!r} beside input={path}, which holds utterances with texts of their "
                 "own: leave text out, or give a single clip."
             )
         if is_table:

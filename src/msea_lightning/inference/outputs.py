@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.inference.inputs import InputRow
 from msea_lightning.plugin.answer import Answer
 from msea_lightning.runs.files import csv_text, write_atomically
@@ -28,6 +30,10 @@ COLUMNS = (
 """``low`` and ``high`` are the 80 % interval; ``error`` is why there is no prediction."""
 
 
+class OutputError(UserError):
+    """Answers that cannot be written."""
+
+
 def answer_values(answer: Answer) -> dict[str, Any]:
     """What is written of an answer, in numbers with all digits."""
     low, high = answer.interval or (None, None)
@@ -43,25 +49,58 @@ def answer_values(answer: Answer) -> dict[str, Any]:
 
 
 def rendered(rows: Sequence[InputRow], found: Sequence[Mapping[str, Any]], *, as_csv: bool) -> str:
-    """The output's text: a row or line for each utterance, in their order."""
+    r"""The output's text: a row or line for each utterance, in their order.
+
+    Half a character, as in the name of a file that is not UTF-8, is written as ``\udcff``.
+    """
     lines = [
         {"id": row.id, "text": row.text, "label": row.label, **values}
         for row, values in zip(rows, found, strict=True)
     ]
     if not as_csv:
         kept = (
-            {key: value for key, value in line.items() if value not in (None, "")} for line in lines
+            {key: value for key, value in line.items() if key == "id" or value not in (None, "")}
+            for line in lines
         )
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        return _encodable("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
     for line in lines:
         if line.get("distribution") is not None:
             line["distribution"] = json.dumps(line["distribution"], ensure_ascii=False)
-    return csv_text(COLUMNS, lines)
+    return _encodable(csv_text(COLUMNS, lines))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_output(path: Path, rows: Sequence[InputRow], found: Sequence[Mapping[str, Any]]) -> None:
     """Writes all answers at once, as the suffix of the file says."""
     write_atomically(path, rendered(rows, found, as_csv=path.suffix.lower() == ".csv"))
+
+
+def print_output(rows: Sequence[InputRow], found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints all answers as lines of JSON, in UTF-8 whatever the terminal's own encoding is.
+
+    Raises:
+        OutputError: if standard output is closed or full.
+    """
+    text = rendered(rows, found, as_csv=False)
+    buffer = getattr(sys.stdout, "buffer", None)  # notebooks have none
+    try:
+        if buffer is None:
+            sys.stdout.write(text)
+        else:
+            sys.stdout.flush()
+            buffer.write(text.encode("utf-8"))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail once more when Python ends.
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        raise OutputError(
+            f"The answers cannot be written to standard output ({error.strerror}): give a file, "
+            "output=answers.jsonl."
+        ) from error
 
 
 def output_path(name: str, *, overwrite: bool) -> Path:

@@ -6,7 +6,6 @@ import enum
 import hashlib
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from msea_lightning.data.utterance import DataError, Utterance
 from msea_lightning.features.contract import Frames
 from msea_lightning.features.engines import run_tasks
 from msea_lightning.features.extraction import check_facts
-from msea_lightning.inference.inputs import Inputs, open_inputs
-from msea_lightning.inference.outputs import output_path, rendered, write_output
+from msea_lightning.inference.inputs import InputRow, Inputs, open_inputs
+from msea_lightning.inference.outputs import output_path, print_output, write_output
 from msea_lightning.inference.tasks import (
     AnswerTask,
     ClipTask,
@@ -35,7 +34,7 @@ from msea_lightning.inference.tasks import (
     read_clip,
 )
 from msea_lightning.inference.work import Work
-from msea_lightning.plugin import Plugin
+from msea_lightning.plugin import Plugin, Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -56,41 +55,45 @@ def predict(config: PredictConfig) -> None:
         UserError: if nothing can be predicted at all.
     """
     target = output_path(config.output, overwrite=config.overwrite) if config.output else None
-    inputs = open_inputs(config.input, config.text)
-    plugin = Plugin.from_pretrained(config.plugin)
-    check_facts(plugin.facts.features, inputs.extractors)
-    with tempfile.TemporaryDirectory() as scratch:
+    with open_inputs(config.input, config.text) as inputs, tempfile.TemporaryDirectory() as scratch:
+        plugin = Plugin.from_pretrained(config.plugin)
+        check_facts(plugin.facts.features, inputs.extractors)
+        predictor = load_predictor(config.plugin, config.language_model)
+        if inputs.has_clips:
+            predictor.extraction()  # refuses what cannot be extracted before anything is done
         folder = Path(scratch) / "work"
         if target is not None:
             folder = target.with_name(f"{target.name}.partial")
-            if config.overwrite and folder.is_dir():
-                Work.discard(folder)
-        with Work(folder, _job(config, plugin, inputs)) as work:
+        with Work(folder, _job(config, plugin, inputs), anew=config.overwrite) as work:
+            if config.output:
+                # Another process may have finished since.
+                output_path(config.output, overwrite=config.overwrite)
             with _progress() as progress:
-                _read(config, inputs, work, progress)
-                _answer(config, inputs, work, progress)
+                _read(config, inputs, predictor, work, progress)
+                _answer(config, inputs, predictor, work, progress)
             found = [
                 work.done("answered").get(number) or work.done("read")[number]
                 for number in range(len(inputs.rows))
             ]
             if target is None:
-                sys.stdout.write(rendered(inputs.rows, found, as_csv=False))
+                print_output(inputs.rows, found)
             else:
                 write_output(target, inputs.rows, found)
                 work.remove()
     _report(inputs, found, target)
 
 
-def _read(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress) -> None:
+def _read(
+    config: PredictConfig, inputs: Inputs, predictor: Predictor, work: Work, progress: Progress
+) -> None:
     """Reads every utterance once: its number of frames, or why it cannot be predicted."""
     left = [number for number in range(len(inputs.rows)) if number not in work.done("read")]
     done = len(inputs.rows) - len(left)
     bar = progress.add_task("reading", total=len(inputs.rows), completed=done)
-    predictor = load_predictor(config.plugin, config.language_model)
     tasks: list[ClipTask] = []
     utterances: dict[int, Utterance] = {}
     for number in left:
-        with _noting_errors(work, number):
+        with _noting_errors(work, "read", number):
             utterance = inputs.utterance(number)
             if utterance.clip is not None:
                 utterances[number] = utterance
@@ -99,13 +102,11 @@ def _read(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress)
             predictor.check(utterance)
             work.note("read", {number: _frames(utterance)})
         progress.advance(bar)
-    if tasks:
-        predictor.extraction()  # refuses what cannot be extracted before any clip is read
     workers = config.workers or os.cpu_count() or 1
     for number, found in run_tasks(
         read_clip, tasks, engine=config.engine, workers=workers, lost=_lost_clip
     ):
-        with _noting_errors(work, number):
+        with _noting_errors(work, "read", number):
             if isinstance(found, str):
                 raise DataError(found)
             given = utterances[number]
@@ -116,7 +117,9 @@ def _read(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress)
         progress.advance(bar)
 
 
-def _answer(config: PredictConfig, inputs: Inputs, work: Work, progress: Progress) -> None:
+def _answer(
+    config: PredictConfig, inputs: Inputs, predictor: Predictor, work: Work, progress: Progress
+) -> None:
     """Answers all utterances that could be read."""
     frames = {
         number: values["frames"]
@@ -126,39 +129,58 @@ def _answer(config: PredictConfig, inputs: Inputs, work: Work, progress: Progres
     done = work.done("answered")
     bar = progress.add_task("predicting", total=len(frames), completed=len(done))
     decode = config.decode and config.decode.value
+    _say_what_is_cut(predictor, [inputs.rows[number] for number in frames])
     tasks = (
-        AnswerTask(
-            numbers,
-            [_utterance(inputs, work, number) for number in numbers],
-            config.plugin,
-            config.language_model,
-            decode,
-        )
-        for numbers in _batches(config, inputs, frames)
-        if numbers[0] not in done
+        AnswerTask(list(found), list(found.values()), config.plugin, config.language_model, decode)
+        for numbers in _batches(config, inputs, predictor, frames)
+        if (found := _found(inputs, predictor, work, [n for n in numbers if n not in done]))
     )
     # One process here: the language model has all cores.
     for numbers, answers in run_tasks(
         answer_batch, tasks, engine=config.engine, workers=1, lost=_lost_batch
     ):
         work.note("answered", dict(zip(numbers, answers, strict=True)))
-        progress.advance(bar, len(numbers))
+        progress.update(bar, completed=len(done))
 
 
 @contextmanager
-def _noting_errors(work: Work, number: int) -> Iterator[None]:
+def _noting_errors(work: Work, stage: str, number: int) -> Iterator[None]:
     """Writes down why a row cannot be predicted, and goes on."""
     try:
         yield
     except (UserError, OSError) as error:
-        work.note("read", {number: {"error": str(error)}})
+        work.note(stage, {number: {"error": str(error)}})
+
+
+def _say_what_is_cut(predictor: Predictor, rows: Sequence[InputRow]) -> None:
+    questions = predictor.questions([Utterance(row.id, row.text) for row in rows])
+    cut = [q for q in questions if len(q.tokens) > q.model.prompt.text_tokens]
+    if cut:
+        _log.warning(
+            "texts longer than the %d tokens that the plugin reads, the rest of which is left out: "
+            "%d of %d (%s)",
+            *(cut[0].model.prompt.text_tokens, len(cut), len(rows)),
+            shorten(q.utterance.id for q in cut),
+        )
+
+
+def _found(
+    inputs: Inputs, predictor: Predictor, work: Work, numbers: Sequence[int]
+) -> dict[int, Utterance]:
+    """The utterances of a batch, without those that can no longer be read."""
+    found = {}
+    for number in numbers:
+        with _noting_errors(work, "answered", number):
+            utterance = _utterance(inputs, work, number)
+            predictor.check(utterance)
+            found[number] = utterance
+    return found
 
 
 def _batches(
-    config: PredictConfig, inputs: Inputs, frames: Mapping[int, Any]
+    config: PredictConfig, inputs: Inputs, predictor: Predictor, frames: Mapping[int, Any]
 ) -> Iterator[list[int]]:
     """The batches, as numbers of rows; those of a split by themselves."""
-    predictor = load_predictor(config.plugin, config.language_model)
     splits: dict[str, list[int]] = {}
     for number in sorted(frames):
         splits.setdefault(inputs.rows[number].split, []).append(number)
@@ -185,9 +207,12 @@ def _lost_batch(task: AnswerTask) -> tuple[list[int], list[dict[str, Any]]]:
 
 def _utterance(inputs: Inputs, work: Work, number: int) -> Utterance:
     """The utterance of a row, with the features that were extracted for it."""
-    if not work.has_features(number):
-        return inputs.utterance(number)
     row = inputs.rows[number]
+    if not work.has_features(number):
+        utterance = inputs.utterance(number)
+        if utterance.clip is not None:
+            raise DataError(f"utterance {row.id!r}: the features of its clip are gone. Begin anew.")
+        return utterance
     return Utterance(row.id, row.text, features=work.features(number))
 
 
@@ -202,8 +227,7 @@ def _job(config: PredictConfig, plugin: Plugin, inputs: Inputs) -> dict[str, Any
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     listed = hashlib.sha256(repr(inputs.rows).encode())
     for file in inputs.files:
-        stat = file.stat()
-        listed.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+        listed.update(repr((str(file), _state(file))).encode())
     return {
         "plugin": digest.hexdigest(),
         "input": listed.hexdigest(),
@@ -214,6 +238,15 @@ def _job(config: PredictConfig, plugin: Plugin, inputs: Inputs) -> dict[str, Any
             for key, value in asdict(config.language_model).items()
         },
     }
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """Size and time of a file, which tell whether it has changed; None where it is not there."""
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _progress() -> Progress:
@@ -232,9 +265,9 @@ def _report(inputs: Inputs, found: Sequence[Mapping[str, Any]], target: Path | N
         if "error" in values
     ]
     if failed:
-        where = "on standard output" if target is None else str(target)
+        where = "on standard output" if target is None else f"in {target}"
         raise PredictionError(
-            f"{len(failed)} of {len(found)} utterances have no prediction. The others are in "
+            f"{len(failed)} of {len(found)} utterances have no prediction. The others are "
             f"{where}, beside the reasons: {shorten(failed)}"
         )
     if target is not None:

@@ -42,7 +42,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[list[int]]:
     """Token ids of many strings, each by itself, without special tokens."""
-    ids: list[list[int]] = tokenizer(list(strings), add_special_tokens=False)["input_ids"]
+    # Else transformers warns of texts beyond what the model reads, which are cut afterwards.
+    found = tokenizer(list(strings), add_special_tokens=False, verbose=False)
+    ids: list[list[int]] = found["input_ids"]
     return ids
 
 

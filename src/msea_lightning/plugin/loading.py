@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,14 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
     Raises:
         PluginError: if a file is missing, broken, or of another format, or cannot be fetched.
     """
+    if not str(place):
+        raise PluginError(
+            "The name of the plugin is empty: give the plugin/ folder of a finished run, or the "
+            "name of a plugin on the Hugging Face Hub."
+        )
     folder = Path(place).expanduser()
+    if folder.is_file():
+        raise PluginError(f"{place} is a file: give the folder that it is in, {folder.parent}.")
     if not folder.is_dir():
         folder = fetch(str(place), **download)
     for name in (FACTS, WEIGHTS):
@@ -54,6 +62,11 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
             raise PluginError(
                 f"{folder / FACTS} has format version {version}, this release reads {FORMAT}: "
                 "use the release of msea_lightning that wrote it, or train the plugin again."
+            )
+        if unknown := values.keys() - {item.name for item in fields(PluginFacts)}:
+            raise PluginError(
+                f"{folder / FACTS} says {', '.join(sorted(unknown))}, which this release does not "
+                "know: use the release of msea_lightning that wrote it."
             )
         facts = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PluginFacts), values))
         weights = load_file(folder / WEIGHTS)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from msea_lightning.data.files.errors import ReadError, is_huge, shorten, show_value
 from msea_lightning.data.options import LabelConfig, LabelKind
-from msea_lightning.data.utterance import Label
+from msea_lightning.data.utterance import Label, flaw_of_text
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.ASCII | re.I)
 
@@ -81,6 +81,8 @@ def words(value: Any, where: str) -> str:
             f"{where} has a text of type {type(text).__name__}, expected words. Check "
             "dataset.reader, or give the utterance its transcript."
         )
+    if flaw := flaw_of_text(text):
+        raise ReadError(f"{where} has a text that is {flaw}.")
     return text if text.strip() else ""
 
 

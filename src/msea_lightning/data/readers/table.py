@@ -29,8 +29,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,16 +170,19 @@ class TableLayout(Layout):
         return found
 
 
-class TableRows:
+class TableRows(AbstractContextManager["TableRows"]):
     """A table and the features beside it, read row by row: one that is broken stops no other.
 
-    Columns are id and text, and the others of :class:`TableLayout` where they are there.
+    Columns are id and text, and the others of :class:`TableLayout` where they are there. The
+    archive of features stays open until the end, because to open it takes time for each of its
+    keys.
 
     Args:
         path: ``utterances.csv``, or the folder that holds it.
 
     Attributes:
         rows: Lines of the table.
+        files: All files that are read.
         extractors: Facts of the extractors by feature, as ``features.json`` has them.
 
     Raises:
@@ -194,24 +197,25 @@ class TableRows:
         optional = ("split", "group", "speaker", *_LABELS)
         self.rows = read_rows(self.table, ("id", "text"), optional).rows
         ids = [row.values["id"] for row in self.rows]
-        doubles = [identity for identity, count in Counter(ids).items() if count > 1]
-        if doubles:
-            raise ReadError(
-                f"{self.table}: {len(doubles)} ids are in several rows: {shorten(doubles)}. Give "
-                "every utterance an id of its own."
-            )
+        refuse_repeated(ids, f"{self.table}")
         self.extractors = _extractors(self.table.parent)
         self._features = _Features(self.table.parent, ids)
+        facts = self.table.parent / _EXTRACTORS
+        self.files = [self.table, *[facts] * facts.is_file(), *self._features.files()]
+        self._stack = ExitStack()
+        self._archive = self._stack.enter_context(self._features.open())
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def utterance(self, index: int) -> Utterance:
         """The utterance in a row, with its features; ReadError if these cannot be read."""
         row = self.rows[index]
         where = f"{self.table}: utterance '{row.values['id']}' (line {row.line})"
-        with self._features.open() as archive:
-            found = {
-                name: self._features.fetch(name, index, archive, where)
-                for name in self._features.places
-            }
+        found = {
+            name: self._features.fetch(name, index, self._archive, where)
+            for name in self._features.places
+        }
         features = {
             name: frames(name, values, where)
             for name, values in found.items()
@@ -223,6 +227,16 @@ class TableRows:
             features=features,
             group=row.values["group"] or None,
             speaker=row.values["speaker"] or None,
+        )
+
+
+def refuse_repeated(ids: Iterable[str], where: str) -> None:
+    """Refuses a file in which utterances have the same id."""
+    doubles = [f"'{identity}'" for identity, count in Counter(ids).items() if count > 1]
+    if doubles:
+        raise ReadError(
+            f"{where}: several utterances are called {shorten(doubles)}. Give each an id of its "
+            "own."
         )
 
 
@@ -326,6 +340,17 @@ class _Features:
         if isinstance(key, Path):
             return Frames.whole(load_array(key / f"{called}.npy", where))
         return Frames.whole(read_member(archive, self._archive, f"{key}/{called}"))
+
+    def files(self) -> list[Path]:
+        """The archive, and the arrays of the rows."""
+        arrays = [
+            place.key / f"{called}.npy"
+            for place in self.places.values()
+            if isinstance(place.key, Path)
+            for identity in self._ids
+            if (called := place.names.get(identity)) is not None
+        ]
+        return [*[self._archive] * bool(self._keys), *arrays]
 
     def _in_archive(self) -> list[_Place]:
         by_id: dict[str, _Place] = {}
