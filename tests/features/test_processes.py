@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from msea_lightning.features.processes import on_processes
+from msea_lightning.features.processes import on_processes, usable_cores
 
 
 def work(task: str) -> str:
@@ -32,3 +32,11 @@ def test_an_error_ends_the_work() -> None:
 
 def test_one_worker_is_this_process() -> None:
     assert list(on_processes(id, tasks := ["a", "b"], 1, lost)) == list(map(id, tasks))
+
+
+def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1

@@ -14,6 +14,7 @@ import pytest
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import ExtractConfig, PredictConfig, TrainConfig
+from msea_lightning.features.extraction import Extraction
 from msea_lightning.features.run import extract_table
 from msea_lightning.inference.predict import PredictionError, predict
 from msea_lightning.plugin import PluginError
@@ -108,6 +109,23 @@ def test_broken_clips_stop_no_other(
     assert sorted(failed) == ["empty", "torn", "words"]
     assert all(name in failed[name] for name in failed)
     assert sum(row["prediction"] in ("low", "high") for row in found) == 17
+
+
+def test_a_clip_that_fails_in_an_unknown_way_stops_no_other(
+    tmp_path: Path, trained: tuple[RunFolder, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Extraction.extract
+
+    def fail(self: Extraction, path: Path, *part: float | None) -> Any:
+        if path.stem == "b":
+            raise ZeroDivisionError("a defect")
+        return whole(self, path, *part)
+
+    monkeypatch.setattr(Extraction, "extract", fail)
+    for name in "abc":
+        write_clip(tmp_path / "clips" / f"{name}.wav", sound=tone(0.2))
+    with pytest.raises(PredictionError, match=r"1 of 3 .*b\.wav cannot be extracted \(ZeroDiv"):
+        ask(trained[0].plugin, tmp_path / "clips", tmp_path / "answers.csv", "workers=1")
 
 
 def test_subtitles_make_an_utterance_of_every_cue(

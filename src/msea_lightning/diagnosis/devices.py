@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from msea_lightning.backbone.options import Accelerator
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import DatasetConfig
 from msea_lightning.diagnosis.packages import one_line
+from msea_lightning.features.processes import usable_cores
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -66,8 +66,7 @@ class Machine:
 def find_machine(accelerator: Accelerator) -> Machine:
     """Devices with their memory, and the one that ``trainer.accelerator`` chooses."""
     memory = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = f"{cores} cores, {platform.machine()}"
+    model = f"{usable_cores()} cores, {platform.machine()}"
     cpu = Device("cpu", model, int(memory.total), int(memory.available), "float32")
     devices, chosen, flaw, remedy = [cpu], "cpu", "", ""
     try:

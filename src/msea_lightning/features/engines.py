@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from msea_lightning.features.options import Engine
 from msea_lightning.features.packages import load_package
 from msea_lightning.features.processes import on_processes
@@ -35,6 +38,15 @@ def run_tasks(
         yield from on_processes(function, tasks, workers, lost)
     elif waiting := list(tasks):
         yield from _on_ray(function, waiting)
+
+
+def progress_bar() -> Progress:
+    """How far the work is, on standard error; silent where nobody is watching."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    # A bar in a file or a pipe is thousands of lines.
+    disable = not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=disable)
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msea_lightning.config.errors import ConfigError, first_line
+from msea_lightning.config.errors import ConfigError, UserError, first_line
 from msea_lightning.config.registry import Registry
 from msea_lightning.features import media
 from msea_lightning.features.contract import (
@@ -34,6 +36,8 @@ from msea_lightning.features.options import (
 
 _HASHES = "fingerprints"
 """Among the settings of facts, the hashes of local models."""
+
+_log = logging.getLogger(__name__)
 
 REGISTRIES: Mapping[str, Registry[Any]] = {"audio": AUDIO_EXTRACTORS, "vision": VISION_EXTRACTORS}
 """The extractors of each feature."""
@@ -177,6 +181,23 @@ class Extraction:
     def _extractors(self) -> dict[str, Extractor]:
         both: dict[str, Extractor | None] = {"audio": self.audio, "vision": self.vision}
         return {name: extractor for name, extractor in both.items() if extractor is not None}
+
+
+@contextmanager
+def clip_errors(path: Path | str) -> Iterator[None]:
+    """Makes whatever goes wrong with a clip its own reason: one must not end thousands of others.
+
+    Errors that say what is wrong pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        _log.debug("%s", path, exc_info=True)
+        raise MediaError(
+            f"{path} cannot be extracted ({type(error).__name__}: {error})."
+        ) from error
 
 
 def check_facts(expected: Facts, found: Facts) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import ExtractConfig
@@ -19,10 +15,11 @@ from msea_lightning.data.readers.checks import numbers_among
 from msea_lightning.data.splits.held_out import ValidationError, hold_out
 from msea_lightning.features.clips import Clip, Part, find_clips, utterances
 from msea_lightning.features.contract import FeatureError, MediaError
-from msea_lightning.features.engines import run_tasks
+from msea_lightning.features.engines import progress_bar, run_tasks
 from msea_lightning.features.extraction import Extraction
 from msea_lightning.features.labels import Labels, read_labels
 from msea_lightning.features.options import Engine
+from msea_lightning.features.processes import usable_cores
 from msea_lightning.features.table import CLIPS, TABLE, Record, TableFolder, reason_of
 from msea_lightning.features.work import (
     ClipTask,
@@ -72,7 +69,7 @@ def extract_table(config: ExtractConfig) -> None:
                 todo.append(task)
         if done:
             _log.info("%d of %d clips are done already", done, len(clips))
-        _work(todo, folder, config.engine, config.workers or _cores())
+        _work(todo, folder, config.engine, config.workers or usable_cores())
         files = [clip.file for clip in clips]
         found = {file: reason_of(folder.records[file]) for file in files}
         reasons = {file: reason for file, reason in found.items() if reason}
@@ -157,10 +154,8 @@ def _work(tasks: Sequence[ClipTask], folder: TableFolder, engine: Engine, worker
     def lost(task: ClipTask) -> Record:
         return failed(task, f"{task.path}: the process that decoded it died; it may lack memory.")
 
-    console = Console(stderr=True)
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        under_way = bar.add_task("", total=len(tasks))
+    with progress_bar() as bar:
+        under_way = bar.add_task("extracting", total=len(tasks))
         processes = max(1, min(workers, len(tasks)))
         for record in run_tasks(extract_clip, tasks, engine=engine, workers=processes, lost=lost):
             folder.add(record)
@@ -238,8 +233,3 @@ def _say_what_there_is(rows: Sequence[Part], output: Path) -> None:
             "to train on them: python -m msea_lightning.train dataset=table %s",
             shlex.quote(f"dataset.path={output}"),
         )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import secrets
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from msea_lightning.config.errors import UserError
 from msea_lightning.features import media
 from msea_lightning.features.contract import FeatureError, Frames, MediaError
 from msea_lightning.features.decoding import held_seconds
-from msea_lightning.features.extraction import Extraction, ExtractionOptions
+from msea_lightning.features.extraction import Extraction, ExtractionOptions, clip_errors
 from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
 
 _LOADED: dict[str, Extraction] = {}
@@ -38,8 +36,6 @@ _BAD_NAMES = {
     ),
 }
 """Errors of writing for which the id is to blame, and why."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,21 +95,17 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
     for part in task.parts:
         done: dict[str, Any] = {**asdict(part), "heard": None, "frames": {}, "reason": None}
         try:
-            if record["seconds"] is None:
-                record["seconds"] = held_seconds(path)
-            features = _extraction(task.extractors).extract(path, part.start, part.end)
-            if part.heard and task.recogniser and media.probe(path).sound:
-                blocks = media.audio_blocks(path, RATE, part.start, part.end)
-                done["heard"] = _recogniser(*task.recogniser)(blocks)
-            for name, frames in features.items():
-                write_array(Path(task.output) / name / f"{part.id}.npy", frames)
+            with clip_errors(path):
+                if record["seconds"] is None:
+                    record["seconds"] = held_seconds(path)
+                features = _extraction(task.extractors).extract(path, part.start, part.end)
+                if part.heard and task.recogniser and media.probe(path).sound:
+                    blocks = media.audio_blocks(path, RATE, part.start, part.end)
+                    done["heard"] = _recogniser(*task.recogniser)(blocks)
+                for name, frames in features.items():
+                    write_array(Path(task.output) / name / f"{part.id}.npy", frames)
         except MediaError as error:
             done["reason"] = str(error)
-        except UserError:
-            raise
-        except Exception as error:  # one clip in a thousand must not end the other ones
-            _log.debug("%s", path, exc_info=True)
-            done["reason"] = f"{path} cannot be extracted ({type(error).__name__}: {error})."
         else:
             done["frames"] = {name: len(frames) for name, frames in features.items()}
         record["parts"].append(done)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import PredictConfig
 from msea_lightning.data.files.errors import shorten
 from msea_lightning.data.utterance import DataError, Utterance
 from msea_lightning.features.contract import Frames
-from msea_lightning.features.engines import run_tasks
+from msea_lightning.features.engines import progress_bar, run_tasks
 from msea_lightning.features.extraction import check_facts
+from msea_lightning.features.processes import usable_cores
 from msea_lightning.inference.inputs import InputRow, Inputs, open_inputs
 from msea_lightning.inference.outputs import output_path, print_output, write_output
 from msea_lightning.inference.tasks import (
@@ -68,7 +67,7 @@ def predict(config: PredictConfig) -> None:
             if config.output:
                 # Another process may have finished since.
                 output_path(config.output, overwrite=config.overwrite)
-            with _progress() as progress:
+            with progress_bar() as progress:
                 _read(config, inputs, predictor, work, progress)
                 _answer(config, inputs, predictor, work, progress)
             found = [
@@ -102,7 +101,7 @@ def _read(
             predictor.check(utterance)
             work.note("read", {number: _frames(utterance)})
         progress.advance(bar)
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or usable_cores()
     for number, found in run_tasks(
         read_clip, tasks, engine=config.engine, workers=workers, lost=_lost_clip
     ):
@@ -247,14 +246,6 @@ def _state(file: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return stat.st_size, stat.st_mtime_ns
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    # A bar in a file or a pipe is thousands of lines.
-    disable = not console.is_terminal
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=disable)
 
 
 def _report(inputs: Inputs, found: Sequence[Mapping[str, Any]], target: Path | None) -> None:

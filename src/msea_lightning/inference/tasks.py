@@ -9,7 +9,7 @@ from typing import Any
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.utterance import Clip, Utterance
 from msea_lightning.features.contract import Frames
-from msea_lightning.features.extraction import Extraction
+from msea_lightning.features.extraction import Extraction, clip_errors
 from msea_lightning.inference.outputs import answer_values
 from msea_lightning.plugin import Plugin, Predictor
 from msea_lightning.plugin.options import RecordedBackboneConfig
@@ -51,9 +51,10 @@ class AnswerTask:
 
 def read_clip(task: ClipTask) -> tuple[int, dict[str, Frames] | str]:
     """The row, and the features of the clip by name, or why there are none."""
+    path, start, end = task.clip
     try:
-        path, start, end = task.clip
-        return task.number, _extraction(task.plugin).extract(path, start, end)
+        with clip_errors(path):
+            return task.number, _extraction(task.plugin).extract(path, start, end)
     except UserError as error:
         return task.number, str(error)
 
