@@ -27,6 +27,13 @@ SMALL = (
 settings.register_profile("msea_lightning", deadline=None)  # machines differ in speed
 settings.load_profile("msea_lightning")
 
+_LONGEST = ("tests/training/test_resuming.py", "tests/commands/test_commands.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest tests first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

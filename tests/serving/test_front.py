@@ -153,6 +153,11 @@ def test_emotions_have_no_mean(client: TestClient) -> None:
             "utterance 'u': audio.npy is not a NumPy array of numbers",
         ),
         (
+            {"plugin": "gate", "utterances": [{"id": "u", "audio": [[int("9" * 401)]]}]},
+            400,
+            "utterance 'u': audio",
+        ),
+        (
             {"plugin": "gate", "utterances": [{"id": "u", "vision": {"npz": "a"}}]},
             400,
             "utterance 'u': vision is no array. Give a list of lists of numbers, or {",

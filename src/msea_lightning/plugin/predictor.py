@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class _Attached:
     """A plugin in front of the language model."""
 
-    def __init__(self, plugin: Plugin, model: AdaptedLM) -> None:
+    def __init__(self, name: str, plugin: Plugin, model: AdaptedLM) -> None:
+        self.name = name
         self.plugin = plugin
         self.model = model
         self.facts = plugin.facts
@@ -130,7 +131,7 @@ class Predictor:
                     f"There is a plugin {name!r} already: add this one under another name "
                     "(name=...)."
                 )
-            self._attached = {**self._attached, name: _Attached(plugin, model)}
+            self._attached = {**self._attached, name: _Attached(name, plugin, model)}
         return name
 
     def remove(self, name: str) -> None:
@@ -177,24 +178,21 @@ class Predictor:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise PluginError(f"batch_size is {batch_size!r}: give a whole number of at least 1.")
         utterances = list(utterances)
-        names = self._names(plugin, len(utterances))
-        attached = {name: self._find(name) for name in dict.fromkeys(names)}
+        asked = self._asked(plugin, len(utterances))
         rule = _rule(decode)
         complete = [
-            self._with_features(utterance, attached[name])
-            for utterance, name in zip(utterances, names, strict=True)
+            self._with_features(utterance, attached)
+            for utterance, attached in zip(utterances, asked, strict=True)
         ]
-        for utterance, name in zip(complete, names, strict=True):
-            check(utterance, attached[name].model)
+        for utterance, attached in zip(complete, asked, strict=True):
+            check(utterance, attached.model)
         lengths = [
             {name: len(frames) for name, frames in utterance.features.items()}
             for utterance in complete
         ]
-        size = batch_size or max(
-            (found.facts.eval_batch_size for found in attached.values()), default=1
-        )
+        size = batch_size or max((attached.facts.eval_batch_size for attached in asked), default=1)
         answers: list[Answer | None] = [None] * len(utterances)
-        for batch in batches(self._questions(complete, names, lengths), size):
+        for batch in batches(self._questions(complete, asked, lengths), size):
             for question, answer in zip(*self._answer(batch, rule), strict=True):
                 answers[question.number] = answer
         return [answer for answer in answers if answer is not None]
@@ -250,9 +248,9 @@ class Predictor:
         self, utterances: Sequence[Utterance], *, plugin: str | Sequence[str] | None = None
     ) -> list[Question]:
         """Complete utterances, each with its plugin's model and the token ids of its text."""
-        names = self._names(plugin, len(utterances))
+        asked = self._asked(plugin, len(utterances))
         lengths = [{name: len(found) for name, found in u.features.items()} for u in utterances]
-        return self._questions(utterances, names, lengths)
+        return self._questions(utterances, asked, lengths)
 
     def check(self, utterance: Utterance, *, plugin: str | None = None) -> None:
         """Refuses an utterance that :meth:`predict` would refuse, its features at hand.
@@ -283,27 +281,26 @@ class Predictor:
             Positions of the utterances in each batch. To ask about those of a batch alone gives
             the same answers to the last digit.
         """
-        names = self._names(plugin, len(utterances))
-        size = batch_size or (self._find(names[0]).facts.eval_batch_size if names else 1)
-        questions = self._questions(utterances, names, lengths)
+        asked = self._asked(plugin, len(utterances))
+        size = batch_size or (asked[0].facts.eval_batch_size if asked else 1)
+        questions = self._questions(utterances, asked, lengths)
         return [[question.number for question in batch] for batch in batches(questions, size)]
 
     def _questions(
         self,
         utterances: Sequence[Utterance],
-        names: Sequence[str],
+        asked: Sequence[_Attached],
         lengths: Sequence[Mapping[str, int]],
     ) -> list[Question]:
         if not utterances:
             return []
-        models = {name: self._find(name).model for name in dict.fromkeys(names)}
         with self._lock:  # tokenizers are not safe to share
             ids = encode_all(self.backbone.tokenizer, [one.text for one in utterances])
         tokens = [np.array(row, dtype=np.int32) for row in ids]
-        rows = zip(names, utterances, tokens, lengths, strict=True)
+        rows = zip(asked, utterances, tokens, lengths, strict=True)
         return [
-            Question(number, models[name], name, utterance, row, frames)
-            for number, (name, utterance, row, frames) in enumerate(rows)
+            Question(number, attached.model, attached.name, utterance, row, frames)
+            for number, (attached, utterance, row, frames) in enumerate(rows)
         ]
 
     def _with_features(self, utterance: Utterance, attached: _Attached) -> Utterance:
@@ -350,6 +347,12 @@ class Predictor:
                 f"plugin has {len(names)} names for {count} utterances: give one, or one for each."
             )
         return names
+
+    def _asked(self, plugin: str | Sequence[str] | None, count: int) -> list[_Attached]:
+        """The plugin that each of so many utterances is for, as it is now."""
+        names = self._names(plugin, count)
+        found = {name: self._find(name) for name in dict.fromkeys(names)}
+        return [found[name] for name in names]
 
     def _find(self, name: str) -> _Attached:
         if name not in self._attached:
