@@ -27,12 +27,15 @@ def test_clips_are_what_is_called_or_decoded_as_such(
     write_clip(tmp_path / "b" / "deep" / "sound.wav", tone(0.1))
     write_clip(tmp_path / "sound.wav", tone(0.1)).rename(tmp_path / "a.recording")
     (tmp_path / "broken.mkv").write_bytes(b"")
-    for other in ("broken.srt", "notes.md", "picture.png", "words.txt", ".hidden.mp4"):
+    write_clip(tmp_path / "broadcast.ts", tone(0.5))
+    for other in ("broken.srt", "notes.md", "picture.png", "code.ts", "words.txt", ".hidden.mp4"):
         (tmp_path / other).write_text("words\n" * 99)
     found = find_clips(tmp_path)
-    assert [clip.file for clip in found] == ["a.recording", "b/deep/sound.wav", "broken.mkv"]
-    assert [clip.id for clip in found] == ["a", "b/deep/sound", "broken"]
-    assert "3 files (.md, .png, .txt)" in caplog.text  # the subtitles are those of a clip
+    files = ["a.recording", "b/deep/sound.wav", "broadcast.ts", "broken.mkv"]
+    assert [clip.file for clip in found] == files
+    assert [clip.id for clip in found] == ["a", "b/deep/sound", "broadcast", "broken"]
+    # The subtitles are those of a clip.
+    assert "4 files (.ts, .md, .png, .txt)" in caplog.text
     (single,) = find_clips(tmp_path / "a.recording")
     assert (single.path, single.id) == (tmp_path / "a.recording", "a")
 
@@ -40,12 +43,29 @@ def test_clips_are_what_is_called_or_decoded_as_such(
 def test_folders_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match=r"input=.*nothing: there is no such folder"):
         find_clips(tmp_path / "nothing")
+    with pytest.raises(FeatureError, match=r"holds no file\. Give the folder of the clips"):
+        find_clips(tmp_path)
     (tmp_path / "notes.md").write_text("words")
     with pytest.raises(FeatureError, match=r"holds 1 file \(\.md\), none with sound or video"):
         find_clips(tmp_path)
+    with pytest.raises(
+        FeatureError, match=r"notes\.md is no file with sound or video\. Give a clip"
+    ):
+        find_clips(tmp_path / "notes.md")
     for name in ("a.mp4", "a.wav"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(FeatureError, match=r"have the same id: a\.mp4 and a\.wav"):
+        find_clips(tmp_path)
+
+
+def test_ids_have_no_blanks_at_their_ends(tmp_path: Path) -> None:
+    (tmp_path / " a .wav").write_bytes(b"")
+    assert [(clip.file, clip.id) for clip in find_clips(tmp_path)] == [(" a .wav", "a")]
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(FeatureError, match=r"have the same id:  a \.wav and a\.wav"):
+        find_clips(tmp_path)
+    (tmp_path / "a.wav").rename(tmp_path / " .wav")
+    with pytest.raises(FeatureError, match=r"the clip ' \.wav' has no name"):
         find_clips(tmp_path)
 
 

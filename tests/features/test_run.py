@@ -26,6 +26,7 @@ from msea_lightning.features.contract import FeatureError, MediaError
 from msea_lightning.features.log_mel import LogMel
 from msea_lightning.features.media import audio_blocks
 from tests.features.clips import ramp, tone, write_clip
+from tests.features.test_openface import write as write_openface
 
 OPTIONS = ("features=sound", "audio.mels=16", "workers=1")
 
@@ -235,6 +236,82 @@ def test_words_are_recognised_where_nobody_wrote_them_down(
     assert texts["s0/c0"] == "8000 small en"
     extract(*words, "transcribe=large")
     assert rows_of(tmp_path / "out")[2]["text"] == "8000 large None"
+
+
+def test_labels_of_spreadsheets_are_intensities_as_in_training(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text("file;label\nc0;1,5\nc1;-2\nc2;0,5\nc3;1\nc4;nan\n")
+    extract(*words, f"labels={tmp_path / 'labels.csv'}")
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    assert [rows[name]["label"] for name in sorted(rows)] == ["1.5", "0.5", "", "-2", "1"]
+    assert rows["s0/c4"]["split"] == "test"
+    (tmp_path / "labels.csv").write_text("file,label\nc0,1\nc1,nan\n")
+    with pytest.raises(FeatureError, match="a single utterance has a label"):
+        extract(*words, f"labels={tmp_path / 'labels.csv'}")
+
+
+def test_two_utterances_of_one_id_are_refused(words: list[str], clips: Path) -> None:
+    write_clip(clips / "film#1.wav", tone(0.2))
+    with pytest.raises(FeatureError, match=r"of film#1\.wav and one of film\.mp4 .*'film#1'"):
+        extract(*words)
+
+
+def test_ids_that_cannot_be_files_stop_no_other_clip(
+    words: list[str], clips: Path, tmp_path: Path
+) -> None:
+    write_clip(clips / "X.npy" / "z.wav", tone(0.2))
+    write_clip(clips / "X.wav", tone(0.2))
+    write_clip(clips / f"{'y' * 251}.wav", tone(1))
+    (clips / f"{'y' * 251}.srt").write_text(SRT)
+    with pytest.raises(MediaError, match="something is wrong with 2 of 9 clips"):
+        extract(*words)
+    reasons = {row["file"]: row["reason"] for row in rows_of(tmp_path / "out", "clips.csv")}
+    assert "the features of another id are a file where those of this" in reasons["X.wav"]
+    assert "the id is too long for the name of a file" in reasons[f"{'y' * 251}.wav"]
+    assert len(rows_of(tmp_path / "out")) == 8
+
+
+def test_features_of_openface_that_changed_are_read_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clip = write_clip(tmp_path / "clips" / "clip.wav", tone(1))
+    words = [f"input={clip.parent}", f"output={tmp_path / 'out'}", "audio=none", "vision=openface"]
+
+    def seen() -> float:
+        config = compose("extract", ExtractConfig, [*words, "workers=1"])
+        run.extract_table(config)
+        return float(np.load(tmp_path / "out" / "vision" / "clip.npy")[0, 0])
+
+    write_openface(clip, [0.0, 0.1])
+    first = seen()
+    assert seen() == first
+    assert "1 of 1 clips are done already" in caplog.text
+    table = clip.with_suffix(".csv")
+    table.write_text(table.read_text().replace("0.674", "0.5"))
+    assert seen() == pytest.approx(0.5)
+
+
+def test_another_folder_of_clips_is_refused_and_a_moved_one_is_not(
+    words: list[str], clips: Path, tmp_path: Path
+) -> None:
+    extract(*words)
+    before = files_of(tmp_path / "out")
+    write_clip(tmp_path / "b" / "film.mp4", tone(0.3))
+    with pytest.raises(FeatureError, match=rf"clips in {clips}, and input=.*b is another folder"):
+        extract(f"input={tmp_path / 'b'}", words[1])
+    assert files_of(tmp_path / "out") == before
+    clips.rename(tmp_path / "moved")
+    extract(f"input={tmp_path / 'moved'}", words[1])
+    after = files_of(tmp_path / "out")
+    assert {name for name in before if before[name] != after[name]} == {".input"}
+
+
+def test_an_output_that_cannot_be_written_is_refused(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FeatureError, match=r"output=.*x cannot be written \(Not a directory\)"):
+        extract(words[0], f"output={tmp_path / 'file' / 'x'}")
 
 
 def test_an_output_of_something_else_is_refused(

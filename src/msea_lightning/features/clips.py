@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import mimetypes
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,20 @@ from msea_lightning.features import media
 from msea_lightning.features.contract import FeatureError, MediaError
 from msea_lightning.features.subtitles import SUFFIXES, Cue, read_subtitles, words_between
 
-_MEDIA = ("audio", "video")
-_MORE = (".mkv", ".webm", ".flac", ".opus", ".m4a", ".mts", ".m2ts", ".wma", ".wmv", ".flv")
-"""Suffixes of sound and video that systems do not know everywhere."""
+_MEDIA = re.compile(
+    r"\.(3g[2p]|aac|ac3|aiff?|amr|asf|au|avi|caf|f4v|flac|flv|m2ts|m4[abv]|mk[av]|mov|mp[234]|mpe?g"
+    r"|mts|mxf|og[agv]|opus|spx|w64|wav|webm|wm[av])"
+)
+"""Suffixes of sound and video alone."""
 
-_NEVER = ("text", "image")
-"""Kinds of files that FFmpeg would decode, but that are no clips."""
+_OTHER = re.compile(
+    r"\.(avif|bmp|gif|hei[cf]|ico|jpe?g|png|psd|svg|tiff?|webp"
+    r"|ass|css|csv|docx?|html?|ini|js|jsonl?|log|md|pdf|pptx?|py|rst|rtf|srt|ssa|tex|toml|tsv|txt"
+    r"|vtt|xlsx?|xml|ya?ml"
+    r"|7z|bin|bz2|ckpt|db|gz|h5|hdf5|mat|np[yz]|parquet|pickle|pkl|pth?|rar|safetensors|tar|tgz|xz"
+    r"|zip)"
+)
+"""Suffixes of pictures, text and data, some of which FFmpeg would decode."""
 
 _TRANSCRIPTS = (*SUFFIXES, ".txt")
 """Suffixes of what lies beside a clip; see :class:`Transcript`."""
@@ -35,7 +43,7 @@ class Clip:
     Attributes:
         path: Where it is.
         file: Its path in the folder of all clips.
-        id: The same without its suffix, in NFC.
+        id: The same without its suffix, in NFC and without blanks at its ends.
     """
 
     path: Path
@@ -65,11 +73,11 @@ class Part:
 def find_clips(folder: Path) -> list[Clip]:
     """All clips in a folder and below, sorted by name; a single file is a folder of one.
 
-    Files called as sound or video are clips, whether they can be decoded or not; others where they
-    can. Hidden files are none.
+    Files called as sound or video are clips, whether they can be decoded or not; those called as
+    pictures, text or data are none; others are where they can be decoded. Hidden files are none.
 
     Raises:
-        FeatureError: where there is no clip, or two would have the same id.
+        FeatureError: where there is no clip, one has no name, or two would have the same id.
     """
     if not folder.exists():
         raise FeatureError(f"input={folder}: there is no such folder.")
@@ -100,15 +108,19 @@ def find_clips(folder: Path) -> list[Clip]:
     clips = []
     for path in found:
         file = path.relative_to(root).as_posix()
-        clips.append(Clip(path, file, unicodedata.normalize("NFC", file.removesuffix(path.suffix))))
+        if not path.stem.strip():
+            raise FeatureError(f"input={folder}: the clip '{file}' has no name. Rename it.")
+        # Whoever reads the table takes blanks off.
+        identity = unicodedata.normalize("NFC", file.removesuffix(path.suffix)).strip()
+        clips.append(Clip(path, file, identity))
     by_id: dict[str, list[str]] = {}
     for clip in clips:
         by_id.setdefault(clip.id, []).append(clip.file)
     doubles = [" and ".join(names) for names in by_id.values() if len(names) > 1]
     if doubles:
         raise FeatureError(
-            f"input={folder}: clips that differ in their suffix alone would have the same id: "
-            f"{shorten(doubles)}. Rename them, or move one of each elsewhere."
+            f"input={folder}: clips that differ in their suffix or in blanks alone would have the "
+            f"same id: {shorten(doubles)}. Rename them, or move one of each elsewhere."
         )
     return clips
 
@@ -122,7 +134,7 @@ def _files(paths: Sequence[Path]) -> str:
 def transcripts(clip: Clip) -> list[Path]:
     """The files beside a clip that say what is said in it."""
     beside = [clip.path.with_suffix(suffix) for suffix in _TRANSCRIPTS]
-    return [file for file in beside if file.is_file()]
+    return [file for file in beside if _is_there(file)]
 
 
 class Transcript:
@@ -198,16 +210,22 @@ def _completed(row: Part, clip: Clip, beside: Transcript) -> Part:
 
 def _is_clip(path: Path) -> bool:
     suffix = path.suffix.lower()
-    kind = (mimetypes.guess_type(f"a{suffix}")[0] or "").partition("/")[0]
-    if kind in _MEDIA or suffix in _MORE:
+    if _MEDIA.fullmatch(suffix):
         return True
-    if kind in _NEVER or suffix in SUFFIXES:
+    if _OTHER.fullmatch(suffix):
         return False
     try:
         media.probe(path)
     except MediaError:
         return False
     return True
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 def _read_text(file: Path) -> str:

@@ -104,11 +104,15 @@ class VisionExtractor(Extractor):
 
     fps: float
 
+    def beside(self, path: Path) -> Path | None:
+        """The file beside a clip that :meth:`read` reads; None where it reads none."""
+        return None
+
     def read(self, path: Path, start: float | None, end: float | None) -> Frames | None:
         """(L, d) frames that lie beside a clip; None where its pictures have to be extracted.
 
-        An extractor that reads what another program wrote overrides this. It raises MediaError
-        where there is nothing to read.
+        An extractor that reads what another program wrote overrides this and :meth:`beside`. It
+        raises MediaError where there is nothing to read.
         """
         return None
 

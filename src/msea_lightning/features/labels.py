@@ -11,7 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from msea_lightning.data.files.errors import shorten
 from msea_lightning.data.files.rows import Row, read_rows
-from msea_lightning.data.readers.checks import to_number
+from msea_lightning.data.readers.checks import (
+    decimal_point,
+    given_labels,
+    numbers_among,
+    to_number,
+)
 from msea_lightning.data.readers.reading import SPLIT_NAMES
 from msea_lightning.features.clips import Clip, Part
 from msea_lightning.features.contract import FeatureError
@@ -20,6 +25,11 @@ KEPT = ("label", "label_t", "label_a", "label_v", "split", "group", "speaker")
 """Columns that reach the table as they are."""
 
 _OPTIONAL = ("id", "file", "text", "start", "end", *KEPT)
+
+_LABELS = tuple(name for name in KEPT if name.startswith("label"))
+
+_LIKE_FILE = ("filename", "file_name", "path", "name", "clip", "video", "audio", "wav")
+"""What columns are called elsewhere that name the clip."""
 
 _CUE = re.compile(r"(.+)#\d+")
 
@@ -51,14 +61,16 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
         FeatureError: naming the line and what is wrong with it, or where no row names a clip.
         ReadError: where the file is no table.
     """
-    rows, separator, ignored = read_rows(path, (), _OPTIONAL)
+    rows, separator, ignored, header = read_rows(path, (), _OPTIONAL)
+    _check_columns(path, header)
     if ignored:
         _log.warning(
             "columns of %s that are not read: %s. Those that are: %s",
             *(path, shorten(ignored), ", ".join(_OPTIONAL)),
         )
     find = _Finder(clips)
-    named: dict[str, list[Row]] = {}
+    matched: list[Row] = []
+    meant: list[str] = []
     lost = []
     for row in rows:
         called = row.values["file"] or row.values["id"]
@@ -67,19 +79,26 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
                 f"{path}, line {row.line}: there is neither an id nor a file. Name the clip in the "
                 "column id or file."
             )
-        clip = find(called)
-        if clip is None:
-            lost.append(called)
+        found = find(called)
+        if len(found) == 1:
+            matched.append(row)
+            meant.append(found[0].id)
+        elif found:
+            either = " or ".join(clip.file for clip in found)
+            lost.append(f"{called} (which may be {either}: write the folder too)")
         else:
-            named.setdefault(clip.id, []).append(row)
-    if not named:
+            lost.append(called)
+    if not matched:
         raise FeatureError(
-            f"none of the {len(rows)} rows of {path} names a clip: {shorten(lost, 3)}. Clips are "
+            f"none of the {len(rows)} rows of {path} names one clip: {shorten(lost, 3)}. Clips are "
             f"called {shorten((clip.file for clip in clips), 3)}; write that in the column file, "
             "with or without suffix."
         )
     if lost:
-        _log.warning("%d rows of %s name no clip: %s", len(lost), path, shorten(lost))
+        _log.warning("%d rows of %s do not name one clip: %s", len(lost), path, shorten(lost))
+    named: dict[str, list[Row]] = {}
+    for clip_id, row in zip(meant, _with_labels(path, matched, separator), strict=True):
+        named.setdefault(clip_id, []).append(row)
     without = [clip.file for clip in clips if clip.id not in named]
     if without:
         _log.warning(
@@ -87,13 +106,13 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
         )
     parts = {
         clip: [
-            _part(path, row, clip, number if len(found) > 1 else None, separator)
-            for number, row in enumerate(found, start=1)
+            _part(path, row, clip, number if len(its) > 1 else None, separator)
+            for number, row in enumerate(its, start=1)
         ]
-        for clip, found in named.items()
+        for clip, its in named.items()
     }
-    _check(path, parts, [row for found in named.values() for row in found])
-    every = [part.columns for found in parts.values() for part in found]
+    _check(path, parts, matched)
+    every = [part.columns for its in parts.values() for part in its]
     return Labels(
         parts,
         split=any(columns["split"] for columns in every),
@@ -101,25 +120,65 @@ def read_labels(path: Path, clips: Sequence[Clip]) -> Labels:
 
 
 class _Finder:
-    """The clip that a row means."""
+    """The clips that a row may mean."""
 
     def __init__(self, clips: Sequence[Clip]) -> None:
-        self._exact = {clip.file: clip for clip in clips} | {clip.id: clip for clip in clips}
-        names: dict[str, list[Clip]] = {}
+        self._exact: dict[str, list[Clip]] = {}
+        self._names: dict[str, list[Clip]] = {}
         for clip in clips:
-            path = PurePosixPath(clip.file)
-            for name in {path.name, path.stem}:
-                names.setdefault(name, []).append(clip)
-        self._names = {name: found[0] for name, found in names.items() if len(found) == 1}
+            path = PurePosixPath(_composed(clip.file))
+            self._exact.update({path.as_posix(): [clip], clip.id: [clip]})
+            for name in {path.name, path.stem.strip()}:
+                self._names.setdefault(name, []).append(clip)
 
-    def __call__(self, called: str) -> Clip | None:
-        name = unicodedata.normalize("NFC", called).replace("\\", "/").removeprefix("./")
+    def __call__(self, called: str) -> list[Clip]:
+        name = _composed(called).replace("\\", "/").removeprefix("./")
         cue = _CUE.fullmatch(name)
         for candidate in (name, cue[1] if cue else name):
             found = self._exact.get(candidate) or self._names.get(candidate)
-            if found is not None:
+            if found:
                 return found
-        return None
+        return []
+
+
+def _composed(name: str) -> str:
+    """A name as rows and clips have it: in NFC, without blanks at its ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _check_columns(path: Path, header: Sequence[str]) -> None:
+    """Refuses a table in which no column names the clips."""
+    found = [name.lower() for name in header]
+    if "file" in found or "id" in found:
+        return
+    likely = next((name for name in header if name.lower() in _LIKE_FILE), None)
+    advice = f"Call '{likely}' file" if likely else "Name the clip of each row in a column file"
+    raise FeatureError(
+        f"{path} has no column file and no column id, only {shorten(header)}. {advice}."
+    )
+
+
+def _with_labels(path: Path, rows: Sequence[Row], separator: str) -> list[Row]:
+    """The rows with labels as a table separated by commas has them, empty where they are missing.
+
+    Numbers have a point where all labels of their column are numbers.
+    """
+    values = [dict(row.values) for row in rows]
+    for name in _LABELS:
+        texts = [row.values[name] for row in rows]
+        found = given_labels(texts)
+        if len(numbers_among(found, separator)) == len(found):
+            found = {index: decimal_point(text, separator) for index, text in found.items()}
+        without = [index for index, text in enumerate(texts) if text and index not in found]
+        if without:
+            _log.warning(
+                "%d rows of %s have no %s: %s",
+                *(len(without), path, name),
+                shorten(f"line {rows[index].line} '{texts[index]}'" for index in without),
+            )
+        for index, row in enumerate(values):
+            row[name] = found.get(index, "")
+    return [row._replace(values=changed) for row, changed in zip(rows, values, strict=True)]
 
 
 def _part(path: Path, row: Row, clip: str, number: int | None, separator: str) -> Part:
@@ -127,12 +186,11 @@ def _part(path: Path, row: Row, clip: str, number: int | None, separator: str) -
     values = row.values
     times = []
     for name in ("start", "end"):
-        text = values[name] if separator == "," else values[name].replace(",", ".")
-        time = to_number(text) if text else None
+        text = values[name]
+        time = to_number(decimal_point(text, separator)) if text else None
         if text and (time is None or not 0 <= time < float("inf")):
             raise FeatureError(
-                f"{path}, line {row.line}: {name} is '{values[name]}', expected seconds such as "
-                "2.5."
+                f"{path}, line {row.line}: {name} is '{text}', expected seconds such as 2.5."
             )
         times.append(time)
     start, end = times

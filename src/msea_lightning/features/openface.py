@@ -94,6 +94,10 @@ class OpenFace(VisionExtractor):
             "itself. Choose vision=face to extract features from pictures."
         )
 
+    def beside(self, path: Path) -> Path:
+        """``clip.csv`` beside ``clip.mp4``."""
+        return path.with_suffix(".csv")
+
     def read(self, path: Path, start: float | None = None, end: float | None = None) -> Frames:
         """(L, d) frames of a clip, or of its part from ``start`` to ``end`` (seconds).
 
@@ -101,7 +105,7 @@ class OpenFace(VisionExtractor):
             MediaError: where the CSV file is missing, or is none that OpenFace wrote with these
                 columns.
         """
-        file = path.with_suffix(".csv")
+        file = self.beside(path)
         if not file.is_file():
             raise MediaError(
                 f"{path}: there is no {file.name} beside it. Run OpenFace's FeatureExtraction on "

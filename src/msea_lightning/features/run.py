@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import ExtractConfig
-from msea_lightning.data.readers.checks import to_number
+from msea_lightning.data.readers.checks import numbers_among
 from msea_lightning.data.splits.held_out import ValidationError, hold_out
 from msea_lightning.features.clips import Clip, Part, find_clips, utterances
 from msea_lightning.features.contract import FeatureError, MediaError
@@ -52,14 +52,15 @@ def extract_table(config: ExtractConfig) -> None:
     facts = extraction.facts()
     if not facts:
         raise ConfigError("audio=none and vision=none: there is nothing to extract.")
-    clips = find_clips(source)
+    clips = every = find_clips(source)
     labels = None
     if config.labels is not None:
         labels = read_labels(Path(config.labels).expanduser(), clips)
         clips = [clip for clip in clips if clip.id in labels.rows]
     parts, unplanned = _plan(clips, labels)
+    _check_ids(parts)
     folder = TableFolder(output)
-    with folder.opened(facts):
+    with folder.opened(facts, source, {clip.file: clip.path for clip in every}):
         todo, done = [], 0
         for clip in clips:
             task = _task(clip, parts.get(clip.file, ()), output, extraction, config)
@@ -103,12 +104,27 @@ def _plan(
     return parts, reasons
 
 
+def _check_ids(parts: Mapping[str, Sequence[Part]]) -> None:
+    """Refuses two utterances with one id, whose features would be one file."""
+    owner: dict[str, str] = {}
+    for file, planned in parts.items():
+        for part in planned:
+            other = owner.setdefault(part.id, file)
+            if other != file:
+                raise FeatureError(
+                    f"an utterance of {other} and one of {file} have the same id, '{part.id}'. "
+                    "Rename one of these clips."
+                )
+
+
 def _task(
     clip: Clip, parts: Sequence[Part], output: Path, extraction: Extraction, config: ExtractConfig
 ) -> ClipTask:
     recognises = config.transcribe is not None
+    beside = extraction.vision.beside(clip.path) if extraction.vision else None
     return ClipTask(
         path=str(clip.path),
+        beside=str(beside) if beside else None,
         file=clip.file,
         parts=tuple(
             PartTask(part.id, part.start, part.end, heard=recognises and part.text is None)
@@ -125,7 +141,8 @@ def _is_done(task: ClipTask, folder: TableFolder) -> bool:
     record = folder.records.get(task.file)
     if record is None or reason_of(record) or not folder.has_features(record):
         return False
-    if stamp(Path(task.path)) != {key: record[key] for key in ("size", "modified")}:
+    now = stamp(task)
+    if now != {key: record.get(key) for key in now}:
         return False
     wanted = [(part.id, part.start, part.end) for part in task.parts]
     found = [(part["id"], part["start"], part["end"]) for part in record["parts"]]
@@ -173,15 +190,18 @@ def _with_splits(
         return [_in_split(part, "test") for part in rows]
     labelled = [index for index, part in enumerate(rows) if part.columns["label"]]
     texts = [rows[index].columns["label"] for index in labelled]
-    numbers = [to_number(text) for text in texts]
-    values = texts if None in numbers else numbers
+    numbers = list(numbers_among(dict(enumerate(texts)), ",").values())
+    values = numbers if len(numbers) == len(texts) else texts
     groups = [rows[index].columns["group"] or None for index in labelled]
     try:
         held = hold_out(values, groups, fraction=fraction, seed=seed)
     except ValidationError as error:
+        reason, remedy = "all labelled utterances belong to one group", "more groups"
+        if len(labelled) == 1:
+            reason, remedy = "a single utterance has a label", "label more of them"
         raise FeatureError(
-            "no test part can be held out, because all labelled utterances belong to one group. "
-            "Give the labels a column split, or more groups."
+            f"no test part can be held out, because {reason}. Give the labels a column split, or "
+            f"{remedy}."
         ) from error
     train = {labelled[index] for index in range(len(labelled))} - {labelled[i] for i in held}
     _log.info(

@@ -7,6 +7,7 @@
     features.json          the extractors, see :class:`~.contract.ExtractorFacts`
     clips.csv              one row a clip, with the reason where something of it is missing
     .clips.jsonl           the record of each clip that was worked on, for the next time
+    .input                 the folder of the clips
 
 Feature files are written by :func:`~.work.extract_clip`, everything else here.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from msea_lightning.data.files.errors import shorten
 from msea_lightning.features.clips import Part
 from msea_lightning.features.contract import ExtractorFacts, FeatureError
 from msea_lightning.features.extraction import check_facts, to_json
@@ -32,6 +34,7 @@ CLIPS = "clips.csv"
 FACTS = "features.json"
 
 _RECORDS = ".clips.jsonl"
+_INPUT = ".input"
 _LOCK = ".lock"
 _COLUMNS = ("id", "split", "text", "label", "label_T", "label_A", "label_V", "group", "speaker")
 
@@ -54,29 +57,39 @@ class TableFolder:
         self._written: set[str] = set()
 
     @contextmanager
-    def opened(self, facts: Mapping[str, ExtractorFacts]) -> Iterator[None]:
+    def opened(
+        self, facts: Mapping[str, ExtractorFacts], source: Path, clips: Mapping[str, Path]
+    ) -> Iterator[None]:
         """Holds the folder; makes it where it is not there.
 
+        Args:
+            facts: The extractors.
+            source: The folder of the clips.
+            clips: All clips in it, by their files.
+
         Raises:
-            FeatureError: where it holds something else, features of other extractors, or another
-                process works in it.
+            FeatureError: where it cannot be written, or holds something else, features of other
+                extractors or of the clips in another folder, or another process works in it.
         """
-        self._check_folder()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK)
+        with self._writing():
+            self._check_folder()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / _LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise FeatureError(
+                    f"output={self.folder}: another process is writing into it. Wait for it, or "
+                    "give another folder."
+                ) from error
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FeatureError(
-                f"output={self.folder}: another process is writing into it. Wait for it, or give "
-                "another folder."
-            ) from error
-        try:
-            self._check_facts(facts)
-            for left in self.folder.rglob(".*.partial"):  # of a killed process
-                left.unlink()
-            self.records = {record["file"]: record for record in self._read_records()}
-            self._written = self._feature_files()
+            with self._writing():
+                self._check_facts(facts)
+                for left in self.folder.rglob(".*.partial"):  # of a killed process
+                    left.unlink()
+                self.records = {record["file"]: record for record in self._read_records()}
+                self._written = self._feature_files()
+                self._check_input(source, clips)
             yield
         finally:
             lock.release()
@@ -84,7 +97,7 @@ class TableFolder:
     def add(self, record: Record) -> None:
         """Notes a clip that has been worked on."""
         self.records[record["file"]] = record
-        with (self.folder / _RECORDS).open("a", encoding="utf-8") as file:
+        with self._writing(), (self.folder / _RECORDS).open("a", encoding="utf-8") as file:
             file.write(_line(record))
 
     def has_features(self, record: Record) -> bool:
@@ -99,9 +112,6 @@ class TableFolder:
             utterances: The rows of the table.
         """
         self.records = {file: self.records[file] for file in clips}
-        write_atomically(self.folder / _RECORDS, "".join(map(_line, self.records.values())))
-        for name in self._written - self._feature_files():
-            (self.folder / name).unlink(missing_ok=True)
         single = [name for name in _COLUMNS if name.startswith("label_")]
         used = [
             name for name in single if any(part.columns.get(name.lower()) for part in utterances)
@@ -126,8 +136,22 @@ class TableFolder:
             }
             for file, record in self.records.items()
         ]
-        write_csv(self.folder / CLIPS, ("file", "seconds", "utterances", "reason"), known)
-        write_csv(self.folder / TABLE, (*columns, "start", "end"), rows)
+        with self._writing():
+            write_atomically(self.folder / _RECORDS, "".join(map(_line, self.records.values())))
+            for name in self._written - self._feature_files():
+                (self.folder / name).unlink(missing_ok=True)
+            write_csv(self.folder / CLIPS, ("file", "seconds", "utterances", "reason"), known)
+            write_csv(self.folder / TABLE, (*columns, "start", "end"), rows)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FeatureError(
+                f"output={self.folder} cannot be written ({error.strerror}). Make room, check its "
+                "permissions, or give another folder."
+            ) from error
 
     def _check_folder(self) -> None:
         if self.folder.is_file():
@@ -138,6 +162,27 @@ class TableFolder:
                 f"output={self.folder} holds files that are not of an extraction. Give a new "
                 "folder."
             )
+
+    def _check_input(self, source: Path, clips: Mapping[str, Path]) -> None:
+        """Refuses another folder of clips: what is here of the first one would be removed.
+
+        The same clips may have moved.
+        """
+        file, now = self.folder / _INPUT, str(source.resolve())
+        before = file.read_text(encoding="utf-8") if file.is_file() else now
+        if before != now:
+            gone = [
+                name
+                for name, record in self.records.items()
+                if name not in clips or clips[name].stat().st_size != record["size"]
+            ]
+            if gone:
+                raise FeatureError(
+                    f"output={self.folder} holds the features of the clips in {before}, and "
+                    f"input={source} is another folder: it lacks {len(gone)} of these clips, or "
+                    f"has others of the same name: {shorten(gone, 3)}. Give another output."
+                )
+        write_atomically(file, now)
 
     def _check_facts(self, facts: Mapping[str, ExtractorFacts]) -> None:
         file = self.folder / FACTS

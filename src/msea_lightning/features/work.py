@@ -6,6 +6,7 @@ in any process that sees the same files.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import secrets
@@ -27,6 +28,17 @@ from msea_lightning.features.speech_recognition import RATE, SpeechRecognizer
 _LOADED: dict[str, Extraction] = {}
 """The extractors that this process has loaded."""
 
+_BAD_NAMES = {
+    errno.ENAMETOOLONG: "the id is too long for the name of a file",
+    errno.EINVAL: "the id cannot be the name of a file here",
+    errno.EILSEQ: "the id cannot be the name of a file here",
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+        "the features of another id are a file where those of this one need a folder",
+    ),
+}
+"""Errors of writing for which the id is to blame, and why."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +58,7 @@ class ClipTask:
 
     Attributes:
         path: The clip.
+        beside: A file beside it that an extractor reads; None where there is none.
         file: Its path in the folder of all clips, which names it in the record.
         parts: Its utterances.
         output: Folder of the table.
@@ -54,6 +67,7 @@ class ClipTask:
     """
 
     path: str
+    beside: str | None
     file: str
     parts: tuple[PartTask, ...]
     output: str
@@ -65,10 +79,10 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
     """Writes the features of a clip's utterances, ``<feature>/<id>.npy`` each.
 
     Returns:
-        The record of the clip, in JSON's types: ``file``, ``size`` and ``modified`` of the clip,
-        its ``seconds``, the ``recogniser``, a ``reason`` where nothing could be done with it, and
-        ``parts``: of each utterance its ``id``, ``start``, ``end``, ``heard`` (recognised words or
-        None), number of ``frames`` by feature, and ``reason`` (None where nothing is wrong).
+        The record of the clip, in JSON's types: ``file``, what :func:`stamp` says, its ``seconds``,
+        the ``recogniser``, a ``reason`` where nothing could be done with it, and ``parts``: of each
+        utterance its ``id``, ``start``, ``end``, ``heard`` (recognised words or None), number of
+        ``frames`` by feature, and ``reason`` (None where nothing is wrong).
 
     Raises:
         UserError: where not the clip is at fault, but an extractor or the disk.
@@ -76,7 +90,7 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
     path = Path(task.path)
     record: dict[str, Any] = {
         "file": task.file,
-        **stamp(path),
+        **stamp(task),
         "seconds": None,
         "recogniser": list(task.recogniser) if task.recogniser else None,
         "reason": None,
@@ -91,6 +105,8 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
             if part.heard and task.recogniser and media.probe(path).sound:
                 blocks = media.audio_blocks(path, RATE, part.start, part.end)
                 done["heard"] = _recogniser(*task.recogniser)(blocks)
+            for name, frames in features.items():
+                write_array(Path(task.output) / name / f"{part.id}.npy", frames)
         except MediaError as error:
             done["reason"] = str(error)
         except UserError:
@@ -99,8 +115,6 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
             _log.debug("%s", path, exc_info=True)
             done["reason"] = f"{path} cannot be extracted ({type(error).__name__}: {error})."
         else:
-            for name, frames in features.items():
-                write_array(Path(task.output) / name / f"{part.id}.npy", frames)
             done["frames"] = {name: len(frames) for name, frames in features.items()}
         record["parts"].append(done)
     return record
@@ -109,20 +123,34 @@ def extract_clip(task: ClipTask) -> dict[str, Any]:
 def failed(task: ClipTask, reason: str) -> dict[str, Any]:
     """The record of a clip of which nothing could be extracted."""
     nothing: dict[str, Any] = {"seconds": None, "recogniser": None, "parts": []}
-    return {"file": task.file, **stamp(Path(task.path)), "reason": reason, **nothing}
+    return {"file": task.file, **stamp(task), "reason": reason, **nothing}
 
 
-def stamp(path: Path) -> dict[str, int]:
-    """Size and time of change of a file, by which a record knows it; -1 where it is gone."""
+def stamp(task: ClipTask) -> dict[str, Any]:
+    """By what a record knows a clip: ``size`` and ``modified`` of its file, and of that ``beside``.
+
+    They are -1 where a file is gone.
+    """
+    size, modified = _stamp(task.path)
+    beside = None if task.beside is None else _stamp(task.beside)
+    return {"size": size, "modified": modified, "beside": beside}
+
+
+def _stamp(path: str) -> list[int]:
     try:
-        about = path.stat()
+        about = Path(path).stat()
     except OSError:
-        return {"size": -1, "modified": -1}
-    return {"size": about.st_size, "modified": about.st_mtime_ns}
+        return [-1, -1]
+    return [about.st_size, about.st_mtime_ns]
 
 
 def write_array(path: Path, frames: Frames) -> None:
-    """Writes an array so that the file is either absent or complete."""
+    """Writes an array so that the file is either absent or complete.
+
+    Raises:
+        MediaError: where this name alone is impossible.
+        FeatureError: where nothing can be written.
+    """
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(frames, np.float32), allow_pickle=False)
@@ -131,6 +159,11 @@ def write_array(path: Path, frames: Frames) -> None:
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(path)
     except OSError as error:
+        if error.errno in _BAD_NAMES:
+            raise MediaError(
+                f"{path} cannot be written ({error.strerror}): {_BAD_NAMES[error.errno]}. Rename "
+                "the clip, or give another id in the labels."
+            ) from error
         raise FeatureError(
             f"{path} cannot be written ({error.strerror}). Make room, or give another output; the "
             "same command goes on from here."

@@ -26,11 +26,13 @@ class Rows(NamedTuple):
         rows: Its rows.
         separator: What separates its fields.
         ignored: Columns that were not asked for.
+        columns: All columns, as they are called in its first row.
     """
 
     rows: list[Row]
     separator: str
     ignored: list[str]
+    columns: list[str]
 
 
 def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Rows:
@@ -68,15 +70,21 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         result.append(Row(line, values | {"text": found.get("text", "")}))
     known = {*required, *optional, "text"}
     ignored = [shown for name, shown in zip(columns, header, strict=True) if name not in known]
-    return Rows(result, separator, ignored)
+    return Rows(result, separator, ignored, [name.strip() for name in header])
 
 
 def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
     """Each row that is not blank, with the line it begins on; and the separator."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ReadError(f"{path}: there is no such file. Give a CSV file.") from error
+    except IsADirectoryError as error:
+        raise ReadError(f"{path} is a folder. Give a CSV file.") from error
     except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error}): check its permissions.") from error
+        raise ReadError(
+            f"{path} cannot be read ({error.strerror}). Check the file and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ReadError(

@@ -18,6 +18,8 @@ from msea_lightning.data.options import LabelConfig, LabelKind
 from msea_lightning.data.utterance import Label, flaw_of_text
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.ASCII | re.I)
+# What spreadsheets and pandas write where there is no label.
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null")
 
 
 class Frames(NamedTuple):
@@ -59,6 +61,29 @@ def members(item: Any, names: Sequence[str], where: str) -> Mapping[Any, Any]:
 def to_number(text: str) -> float | None:
     """The number in plain decimal notation, or None; ``float`` takes ``1_0`` and other scripts."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def given_labels(texts: Sequence[str], names: Sequence[str] = ()) -> dict[int, str]:
+    """The labels of a column by row, without those missing; ``names`` are labels in any case."""
+    return {
+        index: text
+        for index, text in enumerate(texts)
+        if text in names or text.lower() not in _MISSING
+    }
+
+
+def numbers_among(labels: Mapping[int, str], separator: str) -> dict[int, float]:
+    """Those labels of a column that are numbers; where all are, they are intensities.
+
+    They may have a decimal comma where commas do not separate the fields.
+    """
+    read = ((index, to_number(decimal_point(text, separator))) for index, text in labels.items())
+    return {index: number for index, number in read if number is not None}
+
+
+def decimal_point(text: str, separator: str) -> str:
+    """A number as it is in a table, with a point where it has a decimal comma."""
+    return text if separator == "," else text.replace(",", ".")
 
 
 def identity(value: Any) -> str:

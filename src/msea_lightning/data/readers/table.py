@@ -42,7 +42,7 @@ from msea_lightning.data.files.arrays import load_array, open_archive, read_memb
 from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
 from msea_lightning.data.files.rows import Row, read_rows
 from msea_lightning.data.options import LabelKind
-from msea_lightning.data.readers.checks import Frames, frames, to_number
+from msea_lightning.data.readers.checks import Frames, frames, given_labels, numbers_among
 from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
     Layout,
@@ -63,8 +63,6 @@ _ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
 _LENGTHS = "_lengths"
 # In a store, <name>_offsets says where the frames of each utterance begin.
 _NAME = re.compile(r"(?!.*_offsets$)[A-Za-z]\w*", re.ASCII)
-# What spreadsheets and pandas write where there is no label.
-_MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null")
 _FORMULA_ERROR = re.compile(
     r"#(NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!)"
 )
@@ -94,7 +92,7 @@ class TableLayout(Layout):
     def sources(self) -> Mapping[str, Source]:
         """Reads the table, and compares it with the names of the features."""
         needed = ("id", "split", "text", "label")
-        rows, separator, _ = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
+        rows, separator, *_ = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
         if not rows:
             raise ReadError(
                 f"{self._table} has a header and no utterance. Give it one row per utterance."
@@ -137,13 +135,9 @@ class TableLayout(Layout):
     def _labels(self, column: str, rows: list[Row], separator: str) -> Mapping[int, Label]:
         """The labels of one column by row, numbers where all are; without those missing."""
         config = self.dataset.labels
-        texts = {index: row.values[column] for index, row in enumerate(rows)}
-        found = {
-            index: text
-            for index, text in texts.items()
-            if text in config.names or text.lower() not in _MISSING
-        }
-        without = sorted(texts.keys() - found.keys())
+        texts = [row.values[column] for row in rows]
+        found = given_labels(texts, config.names)
+        without = [index for index in range(len(texts)) if index not in found]
         if column == "label" and without:
             _log.warning(
                 "%d of %d utterances have no label (%s): they are kept without one. Where such a "
@@ -153,12 +147,7 @@ class TableLayout(Layout):
             )
         if config.kind is LabelKind.emotions or config.names:
             return found
-        # A decimal comma, where commas do not separate the fields.
-        read = (
-            (index, to_number(text if separator == "," else text.replace(",", ".")))
-            for index, text in found.items()
-        )
-        numbers = {index: number for index, number in read if number is not None}
+        numbers = numbers_among(found, separator)
         if config.kind is LabelKind.scale or len(numbers) == len(found):
             return {**found, **numbers}
         if len(numbers) > len(found) / 2:
