@@ -16,6 +16,7 @@ from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import ExtractConfig, PredictConfig, TrainConfig
 from msea_lightning.features.extraction import Extraction
 from msea_lightning.features.run import extract_table
+from msea_lightning.inference.inputs import open_inputs
 from msea_lightning.inference.predict import PredictionError, predict
 from msea_lightning.plugin import PluginError
 from msea_lightning.runs.folder import RunFolder
@@ -143,6 +144,13 @@ def test_subtitles_make_an_utterance_of_every_cue(
         trained[0].plugin, tmp_path / "talk.wav", tmp_path / "whole.csv", "workers=1", "text=all"
     )
     assert [row["text"] for row in whole] == ["all"]
+
+
+def test_transcripts_belong_to_the_input(tmp_path: Path) -> None:
+    for name in ("a.wav", "a.txt", "b.wav", "b.srt", "c.txt"):
+        (tmp_path / name).touch()
+    with open_inputs(str(tmp_path), None) as inputs:
+        assert [file.name for file in inputs.files] == ["a.wav", "a.txt", "b.wav", "b.srt"]
 
 
 def test_clips_need_a_plugin_that_knows_its_extractors(

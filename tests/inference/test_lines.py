@@ -12,6 +12,7 @@ from msea_lightning.config.errors import UserError
 from msea_lightning.data.files.errors import ReadError
 from msea_lightning.inference.inputs import LinesInput, open_inputs
 from msea_lightning.inference.lines import Line, read_lines
+from msea_lightning.inference.outputs import rendered
 
 
 def read(folder: Path, *lines: str) -> list[Line]:
@@ -48,6 +49,7 @@ def read(folder: Path, *lines: str) -> list[Line]:
         ('{"id": "c", "text": "a", "start": 1}', "a start or an end, but no clip"),
         ('{"id": "c", "clip": "in.jsonl", "start": true}', "at seconds, not at True"),
         ('{"id": "c", "clip": "in.jsonl", "start": %s}' % ("9" * 401), "at seconds"),
+        ('{"id": "c", "clip": "in.jsonl", "end": 1e300}', "at seconds"),
         ('{"id": "c", "clip": "~nobody/x.wav"}', "There is no file .*~nobody"),
     ],
 )
@@ -85,4 +87,5 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 def test_an_empty_id_of_a_table_stays(tmp_path: Path) -> None:
     (tmp_path / "utterances.csv").write_text("id,text\n,a\n")
     with open_inputs(str(tmp_path), None) as inputs:
-        assert [row.id for row in inputs.rows] == [""]
+        said = rendered(inputs.rows, [{"error": "no"}], as_csv=False)
+    assert json.loads(said) == {"id": "", "text": "a", "error": "no"}

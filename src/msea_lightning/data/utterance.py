@@ -8,7 +8,6 @@ Shape legend: B utterances, L frames of one feature, d values a frame.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,9 @@ from msea_lightning.config.errors import UserError
 
 MAIN_LABEL = "M"
 """The multimodal label, which is learned and scored; CH-SIMS and CHERMA have T, A, V beside it."""
+
+_LATEST = 1e9
+"""Seconds that no clip is long; times far beyond overflow in decoders."""
 
 Label = float | str
 """An intensity (MSA) or the name of an emotion (ERC)."""
@@ -66,6 +68,9 @@ class Utterance:
 
     Attributes:
         features: All features as float32; those without any frame are absent.
+
+    Raises:
+        DataError: if the text is no Unicode, or a feature is no array of numbers.
     """
 
     id: str
@@ -167,10 +172,10 @@ def flaw_of_text(text: object) -> str:
 
 
 def _is_time(value: object) -> bool:
-    """Whether it is a time in seconds; not so NaN, infinity, and integers beyond all floats."""
+    """Whether it is a time in seconds that a clip may have."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value <= sys.float_info.max
+    return 0 <= value <= _LATEST
 
 
 def _frames(id: str, name: str, value: ArrayLike) -> NDArray[np.float32]:

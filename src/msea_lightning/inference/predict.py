@@ -221,7 +221,7 @@ def _frames(utterance: Utterance) -> dict[str, Any]:
 
 def _job(config: PredictConfig, plugin: Plugin, inputs: Inputs) -> dict[str, Any]:
     """What tells a job from others: everything that changes an answer."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(plugin.facts).encode())
     for name, tensor in sorted(plugin.weights.items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     listed = hashlib.sha256(repr(inputs.rows).encode())
@@ -258,8 +258,8 @@ def _report(inputs: Inputs, found: Sequence[Mapping[str, Any]], target: Path | N
     if failed:
         where = "on standard output" if target is None else f"in {target}"
         raise PredictionError(
-            f"{len(failed)} of {len(found)} utterances have no prediction. The others are "
-            f"{where}, beside the reasons: {shorten(failed)}"
+            f"{len(failed)} of {len(found)} utterances have no prediction. The reasons are "
+            f"also {where}: {shorten(failed)}"
         )
     if target is not None:
         _log.info("%d predictions in %s", len(found), target)

@@ -698,6 +698,10 @@ def flawed_dialogue() -> dict[str, tuple[Callable[[list[Any]], Any], str]]:
             lambda items: items[1]["features"].update(text=np.ones(3)),
             "has a text of type list, expected words",
         ),
+        "half a character": (
+            lambda items: items[1]["features"].update(text="a\ud800"),
+            r"has a text that is not valid Unicode \(.* character 2\): save or send it as UTF-8",
+        ),
         "ragged": (
             lambda items: items[1]["features"].update(audio=[[1.0], [1.0, 2.0]]),
             "has audio features that are not a table of numbers",
