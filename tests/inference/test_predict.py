@@ -86,6 +86,21 @@ def test_a_table_gives_what_the_run_said_to_the_last_digit(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_features_that_the_plugin_does_not_read_are_left_out(
+    tmp_path: Path,
+    ask: Predict,
+    test_split: list[Utterance],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = write_table(tmp_path / "table", test_split)
+    ask(input=table, output=tmp_path / "without.csv")
+    (table / "pose").mkdir()
+    np.save(table / "pose" / f"{test_split[0].id}.npy", np.ones((3, 5)))
+    ask(input=table, output=tmp_path / "with.csv")
+    assert "pose features of 1 utterances are left out" in caplog.text
+    assert (tmp_path / "with.csv").read_bytes() == (tmp_path / "without.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("written", "text"),
     [

@@ -6,6 +6,7 @@ import enum
 import hashlib
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -91,9 +92,12 @@ def _read(
     bar = progress.add_task("reading", total=len(inputs.rows), completed=done)
     tasks: list[ClipTask] = []
     utterances: dict[int, Utterance] = {}
+    unread: Counter[str] = Counter()
     for number in left:
         with _noting_errors(work, "read", number):
-            utterance = inputs.utterance(number)
+            given = inputs.utterance(number)
+            utterance = _readable(given, predictor)
+            unread.update(given.features.keys() - utterance.features.keys())
             if utterance.clip is not None:
                 utterances[number] = utterance
                 tasks.append(ClipTask(number, utterance.clip, config.plugin))
@@ -101,6 +105,11 @@ def _read(
             predictor.check(utterance)
             work.note("read", {number: _frames(utterance)})
         progress.advance(bar)
+    for name, count in unread.items():
+        _log.warning(
+            "%s features of %d utterances are left out: the plugin was trained without any",
+            *(name, count),
+        )
     workers = config.workers or usable_cores()
     for number, found in run_tasks(
         read_clip, tasks, engine=config.engine, workers=workers, lost=_lost_clip
@@ -170,7 +179,7 @@ def _found(
     found = {}
     for number in numbers:
         with _noting_errors(work, "answered", number):
-            utterance = _utterance(inputs, work, number)
+            utterance = _readable(_utterance(inputs, work, number), predictor)
             predictor.check(utterance)
             found[number] = utterance
     return found
@@ -213,6 +222,13 @@ def _utterance(inputs: Inputs, work: Work, number: int) -> Utterance:
             raise DataError(f"utterance {row.id!r}: the features of its clip are gone. Begin anew.")
         return utterance
     return Utterance(row.id, row.text, features=work.features(number))
+
+
+def _readable(utterance: Utterance, predictor: Predictor) -> Utterance:
+    """The utterance with those features alone that the plugin reads: a table may hold more."""
+    [model] = predictor.models.values()
+    features = {name: found for name, found in utterance.features.items() if name in model.dims}
+    return replace(utterance, features=features)
 
 
 def _frames(utterance: Utterance) -> dict[str, Any]:
