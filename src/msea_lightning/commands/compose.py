@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,13 @@ from yaml import YAMLError
 from msea_lightning.commands.jobs import Job, Root, Task
 from msea_lightning.commands.overrides import Checker, key_of
 from msea_lightning.config.errors import ConfigError
-from msea_lightning.config.options import groups, schema, to_typed
+from msea_lightning.config.options import groups, registered, schema, to_typed
 
-_composed: dict[tuple[str, ...], DictConfig] = {}
-"""What Hydra has composed, by command, Hydra's own options and choices."""
+_told: dict[str, tuple[Any, ...]] = {}
+"""What can be chosen, as Hydra knows it, by command."""
+
+_composed: dict[tuple[Any, ...], DictConfig] = {}
+"""What Hydra has composed, by command, what can be chosen, Hydra's own options, and choices."""
 
 _EXPERIMENT = "experiment"  # the group whose choices bring a grid, as hydra.sweeper.params
 
@@ -66,7 +68,7 @@ def opened(
     launches: bool = False,
 ) -> Iterator[Composer[Root]]:
     """Sets Hydra up for a command line until the end; see :func:`compose` and ``Checker.parse``."""
-    _register(config_name, root)  # type: ignore[arg-type] # a class is hashable
+    _tell_hydra(config_name, root)
     with initialize_config_dir(str(conf_folder()), job_name=config_name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         checker = Checker(root, loader)
@@ -74,13 +76,16 @@ def opened(
         yield Composer(config_name, root, loader, checker, overrides, multirun)
 
 
-@functools.cache
-def _register(config_name: str, root: type[Any]) -> None:
-    """Makes a command's schema and its choices known to Hydra."""
+def _tell_hydra(config_name: str, root: type[Any]) -> None:
+    """Tells Hydra a command's schema and choices, anew where some were registered since."""
+    known = registered(root)
+    if _told.get(config_name) == known:
+        return
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema(root))
     for group, name, values in groups(root):
         store.store(group=group, name=name, node=values)
+    _told[config_name] = known
 
 
 @dataclass
@@ -147,7 +152,7 @@ class Composer(Generic[Root]):
         """
         settings = self.checker.options.keys() - self.checker.groups
         choosing = tuple(word for word in words if word.partition("=")[0] not in settings)
-        key = (self.config_name, *self.hydra, *choosing)
+        key = (self.config_name, registered(self.root), *self.hydra, *choosing)
         if key not in _composed:
             _composed[key] = self.compose(choosing)
         config = copy.deepcopy(_composed[key])

@@ -81,6 +81,14 @@ def groups(root: type[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield group, name, dataclasses.asdict(registry.options(name))
 
 
+def registered(root: type[Any]) -> tuple[Any, ...]:
+    """What :func:`groups` and :func:`schema` of a root are made of, to compare it."""
+    classes = [(w, n, r.options(n)) for w, r in registries(root).items() for n in r.names()]
+    presets = registries(root, "presets")
+    values = [(w, n, repr(r.options(n))) for w, r in presets.items() for n in r.names()]
+    return (*classes, *values)
+
+
 def schema(root: type[Root]) -> type[Root]:
     """The dataclass that Hydra composes for a root.
 

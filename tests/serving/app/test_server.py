@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ def gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     yield pytest.importorskip("gradio", reason="gradio (extra app) is not installed")
-    gc.collect()  # Gradio closes no event loop of its own: here, where that is no error
+    # Gradio sets event loops and closes none: here, where that is no error.
+    asyncio.set_event_loop(None)
+    gc.collect()
 
 
 @pytest.fixture
