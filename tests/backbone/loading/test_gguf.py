@@ -156,7 +156,7 @@ def test_a_real_model_reads_and_writes(real: FrozenBackbone) -> None:
         logits = real.logits(real.hidden(real.embed(ids), mask, positions, last=1)[:, -1])
     assert real.tokenizer.decode(logits.argmax(-1)) in PARIS.values()
     assert real.caches_prefix
-    assert len(real.last_modules) == 3
+    assert any(name.endswith("self_attn.q_proj") for name in real.last_modules)
     assert real.model.get_input_embeddings().weight is real.model.get_output_embeddings().weight
 
 
