@@ -107,7 +107,7 @@ class Work(AbstractContextManager["Work"]):
         """The features that were kept for a row; ReadError where they are damaged."""
         path = self._features / f"{number}.npz"
         with open_archive(path) as archive:
-            return {name: read_member(archive, path, name) for name in archive.files}
+            return {name: read_member(archive, path, name) for name in archive}
 
     def __exit__(self, *_: object) -> None:
         if any(self._done.values()):

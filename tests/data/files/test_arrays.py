@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from msea_lightning.data.files.arrays import load_array, read_array
+from msea_lightning.data.files.arrays import load_array, open_archive, read_array, read_member
 from msea_lightning.data.files.errors import ReadError
 
 
@@ -73,6 +74,13 @@ def test_a_header_that_is_none_is_refused(header: str, reason: str, tmp_path: Pa
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(ReadError, match=rf"^u1: \S+a\.npy is not a NumPy array .*\(.*{reason}"):
         load_array(tmp_path / "a.npy", "u1")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("audio.npy", content)
+    with (
+        open_archive(tmp_path / "a.npz") as arrays,
+        pytest.raises(ReadError, match=rf"a\.npz: audio is not a NumPy array .*\(.*{reason}"),
+    ):
+        read_member(arrays, tmp_path / "a.npz", "audio")
 
 
 @given(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -56,8 +56,27 @@ def load_array(path: Path, where: str) -> NDArray[Any]:
         return read_array(file, what)
 
 
+class Archive(Mapping[str, NDArray[Any]]):
+    """The arrays of an ``.npz`` file, each read by :func:`read_array` when it is asked for."""
+
+    def __init__(self, path: Path, found: NpzFile) -> None:
+        self._path, self._found = path, found
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        members = self._found.zip
+        assert members is not None  # it is open
+        with members.open(f"{key}.npy") as file:
+            return read_array(cast("BinaryIO", file), f"{self._path}: {key}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found.files)
+
+    def __len__(self) -> int:
+        return len(self._found.files)
+
+
 @contextmanager
-def open_archive(path: Path) -> Iterator[NpzFile]:
+def open_archive(path: Path) -> Iterator[Archive]:
     """Opens an ``.npz`` file, of which each array is read when it is asked for."""
     with ExitStack() as stack:
         with _explained(f"{path}", "archive", path):
@@ -65,16 +84,13 @@ def open_archive(path: Path) -> Iterator[NpzFile]:
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if not isinstance(archive, NpzFile):
             raise ReadError(f"{path} holds one array. Save all of them with numpy.savez.")
-        yield stack.enter_context(archive)
+        yield Archive(path, stack.enter_context(archive))
 
 
 def read_member(archive: Mapping[str, Any], path: Path, key: str) -> NDArray[Any]:
     """Reads one array of an ``.npz`` file."""
     with _explained(f"{path}: {key}", "array of numbers", path):
-        values = archive[key]
-        if not isinstance(values, np.ndarray):
-            raise ValueError("it is another file in the archive")
-        return values
+        return cast("NDArray[Any]", archive[key])
 
 
 @contextmanager

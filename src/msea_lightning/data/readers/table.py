@@ -292,7 +292,7 @@ class _Features:
         self._keys: list[str] = []
         if self._archive.is_file():
             with open_archive(self._archive) as archive:
-                self._keys = archive.files
+                self._keys = list(archive)
         self.places: dict[str, _Place] = {}
         for place in (*self._in_archive(), *self._in_folders(folder)):
             called = Path(place.key).name
