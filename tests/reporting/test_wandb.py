@@ -11,21 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import wandb
-from hypothesis import given
-from hypothesis import strategies as st
 from wandb.proto.wandb_internal_pb2 import Record
 
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.options import LabelConfig, LabelKind
-from msea_lightning.metrics import METRICS, score
-from msea_lightning.metrics.options import MetricKind
+from msea_lightning.metrics import METRICS
 from msea_lightning.reporting import wandb as wandb_run
 from msea_lightning.reporting.options import WandbMode
-from msea_lightning.reporting.wandb import confusion_classes
 from msea_lightning.runs.folder import Names, RunFolder
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
@@ -423,38 +417,3 @@ def test_an_exception_leaves_through_the_loggers(
 ) -> None:
     with pytest.raises(Interrupted), wandb_loggers(options(), run):
         raise Interrupted
-
-
-def scale(low: float, high: float) -> LabelConfig:
-    """The labels of a scale."""
-    return LabelConfig(LabelKind.scale, low=low, high=high, step=0.1)
-
-
-def accuracy(kind: MetricKind, labels: LabelConfig, preds: list[Any], targets: list[Any]) -> float:
-    """Share of predictions in the class of the truth."""
-    names, true = confusion_classes(kind, labels, targets)
-    _, predicted = confusion_classes(kind, labels, preds)
-    assert set(true) | set(predicted) <= set(range(len(names)))
-    return float(np.mean(true == predicted))
-
-
-pairs = st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=1, max_size=50)
-
-
-@pytest.mark.parametrize(("kind", "metric"), [("mosei", "acc7"), ("simsv2", "acc2")])
-@given(found=pairs)
-def test_classes_of_intensities_are_those_of_the_metrics(
-    found: list[tuple[float, float]], kind: str, metric: str
-) -> None:
-    preds, targets = (list(values) for values in zip(*found, strict=True))
-    share = accuracy(MetricKind(kind), scale(-4, 4), preds, targets)
-    assert share == pytest.approx(score(kind, preds, targets)[metric])
-
-
-def test_classes_of_emotions_and_of_other_scales() -> None:
-    emotions = LabelConfig(LabelKind.emotions, names=["sad", "glad"])
-    names, classes = confusion_classes(MetricKind.emotion, emotions, ["glad", "sad"])
-    assert (names, classes.tolist()) == (["sad", "glad"], [1, 0])
-    names, classes = confusion_classes(MetricKind.scale, scale(0, 10), [0.0, 1.9, 2.0, 9.0, 10.0])
-    assert names == ["0 to 2", "2 to 4", "4 to 6", "6 to 8", "8 to 10"]
-    assert classes.tolist() == [0, 0, 1, 4, 4]

@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,8 @@ class MetricInfo:
     """How a metric is named, written and compared.
 
     Attributes:
-        name: Key in ``metrics.json``, in ``history.csv`` and in :func:`score`.
-        title: Column heading, as in the paper's tables.
+        name: Key in ``metrics.json`` and in :func:`score`.
+        title: Column heading, as in the paper's tables; key in ``history.csv`` and in loggers.
         higher_is_better: Direction.
         percent: True for a share between 0 and 1 that tables show as a percentage with two
             decimals; False for a number that they show as it is, with three.
@@ -58,6 +58,10 @@ class MetricInfo:
     title: str
     higher_is_better: bool
     percent: bool
+
+    def shown(self, value: float) -> float:
+        """The value in the unit in which people read it: shares in percent."""
+        return 100 * value if self.percent else value
 
     def format(self, value: float) -> str:
         """The value as the paper's tables write it; "-" where it is undefined."""
@@ -143,6 +147,24 @@ def score(kind: MetricKind | str, preds: Values, targets: Values) -> dict[str, f
     return intensity_scores[kind](*intensities(preds, targets))
 
 
+class Classes(NamedTuple):
+    """Intensities put into classes, as an accuracy and perhaps a weighted F1 compare them.
+
+    Attributes:
+        accuracy: Name of the accuracy.
+        f1: Name of the F1 that is weighted with the true classes; None where there is none.
+        preds: (M,) classes of the predictions; NaN is a class that is not the truth's.
+        targets: (M,) classes of the truth.
+        kept: (N,) which of all utterances these M are.
+    """
+
+    accuracy: str
+    f1: str | None
+    preds: NDArray[Any]
+    targets: NDArray[Any]
+    kept: _Mask
+
+
 def mosei_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
     """Metrics of CMU-MOSEI and CMU-MOSI (paper, Table 2, left half).
 
@@ -155,18 +177,8 @@ def mosei_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
       rounded to the even integer.
     * ``mae``, ``corr``: of the values as they are, without clipping.
     """
-    acc2, f1 = _two_class_scores(pred, pred >= 0, true >= 0)
-    kept = true != 0
-    acc2_non0, f1_non0 = _two_class_scores(pred[kept], pred[kept] > 0, true[kept] > 0)
-    return {
-        "acc2": acc2,
-        "f1": f1,
-        "acc2_non0": acc2_non0,
-        "f1_non0": f1_non0,
-        "acc5": _share(np.rint(np.clip(pred, -2, 2)) == np.rint(np.clip(true, -2, 2))),
-        "acc7": _share(np.rint(np.clip(pred, -3, 3)) == np.rint(np.clip(true, -3, 3))),
-        **scale_scores(pred, true),
-    }
+    classes = intensity_classes(MetricKind.mosei, pred, true)
+    return {**_class_scores(classes), **scale_scores(pred, true)}
 
 
 def simsv2_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
@@ -181,17 +193,38 @@ def simsv2_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
     * ``acc5``: bins with the edges -0.7, -0.1, 0.1 and 0.7.
     * ``mae``, ``corr``: of the clipped values.
     """
+    classes = intensity_classes(MetricKind.simsv2, pred, true)
+    return {**_class_scores(classes), **scale_scores(np.clip(pred, -1, 1), np.clip(true, -1, 1))}
+
+
+def intensity_classes(kind: MetricKind, pred: _Floats, true: _Floats) -> list[Classes]:
+    """The classes that the metrics of intensities (N,) count in; none with ``scale``."""
+    everywhere = np.ones(len(true), dtype=bool)
+    if kind is MetricKind.mosei:
+        return [
+            _two_classes("acc2", "f1", pred, pred >= 0, true >= 0, everywhere),
+            _two_classes("acc2_non0", "f1_non0", pred, pred > 0, true > 0, true != 0),
+            *(
+                Classes(
+                    f"acc{2 * bound + 1}",
+                    None,
+                    np.rint(np.clip(pred, -bound, bound)),
+                    np.rint(np.clip(true, -bound, bound)),
+                    everywhere,
+                )
+                for bound in (2, 3)
+            ),
+        ]
+    if kind is not MetricKind.simsv2:
+        return []
     pred, true = np.clip(pred, -1, 1), np.clip(true, -1, 1)
-    acc2, f1 = _two_class_scores(pred, pred > 0, true > 0)
     weak = np.abs(true) <= np.float32(0.4)
-    return {
-        "acc2": acc2,
-        "f1": f1,
-        "acc2_weak": _two_class_scores(pred[weak], pred[weak] > 0, true[weak] > 0)[0],
-        "acc3": _bin_accuracy(pred, true, (-0.1, 0.1)),
-        "acc5": _bin_accuracy(pred, true, (-0.7, -0.1, 0.1, 0.7)),
-        **scale_scores(pred, true),
-    }
+    return [
+        _two_classes("acc2", "f1", pred, pred > 0, true > 0, everywhere),
+        _two_classes("acc2_weak", None, pred, pred > 0, true > 0, weak),
+        _bins("acc3", pred, true, (-0.1, 0.1)),
+        _bins("acc5", pred, true, (-0.7, -0.1, 0.1, 0.7)),
+    ]
 
 
 def scale_scores(pred: _Floats, true: _Floats) -> dict[str, float]:
@@ -206,7 +239,7 @@ def emotion_scores(preds: Values, targets: Values) -> dict[str, float]:
     * ``wf1``: see :func:`weighted_f1` (WF1).
     """
     pred, true = _flat(preds).tolist(), _flat(targets).tolist()
-    _check_lengths(len(pred), len(true))
+    check_lengths(len(pred), len(true))
     _check_same_coding(pred, true)
     return {
         "acc": _share(np.array([p == t for p, t in zip(pred, true, strict=True)], dtype=bool)),
@@ -255,11 +288,12 @@ def zero_share(preds: Values) -> float:
 def intensities(preds: Values, targets: Values) -> tuple[_Floats, _Floats]:
     """(N,) float32 each; a MetricError where they are no numbers, or not equally many."""
     pred, true = _float32(preds), _float32(targets)
-    _check_lengths(len(pred), len(true))
+    check_lengths(len(pred), len(true))
     return pred, true
 
 
-def _check_lengths(preds: int, targets: int) -> None:
+def check_lengths(preds: int, targets: int) -> None:
+    """Refuses numbers of predictions and targets that differ."""
     if preds != targets:
         raise MetricError(
             f"{preds} predictions were given for {targets} targets: every utterance needs one of "
@@ -303,14 +337,26 @@ def _share(hits: _Mask) -> float:
     return int(hits.sum()) / len(hits) if len(hits) else math.nan
 
 
-def _two_class_scores(pred: _Floats, pred_class: _Mask, true_class: _Mask) -> tuple[float, float]:
-    """Accuracy and weighted F1 of two classes; NaN counts as the other class than the truth."""
+def _class_scores(classes: Sequence[Classes]) -> dict[str, float]:
+    scores = {}
+    for one in classes:
+        scores[one.accuracy] = _share(one.preds == one.targets)
+        if one.f1 is not None:
+            scores[one.f1] = weighted_f1(one.preds.tolist(), one.targets.tolist())
+    return scores
+
+
+def _two_classes(
+    accuracy: str, f1: str | None, pred: _Floats, pred_class: _Mask, true_class: _Mask, kept: _Mask
+) -> Classes:
+    """Two classes; NaN counts as the other one than the truth's."""
     answers = np.where(np.isnan(pred), ~true_class, pred_class)
-    return _share(answers == true_class), weighted_f1(answers.tolist(), true_class.tolist())
+    return Classes(accuracy, f1, answers[kept], true_class[kept], kept)
 
 
-def _bin_accuracy(pred: _Floats, true: _Floats, edges: Sequence[float]) -> float:
-    """Accuracy over bins that are open on the left and closed on the right."""
+def _bins(accuracy: str, pred: _Floats, true: _Floats, edges: Sequence[float]) -> Classes:
+    """Bins that are open on the left and closed on the right."""
     float32_edges = np.array(edges, dtype=np.float32)
-    same = np.searchsorted(float32_edges, pred) == np.searchsorted(float32_edges, true)
-    return _share(same & ~np.isnan(pred))
+    found = np.where(np.isnan(pred), -1, np.searchsorted(float32_edges, pred))
+    truth = np.searchsorted(float32_edges, true)
+    return Classes(accuracy, None, found, truth, np.ones(len(true), dtype=bool))
