@@ -135,9 +135,11 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["hydra.sweeper.max_batch_size=2"], r"planned before the first one begins.*other sweeper"),
         (
             ["hydra.run.dir=x"],
-            r"^hydra\.run\.dir=x: hydra\.run\.dir has no effect.* runs=\.\.\. ",
+            r"^hydra\.run\.dir=x: hydra\.run\.dir has no effect.* Write runs=x: .* x/<dataset>/",
         ),
-        (["hydra.sweep.dir=x"], r"^hydra\.sweep\.dir=x: hydra\.sweep\.dir has no effect"),
+        (["hydra.sweep.dir=/a/b"], r"hydra\.sweep\.dir has no effect.* Write runs=/a/b: "),
+        (["hydra.sweep.subdir=${hydra.job.num}"], r"Write runs=FOLDER: .*FOLDER/<dataset>/"),
+        (["hydra.mode=MULTIRUN"], r"hydra\.mode has no effect.* Write -m "),
         (["hydra.job.chdir=true"], r"hydra\.job\.chdir has no effect"),
         (["hydra/job_logging=default"], r"hydra/job_logging has no effect"),
         (["+hydra.job.env_set.A=1"], r"hydra\.job\.env_set\.A has no effect"),

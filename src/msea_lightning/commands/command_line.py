@@ -17,7 +17,7 @@ from msea_lightning.commands.allocator import begin_at_pages
 from msea_lightning.commands.compose import compose as compose
 from msea_lightning.commands.compose import conf_folder as conf_folder
 from msea_lightning.commands.compose import opened
-from msea_lightning.commands.flags import parse_flags
+from msea_lightning.commands.flags import COMPLETION, parse_flags
 from msea_lightning.commands.help import help_text
 from msea_lightning.commands.jobs import Job, Root, Sweep
 from msea_lightning.config.errors import ConfigError, UserError
@@ -69,6 +69,13 @@ def _launch(
     words: list[str],
     sweep: Sweep[Root] | None,
 ) -> int:
+    if words[:1] and words[0] in COMPLETION:
+        from msea_lightning.commands.completion import complete, typed_words
+
+        with opened(config_name, root, []) as composer:
+            found = complete(composer.checker, typed_words(), launches=sweep is not None)
+        sys.stdout.write("\n".join(found))
+        return 0
     with ExitStack() as hydra:
         try:
             flags = parse_flags(words)

@@ -18,6 +18,12 @@ FLAGS = """\
   --version           show the version
   -h, --help          show this text"""
 
+NAMES = ("-m", "--multirun", "--cfg", "--package", "--config-dir", "--version", "--help")
+"""The flags that a shell completes."""
+
+COMPLETION = ("-sc", "--shell-completion")
+"""How shells ask for the completion of a word, as Hydra's scripts for them do."""
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of leaving."""

@@ -66,7 +66,7 @@ class Checker:
                 )
             first[key] = override
             if override.is_hydra_override():
-                _check_hydra(override, launches)
+                _check_hydra(override, launches, {"runs", "seed"} <= self.options.keys())
                 continue
             if override.is_sweep_override() and not multirun:
                 self._refuse_values(override)
@@ -231,7 +231,7 @@ def _searched_folders(override: Override) -> list[Path]:
     return folders
 
 
-def _check_hydra(override: Override, launches: bool) -> None:
+def _check_hydra(override: Override, launches: bool, makes_runs: bool) -> None:
     """Refuses options of Hydra that nothing here reads."""
     key, line = override.key_or_group, override.input_line
     is_basic = key == "hydra/sweeper" and override.value() == "basic"
@@ -246,8 +246,8 @@ def _check_hydra(override: Override, launches: bool) -> None:
     if not is_basic and not key.startswith(("hydra/launcher", "hydra.launcher")):
         raise ConfigError(
             f"{line}: {key} has no effect, because run folders, working folder and logs are not "
-            "Hydra's. Leave it out; runs=... is the folder of all run folders. Of Hydra there "
-            "are hydra/launcher, hydra.launcher and hydra.searchpath."
+            f"Hydra's. {_instead(override, makes_runs)} Of Hydra there are hydra/launcher, "
+            "hydra.launcher and hydra.searchpath."
         )
     if not launches:
         raise ConfigError(
@@ -256,6 +256,20 @@ def _check_hydra(override: Override, launches: bool) -> None:
         )
     if override.is_sweep_override():
         raise ConfigError(f"{line}: all runs are launched in one way; give {key} one value.")
+
+
+def _instead(override: Override, makes_runs: bool) -> str:
+    """What to write instead of an option of Hydra's that has no effect."""
+    key = override.key_or_group
+    if key == "hydra.mode":
+        return "Write -m for every combination of values, and nothing for a single run."
+    if key not in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") or not makes_runs:
+        return "Leave it out."
+    folder = "FOLDER" if key.endswith("subdir") else written(override.value())
+    return (
+        f"Write runs={folder}: each run has a folder of its own below it, "
+        f"{folder}/<dataset>/<adapter>-<backbone>/<time>/seed-<n>."
+    )
 
 
 def _similar(word: str, words: Sequence[str]) -> str:
