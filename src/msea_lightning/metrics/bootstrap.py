@@ -130,6 +130,7 @@ class _Compared:
             if name == "mae":
                 return np.asarray(weights @ self._errors / count)
             x, y, xx, yy, xy = (weights @ self._moments / count[:, None]).T
-            spread = np.sqrt(xx - x * x) * np.sqrt(yy - y * y)
-            # A constant has a spread that is zero but for rounding.
-            return np.where(spread > 1e-12, (xy - x * y) / spread, np.nan)
+            spreads = xx - x * x, yy - y * y
+            # The spread of a constant is zero but for rounding.
+            varies = (spreads[0] > 1e-12 * xx) & (spreads[1] > 1e-12 * yy)
+            return np.where(varies, (xy - x * y) / np.sqrt(spreads[0] * spreads[1]), np.nan)
