@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup media demo reproduce real-lm serve-check app-check check test format wheel-check clean
+.PHONY: help setup media demo reproduce real-lm serve-check app-check docs check test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -11,6 +11,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 STAMP := .venv/.complete
 MEDIA := .venv/.media
+DOCS := .venv/.docs
 TEST_PROCESSES ?= 2
 
 # make reproduce: the experiment as the paper has it, or with another backbone or data set. The tiny
@@ -98,7 +99,15 @@ $(VLLM_STAMP):
 	    $$site/vllm-$(VLLM_VERSION).dist-info/METADATA
 	touch $@
 
-app-check: setup ## drive the app in headless Chromium; screenshots in build/app-check
+app-docs: $(DOCS) ## build README's pages and the API as a site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+$(DOCS): $(STAMP)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS)
+
+check: setup ## drive the app in headless Chromium; screenshots in build/app-check
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt playwright
 	rm -rf build/app-check

@@ -1,4 +1,4 @@
-"""Logs each run to Weights & Biases (``docs/wandb.md``); never blocks training or makes it fail.
+"""Logs each run to Weights & Biases (docs/reports-and-wandb.md); never stops or fails training.
 
 Whatever W&B cannot do is said in a warning; training goes on, and the run folder has all of it.
 """
