@@ -177,7 +177,7 @@ def test_names_of_data_are_shown_as_they_are(facts: PluginFacts, name: str) -> N
     [result] = {(item.dataset_name, item.dataset_type) for item in found.data.eval_results or []}
     assert result == (name, name)
     plain = re.sub(r"\\([\\`*_\[\]<>|~&$])", r"\1", found.text)
-    assert f"# {name} on tiny: MSE plugin" in plain
+    assert f"# {name} on tiny: MSE-Adapter plugin" in plain
     assert f"2 emotions ({name}, joy)" in plain
     assert "<script>" not in found.text
     rows = [line for line in found.text.splitlines() if line.startswith("| Trained on |")]

@@ -27,7 +27,7 @@ ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")
 """``adapter.name`` to the adapter's options; ``load`` gives its class."""
 
 
-@ADAPTERS.register("mse", "msea_lightning.adapter.mse.MSEAdapter", title="MSE")
+@ADAPTERS.register("mse", "msea_lightning.adapter.mse.MSEAdapter", title="MSE-Adapter")
 @dataclass
 class MSEOptions(AdapterOptions):
     """The MSE-Adapter of the paper. Widths and pseudo tokens differ between recipes."""
@@ -71,7 +71,7 @@ class CHFNOptions(AdapterOptions):
 
 @dataclass
 class AblationConfig:
-    """What is left out of the adapter (Table 4); of other adapters than mse, audio or vision."""
+    """What is left out of the adapter (Table 4); of others than the MSE-Adapter, audio or vision."""
 
     name: str = option("none", "name in run folders and reports")
     audio: bool = option(True, "false: without the audio summary (w/o A)")

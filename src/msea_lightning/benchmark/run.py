@@ -14,6 +14,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import backbone_tokenizer
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.benchmark import BenchError
@@ -59,8 +60,9 @@ def benchmark(config: BenchConfig) -> Results:
 def _title(config: BenchConfig) -> str:
     backbone, bench = config.backbone, config.bench
     width, layers = backbone.hidden_size or "full width", backbone.num_layers or "all layers"
+    adapter = ADAPTERS.title(config.adapter.name)
     return (
-        f"{config.dataset.name}: {config.adapter.name} on {backbone.name} ({width} x {layers}), "
+        f"{config.dataset.name}: {adapter} on {backbone.name} ({width} x {layers}), "
         f"batch {config.training.batch_size}, {bench.rounds} rounds of {bench.steps} batches"
     )
 

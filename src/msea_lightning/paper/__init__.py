@@ -44,7 +44,8 @@ def model_title(adapter: str, backbone: str) -> str:
     """
     if not backbone:
         return MODELS.title(adapter)
-    return f"{ADAPTERS.title(adapter)}-{paper_titles('backbone').get(backbone, backbone)}"
+    short = ADAPTERS.title(adapter).removesuffix("-Adapter")
+    return f"{short}-{paper_titles('backbone').get(backbone, backbone)}"
 
 
 @cache
