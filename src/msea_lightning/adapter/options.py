@@ -71,7 +71,7 @@ class CHFNOptions(AdapterOptions):
 
 @dataclass
 class AblationConfig:
-    """What is left out of the adapter (Table 4); of others than the MSE-Adapter, audio or vision."""
+    """What is left out of an adapter (Table 4); of MAG and CHFN, audio or vision alone."""
 
     name: str = option("none", "name in run folders and reports")
     audio: bool = option(True, "false: without the audio summary (w/o A)")
