@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -76,6 +76,13 @@ class Predictions(NamedTuple):
     probabilities: NDArray[np.float64]
 
 
+class Reference(NamedTuple):
+    """What needs no adapter, such as one answer to everything; metrics as in ``metrics.json``."""
+
+    name: str
+    test: dict[str, float]
+
+
 class Size(NamedTuple):
     """Trainable parameters, and memory in bytes; None for what is not known."""
 
@@ -98,10 +105,16 @@ class Run:
         kind: Definition of the metrics.
         size: What ``size_only`` measured, or ``memory.json``.
         predictions: Answers on the test part.
-        history: Epochs, their seconds, losses and the metric that chooses one, (E,) each, by
-            column; NaN for empty fields.
+        history: ``epoch``, its ``seconds``, ``train/loss``, and ``valid``, the metric that chooses
+            an epoch, in the unit of the tables, (E,) each; NaN for empty fields.
         error: Why a run is not finished, where it says so.
         warnings: What ``metrics.json`` says of results that are worth little, in sentences.
+        verdict: What it says of how good they are, in sentences.
+        references: What they are to be compared with.
+        utterances: Split to its number of utterances.
+        labels: Split to label (of intensities a class) to its number of utterances.
+        command: What was typed, the program first.
+        commit: The commit that ran.
         problems: Files of a finished run that are missing or broken, in words.
         discrepancies: Metrics that ``metrics.json`` states wrongly, in words.
     """
@@ -116,6 +129,12 @@ class Run:
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
+    verdict: list[str] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    utterances: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    commit: str | None = None
     problems: list[str] = field(default_factory=list)
     discrepancies: list[str] = field(default_factory=list)
 
@@ -151,11 +170,19 @@ class Run:
         return float(known.mean()) if len(known) else None
 
 
+class Sweep(NamedTuple):
+    """The command of a sweep, the program first, and the fingerprints of the runs that it plans."""
+
+    command: tuple[str, ...]
+    fingerprints: frozenset[str]
+
+
 class Folder(NamedTuple):
     """All runs beneath a folder, planned ones too; what is ``unreadable`` has its reason."""
 
     runs: list[Run]
     unreadable: dict[str, str]
+    sweeps: list[Sweep]
 
 
 def read_folder(root: Path) -> Folder:
@@ -169,7 +196,7 @@ def read_folder(root: Path) -> Folder:
             "folder in which training put its run folders, such as runs; training prints where "
             "that is."
         )
-    found = Folder([], {})
+    found = Folder([], {}, [])
     for folder in folders:
         name = folder.path.relative_to(root).as_posix()
         try:
@@ -179,8 +206,11 @@ def read_folder(root: Path) -> Folder:
             found.unreadable[name] = f"config.yaml: {error}"
     for path in plans:
         try:
-            planned = _read_json(path)["runs"]
-            found.runs.extend(Run("", _read_config(run["config"])) for run in planned)
+            plan = _read_json(path)
+            planned = [Run("", _read_config(run["config"])) for run in plan["runs"]]
+            command = tuple(map(str, plan.get("command") or ()))
+            found.sweeps.append(Sweep(command, frozenset(run.fingerprint for run in planned)))
+            found.runs.extend(planned)
         except _UNREADABLE as error:
             found.unreadable[path.relative_to(root).as_posix()] = (
                 f"the plan of this sweep cannot be read ({error!r}). Delete it; started again, the "
@@ -225,6 +255,13 @@ def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
     run.finished_at = folder.metrics.stat().st_mtime
     if run.kind is None:
         return run
+    with _noted(folder.metrics, run.problems):
+        _read_comparison(run, results)
+    if (environment := folder.path / "env.json").exists():
+        with _noted(environment, run.problems):
+            facts = _read_json(environment)
+            run.command = tuple(map(str, facts.get("command") or ()))
+            run.commit = None if facts.get("commit") is None else str(facts["commit"])
     with _noted(folder.history, run.problems):
         run.history = _read_history(folder.history, run.kind)
     with _noted(folder.memory, run.problems):
@@ -233,6 +270,20 @@ def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
         run.predictions = _read_predictions(folder.predictions, run.kind)
         _recompute(run, run.kind, run.predictions)
     return run
+
+
+def _read_comparison(run: Run, results: dict[str, Any]) -> None:
+    """What a run says of its data, and beside its results; runs of before say nothing."""
+    run.verdict = [str(text) for text in results.get("verdict") or []]
+    for one in results.get("references") or []:
+        test = {str(name): _number(value) for name, value in one["test"].items()}
+        run.references.append(Reference(str(one["name"]), test))
+    data = results.get("data") or {}
+    run.utterances = {str(split): int(n) for split, n in data.get("utterances", {}).items()}
+    run.labels = {
+        str(split): {str(label): int(n) for label, n in counts.items()}
+        for split, counts in data.get("labels", {}).items()
+    }
 
 
 @contextmanager
@@ -276,7 +327,12 @@ def _test_metrics(test: dict[str, Any]) -> tuple[MetricKind, dict[str, float]]:
         raise ValueError(f"its test metrics ({', '.join(test)}) are no known set")
     kind = max(fitting, key=lambda kind: len(METRIC_NAMES[kind]))
     names = [name for name in (*METRIC_NAMES[kind], ZERO_SHARE.name) if name in test]
-    return kind, {name: math.nan if test[name] is None else float(test[name]) for name in names}
+    return kind, {name: _number(test[name]) for name in names}
+
+
+def _number(value: Any) -> float:
+    """A metric, which is null where it is undefined."""
+    return math.nan if value is None else float(value)
 
 
 def _size(values: dict[str, Any], estimated: str) -> Size:
@@ -284,8 +340,8 @@ def _size(values: dict[str, Any], estimated: str) -> Size:
     return Size(*(None if values.get(name) is None else int(values[name]) for name in names))
 
 
-def _read_columns(path: Path, names: tuple[str, ...]) -> list[list[str]]:
-    """These columns of a CSV file that has at least one row."""
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that has at least one."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, strict=True))
     for number, row in enumerate(rows, 1):
@@ -293,15 +349,16 @@ def _read_columns(path: Path, names: tuple[str, ...]) -> list[list[str]]:
             raise ValueError(f"record {number} has more or fewer fields than the header")
     if not rows:
         raise ValueError("it holds nothing below its header")
-    return [[row[name] for row in rows] for name in names]
+    return rows
 
 
-def _numbers(texts: list[str]) -> NDArray[np.float64]:
+def _numbers(texts: Iterable[str]) -> NDArray[np.float64]:
     return np.array([float(text or math.nan) for text in texts])
 
 
 def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
-    columns = _read_columns(path, PREDICTION_COLUMNS)
+    rows = _read_rows(path)
+    columns = ([row[name] for row in rows] for name in PREDICTION_COLUMNS)
     ids, texts, labels, answers, probabilities = columns
     if kind is MetricKind.emotion:
         return Predictions(ids, texts, labels, answers, _numbers(probabilities))
@@ -311,5 +368,12 @@ def _read_predictions(path: Path, kind: MetricKind) -> Predictions:
 
 
 def _read_history(path: Path, kind: MetricKind) -> dict[str, NDArray[np.float64]]:
-    names = ("epoch", "seconds", "train/loss", f"valid/{selection_metric(kind).name}")
-    return dict(zip(names, map(_numbers, _read_columns(path, names)), strict=True))
+    rows = _read_rows(path)
+    columns = ("epoch", "seconds", "train/loss")
+    history = {name: _numbers(row[name] for row in rows) for name in columns}
+    info = selection_metric(kind)
+    # Runs of before have the name of metrics.json, and shares from 0 to 1.
+    if f"valid/{info.title}" in rows[0]:
+        return history | {"valid": _numbers(row[f"valid/{info.title}"] for row in rows)}
+    unit = 100 if info.percent else 1
+    return history | {"valid": unit * _numbers(row[f"valid/{info.name}"] for row in rows)}

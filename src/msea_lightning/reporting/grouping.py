@@ -16,6 +16,7 @@ from typing import Any
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRIC_NAMES
+from msea_lightning.metrics.bootstrap import intervals
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import FULL, paper_titles
 from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Run, Size, metric_info
@@ -35,7 +36,10 @@ class Configuration:
         runs: Finished runs, by seed.
         missing: Runs that are planned or begun and not finished, by seed.
         options: ``option=value`` for each in which configurations of the same names differ.
+        label: What it is called among those of its data set: the difference that matters first.
         summaries: Metric to its mean and spread, in the order of ``metrics.json``.
+        intervals: Metric to the ends of its 95 % interval, in the unit of the tables; empty where
+            not every run has predictions, of the same utterances.
         tests: Metric to the test against the full model; empty where this is the full model.
     """
 
@@ -45,7 +49,9 @@ class Configuration:
     runs: list[Run] = field(default_factory=list)
     missing: list[Run] = field(default_factory=list)
     options: tuple[str, ...] = ()
+    label: str = ""
     summaries: dict[str, Summary] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     tests: dict[str, PairedTest] = field(default_factory=dict)
 
     @property
@@ -64,12 +70,6 @@ class Configuration:
         if self.names.ablation == FULL:
             return self.names.model
         return f"{self.names.model}, {ABLATIONS.title(self.names.ablation)}"
-
-    @property
-    def label(self) -> str:
-        """The configuration in words, without its data set."""
-        share = self.names.train_fraction
-        return ", ".join([self.variant, *([percent(share)] if share != 1 else []), *self.options])
 
 
 def percent(share: float) -> str:
@@ -124,6 +124,8 @@ def group(folder: Folder) -> Grouped:
     ordered = sorted(
         found.values(), key=lambda one: (names_order(one.names), one.options, one.identity)
     )
+    for own in by_dataset(ordered).values():
+        _label(own)
     for one in ordered:
         _summarize(one)
     _test_ablations(ordered)
@@ -191,6 +193,44 @@ def _summarize(one: Configuration) -> None:
         if by_seed:
             directed = name != ZERO_SHARE.name
             one.summaries[name] = summarize(metric_info(name), by_seed, directed=directed)
+    one.intervals = _intervals(one, one.kind)
+
+
+def _intervals(one: Configuration, kind: MetricKind) -> dict[str, tuple[float, float]]:
+    known = [run.predictions for run in one.runs if run.predictions is not None]
+    same = all(part.ids == known[0].ids and part.labels == known[0].labels for part in known)
+    if len(known) < len(one.runs) or not same:
+        return {}
+    found = intervals(kind, [part.answers for part in known], known[0].labels)
+    units = {name: 100.0 if metric_info(name).percent else 1.0 for name in found}
+    return {name: (units[name] * low, units[name] * high) for name, (low, high) in found.items()}
+
+
+def _label(configurations: Sequence[Configuration]) -> None:
+    """Names those of one data set by what tells them apart, an ablation before an option."""
+    keys = {option.partition("=")[0] for one in configurations for option in one.options}
+    several_models = len({one.names.model for one in configurations}) > 1
+    default = ""
+    if any(one.names.train_fraction != 1 for one in configurations):
+        default = "all data"
+    if any(one.names.ablation != FULL for one in configurations):
+        default = "complete model"
+    for one in configurations:
+        names = one.names
+        words = [] if names.ablation == FULL else [ABLATIONS.title(names.ablation)]
+        words += [_shortened(option, keys) for option in one.options]
+        words += [] if names.train_fraction == 1 else [percent(names.train_fraction)]
+        words += [names.model] if several_models else []
+        one.label = ", ".join(words) or default or names.model
+
+
+def _shortened(option: str, keys: Iterable[str]) -> str:
+    """An option without the groups that it is in, as far as no other ends alike."""
+    key, _, value = option.partition("=")
+    parts = key.split(".")
+    ends = [".".join(parts[start:]) for start in range(len(parts))]
+    unique = [end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1]
+    return f"{unique[-1]}={value}"
 
 
 def _name_differences(configurations: Iterable[Configuration]) -> None:

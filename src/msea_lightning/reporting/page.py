@@ -1,31 +1,81 @@
-"""``report.html``: everything on one page that needs no network, no script and no other file."""
+"""``report.html``: everything on one page that needs no network and no other file.
+
+Its script sorts tables and does nothing else; without it everything is there as well.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from importlib import resources
 from statistics import fmean
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from msea_lightning.metrics import selection_metric
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import dataset_title
-from msea_lightning.reporting.charts import draw_all
+from msea_lightning.reporting.about import commands, facts, labels
+from msea_lightning.reporting.charts import Chart, draw_labels, draw_part
 from msea_lightning.reporting.disagreement import most_disputed
 from msea_lightning.reporting.folders import Folder
-from msea_lightning.reporting.grouping import Configuration, Grouped, by_dataset, by_kind
+from msea_lightning.reporting.grouping import Configuration, Grouped
 from msea_lightning.reporting.tables import (
     Row,
     Table,
     make_table,
     mean_text,
-    seed_tables,
+    own_sizes,
+    seed_table,
     seeds_text,
     significance_tables,
     warnings_table,
 )
+from msea_lightning.reporting.variants import (
+    Part,
+    class_table,
+    parts_of,
+    variants_table,
+    verdict_table,
+)
+
+
+class Block(NamedTuple):
+    """A part of a data set's section: tables and charts below one heading, with its anchor.
+
+    ``folded`` is a table that is opened by whoever wants to see it.
+    """
+
+    anchor: str
+    heading: str
+    tables: Sequence[Table]
+    charts: Sequence[Chart]
+    folded: Table | None
+
+
+class Section(NamedTuple):
+    """All there is of one data set.
+
+    Attributes:
+        anchor: Its anchor.
+        title: The data set.
+        facts: Names and texts of what its results are of.
+        commands: What was typed.
+        labels: How often each label is in each split; None where that is not known.
+        blocks: Its tables and charts.
+    """
+
+    anchor: str
+    title: str
+    facts: Sequence[tuple[str, str]]
+    commands: Sequence[str]
+    labels: Chart | None
+    blocks: Sequence[Block]
 
 
 def count(grouped: Grouped) -> dict[str, int]:
@@ -43,20 +93,20 @@ def count(grouped: Grouped) -> dict[str, int]:
     }
 
 
-def best_table(configurations: Sequence[Configuration]) -> Table:
+def best_table(parts: Sequence[Part]) -> Table:
     """The best configuration of each data set, by its selection metric's mean on the test part."""
     rows = []
-    for (dataset, kind), part in by_kind(configurations).items():
-        if kind is None:
+    for part in parts:
+        if part.kind is None:
             continue
-        info = selection_metric(kind)
-        known = [one for one in part if one.runs and one.summaries[info.name].n]
+        info = selection_metric(part.kind)
+        known = [one for one in part.finished if one.summaries[info.name].n]
         if not known:
             continue
         choose = max if info.higher_is_better else min
         best = choose(known, key=lambda one: one.summaries[info.name].mean)
         mean = mean_text(info.name, best.summaries[info.name]) + (" %" if info.percent else "")
-        rows.append((dataset_title(dataset), best.label, info.title, mean, seeds_text(best)))
+        rows.append((part.title, best.label, info.title, mean, seeds_text(best)))
     return make_table("best", rows)
 
 
@@ -80,13 +130,9 @@ def problems_table(folder: Folder, grouped: Grouped) -> Table:
     return make_table("problems", found)
 
 
-def cost_tables(grouped: Grouped) -> list[Table]:
+def _cost_table(part: Part) -> Table:
     """Time and memory of every configuration: means over its seeds."""
-    finished = [one for one in grouped.configurations if one.runs]
-    return [
-        make_table("costs", [_cost_row(one) for one in own], dataset_title(dataset))
-        for dataset, own in by_dataset(finished).items()
-    ]
+    return make_table("costs", [_cost_row(one) for one in part.finished], part.title)
 
 
 def _cost_row(one: Configuration) -> Row:
@@ -94,7 +140,9 @@ def _cost_row(one: Configuration) -> Row:
     seconds = [run.epoch_seconds for run in one.runs]
     total = _mean(a and b and a * b for a, b in zip(epochs, seconds, strict=True))
     sizes = [run.size for run in one.runs if run.size is not None]
+    trainable = _mean(size.trainable for size in sizes)
     means = (
+        ("{:,.0f}", trainable),
         ("{:.1f}", _mean(epochs)),
         ("{:.1f} s", _mean(seconds)),
         ("{}", None if total is None else timedelta(seconds=round(total))),
@@ -111,23 +159,63 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def disputed_tables(grouped: Grouped) -> list[Table]:
-    """The most disputed utterances per data set and kind of labels; none where all runs agree."""
-    tables = []
-    for (dataset, kind), part in by_kind(grouped.configurations).items():
-        own = [one for one in part if one.kind is not None]
-        if rows := most_disputed(own):
-            spread = "minority" if kind is MetricKind.emotion else "sd"
-            columns = [*(one.label for one in own), spread]
-            table = make_table(spread, rows, dataset_title(dataset), columns)
-            tables.append(replace(table, words=3 + len(own)))
-    return tables
+def _disputed_tables(part: Part) -> list[Table]:
+    """The most disputed utterances; none where all runs agree."""
+    own = part.finished
+    rows = most_disputed(own)
+    if not rows:
+        return []
+    spread = "minority" if part.kind is MetricKind.emotion else "sd"
+    columns = [*(one.label for one in own), spread]
+    return [replace(make_table(spread, rows, part.title, columns), words=3 + len(own))]
+
+
+def _section(part: Part, anchor: str, folder: Folder) -> Section:
+    charts = draw_part(part, anchor)
+    folded = {"Verdict": verdict_table(part.finished[1:], "the other variants")}
+    found: list[tuple[str, list[Table]]] = [
+        ("Variants", [variants_table(part)]),
+        ("Verdict", [verdict_table(part.finished[:1], part.title)]),
+        ("Ablations tested", significance_tables(part.configurations)),
+        ("Result per seed", []),
+        ("Amount of training data", []),
+        ("Learning curves", []),
+        ("F1 of each class", [class_table(part)]),
+        ("Confusion matrices", []),
+        ("Predicted and true intensity", []),
+        ("Reliability of the probabilities", []),
+        ("Disputed utterances", _disputed_tables(part)),
+        ("Time and memory", [_cost_table(part)]),
+        ("All metrics", [seed_table(part.finished, part.title)]),
+    ]
+    blocks = [
+        Block(
+            f"{anchor}-{heading.lower().replace(' ', '-')}",
+            heading,
+            [table for table in tables if table.rows],
+            charts.get(heading, []),
+            folded.get(heading),
+        )
+        for heading, tables in found
+    ]
+    return Section(
+        anchor,
+        part.title,
+        facts(part),
+        commands(part, folder),
+        draw_labels(labels(part), f"{anchor}-labels"),
+        [block for block in blocks if block.tables or block.charts],
+    )
 
 
 def write_page(
-    grouped: Grouped, layouts: Sequence[Table], problems: Table, counts: Mapping[str, int]
+    grouped: Grouped,
+    folder: Folder,
+    layouts: Sequence[Table],
+    problems: Table,
+    counts: Mapping[str, int],
 ) -> str:
-    """The page as HTML, with every text escaped, and the paper's tables among others."""
+    """The page as HTML, with every text escaped: data sets first, then the paper's tables."""
     environment = Environment(
         loader=PackageLoader("msea_lightning.reporting", ""),
         autoescape=True,
@@ -135,27 +223,27 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Anchor, heading, class, and the tables: what is shown before and after the charts.
-    before = (
-        ("problems", "Problems", "errors", [problems]),
-        ("missing", "Missing runs", "errors", [missing_table(grouped)]),
-        ("warnings", "Results with warnings", "errors", [warnings_table(grouped)]),
-        ("tables", "Tables", "", layouts),
-        ("tests", "Ablations tested", "", significance_tables(grouped)),
-    )
+    script = (resources.files("msea_lightning.reporting") / "page.js").read_text(encoding="utf-8")
+    parts = parts_of(grouped.configurations)
+    # Anchor, heading, class, and the tables: what comes after the data sets.
     after = (
-        ("disputed", "Disputed utterances", "disputed", disputed_tables(grouped)),
-        ("costs", "Time and memory", "", cost_tables(grouped)),
-        ("seeds", "All metrics", "", seed_tables(grouped)),
+        ("paper", "The paper's tables", "", layouts),
+        ("sizes", "Measured sizes", "", own_sizes(grouped)),
+        ("warnings", "Results with warnings", "errors", [warnings_table(grouped)]),
+        ("missing", "Missing runs", "errors", [missing_table(grouped)]),
+        ("problems", "Problems", "errors", [problems]),
     )
+    titles = list(dict.fromkeys(part.title for part in parts))
+    titles += [dataset_title(run.names.dataset) for run in grouped.size_runs]
     return environment.get_template("page.html.jinja").render(
+        title=", ".join(dict.fromkeys(titles)),
         counts=counts,
-        best=best_table(grouped.configurations),
+        best=best_table(parts),
         discrepancies=sum(
             len(run.discrepancies) for one in grouped.configurations for run in one.runs
         ),
-        before=[part for part in before if any(table.rows for table in part[3])],
-        after=[part for part in after if part[3]],
-        charts=draw_all(grouped.configurations),
-        dataset_title=dataset_title,
+        sections=[_section(part, f"data-{number}", folder) for number, part in enumerate(parts)],
+        after=[part for part in after if any(table.rows for table in part[3])],
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -17,6 +17,7 @@ from msea_lightning.reporting.tables import (
     significance_tables,
     warnings_table,
 )
+from msea_lightning.reporting.variants import parts_of, short_table, variants_table
 from msea_lightning.runs.files import write_atomically
 
 
@@ -24,12 +25,14 @@ from msea_lightning.runs.files import write_atomically
 class Report:
     """A written report: ``report.html``, then ``results.csv``, ``.md`` and ``.tex``.
 
-    ``best`` is the best configuration of each data set, ``counts`` how many of what there is.
+    ``best`` is the best configuration of each data set, ``tables`` are the means of each data set's
+    variants, for a terminal, ``counts`` how many of what there is.
     """
 
     page: Path
     results: tuple[Path, ...]
     best: Table
+    tables: tuple[Table, ...]
     counts: dict[str, int]
 
 
@@ -42,13 +45,19 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
     folder = read_folder(runs)
     grouped = group(folder)
     layouts = paper_layouts(grouped)
-    shown = [*layouts, *significance_tables(grouped), warnings_table(grouped)]
+    parts = parts_of(grouped.configurations)
+    shown = [
+        *map(variants_table, parts),
+        *layouts,
+        *significance_tables(grouped.configurations),
+        warnings_table(grouped),
+    ]
     shown = [table for table in shown if table.rows]
     problems = problems_table(folder, grouped)
     counts = {**count(grouped), "problems": len(problems.rows)}
     place = runs if out is None else out
     texts = {
-        "report.html": write_page(grouped, layouts, problems, counts),
+        "report.html": write_page(grouped, folder, layouts, problems, counts),
         "results.csv": results_csv(grouped, layouts),
         "results.md": as_markdown(shown),
         "results.tex": as_latex(shown),
@@ -62,4 +71,4 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
             f"the report cannot be written into {place}: {error}. Give another folder with out=."
         ) from error
     page, *results = (place / name for name in texts)
-    return Report(page, tuple(results), best_table(grouped.configurations), counts)
+    return Report(page, tuple(results), best_table(parts), tuple(map(short_table, parts)), counts)

@@ -20,7 +20,20 @@ from msea_lightning.runs.folder import Names
 
 RESULTS_COLUMNS = (
     *("tables", *Names._fields, "options"),
-    *("metric", "unit", "n", "seeds", "mean", "sd", "best", "best_seed", "median", "median_seed"),
+    *(
+        "metric",
+        "unit",
+        "n",
+        "seeds",
+        "mean",
+        "sd",
+        "low",
+        "high",
+        "best",
+        "best_seed",
+        "median",
+        "median_seed",
+    ),
     *("min", "max", "paper", "difference", "p_value", "p_holm"),
     *("missing_seeds", "undefined_seeds"),
 )
@@ -81,6 +94,8 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
     numbers = {
         "mean": summary.mean,
         "sd": summary.sd,
+        "low": one.intervals.get(metric, (None, None))[0],
+        "high": one.intervals.get(metric, (None, None))[1],
         "best_seed": summary.best,
         "median_seed": summary.median,
         "min": min(values.values(), default=None),

@@ -1,4 +1,4 @@
-"""The paper's tables with our numbers beside its own, and the tests of the ablations.
+"""What a table is, the paper's tables with our numbers beside, and the tests of the ablations.
 
 Of the paper's numbers none is computed: they are those of :mod:`msea_lightning.paper`. Rows are the
 registered adapters and ablations, and what runs add.
@@ -31,7 +31,6 @@ from msea_lightning.reporting.folders import Size, metric_info
 from msea_lightning.reporting.grouping import (
     Configuration,
     Grouped,
-    by_dataset,
     by_kind,
     names_order,
     percent,
@@ -62,7 +61,7 @@ class Table:
         columns: Headings.
         rows: Its rows.
         words: Number of columns from the left that hold words, not numbers.
-        state: The column whose text is also the row's class in the page; none where it is empty.
+        classes: Class of each row in the page; none where it is empty.
         number: The paper's number of its layout, such as ``table2``.
         configurations: What the rows are of.
     """
@@ -72,7 +71,7 @@ class Table:
     columns: tuple[str, ...]
     rows: Sequence[Row]
     words: int = 2
-    state: str = ""
+    classes: Sequence[str] = ()
     number: str = ""
     configurations: Sequence[Configuration] = field(default=(), repr=False)
 
@@ -99,7 +98,9 @@ def make_table(
     entry = dict(_ENTRIES[name])
     title = entry.pop("title").format(subject)
     columns = (*entry.pop("columns"), *more)
-    return Table(title=title, columns=columns, rows=rows, **entry)
+    state = entry.pop("state", None)
+    classes = [] if state is None else [row[columns.index(state)] for row in rows]
+    return Table(title=title, columns=columns, rows=rows, classes=classes, **entry)
 
 
 def paper_text(names: Names, metric: str) -> str:
@@ -144,7 +145,7 @@ def _difference_text(metric: str, value: float) -> str:
     return number_text(metric, value, sign="+", undefined="")
 
 
-def _p_text(value: float) -> str:
+def p_text(value: float) -> str:
     """A p value with three digits that count; empty where there is none."""
     if math.isnan(value):
         return ""
@@ -207,19 +208,19 @@ class _Part:
         Its rows are those ``above`` and of all names that have ``labels``, with the configurations
         among ``own`` that go by them; with ``sizes`` it has a column of trainable parameters.
         """
-        place = number if self.dataset in paper_titles("dataset") else f"Layout of {number}"
         kind = f" ({self.kind.value})" if self.mixed and self.kind is not None else ""
         rows = list(above)
         for names, label in labels.items():
             for row in self.rows(names, label, [one for one in own if one.names == names]):
                 rows.append((*row, self._parameters(names, row[1])) if sizes else row)
         columns = [*map(_heading, self.metrics), *(["Paras [M]"] if sizes else [])]
-        subject = f"{place}: {dataset_title(self.dataset)}{title}{kind}"
+        subject = f"{number}: {dataset_title(self.dataset)}{title}{kind}"
         table = make_table("paper", rows, subject, columns)
         return replace(
             table,
             note=note.format(table.note),
             columns=(first, *table.columns),
+            classes=[row[1] for row in rows],
             number=re.sub(r"(\w+?)s? (\d+).*", r"\1\2", number).lower(),
             configurations=own,
         )
@@ -252,23 +253,35 @@ class _Part:
             if warnings := sum(bool(run.warnings) for run in one.runs):
                 text = f"see warnings: {warnings} of {len(one.runs)} runs"
                 rows.append((name, "warning", "", text, *[""] * (len(self.metrics) - 1)))
-        if not own:
-            rows.append((label, OURS, "0", *(MISSING for _ in self.metrics)))
         return rows
 
 
 def paper_layouts(grouped: Grouped) -> list[Table]:
-    """Every table of the paper that the runs touch, per data set, and the same for other data."""
+    """Every table of the paper of which the runs have a data set together with a backbone."""
     groups = by_kind(grouped.configurations)
     datasets = [dataset for dataset, _ in groups]
     parts = [
         _Part(dataset, kind, datasets.count(dataset) > 1, own, grouped.sizes)
         for (dataset, kind), own in groups.items()
+        if any(_is_in_paper(one.names) for one in own)
     ]
-    tables = _size_table(grouped.sizes)
+    in_paper = [(names, size) for names, size in grouped.sizes if _is_in_paper(names)]
+    tables = [_size_table(in_paper, "Tables 1 and 10: ")] if in_paper else []
     for build in (_main_table, _ablation_tables, _adapter_table, _volume_table):
         tables += [table for part in parts for table in build(part)]
     return tables
+
+
+def _is_in_paper(names: Names) -> bool:
+    """Whether the paper has the data set, and the backbone."""
+    known = names.backbone in paper_titles("backbone")
+    return known and names.dataset in paper_titles("dataset")
+
+
+def own_sizes(grouped: Grouped) -> list[Table]:
+    """What runs that only measure found of what the paper does not have."""
+    own = [(names, size) for names, size in grouped.measured if not _is_in_paper(names)]
+    return [_size_table(own, "Measured sizes: ")] if own else []
 
 
 def _main_table(part: _Part) -> list[Table]:
@@ -283,11 +296,9 @@ def _main_table(part: _Part) -> list[Table]:
         for row in published
         if row["cited"] == "yes"
     ]
-    backbones = list(paper_titles("backbone")) if published else []
-    models = [Names(part.dataset, main, backbone) for backbone in backbones]
+    models = [Names(part.dataset, main, backbone) for backbone in paper_titles("backbone")]
     labels = {names: names.model for names in (*models, *(one.names for one in full))}
-    number = number or ("Table 3" if part.kind is MetricKind.emotion else "Table 2")
-    note = "Cited: numbers that the paper quotes from others. {}" if published else "{}"
+    note = "Cited: numbers that the paper quotes from others. {}"
     return [part.table(number, labels, full, above=cited, note=note)]
 
 
@@ -308,7 +319,7 @@ def _ablation_tables(part: _Part) -> list[Table]:
             is_other = ablation == FULL and not is_main
             labels[names] = names.model if is_other else ABLATIONS.title(ablation)
         note = "{}"
-        if part.dataset in paper_titles("dataset") and is_main:
+        if is_main:
             note += (
                 " The paper's Table 4 is of ChatGLM3-6B on MELD and SIMS-V2 alone; what is more of "
                 "the full model is from Tables 2 and 3."
@@ -354,8 +365,8 @@ def volume_series(configurations: Sequence[Configuration]) -> list[list[Configur
     return [sorted(own, key=lambda one: one.names.train_fraction) for own in varied]
 
 
-def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
-    """Tables 1 and 10: trainable parameters, and the memory that training is estimated to take."""
+def _size_table(sizes: Sequence[tuple[Names, Size]], place: str = "") -> Table:
+    """Trainable parameters, the paper's too, and the memory that training is estimated to take."""
     datasets = list(dict.fromkeys(names.dataset for names, _ in sizes))
     models = sorted({names._replace(dataset="") for names, _ in sizes}, key=names_order)
     rows: list[Row] = []
@@ -367,16 +378,12 @@ def _size_table(sizes: Sequence[tuple[Names, Size]]) -> list[Table]:
             [size for names, size in sizes if names == model._replace(dataset=dataset)]
             for dataset in datasets
         ]
-        # Only what the paper reports is missed.
-        ours = [
-            _joined(_millions(size.trainable) for size in own) or (MISSING if there else "")
-            for own, there in zip(found, paper, strict=True)
-        ]
+        ours = [_joined(_millions(size.trainable) for size in own) for own in found]
         rows.append((model.model, OURS, *ours))
         memory = [_gib(size.estimated for size in own) for own in found]
         if any(memory):
             rows.append((model.model, "memory", *memory))
-    return [make_table("sizes", rows, more=[*map(dataset_title, datasets)])] if rows else []
+    return make_table("sizes", rows, place, [*map(dataset_title, datasets)])
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -393,22 +400,22 @@ def _millions(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:.2f}"
 
 
-def significance_tables(grouped: Grouped) -> list[Table]:
+def significance_tables(configurations: Iterable[Configuration]) -> list[Table]:
     """The tests of the ablations, per data set and full model."""
     families: dict[tuple[str, ...], list[Configuration]] = {}
-    for one in grouped.configurations:
+    for one in configurations:
         if one.tests:
             families.setdefault(one.names[:3], []).append(one)
     tables = []
     for (dataset, adapter, backbone), own in families.items():
         rows = [
             (
-                one.label.removeprefix(f"{one.names.model}, "),
+                one.label.removesuffix(f", {one.names.model}"),
                 _heading(metric),
                 str(len(test.seeds)),
                 _difference_text(metric, test.difference),
-                _p_text(test.p) or test.reason,
-                _p_text(test.holm),
+                p_text(test.p) or test.reason,
+                p_text(test.holm),
             )
             for one in own
             for metric, test in one.tests.items()
@@ -430,26 +437,32 @@ def warnings_table(grouped: Grouped) -> Table:
     return make_table("warnings", rows)
 
 
-def seed_tables(grouped: Grouped) -> list[Table]:
-    """Every metric of every configuration: mean, spread, best and median run."""
-    tables = []
-    for dataset, own in by_dataset(one for one in grouped.configurations if one.runs).items():
-        rows = [
-            (
-                one.label,
-                _heading(metric),
-                str(summary.n),
-                mean_text(metric, summary),
-                _of_seed(metric, summary, summary.best),
-                _of_seed(metric, summary, summary.median),
-                number_text(metric, min(summary.values.values(), default=math.nan)),
-                number_text(metric, max(summary.values.values(), default=math.nan)),
-            )
-            for one in own
-            for metric, summary in one.summaries.items()
-        ]
-        tables.append(make_table("seeds", rows, dataset_title(dataset)))
-    return tables
+def seed_table(configurations: Sequence[Configuration], title: str) -> Table:
+    """Every metric of every configuration: mean, spread, interval, best and median run."""
+    rows = [
+        (
+            one.label,
+            _heading(metric),
+            str(summary.n),
+            mean_text(metric, summary),
+            interval_text(one, metric),
+            _of_seed(metric, summary, summary.best),
+            _of_seed(metric, summary, summary.median),
+            number_text(metric, min(summary.values.values(), default=math.nan)),
+            number_text(metric, max(summary.values.values(), default=math.nan)),
+        )
+        for one in configurations
+        for metric, summary in one.summaries.items()
+    ]
+    return make_table("seeds", rows, title)
+
+
+def interval_text(one: Configuration, metric: str) -> str:
+    """The ends of the 95 % interval; empty where there is none."""
+    low, high = one.intervals.get(metric, (math.nan, math.nan))
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{number_text(metric, low)} to {number_text(metric, high)}"
 
 
 def _of_seed(metric: str, summary: Summary, seed: int | None) -> str:
