@@ -99,19 +99,20 @@ $(VLLM_STAMP):
 	    $$site/vllm-$(VLLM_VERSION).dist-info/METADATA
 	touch $@
 
-app-docs: $(DOCS) ## build README's pages and the API as a site in build/site; a broken link fails
+app-check: setup ## drive the app in headless Chromium; screenshots in build/app-check
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt playwright
+	rm -rf build/app-check
+	.venv/bin/python scripts/app_check.py build/app-check
+
+docs: $(DOCS) ## build README's pages and the API as a site in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo "The site is in build/site, and begins with index.html"
 
 $(DOCS): $(STAMP)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[docs]'
 	touch $(DOCS)
-
-check: setup ## drive the app in headless Chromium; screenshots in build/app-check
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt playwright
-	rm -rf build/app-check
-	.venv/bin/python scripts/app_check.py build/app-check
 
 check: setup ## what has to be clean: format, lint, types, tests
 	.venv/bin/ruff format --check .

@@ -92,7 +92,7 @@ def check_make(words: list[str]) -> None:
     """Has ``make`` say what it would do."""
     command = ["make", "-n", "PYTHON=python3", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for variable in (word.partition("=")[0] for word in words if "=" in word):
         assert re.search(rf"^{variable} \?=", makefile, re.MULTILINE), variable
