@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
-from wandb.proto.wandb_internal_pb2 import Record
 
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import TrainConfig
@@ -23,99 +21,9 @@ from msea_lightning.reporting.options import WandbMode
 from msea_lightning.runs.folder import Names, RunFolder
 from msea_lightning.training.fit import fit
 from msea_lightning.training.module import TrainingModule
+from tests.reporting.wandb_files import Recorded, items, recordings, records
 
 Options = Callable[..., TrainConfig]
-
-_BLOCK = 32768
-"""Bytes of a block of a ``.wandb`` file, a LevelDB log with a header of 7 bytes."""
-
-
-def records(file: Path) -> list[Record]:
-    """The records of a ``.wandb`` file."""
-    data = file.read_bytes()
-    assert data[:4] == b":W&B"
-    found, part, position = [], b"", 7
-    while position + 7 <= len(data):
-        if _BLOCK - position % _BLOCK < 7:
-            position += _BLOCK - position % _BLOCK
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        part += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or its last piece
-            found.append(Record.FromString(part))
-            part = b""
-    return found
-
-
-def items(found: Any) -> dict[str, Any]:
-    """Key to value of the items of a record."""
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in found}
-
-
-@dataclass
-class Recorded:
-    """One offline W&B run.
-
-    Attributes:
-        config: Options of the run.
-        run: Its run folder.
-        files: Folder of the files that W&B uploads.
-        records: Everything in the ``.wandb`` file.
-    """
-
-    config: TrainConfig
-    run: RunFolder
-    files: Path
-    records: list[Record]
-
-    def of(self, kind: str) -> list[Any]:
-        """All records of a kind."""
-        return [getattr(one, kind) for one in self.records if one.WhichOneof("record_type") == kind]
-
-    @property
-    def begun(self) -> Any:
-        """The record that begins the run."""
-        (found,) = self.of("run")
-        return found
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """The rows of the history that have metrics of training."""
-        rows = [items(row.item) for row in self.of("history")]
-        return [row for row in rows if "trainer/global_step" in row]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The summary in the end, without W&B's own keys and the places of tables."""
-        merged: dict[str, Any] = {}
-        for update in self.of("summary"):
-            merged |= items(update.update)
-        own = ("_", "test/predictions", "test/confusion_matrix")
-        return {key: value for key, value in merged.items() if not key.startswith(own)}
-
-    @property
-    def results(self) -> dict[str, dict[str, float | None]]:
-        """The metrics in ``metrics.json``, by split."""
-        loaded = json.loads(self.run.metrics.read_text())
-        return {split: loaded[split] for split in ("test", "valid")}
-
-    @property
-    def predictions(self) -> list[dict[str, str]]:
-        """The rows of ``predictions.csv``."""
-        with self.run.predictions.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def table(self, name: str) -> Any:
-        """A table's columns and data."""
-        (file,) = self.files.glob(f"media/table/{name}_*.table.json")
-        return json.loads(file.read_text())
-
-
-def recordings(run: RunFolder) -> list[Path]:
-    """The ``.wandb`` files of a run folder, in the order of their start."""
-    wandb.teardown()  # its service process writes the last of them after a run has ended
-    return sorted((run.path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +98,8 @@ def test_the_history_is_that_of_training(recorded: Recorded) -> None:
     assert {f"valid/{name}" for name in recorded.results["valid"]} - {"valid/zero_share"} == {
         key for key in valid if key.startswith("valid/")
     }
+    assert valid["train/learning_rate"] == pytest.approx(float(epoch["learning_rate"]))
+    assert valid["train/seconds"] == pytest.approx(float(epoch["seconds"]))
     keys = {key for row in recorded.history for key in row}
     assert not keys & {f"test/{name}" for name in METRICS}
 
@@ -201,7 +111,7 @@ def test_the_summary_is_the_papers_table(recorded: Recorded) -> None:
         for name, value in values.items()
         if name in METRICS and value is not None
     }
-    found = recorded.summary
+    found = {key: value for key, value in recorded.summary.items() if key != "verdict"}
     assert found.pop("best_epoch") == found.pop("epoch") == 0
     assert found == pytest.approx(expected)
     assert ("test/WF1" in found) != ("test/Acc-7" in found)
@@ -341,7 +251,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return SimpleNamespace(
             define_metric=lambda *_, **__: None,
             finish=lambda *_, **__: None,
-            settings=SimpleNamespace(sync_dir="wandb/offline-run"),
+            settings=SimpleNamespace(sync_dir="wandb/offline run", mode=mode),
+            config={},
         )
 
     monkeypatch.setattr(wandb, "init", init)
@@ -393,6 +304,40 @@ def test_where_a_run_goes(
         monkeypatch.setenv(name, value)
     with wandb_loggers(options(), run):
         assert started == expected
+
+
+def test_what_a_run_says_of_its_data_is_logged(
+    options: Options, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = {
+        "data": {
+            "utterances": {"train": 40, "test": 10},
+            "labels": {"train": {"dull": 10, "bright": 30}},
+        },
+        "references": [{"name": "always dull", "kind": "constant", "test": {"wf1": 0.4}}],
+        "verdict": ["Better than always dull.", "The best epoch was the first."],
+    }
+    run.metrics.write_text(json.dumps(found))
+    (run.path / "env.json").write_text(json.dumps({"commit": "0123abc"}))
+    config = options("logger.wandb_mode=offline")
+    with wandb_loggers(config, run):
+        pass
+    (file,) = recordings(run)
+    recorded = Recorded(config, run, file.parent / "files", records(file))
+    assert items(recorded.begun.config.update)["commit"] == "0123abc"
+    logged: dict[str, Any] = {}
+    for one in recorded.of("config"):
+        logged |= items(one.update)
+    assert logged["utterances"] == {"train": 40, "test": 10}
+    assert logged["majority_class"] == "bright"
+    assert recorded.summary == {
+        "test/always dull/WF1": 40,
+        "verdict": "Better than always dull. The best epoch was the first.",
+    }
+    # The last line is the one to copy.
+    own = [one.getMessage() for one in caplog.records if one.name == wandb_run.__name__]
+    assert own[-1] == f"upload to W&B: wandb sync {file.parent.resolve()}"
 
 
 def test_where_wandb_cannot_start_training_goes_on(

@@ -210,14 +210,14 @@ def _label(configurations: Sequence[Configuration]) -> None:
     """Names those of one data set by what tells them apart, an ablation before an option."""
     keys = {option.partition("=")[0] for one in configurations for option in one.options}
     several_models = len({one.names.model for one in configurations}) > 1
-    default = ""
-    if any(one.names.train_fraction != 1 for one in configurations):
-        default = "all data"
-    if any(one.names.ablation != FULL for one in configurations):
-        default = "complete model"
+    has_ablations = any(one.names.ablation != FULL for one in configurations)
+    has_parts = any(one.names.train_fraction != 1 for one in configurations)
+    default = "all data" if has_parts else ""
     for one in configurations:
         names = one.names
         words = [] if names.ablation == FULL else [ABLATIONS.title(names.ablation)]
+        if names.ablation == FULL and has_ablations and not several_models:
+            words = ["complete model"]
         words += [_shortened(option, keys) for option in one.options]
         words += [] if names.train_fraction == 1 else [percent(names.train_fraction)]
         words += [names.model] if several_models else []

@@ -12,6 +12,7 @@ import netrc
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,9 +83,10 @@ def wandb_loggers(
     """The W&B logger of a run, with its files in the run folder; none where W&B cannot start.
 
     Without an account, or where the server does not answer, the run is recorded offline. The W&B
-    run ends with the block: as failed where an exception leaves it. A run that is resumed goes on
-    in the W&B run that it began, whose id is in ``wandb_id.txt``. ``config`` is everything to log
-    of its options, as plain values; ``experiment`` the table or figure of the paper.
+    run ends with the block: as failed where an exception leaves it. Then it says how an offline
+    run is uploaded. A run that is resumed goes on in the W&B run that it began, whose id is in
+    ``wandb_id.txt``. ``config`` is everything to log of its options, as plain values;
+    ``experiment`` the table or figure of the paper.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # The first process of a DDP run records; the others' logger writes nothing.
@@ -102,7 +104,7 @@ def wandb_loggers(
         name="-".join([names.dataset, model, *ablation, f"seed-{seed}"]),
         # What one may want to see together across groups; W&B takes 64 characters of each.
         tags=list(dict.fromkeys(tag[:64] for tag in tags if tag)),
-        config=dict(config),
+        config={**config, "commit": _read(folder / "env.json").get("commit")},
         id=_run_id(folder),
         dir=str(folder),
     )
@@ -115,8 +117,41 @@ def wandb_loggers(
         yield [TrainingLogger(run, folder)]
         exit_code = 0
     finally:
+        if exit_code == 0:
+            with _or_say("what metrics.json says of the data"):
+                _log_findings(run, _read(folder / "metrics.json"))
         with _or_say(late):
             run.finish(exit_code=exit_code)
+        if run.settings.mode == "offline":
+            _log.info("upload to W&B: wandb sync %s", shlex.quote(run.settings.sync_dir))
+
+
+def _log_findings(run: Any, found: Mapping[str, Any]) -> None:
+    """Sizes and most frequent class of the data, references and verdict of a finished run."""
+    data = found.get("data") or {}
+    facts: dict[str, Any] = {"utterances": data["utterances"]} if "utterances" in data else {}
+    if counts := (data.get("labels") or {}).get("train"):
+        facts["majority_class"] = max(counts, key=counts.__getitem__)
+    run.config.update(facts, allow_val_change=True)
+    for reference in found.get("references") or []:
+        run.summary.update(_as_in_tables(f"test/{reference['name']}", reference["test"]))
+    if verdict := found.get("verdict"):
+        run.summary.update({"verdict": " ".join(verdict)})
+
+
+def _as_in_tables(prefix: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics by their titles behind a prefix, shares in percent; undefined ones are left out."""
+    return {
+        f"{prefix}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
+        for name, value in values.items()
+        if name in METRICS and value is not None and not math.isnan(value)
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a JSON file of the run holds; nothing where there is none yet."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
 
 
 def log_results(
@@ -134,12 +169,9 @@ def log_results(
     ``valid/MAE``), values as the paper's tables have them: shares in percent, MAE and Corr as they
     are. An undefined metric is left out. What cannot be logged is said in a warning.
     """
-    summary = {
-        f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
-        for split, values in results.items()
-        for name, value in values.items()
-        if name in METRICS and not math.isnan(value)
-    }
+    summary: dict[str, float] = {}
+    for split, values in results.items():
+        summary |= _as_in_tables(split, values)
     rows = [[getattr(item, column) for column in PREDICTION_COLUMNS] for item in predictions]
     for logger in (one for one in loggers if isinstance(one, TrainingLogger)):
         run, folder = logger.experiment, logger.folder
@@ -181,7 +213,8 @@ def _start(options: LoggerConfig, **settings: Any) -> Any:
     run = None
     with _or_say("this run"):
         run = _init(options, "offline", settings)
-        _log.info("W&B is offline: upload later with `wandb sync %s`", run.settings.sync_dir)
+        place = shlex.quote(run.settings.sync_dir)
+        _log.info("W&B is offline: upload later with `wandb sync %s`", place)
     return run
 
 

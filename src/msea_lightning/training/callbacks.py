@@ -78,6 +78,8 @@ class EpochHistory(Callback):
             **valid,
         }
         self._rows.append(row)
+        shown = {"train/learning_rate": row["learning_rate"], "train/seconds": row["seconds"]}
+        pl_module.log_dict(shown, sync_dist=trainer.world_size > 1)
         if trainer.is_global_zero:
             write_csv(self._path, row, self._rows)
             _log.info(
