@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msea_lightning.config.errors import UserError
+from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.data.files.errors import ReadError
+from msea_lightning.data.options import ColumnsConfig
 from msea_lightning.inference.inputs import LinesInput, open_inputs
 from msea_lightning.inference.lines import Line, read_lines
 from msea_lightning.inference.outputs import rendered
@@ -89,3 +90,34 @@ def test_an_empty_id_of_a_table_stays(tmp_path: Path) -> None:
     with open_inputs(str(tmp_path), None) as inputs:
         said = rendered(inputs.rows, [{"error": "no"}], as_csv=False)
     assert json.loads(said) == {"id": "", "text": "a", "error": "no"}
+
+
+def test_label_files_of_others_are_read_without_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "test_sent_emo.csv").write_text("Utterance,Dialogue_ID,Utterance_ID\nHi,0,3\n")
+    with caplog.at_level("INFO"), open_inputs(str(tmp_path), None) as inputs:
+        assert [(row.id, row.text, row.split) for row in inputs.rows] == [
+            ("test/dia0_utt3", "Hi", "test")
+        ]
+    assert "read as a label file of MELD" in caplog.text
+
+
+def test_columns_of_a_table_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "said.csv"
+    table.write_text("Clip,Words\nu1,Hi\n")
+    columns = ColumnsConfig(id="Clip", text="Words")
+    with open_inputs(str(table), None, columns) as inputs:
+        assert [(row.id, row.text) for row in inputs.rows] == [("u1", "Hi")]
+    with pytest.raises(ReadError, match=r"has no column id .*found Clip, Words.*columns\.id=NAME"):
+        open_inputs(str(table), None)
+    (tmp_path / "said.jsonl").write_text('{"text": "Hi"}\n')
+    with pytest.raises(ConfigError, match=r"columns\.id has no effect on input=.*said\.jsonl"):
+        open_inputs(str(tmp_path / "said.jsonl"), None, columns)
+
+
+def test_labels_beside_clips_make_no_table(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("id,text,label\na,Hi,joy\n")
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with open_inputs(str(tmp_path), None) as inputs:
+        assert inputs.has_clips

@@ -16,7 +16,7 @@ from msea_lightning.backbone.options import Accelerator, BackboneConfig, Weights
 from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
-from msea_lightning.data.options import DatasetConfig, LabelKind, Split
+from msea_lightning.data.options import ColumnsConfig, DatasetConfig, LabelKind, Split
 from msea_lightning.features.options import (
     AUDIO_EXTRACTORS,
     VISION_EXTRACTORS,
@@ -162,7 +162,12 @@ class EvaluateConfig:
     run: str = option("???", "run folder to evaluate")
     split: Split = option(Split.test, "part of the data set")
     decode: Decode | None = option(None, "how an answer is picked; the run's own where not given")
-    dataset_path: str | None = option(None, "where the data set is now, if it has moved")
+    dataset_path: str | None = option(
+        None, "where the data set is now, if it has moved; or a table with other utterances"
+    )
+    columns: ColumnsConfig = option(
+        ColumnsConfig, "what the columns of that table are called; as in the run where not given"
+    )
     eval_batch_size: int | None = option(
         None, "utterances per batch; as in the run where not given", low=1
     )
@@ -175,8 +180,9 @@ class PredictConfig:
 
     plugin: str = option("???", "plugin folder, or its name on the Hugging Face Hub")
     input: str | None = option(
-        None, "a clip, a folder of clips, a table (utterances.csv or its folder), or a .jsonl file"
+        None, "a clip, a folder of clips, a table (a .csv file or its folder), or a .jsonl file"
     )
+    columns: ColumnsConfig = option(ColumnsConfig, "what the columns of a table are called")
     text: str | None = option(
         None, "what is said in a single clip, or a text alone; as it is, commas too", literal=True
     )

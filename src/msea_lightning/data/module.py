@@ -20,6 +20,7 @@ from msea_lightning.data.options import (
     SPLITS,
     DatasetConfig,
     LabelConfig,
+    Split,
 )
 from msea_lightning.data.prepare import prepare_store
 from msea_lightning.data.resolve import describe_labels, resolve_labels, resolve_metrics
@@ -57,6 +58,8 @@ class UtteranceDataModule(LightningDataModule):
         whole_dialogues: Batches are of whole dialogues in their order, instead of utterances of
             similar length.
         store: The prepared data set, where it is at hand; else it is prepared on first use.
+        evaluated: The only split that is there after :meth:`setup`; ``dataset.labels`` leave
+            nothing to infer then, and the data set needs no other split.
 
     Attributes:
         eval_batch_size: As given; it changes no result, and may be set later.
@@ -74,9 +77,11 @@ class UtteranceDataModule(LightningDataModule):
         micro_batches: int = 1,
         whole_dialogues: bool = False,
         store: Store | None = None,
+        evaluated: Split | None = None,
     ) -> None:
         super().__init__()
         self._dataset = dataset
+        self._evaluated = evaluated
         self._batch_size = batch_size
         self.eval_batch_size = eval_batch_size or EVALUATION_BATCH
         self._seed = seed
@@ -103,7 +108,12 @@ class UtteranceDataModule(LightningDataModule):
             return
         self.prepare_data()
         assert self._store is not None
+        for text in self._store.info.get("notes", []):
+            log_once(_log, text)
         splits = dict(self._store.splits)
+        if self._evaluated is not None:
+            self._setup_evaluated(splits, self._evaluated.value)
+            return
         for split, purpose in (("train", "to train on"), ("test", "to test on afterwards")):
             if split not in splits:
                 raise DataError(
@@ -126,6 +136,18 @@ class UtteranceDataModule(LightningDataModule):
         for text in absent_features(self.splits):
             self._warn(text)
 
+    def _setup_evaluated(self, splits: dict[str, StoreSplit], split: str) -> None:
+        """Keeps the labelled utterances of one split; a valid one may be drawn from train."""
+        if split == "valid" and "train" in splits and "valid" not in splits:
+            splits |= self._hold_out(splits["train"])
+        if split not in splits:
+            raise DataError(
+                f"the data set '{self._dataset.name}' has no {split} split to evaluate; it has "
+                f"{', '.join(splits)}. Choose one with split=..., or mark some utterances as "
+                f"{split}."
+            )
+        self.splits = {split: self._labelled(splits[split], split)}
+
     @property
     def metrics(self) -> MetricKind:
         """The metric definitions, with nothing left to infer."""
@@ -134,7 +156,7 @@ class UtteranceDataModule(LightningDataModule):
     @property
     def dims(self) -> Mapping[str, int]:
         """Name of each feature of the data set to its values per frame."""
-        return self.splits["train"].dims
+        return next(iter(self.splits.values())).dims
 
     @property
     def extractors(self) -> Mapping[str, Mapping[str, Any]]:
@@ -260,7 +282,8 @@ class UtteranceDataModule(LightningDataModule):
         if not labelled:
             raise DataError(
                 f"all {len(part):,} {split} utterances of '{self._dataset.name}' are unlabelled, "
-                "so there is nothing to score. Label some of them."
+                "so there is nothing to score. Label some of them; python -m "
+                "msea_lightning.predict answers utterances without a label."
             )
         missing = len(part) - len(labelled)
         self._warn(

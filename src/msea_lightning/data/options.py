@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Reader(enum.Enum):
     cherma = "cherma"
     """CHERMA as its authors publish it: split JSON beside folders of ``.npy`` files."""
     table = "table"
-    """Your own: ``utterances.csv`` beside ``features.npz`` or folders of ``.npy`` files."""
+    """Your own CSV files, known label files too, beside ``features.npz`` or ``.npy`` files."""
     demo = "demo"
     """The built-in, generated corpus."""
 
@@ -128,6 +129,32 @@ class LabelConfig:
 
 
 @dataclass
+class ColumnsConfig:
+    """What the columns of an own table are called; several joined by ``+`` become one value.
+
+    Where an option is not given, it is the column of a known label file, or the one called like it.
+    """
+
+    id: str | None = option(
+        None, "column that names an utterance, such as Dialogue_ID+Utterance_ID"
+    )
+    text: str | None = option(None, "column with the words")
+    label: str | None = option(None, "column with the label")
+    split: str | None = option(None, "column with train, valid (dev, val) or test")
+    group: str | None = option(
+        None, "column with the video or dialogue that is not to be torn apart"
+    )
+    speaker: str | None = option(None, "column with the one who speaks")
+
+    def check(self, where: str) -> None:
+        """Refuses an empty name."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value is not None and not value.strip():
+                raise ConfigError(f"{where}.{item.name} is empty: name a column, or leave it out.")
+
+
+@dataclass
 class DatasetConfig:
     """One data set: where its files are, how they are laid out, what its labels mean."""
 
@@ -138,6 +165,10 @@ class DatasetConfig:
     hub_id: str | None = option(None, "Hugging Face data set that publishes the files")
     hub_file: str | None = option(None, "the one file of hub_id to read; else the whole folder")
     source: str = option("", "where the files are published, for error messages")
+    columns: ColumnsConfig = option(ColumnsConfig, "own tables: what their columns are called")
+    split: Split | None = option(
+        None, "own tables: the split of all rows where neither a column nor a file's name says it"
+    )
     cache: str | None = option(
         None, "folder of downloads and stores; $MSEA_CACHE or ~/.cache/msea_lightning"
     )
@@ -184,6 +215,16 @@ class DatasetConfig:
             raise ConfigError(
                 f"{where}.name={name!r} cannot be the name of a folder, which runs and stores of "
                 "the data set have. Use printable characters without / and \\."
+            )
+        given = {
+            item.name: getattr(self.columns, item.name) for item in dataclasses.fields(self.columns)
+        }
+        given = {f"columns.{name}": value for name, value in given.items()} | {"split": self.split}
+        unread = [name for name, value in given.items() if value is not None]
+        if unread and self.reader is not Reader.table:
+            raise ConfigError(
+                f"{where}.{unread[0]} has no effect on {self.name}, which is no table of your own. "
+                f"Leave it out, or choose {where}=table."
             )
         if self.reader is not Reader.demo and self.download and self.hub_id is None:
             raise ConfigError(

@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from msea_lightning.config.errors import UserError
-from msea_lightning.data.options import SPLITS, DatasetConfig, Reader
-from msea_lightning.data.readers import MissingFileError, find_files, read_files
+from msea_lightning.config.errors import ConfigError, UserError
+from msea_lightning.data.options import SPLITS, ColumnsConfig, DatasetConfig, Reader, Split
+from msea_lightning.data.readers import MissingFileError, ReadError, find_files, read_files
+from msea_lightning.data.readers.columns import find_tables, has_splits
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 
 CONVERSION = 3
@@ -41,8 +42,9 @@ def prepare_store(dataset: DatasetConfig) -> Store:
 
     Safe to interrupt and to run again, and in several processes at once: one converts, the others
     wait for it. The ``info`` of the store has the keys ``name``, ``reader``, ``source`` (the path
-    that was read), ``files`` (their number), ``found`` and ``extractors`` (the counts of each
-    split, and what made the features, see :class:`~msea_lightning.data.readers.Reading`).
+    that was read), ``files`` (their number), ``found``, ``extractors`` and ``notes`` (the counts
+    of each split, what made the features, and sentences on how the files were read, see
+    :class:`~msea_lightning.data.readers.Reading`).
     """
     if dataset.reader is not Reader.demo:
         dataset = dataclasses.replace(dataset, path=str(_locate(dataset)))
@@ -62,6 +64,56 @@ def prepare_store(dataset: DatasetConfig) -> Store:
             f"the data set {dataset.name} cannot be prepared in {folder}: {reason}. Set "
             "dataset.cache (or MSEA_CACHE) to a folder with enough space that you may write to."
         ) from error
+
+
+def at_place(
+    dataset: DatasetConfig, place: str, columns: ColumnsConfig, split: Split
+) -> DatasetConfig:
+    """The options of a data set whose files are at another place, or of a table in its stead.
+
+    A table is called after its file or folder.
+
+    Args:
+        dataset: As a run has it.
+        place: Where the files are now; a table is read as one, whatever they were before.
+        columns: What the columns of a table are called; those not given are as in the run.
+        split: The split of rows that name none.
+
+    Raises:
+        ConfigError: if there is nothing at the place that could be read in its stead.
+        ReadError: if it is no table, but its name says so.
+    """
+    path = Path(place).expanduser()
+    given = {name: value for name, value in dataclasses.asdict(columns).items() if value}
+    was_table = dataset.reader is Reader.table
+    merged = dataclasses.replace(dataset.columns if was_table else ColumnsConfig(), **given)
+    is_table = was_table or path.suffix.lower() == ".csv"
+    if not is_table:
+        with suppress(ReadError):
+            is_table = bool(find_tables(path, merged))
+    if not is_table:
+        if given:
+            name = next(iter(given))
+            raise ConfigError(f"columns.{name} has no effect: dataset_path={place} is no table.")
+        if dataset.reader is Reader.demo:
+            raise ConfigError(
+                f"dataset_path={place} is no table, and the demo corpus has no files. Give a "
+                "table of your own, or leave it out."
+            )
+        return dataclasses.replace(dataset, path=place)
+    by_row = path.exists() and has_splits(path, merged)
+    return dataclasses.replace(
+        dataset,
+        name=path.absolute().stem,
+        reader=Reader.table,
+        path=place,
+        download=False,
+        columns=merged,
+        split=None if by_row else split,
+        expected_train=None,
+        expected_valid=None,
+        expected_test=None,
+    )
 
 
 def earlier_sources(dataset: DatasetConfig) -> list[Path]:
@@ -114,8 +166,9 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
     if dataset.reader is Reader.table:
         found = "dataset.path is not set" if dataset.path is None else what
         return (
-            f"{found}. Give the folder with your utterances.csv (columns id, split, text, label) "
-            "and features.npz: dataset=table dataset.path=FOLDER."
+            f"{found}. Give the folder with your utterances.csv (columns id, split, text, label), "
+            "or with train.csv, dev.csv and test.csv, and the features beside them: dataset=table "
+            "dataset.path=FOLDER. A column of another name: dataset.columns.text=NAME."
         )
     hub = f"https://huggingface.co/datasets/{dataset.hub_id}" if dataset.hub_id else ""
     source = dataset.source or hub or "a place that dataset.source does not name"
@@ -159,6 +212,10 @@ def store_folder(dataset: DatasetConfig) -> Path:
             "labels": [labels.kind.value, labels.low, labels.high, labels.names],
             "files": [(name, about.st_size, about.st_mtime_ns) for name, about in files],
         }
+        # Only where they are given, so that earlier stores stay in use.
+        own = {**dataclasses.asdict(dataset.columns), "split of all": dataset.split}
+        if given := {name: str(value) for name, value in own.items() if value is not None}:
+            content["columns"] = given
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return cache_folder(dataset) / "stores" / f"{dataset.name}-{digest[:12]}"
 
@@ -182,6 +239,7 @@ def _convert(dataset: DatasetConfig, folder: Path) -> Store:
         info |= {"found": reading.counts, "source": str(path)}
         info["files"] = len(find_files(path, dataset))
         info["extractors"] = reading.extractors
+        info["notes"] = reading.notes
         parts = {
             split: bars.track(part, reading.sizes[split], description=f"converting {split}")
             for split, part in reading.items()

@@ -45,6 +45,7 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
             f"There is no valid split: training holds out {dataset.valid_fraction:.0%} of train, "
             "stratified by label and in whole groups."
         )
+    lines += store.info.get("notes", [])
     lines += [f"source: {store.info['source']}", f"store:  {store.folder}"]
     for line in lines:
         console.print(Text(visible(line)), soft_wrap=True)

@@ -6,19 +6,25 @@ are read one at a time, so that one that is broken stops no other.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from msea_lightning.config.errors import ConfigError, UserError
+from msea_lightning.data.options import ColumnsConfig
+from msea_lightning.data.readers import MissingFileError
+from msea_lightning.data.readers.columns import TABLE, find_tables
 from msea_lightning.data.readers.table import TableRows, refuse_repeated
 from msea_lightning.data.utterance import Utterance
 from msea_lightning.features.clips import Clip as ClipFile
 from msea_lightning.features.clips import Part, find_clips, transcripts, utterances
 from msea_lightning.inference.lines import read_lines
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,18 @@ class TextInput(Inputs):
 
 
 class TableInput(Inputs):
-    """A table of your own: ``utterances.csv`` with features beside it; labels are not needed."""
+    """A table of your own, or one for each split, with features beside it; without labels too.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The table, or its folder.
+        columns: What its columns are called.
+    """
+
+    def __init__(self, path: Path, columns: ColumnsConfig) -> None:
         super().__init__()
-        self._table = TableRows(path)
+        self._table = TableRows(path, columns)
+        for note in self._table.notes:
+            _log.info("%s", note)
         self.files = self._table.files
         self.rows = [
             InputRow(row.values["id"], row.values["text"], row.values["label"], row.values["split"])
@@ -162,8 +175,10 @@ def _parts(clip: ClipFile, text: str | None) -> list[Part]:
         return [Part(clip.id)]
 
 
-def open_inputs(place: str | None, text: str | None) -> Inputs:
-    """What ``input`` and ``text`` stand for.
+def open_inputs(
+    place: str | None, text: str | None, columns: ColumnsConfig | None = None
+) -> Inputs:
+    """What ``input`` and ``text`` stand for; ``columns`` says how those of a table are called.
 
     Raises:
         ConfigError: if there is neither, or no such file, or no utterance in it, or a text beside
@@ -177,18 +192,22 @@ def open_inputs(place: str | None, text: str | None) -> Inputs:
     path = Path(place).expanduser()
     if not path.exists():
         raise ConfigError(
-            f"input={place} does not exist: give a clip, a folder of clips, a table "
-            "(utterances.csv or its folder), or a .jsonl file."
+            f"input={place} does not exist: give a clip, a folder of clips, a table (a .csv file "
+            "or its folder), or a .jsonl file."
         )
-    inputs = _opened(path, text)
+    inputs = _opened(path, text, columns or ColumnsConfig())
     if not inputs.rows:
         inputs.__exit__()
         raise ConfigError(f"input={place} holds no utterance: give it one a row, or a line.")
     return inputs
 
 
-def _opened(path: Path, text: str | None) -> Inputs:
-    is_table = path.suffix.lower() == ".csv" or (path / "utterances.csv").is_file()
+def _opened(path: Path, text: str | None, columns: ColumnsConfig) -> Inputs:
+    is_table = _is_table(path, columns)
+    if given := [name for name, value in asdict(columns).items() if value and not is_table]:
+        raise ConfigError(
+            f"columns.{given[0]} has no effect on input={path}, which is no table. Leave it out."
+        )
     if path.is_dir() or is_table or path.suffix.lower() in (".jsonl", ".ndjson"):
         if text is not None:
             raise ConfigError(
@@ -196,6 +215,23 @@ def _opened(path: Path, text: str | None) -> Inputs:
                 "own: leave text out, or give a single clip."
             )
         if is_table:
-            return TableInput(path)
+            return TableInput(path, columns)
         return ClipsInput(path, None) if path.is_dir() else LinesInput(path)
     return ClipsInput(path, text)
+
+
+def _is_table(path: Path, columns: ColumnsConfig) -> bool:
+    """Whether a path is a table, or a folder with one; labels beside clips make no table."""
+    if path.suffix.lower() == ".csv" or (path / TABLE).is_file():
+        return True
+    if not path.is_dir():
+        return False
+    try:
+        find_tables(path, columns)
+    except MissingFileError:
+        return False
+    try:
+        find_clips(path)
+    except UserError:
+        return True
+    return False

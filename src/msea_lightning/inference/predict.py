@@ -55,7 +55,10 @@ def predict(config: PredictConfig) -> None:
         UserError: if nothing can be predicted at all.
     """
     target = output_path(config.output, overwrite=config.overwrite) if config.output else None
-    with open_inputs(config.input, config.text) as inputs, tempfile.TemporaryDirectory() as scratch:
+    with (
+        open_inputs(config.input, config.text, config.columns) as inputs,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         plugin = Plugin.from_pretrained(config.plugin)
         check_facts(plugin.facts.features, inputs.extractors)
         predictor = load_predictor(config.plugin, config.language_model)

@@ -36,6 +36,7 @@ from msea_lightning.cost.estimate import (
     build_estimator,
 )
 from msea_lightning.data.module import UtteranceDataModule
+from msea_lightning.data.options import Split
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import complete_labels
 from msea_lightning.language.labels import LabelSpace
@@ -129,8 +130,10 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
         complete_labels(train.ids, train.labels, name)
 
 
-def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDataModule:
-    """The data module of a run, set up; it has what the model needs."""
+def build_data(
+    config: RunConfig, *, store: Store | None = None, evaluated: Split | None = None
+) -> UtteranceDataModule:
+    """The data module of a run, set up; it has what the model needs, or the evaluated split."""
     kind: type[Model] = MODELS.load(config.model.name)
     data = UtteranceDataModule(
         config.dataset,
@@ -140,10 +143,12 @@ def build_data(config: RunConfig, *, store: Store | None = None) -> UtteranceDat
         micro_batches=config.trainer.accumulate,
         whole_dialogues=kind.needs.dialogues,
         store=store,
+        evaluated=evaluated,
     )
     data.prepare_data()
     data.setup()
-    check_needs(kind, data)
+    if evaluated is None:
+        check_needs(kind, data)
     return data
 
 

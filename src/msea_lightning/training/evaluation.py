@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.config.text import visible
 from msea_lightning.data.module import UtteranceDataModule
-from msea_lightning.data.options import Split
+from msea_lightning.data.options import Reader, Split
+from msea_lightning.data.prepare import at_place
+from msea_lightning.data.utterance import DataError
+from msea_lightning.features.extraction import check_facts
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import METRICS, MetricInfo, UtteranceScore
@@ -58,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
 
     Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder; of a
-    model that has no rule, ``evaluations/<split>``.
+    model that has no rule, ``evaluations/<split>``; of a table at ``dataset_path`` with its name in
+    front. Such a table needs nothing but the split that is evaluated; its labels are the run's.
     """
     run = RunFolder(Path(config.run).expanduser())
     options = run.load_config()
@@ -67,9 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
             f"{run.path} is not finished (it has no metrics.json, or a broken one): resume it with "
             f"`python -m msea_lightning.train ... ckpt={run.path}`."
         )
-    if config.dataset_path is not None:
-        options.dataset.path = config.dataset_path
-    data = build_data(options)
+    data, place = _evaluated_data(config, run, options)
     # Padding, and so the batch that an utterance is in, moves its numbers by rounding.
     recorded = run.eval_batch_size or data.eval_batch_size
     given = config.eval_batch_size or recorded
@@ -79,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
         _log.info(text, given, recorded)
     device = resolve_device(config.accelerator)
     model, metrics = _trained_model(run, options, data, device)
-    name = config.split.value
+    name = f"{place}{config.split.value}"
     if isinstance(model, AdaptedLM):
         model.rule = config.decode or options.decode
         name = f"{name}-{model.rule.value}"
@@ -103,6 +106,35 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     show_results({config.split.value: results}, options)
     defined: dict[str, float | None] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     return defined
+
+
+def _evaluated_data(
+    config: EvaluateConfig, run: RunFolder, options: TrainConfig
+) -> tuple[UtteranceDataModule, str]:
+    """The data of the run, or at ``dataset_path``, and what is written of a table begins with."""
+    if config.dataset_path is None:
+        if given := [name for name, value in asdict(config.columns).items() if value]:
+            raise ConfigError(f"columns.{given[0]} has no effect without dataset_path.")
+        return build_data(options), ""
+    dataset = at_place(options.dataset, config.dataset_path, config.columns, config.split)
+    options.dataset = dataset
+    if dataset.reader is not Reader.table or options.model.name != MODELS.name_of(AdaptedLM):
+        return build_data(options), ""
+    plugin = Plugin.from_pretrained(run.plugin)
+    dataset.labels = plugin.facts.labels
+    data = build_data(options, evaluated=config.split)
+    check_facts(plugin.facts.features, data.extractors)
+    dims = {"audio": plugin.facts.audio_dim, "vision": plugin.facts.vision_dim}
+    for name, dim in dims.items():
+        if dim is not None and name not in data.dims:
+            text = "the run learned from %s features, which no utterance of %s has"
+            _log.warning(text, name, dataset.name)
+        if (found := data.dims.get(name, dim)) != dim:
+            raise DataError(
+                f"{dataset.path} has {found} {name} features per frame, but the run learned from "
+                f"{dim or 'none'}. Give it features of the same kind, or leave them out."
+            )
+    return data, f"{dataset.name}-"
 
 
 def _trained_model(

@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from msea_lightning.data.files.errors import ReadError, shorten
 
+_HEAD = 1 << 16
+"""Bytes in which the first two rows of a table are looked for."""
+
 
 class Row(NamedTuple):
-    """The line that a row begins on, and its fields by column, stripped but for the text."""
+    """The line that a row begins on, its fields by column, stripped but for the text; the file."""
 
     line: int
     values: dict[str, str]
+    file: Path
 
 
 class Rows(NamedTuple):
@@ -35,46 +41,110 @@ class Rows(NamedTuple):
     columns: list[str]
 
 
+class Column(NamedTuple):
+    """Where the values of one of our columns are.
+
+    Attributes:
+        names: Columns of the file, in any case.
+        form: How their values are put together, such as ``dia{}_utt{}``; joined by underscores
+            where it is empty.
+    """
+
+    names: tuple[str, ...]
+    form: str = ""
+
+    def join(self, values: Sequence[str]) -> str:
+        """One value of those in the columns."""
+        return self.form.format(*values) if self.form else "_".join(values)
+
+    def __str__(self) -> str:
+        return self.join([f"<{name}>" for name in self.names] if self.form else self.names)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file as it is.
+
+    Attributes:
+        columns: As they are called in its first row; none where the file is empty.
+        rows: The line that each row begins on, and its fields.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    separator: str
+
+    def called(self, name: str) -> str | None:
+        """How a column is called in the file; None where there is none."""
+        if name in self.columns:
+            return name
+        return next((one for one in self.columns if one.lower() == name.lower()), None)
+
+    def pick(self, columns: Mapping[str, Column]) -> list[Row]:
+        """The rows with the given columns alone; ReadError where a row has not as many fields."""
+        places = {
+            name: [self._place(part) for part in column.names] for name, column in columns.items()
+        }
+        rows = []
+        for line, fields in self.rows:
+            if len(fields) != len(self.columns):
+                raise ReadError(
+                    f"{self.path}, line {line} has {len(fields)} fields, the header has "
+                    f"{len(self.columns)}. Put double quotes around a field that holds the "
+                    f"separator '{self.separator}', as in \"well{self.separator} no\"."
+                )
+            values = {}
+            for name, column in columns.items():
+                parts = [fields[place] for place in places[name]]
+                plain = len(parts) == 1 and not column.form
+                value = parts[0] if plain else column.join([part.strip() for part in parts])
+                values[name] = value if name == "text" else value.strip()
+            rows.append(Row(line, values, self.path))
+        return rows
+
+    def _place(self, name: str) -> int:
+        """The number of a column, in any case."""
+        exact = name in self.columns
+        columns = self.columns if exact else [one.lower() for one in self.columns]
+        wanted = name if exact else name.lower()
+        if columns.count(wanted) > 1:
+            raise ReadError(f"{self.path} has more than one column {name}. Keep one of them.")
+        return columns.index(wanted)
+
+
 def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Rows:
     """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
 
     Its first row names the columns, in any order and in any case. Optional columns are empty where
     they are missing; others are ignored.
     """
-    parsed, separator = _parse(path)
-    if not parsed:
+    table = read_table(path)
+    if not table.columns:
         names = ", ".join(required or optional)
         raise ReadError(f"{path} is empty. Its first row names the columns: {names}.")
-    (_, header), *rows = parsed
-    columns = [name.strip().lower() for name in header]
-    missing = [name for name in required if name not in columns]
+    missing = [name for name in required if table.called(name) is None]
     if missing:
-        raise ReadError(
-            f"{path} has no column {' and no column '.join(missing)}; found "
-            f"{shorten(name.strip() for name in header)}. The first row names the columns, "
-            "separated by commas, semicolons or tabs."
-        )
-    doubles = [name for name in (*required, *optional) if columns.count(name) > 1]
-    if doubles:
-        raise ReadError(f"{path} has more than one column {doubles[0]}. Keep one of them.")
-    result = []
-    for line, fields in rows:
-        if len(fields) != len(columns):
-            raise ReadError(
-                f"{path}, line {line} has {len(fields)} fields, the header has {len(columns)}. Put "
-                f"double quotes around a field that holds the separator '{separator}', as in "
-                f'"well{separator} no".'
-            )
-        found = dict(zip(columns, fields, strict=True))
-        values = {name: found.get(name, "").strip() for name in (*required, *optional)}
-        result.append(Row(line, values | {"text": found.get("text", "")}))
-    known = {*required, *optional, "text"}
-    ignored = [shown for name, shown in zip(columns, header, strict=True) if name not in known]
-    return Rows(result, separator, ignored, [name.strip() for name in header])
+        raise ReadError(missing_columns(table, missing))
+    wanted = dict.fromkeys((*required, *optional, "text"))
+    there = {name: Column((name,)) for name in wanted if table.called(name) is not None}
+    empty = dict.fromkeys(wanted, "")
+    rows = [Row(line, empty | values, file) for line, values, file in table.pick(there)]
+    ignored = [name for name in table.columns if name.lower() not in wanted]
+    return Rows(rows, table.separator, ignored, table.columns)
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
-    """Each row that is not blank, with the line it begins on; and the separator."""
+def missing_columns(table: Table, missing: Sequence[str]) -> str:
+    """A sentence on columns that a table lacks."""
+    return (
+        f"{table.path} has no column {' and no column '.join(missing)}; found "
+        f"{shorten(table.columns)}. The first row names the columns, separated by commas, "
+        "semicolons or tabs."
+    )
+
+
+def read_table(path: Path) -> Table:
+    """Reads a CSV file as it is."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -91,6 +161,18 @@ def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
             f"{path}, line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save it "
             'as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
+    return _parse(path, content)
+
+
+def read_head(path: Path) -> Table:
+    """The columns and the first row of a CSV file; none where it cannot be read as one."""
+    with suppress(OSError, ReadError), path.open("rb") as file:
+        return _parse(path, file.read(_HEAD).decode("utf-8-sig", "ignore"), most=2)
+    return Table(path, [], [], ",")
+
+
+def _parse(path: Path, content: str, most: int | None = None) -> Table:
+    """All rows that are not blank, or the first of them; the first one names the columns."""
     header = re.split(r"[\r\n]", content.lstrip(), maxsplit=1)[0]
 
     def likeness(sign: str) -> tuple[bool, int]:
@@ -109,6 +191,8 @@ def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
             if any(field.strip() for field in fields):
                 rows.append((line, fields))
             line = reader.line_num + 1
+            if len(rows) == most:
+                break
     except csv.Error as error:
         raise ReadError(
             f"{path}, in the row from line {line} on: {error}. Put double quotes around a "
@@ -116,4 +200,5 @@ def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
         ) from error
     finally:
         csv.field_size_limit(limit)
-    return rows, separator
+    columns = [name.strip() for name in rows[0][1]] if rows else []
+    return Table(path, columns, rows[1:], separator)

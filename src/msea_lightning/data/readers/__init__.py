@@ -19,7 +19,7 @@ def find_files(path: Path, dataset: DatasetConfig) -> list[Path]:
 def read_files(path: Path, dataset: DatasetConfig) -> Reading:
     """Opens a published file or folder."""
     layout = _layout(path, dataset)
-    return Reading(dataset, layout.sources(), layout.extractors())
+    return Reading(dataset, layout.sources(), layout.extractors(), layout.notes)
 
 
 def _layout(path: Path, dataset: DatasetConfig) -> Layout:

@@ -10,7 +10,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +84,10 @@ class Layout(ABC):
     Attributes:
         dataset: The data set's options.
         files: All files that belong to it.
+        notes: Sentences on how they were read, known once :meth:`sources` has been called.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path, dataset: DatasetConfig) -> None:
         self.dataset = dataset
@@ -126,6 +129,7 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         counts: What was found in each split that has been read: ``repaired_values`` (by feature,
             the NaN and infinite ones that became 0) and ``empty_text`` (utterances without words).
         extractors: See :meth:`Layout.extractors`.
+        notes: See :attr:`Layout.notes`.
     """
 
     def __init__(
@@ -133,8 +137,10 @@ class Reading(Mapping[str, Iterator[Utterance]]):
         dataset: DatasetConfig,
         sources: Mapping[str, Source],
         extractors: Mapping[str, Mapping[str, Any]] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self._dataset = dataset
+        self.notes = list(notes)
         self.extractors = dict(extractors or {})
         self._sources = {split: sources[split] for split in SPLITS if split in sources}
         self._seen: dict[str, set[str]] = {}

@@ -1,9 +1,10 @@
-"""Your own data: ``utterances.csv`` beside the features.
+"""Your own data: a table, or one for each split, beside the features.
 
 ``utterances.csv`` has the columns id, split, text, label and, where you have them, group (the
 video, dialogue or speaker whose utterances must not be torn apart), speaker, and label_T, label_A,
-label_V (labels of one modality). The features of a name (``audio``, ``vision``, any other) are in
-one of these places, or nowhere:
+label_V (labels of one modality). Other tables, and what their columns may be called, are in
+:mod:`.columns`. The features of a name (``audio``, ``vision``, any other) are in one of these
+places, or nowhere:
 
 - ``features.npz``, key ``audio``: (N, da), one row per row of the table; or (N, La, da), padded,
   with the lengths under ``audio_lengths``, else frames of zeros at either end are padding;
@@ -25,11 +26,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -39,10 +39,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msea_lightning.data.files.arrays import load_array, open_archive, read_member
-from msea_lightning.data.files.errors import MissingFileError, ReadError, shorten
-from msea_lightning.data.files.rows import Row, read_rows
-from msea_lightning.data.options import LabelKind
+from msea_lightning.data.files.errors import ReadError, shorten
+from msea_lightning.data.files.rows import Row
+from msea_lightning.data.options import ColumnsConfig, LabelKind
 from msea_lightning.data.readers.checks import Frames, frames, given_labels, numbers_among
+from msea_lightning.data.readers.columns import LABELS, find_tables, read_tables
 from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
     Layout,
@@ -51,12 +52,11 @@ from msea_lightning.data.readers.reading import (
     dialogue_of,
     list_files,
 )
-from msea_lightning.data.utterance import MAIN_LABEL, Label, Utterance
+from msea_lightning.data.utterance import Label, Utterance
 
-_TABLE = "utterances.csv"
 _ARCHIVE = "features.npz"
+_NPY = "**/*.npy"
 _EXTRACTORS = "features.json"
-_LABELS = {"label": MAIN_LABEL, "label_t": "T", "label_a": "A", "label_v": "V"}
 _ALIASES = {"acoustic": "audio", "video": "vision", "visual": "vision"} | {
     name: name for name in ("audio", "vision")
 }
@@ -72,65 +72,57 @@ _log = logging.getLogger(__name__)
 
 
 class TableLayout(Layout):
-    """A table and the features beside it; of an archive only what an utterance needs is read."""
+    """Tables and the features beside them; of an archive only what an utterance needs is read."""
 
     def find(self, path: Path) -> list[Path]:
-        """The table, the archive, and all arrays in folders beside them."""
-        self._table = path if path.is_file() else path / _TABLE
-        folder = self._table.parent
-        if not os.path.lexists(self._table):
-            raise MissingFileError(f"{path} holds no {_TABLE}")
-        archive = [path for path in list_files(folder, "*") if path.name == _ARCHIVE]
-        arrays = [file for inside in _folders(folder) for file in list_files(inside, "**/*.npy")]
-        facts = [path for path in list_files(folder, "*") if path.name == _EXTRACTORS]
-        return [self._table, *facts, *archive, *arrays]
+        """The tables, the archive, and all arrays in folders beside them."""
+        self._path = path
+        tables = find_tables(path, self.dataset.columns)
+        self._folder = tables[0].parent
+        archive = [path for path in list_files(self._folder, "*") if path.name == _ARCHIVE]
+        arrays = [file for inside in _folders(self._folder) for file in list_files(inside, _NPY)]
+        facts = [path for path in list_files(self._folder, "*") if path.name == _EXTRACTORS]
+        return [*tables, *facts, *archive, *arrays]
 
     def extractors(self) -> Mapping[str, Mapping[str, Any]]:
         """What ``features.json`` says."""
-        return _extractors(self._table.parent)
+        return _extractors(self._folder)
 
     def sources(self) -> Mapping[str, Source]:
-        """Reads the table, and compares it with the names of the features."""
+        """Reads the tables, and compares them with the names of the features."""
+        config = self.dataset
         needed = ("id", "split", "text", "label")
-        rows, separator, *_ = read_rows(self._table, needed, ("group", "speaker", *_LABELS))
+        found = read_tables(
+            self._path, config.columns, needed, where="dataset.columns", split=config.split
+        )
+        rows, self.notes = found.rows, found.notes
         if not rows:
             raise ReadError(
-                f"{self._table} has a header and no utterance. Give it one row per utterance."
+                f"{self.files[0]} has a header and no utterance. Give it one row per utterance."
             )
         splits: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
-            splits.setdefault(self._split(row), []).append(index)
+            splits.setdefault(_split(row), []).append(index)
         if any(dialogue_of(row.values["id"]) and not row.values["group"] for row in rows):
             _log.info("the dialogues of utterances without a group are taken from their ids")
         labels: list[dict[str, Label]] = [{} for _ in rows]
-        for column, name in _LABELS.items():
-            for index, label in self._labels(column, rows, separator).items():
+        for column, name in LABELS.items():
+            for index, label in self._labels(column, rows, found.separator).items():
                 labels[index][name] = label
-        features = _Features(self._table.parent, [row.values["id"] for row in rows])
+        features = _Features(self._folder, rows)
+        if self.notes:
+            absent = [name for name in ("audio", "vision") if name not in features.places]
+            beside = f"no {' and no '.join(absent)} features lie beside it" if absent else ""
+            only = ": the model reads the text alone" if len(absent) == 2 else ""
+            self.notes += [f"{beside}{only}"] * bool(absent)
         return {
             split: Source(
-                self._table, partial(_records, rows, indices, labels, features), len(indices)
+                rows[indices[0]].file,
+                partial(_records, rows, indices, labels, features),
+                len(indices),
             )
             for split, indices in splits.items()
         }
-
-    def _split(self, row: Row) -> str:
-        """The split of a row, in which no spreadsheet has left an error."""
-        for name, value in row.values.items():
-            failed = name in ("id", "split") and value == "#N/A"
-            if failed or _FORMULA_ERROR.fullmatch(value.strip()):
-                raise ReadError(
-                    f"{self._table}, line {row.line} has '{value.strip()}' as {name}: a "
-                    "spreadsheet took the entry for a formula (those begin with = + - @) and could "
-                    "not compute it. Format the column as text and enter its values again."
-                )
-        name = row.values["split"]
-        if name.lower() not in SPLIT_NAMES:
-            raise ReadError(
-                f"{self._table}: utterance '{row.values['id']}' (line {row.line}) is in the "
-                f"unknown split '{name}'. Splits are {', '.join(SPLIT_NAMES)}."
-            )
-        return SPLIT_NAMES[name.lower()]
 
     def _labels(self, column: str, rows: list[Row], separator: str) -> Mapping[int, Label]:
         """The labels of one column by row, numbers where all are; without those missing."""
@@ -159,38 +151,60 @@ class TableLayout(Layout):
         return found
 
 
+def _split(row: Row) -> str:
+    """The split of a row, in which no spreadsheet has left an error."""
+    for name, value in row.values.items():
+        failed = name in ("id", "split") and value == "#N/A"
+        if failed or _FORMULA_ERROR.fullmatch(value.strip()):
+            raise ReadError(
+                f"{row.file}, line {row.line} has '{value.strip()}' as {name}: a spreadsheet took "
+                "the entry for a formula (those begin with = + - @) and could not compute it. "
+                "Format the column as text and enter its values again."
+            )
+    name = row.values["split"]
+    if name.lower() not in SPLIT_NAMES:
+        raise ReadError(
+            f"{row.file}: utterance '{row.values['id']}' (line {row.line}) is in the unknown "
+            f"split '{name}'. Splits are {', '.join(SPLIT_NAMES)}."
+        )
+    return SPLIT_NAMES[name.lower()]
+
+
 class TableRows(AbstractContextManager["TableRows"]):
-    """A table and the features beside it, read row by row: one that is broken stops no other.
+    """Tables and the features beside them, read row by row: one that is broken stops no other.
 
     Columns are id and text, and the others of :class:`TableLayout` where they are there. The
     archive of features stays open until the end, because to open it takes time for each of its
     keys.
 
     Args:
-        path: ``utterances.csv``, or the folder that holds it.
+        path: A table, or the folder that holds it, or one for each split.
+        columns: What its columns are called.
 
     Attributes:
         rows: Lines of the table.
         files: All files that are read.
         extractors: Facts of the extractors by feature, as ``features.json`` has them.
+        notes: Sentences on what was recognised, and which columns were taken for what.
 
     Raises:
         MissingFileError: if there is no table.
         ReadError: if it is no table, or features lie where it is not clear whose they are.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.table = path if path.is_file() else path / _TABLE
-        if not self.table.is_file():
-            raise MissingFileError(f"{path} holds no {_TABLE}")
-        optional = ("split", "group", "speaker", *_LABELS)
-        self.rows = read_rows(self.table, ("id", "text"), optional).rows
-        ids = [row.values["id"] for row in self.rows]
-        refuse_repeated(ids, f"{self.table}")
-        self.extractors = _extractors(self.table.parent)
-        self._features = _Features(self.table.parent, ids)
-        facts = self.table.parent / _EXTRACTORS
-        self.files = [self.table, *[facts] * facts.is_file(), *self._features.files()]
+    def __init__(self, path: Path, columns: ColumnsConfig | None = None) -> None:
+        columns = columns or ColumnsConfig()
+        tables = find_tables(path, columns)
+        found = read_tables(path, columns, ("id", "text"), where="columns")
+        self.rows, self.notes = found.rows, found.notes
+        refuse_repeated(
+            (row.values["id"] for row in self.rows), ", ".join(str(table) for table in tables)
+        )
+        folder = tables[0].parent
+        self.extractors = _extractors(folder)
+        self._features = _Features(folder, self.rows)
+        facts = folder / _EXTRACTORS
+        self.files = [*tables, *[facts] * facts.is_file(), *self._features.files()]
         self._stack = ExitStack()
         self._archive = self._stack.enter_context(self._features.open())
 
@@ -200,7 +214,7 @@ class TableRows(AbstractContextManager["TableRows"]):
     def utterance(self, index: int) -> Utterance:
         """The utterance in a row, with its features; ReadError if these cannot be read."""
         row = self.rows[index]
-        where = f"{self.table}: utterance '{row.values['id']}' (line {row.line})"
+        where = f"{row.file}: utterance '{row.values['id']}' (line {row.line})"
         found = {
             name: self._features.fetch(name, index, self._archive, where)
             for name in self._features.places
@@ -283,11 +297,12 @@ class _Place(NamedTuple):
 
 
 class _Features:
-    """The features beside a table; found and compared with its rows, but not yet read."""
+    """The features beside tables; found and compared with their rows, but not yet read."""
 
-    def __init__(self, folder: Path, ids: list[str]) -> None:
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
         self._archive = folder / _ARCHIVE
-        self._ids = [_composed(identity) for identity in ids]
+        self._table = ", ".join(dict.fromkeys(row.file.name for row in rows))
+        self._ids = [_composed(row.values["id"]) for row in rows]
         self._arrays: dict[str, tuple[NDArray[Any], NDArray[Any] | None]] = {}
         self._keys: list[str] = []
         if self._archive.is_file():
@@ -356,7 +371,7 @@ class _Features:
 
     def _in_folders(self, folder: Path) -> Iterator[_Place]:
         for path in _folders(folder):
-            files = list_files(path, "**/*.npy")
+            files = list_files(path, _NPY)
             called = [file.relative_to(path).as_posix().removesuffix(".npy") for file in files]
             names = {_composed(name): name for name in called}
             is_feature = path.name.lower() in _ALIASES
@@ -373,14 +388,14 @@ class _Features:
         if extra and len(extra) == len(place.names):
             raise ReadError(
                 f"{place.where} holds {name} features of {len(extra)} utterances, none of which is "
-                f"in {_TABLE}: {shorten(extra)}. Name them after the ids, such as "
+                f"in {self._table}: {shorten(extra)}. Name them after the ids, such as "
                 f"'{self._ids[0]}', or remove them."
             )
         if extra:
             _log.warning(
                 "%s holds %s features of %d utterances that no row of %s has: %s. They are left "
                 "out",
-                *(place.where, name, len(extra), _TABLE, shorten(extra)),
+                *(place.where, name, len(extra), self._table, shorten(extra)),
             )
 
     def _read_rows(
@@ -391,7 +406,7 @@ class _Features:
         count = len(self._ids)
         if values.ndim not in (2, 3) or len(values) != count:
             raise ReadError(
-                f"{self._archive}: {key} has the shape {values.shape}, but {_TABLE} has "
+                f"{self._archive}: {key} has the shape {values.shape}, but {self._table} has "
                 f"{count} rows; expected ({count}, features) or ({count}, frames, features). Save "
                 "one row of features per row of the table, in its order, or remove it."
             )
@@ -401,7 +416,7 @@ class _Features:
             if lengths.shape != (count,):
                 raise ReadError(
                     f"{self._archive}: {key}{_LENGTHS} has the shape {lengths.shape}, expected one "
-                    f"length for each of the {count} rows of {_TABLE}. Save them anew."
+                    f"length for each of the {count} rows of {self._table}. Save them anew."
                 )
         if values.ndim == 2:
             values = values[:, None]
