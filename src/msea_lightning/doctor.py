@@ -21,7 +21,9 @@ def doctor(config: DoctorConfig) -> None:
     from msea_lightning.runs.files import json_target, write_json
 
     target = json_target("json", config.json, replaces=True)
-    findings = diagnose(config)
+    # Where nobody watches, nothing is shown.
+    with Console(stderr=True).status("looking") as status:
+        findings = diagnose(config, lambda text: status.update(f"looking at {text}"))
     console = Console()
     show(findings, console)
     if target is not None:

@@ -55,8 +55,8 @@ def test_the_peak_is_at_the_height_of_loading_or_of_a_step() -> None:
 def test_one_line_names_what_takes_memory() -> None:
     line = str(parts(process=2**29, weights=2**31, activations=2**30))
     assert line == (
-        "about 3.50 GiB at its peak: weights 2.00 GiB, activations 1.00 GiB, "
-        "process and libraries 0.50 GiB"
+        "about 3.50 GiB at its peak, 3.00 GiB of it for this run: weights 2.00 GiB, "
+        "activations 1.00 GiB, process and libraries 0.50 GiB"
     )
 
 
@@ -224,6 +224,7 @@ def test_a_run_says_what_it_estimates_and_measures(
         "trainable_parameters",
         "eval_batch_size",
         "parts",
+        "needed",
         "total",
         "measured_peak",
     }

@@ -56,6 +56,7 @@ from msea_lightning.diagnosis.show import show
 from msea_lightning.doctor import doctor
 from msea_lightning.model.build import build_prompt
 from msea_lightning.paper.lengths import SHAPES
+from msea_lightning.training.size import measure_size
 from tests.data.published import table_rows, write_dialogue, write_mmsa, write_table
 from tests.places import VECTORS
 
@@ -374,6 +375,31 @@ def test_a_table_is_found_in_a_folder(cache: Path, tmp_path: Path) -> None:
     assert (place.state, place.option) == ("found", f"dataset.path={tmp_path / 'mine'}")
 
 
+def test_own_tables_and_label_files_are_found_below_a_folder(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_table(folder / "a" / "mine", table_rows(), form="files")
+    meld = folder / "meld csvs"
+    meld.mkdir()
+    for name in ("train", "test"):
+        lines = "Utterance,Emotion,Dialogue_ID,Utterance_ID\nHi,joy,0,0\n"
+        (meld / f"{name}_sent_emo.csv").write_text(lines)
+    (folder / "answers").mkdir()
+    (folder / "answers" / "predictions.csv").write_text("id,text,label,prediction\n1,x,joy,joy\n")
+    found = find_datasets([dataset("table")], folder)
+    assert [(place.name, place.state, place.option) for place in found] == [
+        (
+            "table",
+            "found",
+            f"dataset=table dataset.path={folder}/a/mine dataset.name=mine",
+        ),
+        (
+            "table",
+            "found",
+            f"dataset=table 'dataset.path={meld}' 'dataset.name=meld csvs'  # a label file of MELD",
+        ),
+    ]
+
+
 # ---- backbones ---------------------------------------------------------------------------------
 
 
@@ -602,6 +628,27 @@ def test_without_a_rate_there_are_no_hours(findings: Findings) -> None:
     assert "hours: the speed of cpu cannot be measured; is its memory full?\n" in text
 
 
+def test_table_1_says_the_same_memory(findings: Findings, tmp_path: Path) -> None:
+    """Pages of CHERMA's feature files, which the system drops, are not what a run needs."""
+    name, backbone = PAIRS[1]
+    words = ["experiment=table1", f"dataset={name}", f"backbone={backbone}", "adapter=mse"]
+    place = [f"runs={tmp_path}", "trainer.accelerator=cpu"]
+    run = measure_size(compose("train", TrainConfig, [*words, *place]))
+    size = json.loads(run.metrics.read_text())["size"]
+    assert size["memory_bytes"] == findings.configurations[1].needed
+    assert json.loads(run.memory.read_text())["total"] > 2 * size["memory_bytes"]
+
+
+def test_what_is_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(findings_module, "find_packages", lambda device: [])
+    monkeypatch.setattr(findings_module, "paper_configurations", lambda: [])
+    monkeypatch.setattr(findings_module, "choices", lambda group: [])
+    diagnose(DoctorConfig(accelerator=Accelerator.cpu), said.append)
+    assert said[:4] == ["devices", "packages", "disks", "data sets"]
+    assert said[4:] == ["language models", "the speed of the device"]
+
+
 def test_what_is_here_is_ready(findings: Findings) -> None:
     configs, cpu = [cell("mosei", "qwen")], torch.device("cpu")
     here = {"mosei": "dataset.path=x", "qwen": "backbone.path=y"}
@@ -672,7 +719,7 @@ def test_findings_are_written_as_json(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(findings_module, "diagnose", lambda config: findings)
+    monkeypatch.setattr(findings_module, "diagnose", lambda config, say: findings)
     target = tmp_path / "findings.json"
     doctor(DoctorConfig(json=str(target)))
     assert json.loads(target.read_text(encoding="utf-8")) == asdict(findings)

@@ -110,7 +110,10 @@ class MemoryEstimate:
 
     @property
     def needed(self) -> int:
-        """What must be free for the run: without what is there, and what the system can drop."""
+        """What must be free for the run: without what is there, and what the system can drop.
+
+        It is the one figure that ``doctor`` and Table 1 say, and that a run is refused by.
+        """
         step = self.activations + self.adapter + self.optimizer
         return self.weights + max(step, self.loading)
 
@@ -126,7 +129,8 @@ class MemoryEstimate:
             "loading": self.loading + self.loading_files,
         }
         listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
-        return f"about {readable_bytes(self.total)} at its peak: {listed}"
+        peak = f"about {readable_bytes(self.total)} at its peak"
+        return f"{peak}, {readable_bytes(self.needed)} of it for this run: {listed}"
 
     def report(
         self, trainable_parameters: int, eval_batch_size: int, measured: int | None = None
@@ -136,6 +140,7 @@ class MemoryEstimate:
             "trainable_parameters": trainable_parameters,
             "eval_batch_size": eval_batch_size,
             "parts": asdict(self),
+            "needed": self.needed,
             "total": self.total,
             "measured_peak": measured,
         }

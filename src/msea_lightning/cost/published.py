@@ -7,7 +7,7 @@ what an option changes of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from msea_lightning.backbone.options import Weights
 from msea_lightning.commands.command_line import compose
 from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator, SplitSize, build_estimator, run_prompt
-from msea_lightning.data.options import DatasetConfig
+from msea_lightning.data.options import DatasetConfig, Reader
 from msea_lightning.data.prepare import expected_counts
 from msea_lightning.paper import paper_table
 from msea_lightning.paper.lengths import LONGEST, SHAPES
@@ -82,6 +82,7 @@ def configuration_costs(
     free: int,
     places: Mapping[str, str],
     rate: float | None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> tuple[list[ConfigurationCost], dict[str, dict[str, int]]]:
     """What runs would take of a device, and for each backbone that does not fit, what would.
 
@@ -92,10 +93,13 @@ def configuration_costs(
         places: Name of every data set and backbone that is on this machine to the option that
             says where, which is empty where a run finds it by itself.
         rate: Operations per second of the device in products of large matrices, where known.
+        say: Is told which run is looked at.
     """
     costs: list[ConfigurationCost] = []
     largest: dict[str, tuple[int, MemoryEstimator]] = {}
-    for config in configs:
+    for number, config in enumerate(configs, start=1):
+        pair = f"{config.dataset.name} with {config.backbone.name}"
+        say(f"what the paper's runs need: {pair} ({number} of {len(configs)})")
         estimator = published_estimator(config, device)
         estimate = estimator.estimate()
         epoch, test = published_flops(config.dataset, estimator)
@@ -151,7 +155,8 @@ def published_flops(dataset: DatasetConfig, estimator: MemoryEstimator) -> tuple
 def is_published(config: RunConfig) -> bool:
     """Whether a run is of a data set and a backbone of the paper, whose sizes are published."""
     resized = config.backbone.hidden_size or config.backbone.num_layers
-    return not resized and (config.dataset.name, config.backbone.name) in LONGEST
+    own = config.dataset.reader is Reader.table
+    return not resized and not own and (config.dataset.name, config.backbone.name) in LONGEST
 
 
 def published_estimator(config: RunConfig, device: torch.device) -> MemoryEstimator:

@@ -37,7 +37,64 @@ class Resource:
 def find_datasets(configs: Sequence[DatasetConfig], folder: Path | None = None) -> list[Resource]:
     """Where the data sets of ``conf/dataset`` are; a folder that the user names is searched too."""
     names = {config.name for config in configs}
-    return [find_dataset(config, folder=folder, others=names - {config.name}) for config in configs]
+    found = []
+    for config in configs:
+        own = (
+            [] if folder is None or config.reader is not Reader.table else find_own(config, folder)
+        )
+        found += own or [find_dataset(config, folder=folder, others=names - {config.name})]
+    return found
+
+
+def find_own(config: DatasetConfig, folder: Path) -> list[Resource]:
+    """The own tables in a folder and up to three below, known label files too.
+
+    Args:
+        config: The options of ``dataset=table``.
+        folder: A folder of data sets; what lies in the folder of a table belongs to it.
+    """
+    from msea_lightning.data import prepare
+    from msea_lightning.data.readers.columns import describe, has_splits
+    from msea_lightning.data.store import Store
+
+    found = []
+    for place in _table_folders(folder, config):
+        chosen = replace(config, name=place.name or config.name, path=str(place))
+        try:
+            if not has_splits(place, config.columns):
+                continue  # answers, say, but nothing to train on
+            state = "prepared" if Store.exists(prepare.store_folder(chosen)) else "found"
+            known = describe(place, config.columns)
+        except (UserError, OSError) as error:
+            found.append(Resource(config.name, "incomplete", str(place), flaw=str(error)))
+            continue
+        words = (f"dataset={config.name}", f"dataset.path={place}", f"dataset.name={chosen.name}")
+        option = shlex.join(words) + (f"  # {known}" if known else "")
+        found.append(Resource(config.name, state, str(place), option))
+    return found
+
+
+def _table_folders(folder: Path, config: DatasetConfig, depth: int = 3) -> Iterator[Path]:
+    """Folders with tables; of one that has them those below hold its features."""
+    from msea_lightning.data.files.errors import MissingFileError, ReadError
+    from msea_lightning.data.readers.columns import find_tables
+
+    try:
+        find_tables(folder, config.columns)
+        yield folder
+        return
+    except MissingFileError:
+        pass
+    except ReadError:
+        yield folder
+        return
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return
+    for path in inside:
+        if depth and not path.name.startswith("."):
+            yield from _table_folders(path, config, depth - 1)
 
 
 def find_dataset(

@@ -26,6 +26,15 @@ _ANY_BACKBONE = "auto"
 """The choice of ``conf/backbone`` that stands for any language model."""
 
 
+_SECTIONS = {
+    "disks": "disks",
+    "datasets": "data sets",
+    "backbones": "language models",
+    "configurations": "the speed of the device",
+}
+"""What the sections are called while they are checked."""
+
+
 class DoctorError(UserError):
     """A folder to search that does not exist, or a file that cannot be written."""
 
@@ -53,10 +62,12 @@ class Findings:
     unchecked: dict[str, str] = field(default_factory=dict)
 
 
-def diagnose(config: DoctorConfig) -> Findings:
-    """Looks at this machine, and into the folders to search."""
+def diagnose(config: DoctorConfig, say: Callable[[str], object] = lambda text: None) -> Findings:
+    """Looks at this machine, and into the folders to search; ``say`` is told at what."""
     folders = {name: _folder(config, name) for name in ("datasets", "backbones")}
+    say("devices")
     machine = find_machine(config.accelerator)
+    say("packages")
     packages = find_packages(machine.chosen)
     broken = any(package.flaw and not package.optional for package in packages)
     findings = Findings(packages, machine)
@@ -78,7 +89,7 @@ def diagnose(config: DoctorConfig) -> Findings:
         device, free = torch.device(machine.chosen), machine.device.free
         findings.rate = matrix_rate(getattr(torch, machine.device.dtype), device)
         costs, findings.fitting = configuration_costs(
-            paper_configurations(), device, free, found, findings.rate
+            paper_configurations(), device, free, found, findings.rate, say
         )
         return costs
 
@@ -89,6 +100,7 @@ def diagnose(config: DoctorConfig) -> Findings:
         "configurations": configurations,
     }
     for name, section in sections.items():
+        say(_SECTIONS[name])
         try:
             setattr(findings, name, section())
         except Exception as error:

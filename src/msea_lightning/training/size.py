@@ -55,7 +55,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
         size = {
             "trainable_parameters": estimator.trainable,
             "backbone_parameters": frozen,
-            "memory_bytes": estimate.total,
+            "memory_bytes": estimate.needed,
         }
         write_json(run.metrics, {"size": size})
         _log.info(
@@ -65,7 +65,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
             config.dataset.name,
             f"{estimator.trainable:,}",
             f"{frozen:,}",
-            readable_bytes(estimate.total),
+            readable_bytes(estimate.needed),
         )
     return run
 
