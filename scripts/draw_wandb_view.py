@@ -24,7 +24,7 @@ CURVES = ("train/loss", "train/loss_epoch", "valid/WF1", "train/learning_rate", 
 def main(root: Path, out: Path) -> None:
     """Reads the runs and draws."""
     groups: dict[tuple[str, str], list[Recorded]] = defaultdict(list)
-    for run in find_runs(root):
+    for run in (run for run in find_runs(root) if run.finished):
         for file in recordings(run):
             one = Recorded(run.load_config(), run, file.parent / "files", records(file))
             groups[one.begun.run_group, one.begun.job_type].append(one)
@@ -32,7 +32,7 @@ def main(root: Path, out: Path) -> None:
     known = {key for one in runs for row in one.history for key in row}
     curves = [key for key in CURVES if key in known and f"{key}_epoch" not in known]
     mpl.rcParams.update({"svg.fonttype": "none", "font.size": 8.5, "svg.hashsalt": "view"})
-    figure = Figure(figsize=(9.4, 4.6))
+    figure = Figure(figsize=(9.4, 4.1))
     figure.suptitle("Read back from offline runs; not a picture of the web app", x=0.01, ha="left")
     grid = figure.add_gridspec(2, len(curves), height_ratios=(1.25, 1), hspace=0.35, wspace=0.4)
     grid.update(left=0.06, right=0.985, top=0.86, bottom=0.03)
