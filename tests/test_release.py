@@ -89,5 +89,5 @@ def test_the_report_shows_the_runs(runs: Path) -> None:
     assert report.counts["problems"] == 0
     (row,) = report.best.rows
     metrics = json.loads((runs / "run" / "metrics.json").read_text())["test"]
-    model = "MSE-tiny, training.schedule_epochs=2"
-    assert row == ("demo", model, "WF1", f"{100 * metrics['wf1']:.2f} %", "1")
+    variant = "schedule_epochs=2"
+    assert row == ("demo", variant, "WF1", f"{100 * metrics['wf1']:.2f} %", "1")
