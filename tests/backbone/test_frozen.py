@@ -57,6 +57,19 @@ Norms and rotations are computed in float32 in whatever dtype the model is, but 
 equal up to float64's rounding, and so they are equal too.
 """
 
+FLOAT32_SOFTMAX = 5e-6
+"""The same where eager attention (Gemma 2) takes its softmax in float32 whatever the dtype is.
+
+A sum over n positions, in another order with other padding, is off by n * 6e-8 of itself; here n is
+13 at most, and there are two layers, which states and gradients pass.
+"""
+
+
+def bound_of(frozen: FrozenBackbone) -> float:
+    """How near two ways to compute the same have to be."""
+    eager = frozen.model.config._attn_implementation == "eager"
+    return FLOAT32_SOFTMAX if eager else EXACT
+
 
 def random_model(
     name: str,
@@ -103,7 +116,7 @@ def test_left_padding_changes_nothing(frozen: FrozenBackbone) -> None:
     mask = torch.arange(11)[None] >= 4
     positions = (torch.arange(11)[None] - 4).clamp(min=0)
     padded = frozen.hidden(frozen.embed(padded_ids), mask, positions)
-    assert_same(padded[:, 4:], alone)
+    assert_same(padded[:, 4:], alone, bound_of(frozen))
 
 
 def test_mask_between_positions_equals_the_causal_default(frozen: FrozenBackbone) -> None:

@@ -127,7 +127,7 @@ def test_every_data_set_and_every_backbone_trains_from_its_recipe(
     run = fit(config)
     assert run.finished
     results = json.loads(run.metrics.read_text())
-    assert set(results) == {"test", "valid", "majority", "warnings"}
+    assert {"test", "valid"} <= set(results)
     found = rows(run)
     assert len(found) == COUNTS["test"]
     for row in found:

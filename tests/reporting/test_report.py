@@ -21,7 +21,7 @@ def test_the_command(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "one", make_config("dataset=demo"))
     command = [sys.executable, "-m", "msea_lightning.report", f"runs={tmp_path / 'runs'}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert "MSE-tiny" in done.stdout
+    assert "MSE-Adapter with tiny" in done.stdout
     assert "finished runs: 1; configurations: 1; seeds: 1;" in done.stdout
     for name in NAMES:
         assert (tmp_path / "runs" / name).stat().st_size

@@ -555,8 +555,8 @@ def test_a_data_set_of_which_nothing_is_finished(tmp_path: Path) -> None:
         "0",
         "1;2",
     )
-    assert ["MSE-tiny", "0 of 2 seeds", "missing"] in markdown_rows(report)
-    assert ["MSE-tiny", "0 of 2 seeds", "missing"] in page(report).rows
+    assert ["MSE-Adapter with tiny", "0 of 2 seeds", "missing"] in markdown_rows(report)
+    assert ["MSE-Adapter with tiny", "0 of 2 seeds", "missing"] in page(report).rows
 
 
 def test_amounts_of_training_data(tmp_path: Path) -> None:

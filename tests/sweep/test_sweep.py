@@ -19,6 +19,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
 from msea_lightning.commands.command_line import compose, launch
+from msea_lightning.commands.compose import _told
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
@@ -53,11 +54,14 @@ class Trainer:
         try:
             with open_run(config) as run:
                 self.trained.append(config.seed)
-                self.does.get(config.seed, finish)(config, run)
+                does = self.does.get(config.seed, finish)
+                if does is not refused:
+                    run.begin()
+                does(config, run)
         except Killed:
             return ended(-signal.SIGKILL, "")
         except Exception as error:
-            return ended(1, f"{error}\n")
+            return ended(1, f"12:00:00 INFO device: CPU\nerror: {error}\n")
         return ended(0, "")
 
 
@@ -78,6 +82,7 @@ def composed(*words: str) -> TrainConfig:
             COMPOSED[words] = compose("train", TrainConfig, words)
         finally:
             Singleton.set_state(state)
+            _told.clear()  # what Hydra knows of our choices went with it
     return copy.deepcopy(COMPOSED[words])
 
 
@@ -91,6 +96,10 @@ def finish(config: TrainConfig, run: RunFolder) -> None:
 
 def killed(config: TrainConfig, run: RunFolder) -> None:
     raise Killed
+
+
+def refused(config: TrainConfig, run: RunFolder) -> None:
+    raise UserError(f"seed {config.seed} has a wrong option:\nchange it.")
 
 
 def fails(error: Exception) -> Training:
@@ -109,7 +118,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainer:
     stand_in = Trainer()
     monkeypatch.setattr(sweep, "supervise", stand_in.supervise)
     monkeypatch.setattr(sweep, "_POLL", 0.01)
-    report = SimpleNamespace(page=Path("runs/report.html"))
+    report = SimpleNamespace(page=Path("runs/report.html"), tables=())
     monkeypatch.setattr("msea_lightning.reporting.report.write_report", lambda root: report)
     return stand_in
 
@@ -304,6 +313,7 @@ def test_a_launcher_that_fails_loses_nothing(
                 patch.setattr(job.config, "ckpt", "auto")
                 try:
                     with open_run(job.config) as run:
+                        run.begin()
                         does(job.config, run)
                 except UserError:
                     pass
@@ -419,3 +429,32 @@ def test_outcomes_travel_between_processes() -> None:
     assert pickle.loads(pickle.dumps(outcome)) == outcome
     assert pickle.loads(pickle.dumps(sweep.train_in_process)) is sweep.train_in_process
     assert issubclass(SweepError, UserError)
+
+
+def test_a_run_that_is_refused_leaves_its_reason_in_the_plan(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.does = {1: refused}
+    assert run("seed=1,2") == 1
+    assert "run seed=1 failed: seed 1 has a wrong option:\nchange it.\n" in capsys.readouterr().err
+    assert len(list(find_runs(Path("runs")))) == 1
+    found = {run.config.seed: run.missing for run in read_folder(Path("runs")).runs if not run.name}
+    assert found[1] == ("refused", "seed 1 has a wrong option:\nchange it.")
+    trainer.does = {}
+    assert run("seed=1,2") == 0
+
+
+def test_what_is_not_there_is_found_before_the_first_process(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ("dataset=table,demo", f"dataset.path={tmp_path}/nowhere", "seed=1,2")
+    assert run(*words) == 1
+    assert trainer.trained == [1, 2]
+    said = capsys.readouterr().err
+    assert said.count("nowhere does not exist") == 1
+    assert run("backbone=auto", f"backbone.path={tmp_path}/empty", "seed=1,2,3") == 1
+    assert trainer.trained == [1, 2]
+    said = capsys.readouterr().err
+    assert "error: 3 runs failed: The folder" in said
+    assert "holds no checkpoint" in said

@@ -59,7 +59,10 @@ def test_run_folder_holds_everything(options: Options) -> None:
     assert parts[:2] == ("demo", "mse-tiny")
     assert parts[3] == "seed-7"
     metrics = json.loads(run.metrics.read_text())
-    assert set(metrics) == {"test", "valid", "majority", "warnings"}
+    assert set(metrics) == {
+        *("test", "valid", "majority", "warnings", "verdict", "references", "intervals"),
+        *("classes", "data"),
+    }
     assert set(metrics["test"]) == {"acc", "wf1"}
     with run.predictions.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -424,14 +427,31 @@ def test_a_full_gpu_is_said_with_remedies(
     assert json.loads(error.read_text())["kind"] == "memory"
 
 
-def test_failed_run_says_why_in_its_log(options: Options) -> None:
-    with pytest.raises(ModelError):
+def test_a_run_that_is_refused_before_it_began_leaves_no_folder(options: Options) -> None:
+    with pytest.raises(ModelError, match=r"lower dataset\.text_tokens"):
         fit(options("dataset.text_tokens=5000"))
+    assert not list(Path(options().runs).rglob("config.yaml"))
+    assert not list(Path(options().runs).glob("demo"))
+
+
+def test_a_run_that_failed_says_why_in_its_log(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(module: TrainingModule) -> None:
+        raise TrainingError("diverged; lower the rate")
+
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", refused)
+    with pytest.raises(TrainingError):
+        fit(options())
     (log,) = Path(options().runs).rglob("train.log")
-    assert "lower dataset.text_tokens" in log.read_text()
+    assert "ERROR msea_lightning.runs.start: diverged; lower the rate" in log.read_text()
+    assert json.loads((log.parent / "error.json").read_text())["kind"] == "refused"
 
 
 def test_epochs_are_said_aloud(finished_run: RunFolder) -> None:
     log = (finished_run.path / "train.log").read_text()
-    assert "epoch 0: train loss" in log
-    assert "trainable parameters (mse)" in log
+    assert "epoch 0: train/loss" in log
+    assert "valid/WF1" in log
+    order = ["device: CPU", "data: demo: ", "memory: about", "model: MSE-Adapter, ", "epoch 0"]
+    places = [log.index(text) for text in order]
+    assert places == sorted(places)

@@ -97,7 +97,7 @@ class AblationConfig:
             if item.name not in ("name", *adapter.ablations) and value != item.default:
                 raise ConfigError(
                     f"{where}.{item.name}={str(value).lower()} ({where}={self.name}): "
-                    f"{adapter.name} has nothing of that kind to leave out; it has "
+                    f"{ADAPTERS.title(adapter.name)} has nothing of that kind to leave out; it has "
                     f"{' and '.join(adapter.ablations)}. Choose {where}=none, no_audio or "
                     "no_vision."
                 )

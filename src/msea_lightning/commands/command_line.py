@@ -21,7 +21,7 @@ from msea_lightning.commands.flags import COMPLETION, parse_flags
 from msea_lightning.commands.help import help_text
 from msea_lightning.commands.jobs import Job, Root, Sweep
 from msea_lightning.config.errors import ConfigError, UserError
-from msea_lightning.config.logging import is_rank_zero
+from msea_lightning.config.logging import is_rank_zero, log_console
 from msea_lightning.config.text import VisibleFormatter, print_exception, say
 
 _logger = logging.getLogger(__name__)
@@ -145,15 +145,31 @@ def _configure_logging() -> None:
     Processes that Lightning starts for further devices speak of warnings and errors only.
     """
     handler: logging.Handler = logging.StreamHandler()
-    line = "%(asctime)s %(levelname)s %(message)s"
+    formatter = VisibleFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if sys.stderr.isatty():
-        from rich.console import Console
+        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
 
-        handler, line = RichHandler(console=Console(stderr=True), show_path=False), "%(message)s"
+        handler = RichHandler(
+            console=log_console(),
+            show_path=False,
+            show_level=False,
+            highlighter=NullHighlighter(),
+            log_time_format="%H:%M:%S",
+        )
+        formatter = _TerminalFormatter("%(message)s")
     # Lightning prints its messages itself, and would print them twice.
     handler.addFilter(lambda record: record.name.partition(".")[0] != "lightning")
-    handler.setFormatter(VisibleFormatter(line, datefmt="%H:%M:%S"))
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler])
     for name in ("msea_lightning", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if is_rank_zero() else logging.WARNING)
+
+
+class _TerminalFormatter(VisibleFormatter):
+    """Messages alone, which leaves room for them; what is worse than news says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, with the level in front of a warning or an error."""
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return level + super().format(record)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
@@ -18,3 +23,11 @@ def log_once(logger: logging.Logger, message: str, *, level: int = logging.INFO)
     """Logs on rank zero alone, so that a run on several devices says everything once."""
     if is_rank_zero():
         logger.log(level, "%s", message)
+
+
+@functools.cache
+def log_console() -> Console:
+    """The console on standard error that log lines and the progress bar share in a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True)

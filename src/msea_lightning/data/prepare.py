@@ -47,7 +47,7 @@ def prepare_store(dataset: DatasetConfig) -> Store:
     :class:`~msea_lightning.data.readers.Reading`).
     """
     if dataset.reader is not Reader.demo:
-        dataset = dataclasses.replace(dataset, path=str(_locate(dataset)))
+        dataset = dataclasses.replace(dataset, path=str(locate(dataset)))
     folder = store_folder(dataset)
     if Store.exists(folder):
         return Store.open(folder)
@@ -139,8 +139,12 @@ def download_folder(dataset: DatasetConfig) -> Path:
     return cache_folder(dataset) / "downloads" / dataset.name
 
 
-def _locate(dataset: DatasetConfig) -> Path:
-    """The file or folder to read; fetched first where it is missing and that is asked for."""
+def locate(dataset: DatasetConfig) -> Path:
+    """The file or folder to read; fetched first where it is missing and that is asked for.
+
+    Raises:
+        PrepareError: where it is missing, with the places where it is published.
+    """
     downloads = download_folder(dataset)
     for path in (chosen_path(dataset), downloads):
         try:

@@ -8,6 +8,7 @@ from msea_lightning.config.lazy import lazy
 from msea_lightning.metrics.functional import (
     METRIC_NAMES,
     METRICS,
+    ZERO_SHARE,
     MetricError,
     MetricInfo,
     score,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "METRIC_NAMES",
+    "ZERO_SHARE",
     "MetricError",
     "MetricInfo",
     "UtteranceScore",

@@ -60,10 +60,19 @@ def intervals(
         defined = np.concatenate(values) if values else np.array([])
         defined = defined[np.isfinite(defined)]
         if len(defined):
-            tail = (1 - _LEVEL) / 2
-            low, high = np.quantile(defined, (tail, 1 - tail))
-            bounds[name] = (float(low), float(high))
+            bounds[name] = _bounds(defined)
     return bounds
+
+
+def interval_of_mean(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of a value (N,) per utterance."""
+    means = [weights @ values / len(values) for weights in _resamples(len(values), seed)]
+    return _bounds(np.concatenate(means))
+
+
+def _bounds(drawn: _Array) -> tuple[float, float]:
+    low, high = np.quantile(drawn, ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2))
+    return float(low), float(high)
 
 
 def _resamples(count: int, seed: int) -> Iterator[_Array]:

@@ -59,15 +59,16 @@ class MetricInfo:
     higher_is_better: bool
     percent: bool
 
-    def shown(self, value: float) -> float:
-        """The value in the unit in which people read it: shares in percent."""
-        return 100 * value if self.percent else value
+    @property
+    def unit(self) -> float:
+        """What a value is multiplied with for people to read: shares are in percent."""
+        return 100.0 if self.percent else 1.0
 
     def format(self, value: float) -> str:
         """The value as the paper's tables write it; "-" where it is undefined."""
         if math.isnan(value):
             return "-"
-        return f"{100 * value:.2f}" if self.percent else f"{value:.3f}"
+        return f"{self.unit * value:.{2 if self.percent else 3}f}"
 
     def better(self, value: float, than: float) -> bool:
         """Whether a value beats another one; NaN beats nothing and is beaten by any number."""
@@ -94,6 +95,9 @@ METRICS: dict[str, MetricInfo] = {
     )
 }
 """Every metric by name; what each one is, is said at the functions below."""
+
+ZERO_SHARE = MetricInfo("zero_share", "Exact zeros", higher_is_better=False, percent=True)
+"""What :func:`zero_share` counts; it belongs to no set of metrics, and no direction is better."""
 
 METRIC_NAMES: dict[MetricKind, tuple[str, ...]] = {
     MetricKind.mosei: ("acc2", "f1", "acc2_non0", "f1_non0", "acc5", "acc7", "mae", "corr"),

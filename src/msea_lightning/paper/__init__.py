@@ -38,14 +38,16 @@ def dataset_title(name: str) -> str:
 
 
 def model_title(adapter: str, backbone: str) -> str:
-    """A model's name as the paper's tables have it, such as ``MSE-Qwen-1.8B``.
+    """A model's name: ``MSE-Qwen-1.8B`` as in the paper's tables, else ``MSE-Adapter with tiny``.
 
     Of a model without a backbone, ``adapter`` is its own name.
     """
     if not backbone:
         return MODELS.title(adapter)
-    short = ADAPTERS.title(adapter).removesuffix("-Adapter")
-    return f"{short}-{paper_titles('backbone').get(backbone, backbone)}"
+    title, known = ADAPTERS.title(adapter), paper_titles("backbone")
+    if backbone in known:
+        return f"{title.removesuffix('-Adapter')}-{known[backbone]}"
+    return f"{title} with {backbone}"
 
 
 @cache

@@ -27,6 +27,7 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import (
     METRIC_NAMES,
     METRICS,
+    ZERO_SHARE,
     MetricInfo,
     score,
     selection_metric,
@@ -35,9 +36,6 @@ from msea_lightning.metrics import (
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.runs.folder import PREDICTION_COLUMNS, Names, RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
-
-ZERO_SHARE = MetricInfo("zero_share", "Exact zeros", higher_is_better=False, percent=True)
-"""What ``metrics.json`` holds besides the metrics, for intensities; no direction is better."""
 
 _TOLERANCE = 1e-9
 """Largest difference of a metric from its recomputation that is rounding: both are sums in float64
@@ -157,7 +155,7 @@ class Run:
     def missing(self) -> tuple[str, str]:
         """The state of a run that is not finished, and what is known of it."""
         if not self.name:
-            return "planned", "not begun"
+            return ("planned", "not begun") if self.error is None else ("refused", self.error)
         if self.error is None:
             return "begun", "no metrics.json, and no error"
         return "failed", self.error
@@ -207,7 +205,9 @@ def read_folder(root: Path) -> Folder:
     for path in plans:
         try:
             plan = _read_json(path)
-            planned = [Run("", _read_config(run["config"])) for run in plan["runs"]]
+            planned = [
+                Run("", _read_config(run["config"]), error=run.get("error")) for run in plan["runs"]
+            ]
             command = tuple(map(str, plan.get("command") or ()))
             found.sweeps.append(Sweep(command, frozenset(run.fingerprint for run in planned)))
             found.runs.extend(planned)

@@ -15,11 +15,11 @@ from typing import Any
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS, AblationConfig
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.metrics import METRIC_NAMES
+from msea_lightning.metrics import METRIC_NAMES, ZERO_SHARE
 from msea_lightning.metrics.bootstrap import intervals
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.paper import FULL, paper_titles
-from msea_lightning.reporting.folders import ZERO_SHARE, Folder, Run, Size, metric_info
+from msea_lightning.reporting.folders import Folder, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.folder import Names
 from msea_lightning.runs.identity import comparable, fingerprint

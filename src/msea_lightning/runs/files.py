@@ -56,6 +56,8 @@ def json_target(option: str, name: str | None, *, replaces: bool) -> Path | None
 def _defined(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _defined(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

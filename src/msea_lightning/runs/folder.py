@@ -95,6 +95,15 @@ class RunFolder:
         self.memory = path / "memory.json"
         self.error = path / "error.json"
 
+    def begin(self) -> None:
+        """Notes that training begins: from now on the folder stays, whatever happens."""
+        self.checkpoints.mkdir(exist_ok=True)
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has begun."""
+        return self.checkpoints.is_dir()
+
     @property
     def finished(self) -> bool:
         """Whether the run has ended well, and what it found can be read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     """The folder of a run, new or resumed, with ``train.log`` attached to the log.
 
     In the other processes of a DDP run it is the folder that the first process has made. A run
-    that fails leaves the reason in ``error.json``. With ``ckpt=auto`` the folder may be that of a
+    that fails leaves the reason in ``error.json``; one that is refused before it has begun leaves
+    no folder (:meth:`RunFolder.begin`). With ``ckpt=auto`` the folder may be that of a
     run that is finished.
     """
     inherited = os.environ.get(_FOLDER_VARIABLE)
@@ -62,10 +64,31 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
                     f"{model_folder(config)}). Wait for it, or start a second one with ckpt=null."
                 ) from None
             earlier = runs_of(config)
-            folder = earlier[0] if earlier else new_folder(config)
+            folder = earlier[0] if earlier else None
         else:
-            folder = new_folder(config) if config.ckpt is None else _earlier_folder(config)
+            folder = None if config.ckpt is None else _earlier_folder(config)
+        if folder is None:
+            folder = stack.enter_context(_new(config))
         yield stack.enter_context(_logged(folder))
+
+
+@contextmanager
+def _new(config: TrainConfig) -> Iterator[RunFolder]:
+    """A new folder, which goes again where the run is refused or stopped before it has begun.
+
+    One that broke stays, because its log says how.
+    """
+    folder = new_folder(config)
+    try:
+        yield folder
+    except (UserError, KeyboardInterrupt):
+        if not folder.begun:
+            shutil.rmtree(folder.path)
+            # Others may have put their runs beside it meanwhile.
+            with suppress(OSError):
+                for above in folder.path.relative_to(config.runs).parents[:-1]:
+                    (Path(config.runs) / above).rmdir()
+        raise
 
 
 @contextmanager

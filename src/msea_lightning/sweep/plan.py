@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +61,23 @@ def plan(jobs: Sequence[Job[TrainConfig]]) -> list[PlannedRun]:
     return list(runs.values())
 
 
-def write_manifest(root: Path, runs: Sequence[PlannedRun]) -> Path:
-    """Writes down what is planned, so that a report knows what is missing; the file."""
+def write_manifest(
+    root: Path, runs: Sequence[PlannedRun], errors: Mapping[str, str] | None = None
+) -> Path:
+    """Writes down what is planned, so that a report knows what is missing, and why; the file.
+
+    ``errors`` are those of runs that failed, by fingerprint.
+    """
     identity = hashlib.sha256("".join(sorted(run.fingerprint for run in runs)).encode())
     experiment = runs[0].config.experiment
     path = root / "sweeps" / f"{experiment or 'sweep'}-{identity.hexdigest()[:8]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    planned = [{"overrides": run.job.overrides, "config": config_text(run.config)} for run in runs]
+    planned = []
+    for run in runs:
+        entry = {"overrides": run.job.overrides, "config": config_text(run.config)}
+        if errors and run.fingerprint in errors:
+            entry["error"] = errors[run.fingerprint]
+        planned.append(entry)
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     manifest = {"version": 3, "command": command, "experiment": experiment, "runs": planned}
     write_json(path, manifest)

@@ -35,6 +35,7 @@ from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.lock import is_held
 from msea_lightning.runs.start import share_start
 from msea_lightning.sweep.devices import gpu_of_its_own
+from msea_lightning.sweep.places import find_refused
 from msea_lightning.sweep.plan import PlannedRun, plan, write_manifest
 from msea_lightning.sweep.processes import lead_sweep, supervise
 
@@ -51,6 +52,7 @@ class State(Enum):
     """How a run of a sweep ended."""
 
     finished = "finished"
+    refused = "refused"
     failed = "failed"
     held = "held by another process"
     interrupted = "interrupted"
@@ -75,7 +77,11 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
     pending = [run for run in runs if run.fingerprint not in finished]
     earlier = len(runs) - len(pending)
     _log.info("%d runs, %d of them finished earlier", len(runs), earlier)
-    outcomes: dict[str, Outcome] = {}
+    refused = find_refused(pending)
+    outcomes = {key: Outcome(State.refused, reason) for key, reason in refused.items()}
+    pending = [run for run in pending if run.fingerprint not in refused]
+    if refused:
+        _log.warning("%d runs cannot start, %d can", len(refused), len(pending))
     while pending:
         outcomes |= _launch(pending, start)
         states = {run.fingerprint: outcomes[run.fingerprint].state for run in pending}
@@ -87,24 +93,32 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
             _log.info("waiting for %d runs that another process trains: %s", len(pending), names)
         while pending and all(is_held(run.config) for run in pending):
             time.sleep(_POLL)
-    reported = _report(root)
-    failed = [
-        (run.name, outcome.error)
-        for run in runs
-        if (outcome := outcomes.get(run.fingerprint)) and outcome.state is not State.finished
-    ]
+    ended = [(run, outcomes.get(run.fingerprint)) for run in runs]
+    failed = [(run, one) for run, one in ended if one and one.state is not State.finished]
+    write_manifest(root, runs, {run.fingerprint: one.error for run, one in failed})
+    reported = _report(root, {run.config.dataset.name for run in runs})
     say(
         f"{len(runs) - len(failed)} of {len(runs)} runs are finished ({earlier} of them were "
         f"before); planned in {manifest}"
     )
-    for name, error in failed:
-        say(f"error: run {name} failed: {error}")
+    _say_failures(failed)
     if failed:
         say(
             f"error: {len(failed)} of {len(runs)} runs failed. The same command tries them "
             "again, and leaves alone what is finished."
         )
     return 0 if reported and not failed else 1
+
+
+def _say_failures(failed: Sequence[tuple[PlannedRun, Outcome]]) -> None:
+    """Says why runs failed, once for all that failed for one reason."""
+    by_reason: dict[str, list[str]] = {}
+    for run, outcome in failed:
+        by_reason.setdefault(outcome.error, []).append(run.name)
+    for reason, names in by_reason.items():
+        what = f"run {names[0]}" if len(names) == 1 else f"{len(names)} runs"
+        listed = "" if len(names) == 1 else f" ({'; '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        say(f"error: {what} failed: {reason}{listed}")
 
 
 def _launch(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, Outcome]:
@@ -153,8 +167,11 @@ def _error_time(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
         return None
 
 
-def _report(root: Path) -> bool:
-    """Writes the report of all runs, and says where; whether that went well."""
+def _report(root: Path, datasets: set[str]) -> bool:
+    """Writes the report of all runs, prints the means of these data sets, and says where it is."""
+    from rich.console import Console
+
+    from msea_lightning.reporting.console import print_table
     from msea_lightning.reporting.report import write_report
 
     try:
@@ -162,6 +179,9 @@ def _report(root: Path) -> bool:
     except UserError as error:
         say(f"error: the report was not written: {error}")
         return False
+    for table in report.tables:
+        if any(one.names.dataset in datasets for one in table.configurations):
+            print_table(table, Console())
     say(f"report: {report.page}")
     return True
 
@@ -196,7 +216,15 @@ def train_in_process(config: DictConfig) -> Outcome:
 
 
 def _describe(ended: CompletedProcess[str]) -> dict[str, str]:
-    """What ``error.json`` says of a run that has not written it itself."""
+    """What ``error.json`` says of a run that has not written it itself.
+
+    One that was refused before it began has no folder; what it said last is why.
+    """
+    _, refused, reason = ended.stdout.rpartition("\nerror: ")
+    if not refused and ended.stdout.startswith("error: "):
+        refused, reason = "error: ", ended.stdout.removeprefix("error: ")
+    if ended.returncode in (1, 2) and refused:
+        return {"kind": "refused", "error": reason.strip()}
     if ended.returncode == -9:  # Windows has no signal.SIGKILL
         return {
             "kind": "killed",

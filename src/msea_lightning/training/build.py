@@ -77,8 +77,10 @@ def make_ready(
         torch.set_num_threads(config.trainer.threads)
     kind: type[Model] = MODELS.load(config.model.name)
     refuse_split_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.devices)
-    data = build_data(config, store=store)
     device = resolve_device(config.trainer.accelerator)
+    log_once(_log, f"device: {_device_words(device, config.trainer.devices)}")
+    data = build_data(config, store=store)
+    log_once(_log, f"data: {_data_words(config.dataset.name, data)}")
     language_model, estimate = None, None
     if issubclass(kind, AdaptedLM):
         architecture, tokenizer = read_backbone(config.backbone)
@@ -97,6 +99,24 @@ def make_ready(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
     return Ready(module, data, device, estimate)
+
+
+def _device_words(device: torch.device, number: int) -> str:
+    """What a run computes on, such as ``CPU, 2 threads``."""
+    if device.type == "cuda":
+        name = f"{device}, {torch.cuda.get_device_name(device)}"
+    elif device.type == "cpu":
+        name = f"CPU, {torch.get_num_threads()} threads"
+    else:
+        name = str(device)
+    return f"{number} processes on {name} each" if number > 1 else name
+
+
+def _data_words(name: str, data: UtteranceDataModule) -> str:
+    """What a run learns from: sizes and features; its labels are said where they are settled."""
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.splits.items())
+    features = [f"{name} ({dim} values a frame)" for name, dim in data.dims.items()]
+    return f"{name}: {sizes} utterances; {', '.join(['text', *features])}"
 
 
 def refuse_split_batches(model: type[Model], *, number: int, ranks: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,58 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from msea_lightning.metrics import MetricInfo
+from msea_lightning.metrics import METRICS, ZERO_SHARE, MetricInfo
 from msea_lightning.runs.files import write_csv
 from msea_lightning.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
+
+_SCORES = ("best_score", "best_model_score", "current_score", "kth_value")
+"""What Lightning's callbacks keep of the metric that they watch."""
+
+
+def read_callbacks(checkpoint: Mapping[str, Any], selection: MetricInfo) -> dict[str, Any]:
+    """The states of callbacks in a checkpoint, by their keys.
+
+    Earlier releases watched ``valid/wf1`` as a share, and now it is ``valid/WF1`` in percent.
+    """
+    before, now = f"'valid/{selection.name}'", f"'valid/{selection.title}'"
+    states = {}
+    for key, state in checkpoint["callbacks"].items():
+        if before not in key:
+            states[key] = state
+            continue
+        scores = {name: state[name] for name in _SCORES if state.get(name) is not None}
+        renewed = state | {name: selection.unit * score for name, score in scores.items()}
+        if "best_k_models" in state:
+            models = state["best_k_models"].items()
+            renewed["best_k_models"] = {path: selection.unit * score for path, score in models}
+            renewed["monitor"] = now.strip("'")
+        states[key.replace(before, now)] = renewed
+    return states
+
+
+def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the validation part by the keys under which they are logged."""
+    shown = {}
+    for name, value in metrics.items():
+        info = METRICS.get(name, ZERO_SHARE)
+        shown[f"valid/{info.title}"] = info.unit * value
+    return shown
+
+
+def _renewed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the history with the keys of today, where an earlier release wrote it."""
+    known = {f"valid/{name}": name for name in (*METRICS, ZERO_SHARE.name)}
+    earlier = {known[key]: value for key, value in row.items() if key in known}
+    return {key: row[key] for key in row if key not in known} | _in_percent(earlier)
 
 
 class EpochHistory(Callback):
     """Writes ``history.csv``, one row an epoch, and a line to the log.
 
     Rows travel in the checkpoint, so that a resumed run continues where its checkpoint stands, not
-    where the interrupted process happened to be.
+    where the interrupted process happened to be. Shares are in percent.
     """
 
     def __init__(self, path: Path, selection: MetricInfo) -> None:
@@ -39,12 +80,13 @@ class EpochHistory(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the rows of the checkpoint."""
-        self._rows = list(state_dict["rows"])
+        self._rows = [_renewed(row) for row in state_dict["rows"]]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Where the run folder was moved, its best checkpoint was moved with it."""
+        checkpoint["callbacks"] = read_callbacks(checkpoint, self._selection)
         now = getattr(trainer.checkpoint_callback, "dirpath", None)
         for state in checkpoint["callbacks"].values():
             before = state.get("dirpath")
@@ -64,31 +106,30 @@ class EpochHistory(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a row; validation of the epoch has run by now."""
         assert isinstance(pl_module, TrainingModule)
-        valid = {f"valid/{name}": value for name, value in pl_module.metrics().items()}
-        watched = f"valid/{self._selection.name}"
-        best = all(
-            self._selection.better(valid[watched], row[watched]) for row in self._rows
-        ) and not math.isnan(valid[watched])
+        watched = f"valid/{self._selection.title}"
         row = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": round(time.perf_counter() - self._started, 3),
-            "train/loss": float(trainer.callback_metrics["train/loss_epoch"]),
-            **valid,
+            "train/loss": float(trainer.callback_metrics["train/loss"]),
+            **_in_percent(pl_module.metrics()),
         }
+        better = self._selection.better
+        best = all(better(row[watched], earlier[watched]) for earlier in self._rows)
+        best = best and not math.isnan(row[watched])
         self._rows.append(row)
         shown = {"train/learning_rate": row["learning_rate"], "train/seconds": row["seconds"]}
         pl_module.log_dict(shown, sync_dist=trainer.world_size > 1)
         if trainer.is_global_zero:
             write_csv(self._path, row, self._rows)
             _log.info(
-                "epoch %d: train loss %.4f, valid %s %s%s (%.1f s)",
+                "epoch %d: train/loss %.4f, %s %s%s, %.1f s",
                 row["epoch"],
                 row["train/loss"],
-                self._selection.title,
-                self._selection.format(valid[watched]),
-                ", the best so far" if best else "",
+                watched,
+                self._selection.format(row[watched] / self._selection.unit),
+                ", best so far" if best else "",
                 row["seconds"],
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import OmegaConf
-from rich.console import Console
+from torch._dynamo.exc import BackendCompilerFailed
 
+from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
 from msea_lightning.backbone.options import Quantization
+from msea_lightning.config.errors import first_line
+from msea_lightning.config.logging import is_rank_zero, log_console
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.config.text import visible
-from msea_lightning.data.module import absent_features
 from msea_lightning.data.options import Split
-from msea_lightning.metrics import selection_metric
+from msea_lightning.metrics import MetricInfo, selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
+from msea_lightning.model.options import MODELS
+from msea_lightning.paper import FULL
 from msea_lightning.plugin import save_plugin
 from msea_lightning.plugin.facts import backbone_facts, describe, language_of
 from msea_lightning.runs.files import write_atomically, write_json
@@ -31,16 +34,12 @@ from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
 from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
-from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory
-from msea_lightning.training.evaluation import (
-    better_than_test,
-    degenerate,
-    evaluate_split,
-    majority,
-    predictions_csv,
-    show_results,
-)
+from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
+from msea_lightning.training.evaluation import evaluate_split, predictions_csv
 from msea_lightning.training.module import TrainingError
+from msea_lightning.training.progress import RunProgress
+from msea_lightning.training.show import show_next, show_results
+from msea_lightning.training.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -60,18 +59,41 @@ def fit(config: TrainConfig) -> RunFolder:
             return run
         ready = make_ready(config, memory_file=run.memory)
         _announce(config, ready)
-        with _loggers(config, run, ready) as loggers, _remedies_for_memory(config, ready.device):
-            trainer = _trainer(config, run, ready, loggers)
+        selection = selection_metric(ready.module.score.kind)
+        with (
+            _loggers(config, run, ready) as loggers,
+            _remedies(config, ready.device),
+            _progress(config, selection) as bars,
+        ):
+            trainer = _trainer(config, run, ready, loggers, bars)
+            run.begin()
             resume = run.last if config.ckpt is not None and run.last.exists() else None
-            if resume is None or not _patience_exhausted(resume, trainer):
+            if resume is None or not _patience_exhausted(resume, trainer, selection):
                 _train(config, run, ready, trainer, resume)
-            _finish(config, run, ready, trainer)
+            ended = _finish(config, run, ready, trainer)
+        if ended is not None:
+            results, verdict = ended
+            show_results(config, results, verdict.intervals, verdict)
+            show_next(run, config)
     return run
 
 
 @contextmanager
-def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Turns what PyTorch says when a GPU is full into what the user can do."""
+def _progress(config: TrainConfig, selection: MetricInfo) -> Iterator[list[Callback]]:
+    """The bar of the run; none where it is not wanted, or where nobody looks.
+
+    In a file or a pipe a bar would be thousands of lines; the log has one line an epoch.
+    """
+    if not (config.trainer.progress_bar and is_rank_zero() and log_console().is_terminal):
+        yield []
+        return
+    with RunProgress(log_console(), selection) as bar:
+        yield [bar]
+
+
+@contextmanager
+def _remedies(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Turns what PyTorch says when a GPU is full, or cannot compile, into what the user can do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -86,14 +108,20 @@ def _remedies_for_memory(config: TrainConfig, device: torch.device) -> Iterator[
             f"{'; '.join(changes)}. In evaluation: lower training.eval_batch_size. Or free memory "
             "that other processes hold."
         ) from error
+    except BackendCompilerFailed as error:
+        raise TrainingError(
+            f"backbone.compile=true: PyTorch cannot compile the layers on {device} "
+            f"({first_line(error)}). Leave it out: the results are the same."
+        ) from error
 
 
-def _patience_exhausted(checkpoint: Path, trainer: Trainer) -> bool:
+def _patience_exhausted(checkpoint: Path, trainer: Trainer, selection: MetricInfo) -> bool:
     """Whether a run had run out of patience when it was interrupted.
 
     Lightning asks for that at the end of an epoch only, and would train one too many.
     """
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = read_callbacks(loaded, selection)
     stopping = [call for call in trainer.callbacks if isinstance(call, EarlyStopping)]  # type: ignore[attr-defined]
     states = [saved[call.state_key] for call in stopping if call.state_key in saved]
     return any(state["wait_count"] >= state["patience"] for state in states)
@@ -115,45 +143,50 @@ def _train(
 
 
 def _announce(config: TrainConfig, ready: Ready) -> None:
-    _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
+    """Says what is trained on what, before the first epoch."""
     model = ready.module.model
     size = f"{trainable(model):,} trainable parameters"
-    if isinstance(model, AdaptedLM):
-        _log.info("sequence: %s", model.prompt.describe(model.space.answers[-1]))
-        _log.info(
-            "%s (%s) in front of %s frozen ones (%s, %s, quantization %s)",
-            size,
-            config.adapter.name,
-            f"{model.backbone.model.num_parameters():,}",
-            config.backbone.name,
-            str(model.backbone.dtype).removeprefix("torch."),
-            config.backbone.quantization.value,
-        )
-    else:
-        _log.info("%s (%s)", size, config.model.name)
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in ready.data.splits.items())
-    _log.info("utterances: %s", sizes)
+    if not isinstance(model, AdaptedLM):
+        _log.info("model: %s, %s", MODELS.title(config.model.name), size)
+        return
+    left_out = config.ablation.name
+    _log.info(
+        "model: %s%s, %s, in front of %s with %s frozen parameters (%s%s)",
+        ADAPTERS.title(config.adapter.name),
+        "" if left_out == FULL else f" {ABLATIONS.title(left_out)}",
+        size,
+        config.backbone.name,
+        f"{model.backbone.model.num_parameters():,}",
+        str(model.backbone.dtype).removeprefix("torch."),
+        ""
+        if config.backbone.quantization is Quantization.none
+        else f", linear layers {config.backbone.quantization.value}",
+    )
+    _log.info("sequence: %s", model.prompt.describe(model.space.answers[-1]))
+    _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
 
 
-def _trainer(config: TrainConfig, run: RunFolder, ready: Ready, loggers: list[Logger]) -> Trainer:
+def _trainer(
+    config: TrainConfig,
+    run: RunFolder,
+    ready: Ready,
+    loggers: list[Logger],
+    bars: Sequence[Callback],
+) -> Trainer:
     selection = selection_metric(ready.module.score.kind)
-    watched = f"valid/{selection.name}"
+    watched = f"valid/{selection.title}"
     mode = "max" if selection.higher_is_better else "min"
     checkpoints = partial(
         ModelCheckpoint, run.checkpoints, save_top_k=1, enable_version_counter=False
     )
     callbacks: list[Callback] = [
         EpochHistory(run.history, selection),
+        *bars,
         EarlyStopping(watched, mode=mode, patience=config.training.patience, check_finite=False),
         checkpoints(filename="best", monitor=watched, mode=mode),
         # After the others, whose state it holds.
         checkpoints(filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
-    # A bar in a file or a pipe is thousands of lines; there the log has one line an epoch.
-    bar = config.trainer.progress_bar and Console(stderr=True).is_terminal
-    if bar:
-        # Showing a loss means to wait for the device.
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
     return make_trainer(
         ready.device,
         devices=config.trainer.devices,
@@ -161,7 +194,7 @@ def _trainer(config: TrainConfig, run: RunFolder, ready: Ready, loggers: list[Lo
         gradient_clip_val=config.training.gradient_clip,
         accumulate_grad_batches=config.trainer.accumulate,
         num_sanity_val_steps=0,
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
         callbacks=callbacks,
         logger=loggers or False,
         log_every_n_steps=10,
@@ -170,8 +203,15 @@ def _trainer(config: TrainConfig, run: RunFolder, ready: Ready, loggers: list[Lo
     )
 
 
-def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer) -> None:
-    """Tests the best validation epoch and writes everything that a finished run has."""
+def _finish(
+    config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer
+) -> tuple[dict[str, dict[str, float]], Verdict] | None:
+    """Tests the best validation epoch and writes everything that a finished run has.
+
+    Returns:
+        The metrics of test and valid, and what they are worth; None in other processes of a DDP
+        run than the first.
+    """
     module, data, estimate = ready.module, ready.data, ready.estimate
     best = torch.load(run.best, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"])
@@ -179,7 +219,7 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
     predictions = module.predictions
     results["valid"] = evaluate_split(trainer, module, data, Split.valid)
     if not trainer.is_global_zero:
-        return
+        return None
     write_atomically(run.predictions, predictions_csv(predictions))
     adapted = module.model if isinstance(module.model, AdaptedLM) else None
     if adapted is not None:
@@ -215,20 +255,22 @@ def _finish(config: TrainConfig, run: RunFolder, ready: Ready, trainer: Trainer)
             predictions=predictions,
             best_epoch=best["epoch"],
         )
-    counts = {split: len(part) for split, part in data.splits.items()}
-    warnings = [
-        *degenerate(predictions, module.model.space),
-        *better_than_test(results, counts, selection_metric(module.score.kind)),
-    ]
-    for warning in warnings:
+    verdict = judge(
+        predictions,
+        results,
+        data.splits,
+        space=module.model.space,
+        labels=data.labels,
+        kind=module.score.kind,
+        language=config.dataset.language,
+        best_epoch=best["epoch"],
+        epochs=len(run.history.read_text(encoding="utf-8").splitlines()) - 1,
+    )
+    for warning in verdict.warnings:
         _log.warning("%s", warning)
-    warnings += absent_features(data.splits)  # said when the data set was opened
     # Last of all: a run that has it is left alone from now on.
-    share = majority(predictions, module.model.space)[1]
-    write_json(run.metrics, {**results, "majority": share, "warnings": warnings})
-    show_results(results, config)
-    text = f"best epoch {best['epoch']}; run folder: {run.path}"
-    Console(soft_wrap=True).print(visible(text), markup=False, highlight=False)
+    write_json(run.metrics, {**results, **verdict.facts()})
+    return results, verdict
 
 
 @contextmanager

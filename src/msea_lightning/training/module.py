@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import Answers
-from msea_lightning.metrics import UtteranceScore, selection_metric, zero_share
+from msea_lightning.metrics import METRICS, UtteranceScore, selection_metric, zero_share
 from msea_lightning.model.contract import Model, Prediction, Step
 from msea_lightning.training.options import TrainingConfig
 
@@ -124,16 +124,18 @@ class TrainingModule(LightningModule):
         self._current = (batch, step)
         self._count += step.count
         ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        for name, value in {"loss": step.loss_sum, **step.terms}.items():
-            self.log(
-                f"train/{name}",
-                value.detach() / max(1, step.count),
-                prog_bar=name == "loss",
-                on_step=True,
-                on_epoch=True,
-                batch_size=step.count,
-                sync_dist=ranks > 1,
-            )
+        for name, total in {"loss": step.loss_sum, **step.terms}.items():
+            value = total.detach() / max(1, step.count)
+            # One key is the mean of an epoch, in every logger and in history.csv.
+            for key, on_step in ((f"train/{name}", False), (f"train/{name}_step", True)):
+                self.log(
+                    key,
+                    value,
+                    on_step=on_step,
+                    on_epoch=not on_step,
+                    batch_size=step.count,
+                    sync_dist=ranks > 1,
+                )
         # Lightning divides by their number and DDP by that of ranks; they hold different counts.
         return step.loss_sum * (ranks * micro_batches)
 
@@ -196,7 +198,11 @@ class TrainingModule(LightningModule):
         self._decoded.append((replace(batch, features={}), answers))
 
     def on_validation_epoch_end(self) -> None:
-        """Computes the metrics over all ranks and logs them, as ``valid/<metric>`` or ``test/``."""
+        """Computes the metrics over all ranks and logs them.
+
+        Keys are ``valid/<title>`` or ``test/<title>`` with the titles of :data:`METRICS`, shares in
+        percent: ``valid/WF1``.
+        """
         own = self._read()
         gathered = [own]
         if self.trainer.world_size > 1:
@@ -204,11 +210,12 @@ class TrainingModule(LightningModule):
             torch.distributed.all_gather_object(gathered, own)
         self.predictions = sorted(itertools.chain(*gathered), key=lambda p: p.index)
         self._metrics = self.score.compute()
-        selection = selection_metric(self.score.kind).name
+        selection = selection_metric(self.score.kind)
         stage = "test" if self.trainer.testing else "valid"
         for name, value in self._metrics.items():
+            info = METRICS[name]
             # Every rank has computed the same value from all predictions.
-            self.log(f"{stage}/{name}", value, prog_bar=name == selection and stage == "valid")
+            self.log(f"{stage}/{info.title}", info.unit * value, prog_bar=info is selection)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.speed.prefix_cache import PrefixCache
-from tests.backbone.test_frozen import CONFIGS, assert_same, random_model
+from tests.backbone.test_frozen import CONFIGS, assert_same, bound_of, random_model
 
 PREFIX = [5, 9, 3, 17]
 LENGTHS = [6, 2, 9]
@@ -72,7 +72,7 @@ def test_states_and_gradients_are_those_of_whole_sequences(frozen: FrozenBackbon
         (gradient,) = torch.autograd.grad(torch.cat(real).square().sum(), inputs)
         results.append([*real, *(gradient[row, -length:] for row, length in enumerate(LENGTHS))])
     for found, expected in zip(*results, strict=True):
-        assert_same(found, expected)
+        assert_same(found, expected, bound_of(frozen))
 
 
 def test_a_mask_between_positions_is_one_of_what_follows(frozen: FrozenBackbone) -> None:

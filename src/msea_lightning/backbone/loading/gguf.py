@@ -35,7 +35,7 @@ def is_gguf(place: str | Path) -> bool:
 
 def gguf_config(path: str) -> PreTrainedConfig:
     """The transformers config that the header of a file describes; no weight is read."""
-    _check_file(path)
+    check_file(path)
     found = Path(path).stat()
     return copy.deepcopy(_config(path, found.st_size, found.st_mtime_ns))
 
@@ -48,7 +48,7 @@ def gguf_tokenizer(path: str) -> PreTrainedTokenizerBase:
         get_gguf_tokenizer,
     )
 
-    _check_file(path)
+    check_file(path)
     architecture, vocabulary, options = get_gguf_tokenizer(path)
     converted, more = convert_gguf_tokenizer(architecture, vocabulary)
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
@@ -113,7 +113,7 @@ def _config(path: str, size: int, changed: int) -> PreTrainedConfig:
     return config
 
 
-def _check_file(path: str) -> None:
+def check_file(path: str) -> None:
     """Refuses what is no GGUF file, by its first bytes."""
     file = Path(path)
     if not file.is_file():

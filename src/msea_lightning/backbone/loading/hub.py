@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from msea_lightning.backbone.errors import BackboneError, is_out_of_memory
-from msea_lightning.backbone.loading.gguf import is_gguf
+from msea_lightning.backbone.loading.gguf import check_file, is_gguf
 from msea_lightning.config.errors import first_line
 
 Loaded = TypeVar("Loaded")
@@ -67,6 +67,25 @@ def explained(place: str, load: Callable[[], Loaded]) -> Loaded:
     except BackboneError:
         raise
     except Exception as error:  # what a damaged file raises is not documented
+        raise BackboneError(_reason(place, error)) from error
+
+
+def check_place(path: str | Path) -> None:
+    """Refuses a place without a checkpoint; of a Hub id ``config.json`` is fetched, nothing else.
+
+    Raises:
+        BackboneError: saying what is missing and what to do.
+    """
+    place = expanded(path)
+    if is_gguf(place):
+        check_file(place)
+        return
+    _check_folder(place)
+    if Path(place).exists():
+        return
+    try:
+        hf_hub_download(place, "config.json")
+    except Exception as error:  # as many kinds as there are ways to be out of reach
         raise BackboneError(_reason(place, error)) from error
 
 
