@@ -13,11 +13,16 @@ from msea_lightning.config.roots import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as the options say; with ``size_only`` says how large that would be instead."""
+    """Trains as the options say, or tries that out, or says how large it would be."""
     if config.size_only:
         from msea_lightning.training.size import measure_size
 
         measure_size(config)
+        return
+    if config.trainer.fast_dev_run:
+        from msea_lightning.training.trial import try_out
+
+        try_out(config)
         return
     from msea_lightning.training.fit import fit
 

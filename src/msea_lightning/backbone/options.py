@@ -72,7 +72,11 @@ class BackboneConfig:
     double_quantization: bool = option(
         True, "quantization=nf4: quantise the scales too, 0.4 bits a weight less"
     )
-    dtype: Dtype = option(Dtype.auto, "compute dtype, also of quantised layers")
+    dtype: Dtype = option(
+        Dtype.auto,
+        "compute dtype, also of quantised layers",
+        called=("trainer.precision", "precision"),
+    )
     attention: Attention = option(Attention.auto, "implementation of the attention")
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
     compile: bool = option(

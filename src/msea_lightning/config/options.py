@@ -10,7 +10,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ def option(
     choices: Registry[Any] | None = None,
     presets: Registry[Any] | None = None,
     literal: bool = False,
+    called: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with its help text and its legal range.
 
@@ -46,9 +47,10 @@ def option(
         presets: Objects of the field's class that have a name on the command line.
         literal: On the command line the value is one text, whatever signs are in it; for options
             of a root, not of a section.
+        called: Keys by which users of Lightning know it; they are refused with the option's own.
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices, "presets": presets}
-    metadata["literal"] = literal
+    metadata |= {"literal": literal, "called": called}
     metadata |= {"low": low, "high": high, "above": above, "below": below}
     if isinstance(default, list | dict):
         return field(default_factory=functools.partial(copy.copy, default), metadata=metadata)
@@ -226,6 +228,7 @@ class OptionInfo:
     default: Any
     help: str
     literal: bool = False
+    called: Sequence[str] = ()
 
     @property
     def kind(self) -> str:
@@ -252,8 +255,8 @@ def options(root: type[Any], where: str = "") -> Iterator[OptionInfo]:
         if default is dataclasses.MISSING:
             default = typing.cast("Any", item.default_factory)()
         range_, help_ = legal_range(item.metadata), item.metadata.get("help", "")
-        literal = item.metadata.get("literal", False)
-        yield OptionInfo(key, type_name(hint), range_, default, help_, literal)
+        literal, called = item.metadata.get("literal", False), item.metadata.get("called", ())
+        yield OptionInfo(key, type_name(hint), range_, default, help_, literal, called)
 
 
 def _options_of_choices(registry: Registry[type[Any]], where: str) -> Iterator[OptionInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from msea_lightning.adapter.options import (
@@ -60,6 +61,9 @@ class TrainConfig(RunConfig):
     """``python -m msea_lightning.train``."""
 
     logger: LoggerConfig = option(LoggerConfig, "loggers")
+    callbacks: dict[str, Any] = option(
+        {}, "more callbacks of Lightning: callbacks.NAME._target_=CLASS callbacks.NAME.ARGUMENT=..."
+    )
     experiment: str | None = option(
         None, "table or figure of the paper that the run belongs to; set by conf/experiment"
     )

@@ -191,7 +191,11 @@ class DatasetConfig:
         high=SPLIT_VERSION,
     )
     train_fraction: float = option(
-        1.0, "part of the training utterances to train on, stratified by label", above=0, high=1
+        1.0,
+        "part of the training utterances to train on, stratified by label",
+        above=0,
+        high=1,
+        called=("trainer.limit_train_batches", "trainer.overfit_batches"),
     )
     standardize: bool = option(
         False, "zero mean, unit variance per feature, fitted on the training part"
@@ -206,7 +210,9 @@ class DatasetConfig:
         1200, "utterances of the demo corpus, all splits together", low=60
     )
     demo_seed: int = option(0, "seed of the demo corpus (not of the run)", low=0)
-    workers: int = option(0, "processes that read ahead", low=0)
+    workers: int = option(
+        0, "processes that read ahead", low=0, called=("data.num_workers", "dataset.num_workers")
+    )
 
     def check(self, where: str) -> None:
         """Refuses a name that is no folder's, and files to be fetched from nowhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 from msea_lightning.config.options import option
 
@@ -26,4 +27,7 @@ class LoggerConfig:
     wandb_entity: str | None = option(None, "W&B team or user")
     wandb_group: str | None = option(
         None, "W&B group; [experiment/]dataset/adapter-backbone where not given"
+    )
+    loggers: dict[str, Any] = option(
+        {}, "more loggers of Lightning: logger.loggers.NAME._target_=CLASS, and arguments likewise"
     )

@@ -52,6 +52,8 @@ def plan(jobs: Sequence[Job[TrainConfig]]) -> list[PlannedRun]:
                 f"ckpt={job.config.ckpt} does not go with -m: every run of a sweep is resumed "
                 "where it was interrupted, by itself. Leave ckpt out."
             )
+        if job.config.trainer.fast_dev_run:
+            raise SweepError("trainer.fast_dev_run=true tries one run: leave -m out.")
         config = with_absolute_places(job.config)
         name = " ".join(word for word in job.overrides if word not in common) or "of the defaults"
         run = PlannedRun(job, config, fingerprint(config), name)

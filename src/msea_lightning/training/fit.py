@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from omegaconf import OmegaConf
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -22,7 +22,7 @@ from msea_lightning.config.errors import first_line
 from msea_lightning.config.logging import is_rank_zero, log_console
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import Split
-from msea_lightning.metrics import MetricInfo, selection_metric
+from msea_lightning.metrics import METRICS, MetricInfo, selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.model.options import MODELS
@@ -36,6 +36,7 @@ from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
 from msea_lightning.training.evaluation import evaluate_split, predictions_csv
+from msea_lightning.training.extras import make_callbacks, make_loggers
 from msea_lightning.training.module import TrainingError
 from msea_lightning.training.progress import RunProgress
 from msea_lightning.training.show import show_next, show_results
@@ -57,15 +58,16 @@ def fit(config: TrainConfig) -> RunFolder:
         if run.finished:
             _log.info("finished earlier: %s", run.path)
             return run
+        extra = make_callbacks(config.callbacks)
         ready = make_ready(config, memory_file=run.memory)
         _announce(config, ready)
         selection = selection_metric(ready.module.score.kind)
         with (
             _loggers(config, run, ready) as loggers,
             _remedies(config, ready.device),
-            _progress(config, selection) as bars,
+            _progress(config, selection, extra) as bars,
         ):
-            trainer = _trainer(config, run, ready, loggers, bars)
+            trainer = _trainer(config, run, ready, loggers, [*bars, *extra])
             run.begin()
             resume = run.last if config.ckpt is not None and run.last.exists() else None
             if resume is None or not _patience_exhausted(resume, trainer, selection):
@@ -79,12 +81,15 @@ def fit(config: TrainConfig) -> RunFolder:
 
 
 @contextmanager
-def _progress(config: TrainConfig, selection: MetricInfo) -> Iterator[list[Callback]]:
-    """The bar of the run; none where it is not wanted, or where nobody looks.
+def _progress(
+    config: TrainConfig, selection: MetricInfo, extra: Sequence[Callback]
+) -> Iterator[list[Callback]]:
+    """The bar of the run; none where it is not wanted, the user brings one, or nobody looks.
 
     In a file or a pipe a bar would be thousands of lines; the log has one line an epoch.
     """
-    if not (config.trainer.progress_bar and is_rank_zero() and log_console().is_terminal):
+    wanted = config.trainer.progress_bar and not any(isinstance(c, ProgressBar) for c in extra)
+    if not (wanted and is_rank_zero() and log_console().is_terminal):
         yield []
         return
     with RunProgress(log_console(), selection) as bar:
@@ -171,7 +176,7 @@ def _trainer(
     run: RunFolder,
     ready: Ready,
     loggers: list[Logger],
-    bars: Sequence[Callback],
+    more: Sequence[Callback],
 ) -> Trainer:
     selection = selection_metric(ready.module.score.kind)
     watched = f"valid/{selection.title}"
@@ -181,20 +186,24 @@ def _trainer(
     )
     callbacks: list[Callback] = [
         EpochHistory(run.history, selection),
-        *bars,
+        *more,
         EarlyStopping(watched, mode=mode, patience=config.training.patience, check_finite=False),
         checkpoints(filename="best", monitor=watched, mode=mode),
         # After the others, whose state it holds.
         checkpoints(filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
+    part = 1 if config.trainer.fast_dev_run else 1.0
     return make_trainer(
         ready.device,
         devices=config.trainer.devices,
+        limit_train_batches=part,
+        limit_val_batches=part,
+        limit_test_batches=part,
         max_epochs=config.training.schedule_epochs,
         gradient_clip_val=config.training.gradient_clip,
         accumulate_grad_batches=config.trainer.accumulate,
         num_sanity_val_steps=0,
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in more),
         callbacks=callbacks,
         logger=loggers or False,
         log_every_n_steps=10,
@@ -215,11 +224,21 @@ def _finish(
     module, data, estimate = ready.module, ready.data, ready.estimate
     best = torch.load(run.best, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"])
+    # What is evaluated now belongs to the best epoch, not to the last step of the curves.
+    loggers, trainer.loggers = trainer.loggers, []
     results = {"test": evaluate_split(trainer, module, data, Split.test)}
     predictions = module.predictions
     results["valid"] = evaluate_split(trainer, module, data, Split.valid)
     if not trainer.is_global_zero:
         return None
+    tested = {
+        f"test/{METRICS[name].title}": METRICS[name].unit * value
+        for name, value in results["test"].items()
+        if name in METRICS
+    }
+    for logger in loggers:
+        logger.log_metrics(tested, step=trainer.global_step)
+        logger.save()
     write_atomically(run.predictions, predictions_csv(predictions))
     adapted = module.model if isinstance(module.model, AdaptedLM) else None
     if adapted is not None:
@@ -248,7 +267,7 @@ def _finish(
         from msea_lightning.reporting.wandb import log_results
 
         log_results(
-            trainer.loggers,
+            loggers,
             kind=module.score.kind,
             labels=data.labels,
             results=results,
@@ -276,19 +295,23 @@ def _finish(
 @contextmanager
 def _loggers(config: TrainConfig, run: RunFolder, ready: Ready) -> Iterator[list[Logger]]:
     """The loggers besides ``history.csv``; a W&B run ends with the run, whatever happens."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    known = {**plain, "trainable_parameters": trainable(ready.module)}
+    own = make_loggers(config.logger.loggers, run.path)
+    for logger in own:
+        logger.log_hyperparams(known)
     if not config.logger.wandb:
-        yield []
+        yield own
         return
     from msea_lightning.reporting.wandb import wandb_loggers
     from msea_lightning.runs.folder import Names
 
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     with wandb_loggers(
         config.logger,
         Names.of(config),
         seed=config.seed,
         experiment=config.experiment,
-        config={**plain, "trainable_parameters": trainable(ready.module)},
+        config=known,
         folder=run.path,
     ) as loggers:
-        yield loggers
+        yield [*own, *loggers]

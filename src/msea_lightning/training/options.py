@@ -12,22 +12,44 @@ from msea_lightning.config.options import option
 class TrainingConfig:
     """Optimisation (paper, Tables 7-9)."""
 
-    batch_size: int = option(16, "utterances per optimizer step, all devices together", low=1)
+    batch_size: int = option(
+        16,
+        "utterances per optimizer step, all devices together",
+        low=1,
+        called=("data.batch_size", "datamodule.batch_size", "dataset.batch_size"),
+    )
     eval_batch_size: int | None = option(
         None,
         "utterances per evaluation batch and device; null: 32 on a CPU, on a GPU as many as take "
         "no more memory than a training step, at most 256",
         low=1,
     )
-    learning_rate: float = option(5e-4, "peak learning rate of AdamW", above=0)
-    weight_decay: float = option(0.01, "weight decay of AdamW", low=0)
+    learning_rate: float = option(
+        5e-4, "peak learning rate of AdamW", above=0, called=("lr", "training.lr", "optimizer.lr")
+    )
+    weight_decay: float = option(
+        0.01, "weight decay of AdamW", low=0, called=("optimizer.weight_decay",)
+    )
     eps: float = option(1e-4, "epsilon of AdamW", above=0)
     warmup_fraction: float = option(0.1, "part of the schedule with a rising rate", low=0, below=1)
     schedule_epochs: int = option(
-        30, "length of the cosine schedule and most epochs of a run", low=1
+        30,
+        "length of the cosine schedule and most epochs of a run",
+        low=1,
+        called=("trainer.max_epochs", "training.max_epochs", "training.epochs", "epochs"),
     )
-    patience: int = option(10, "epochs without a better validation metric before a stop", low=1)
-    gradient_clip: float | None = option(None, "largest gradient norm; none clips nothing", above=0)
+    patience: int = option(
+        10,
+        "epochs without a better validation metric before a stop",
+        low=1,
+        called=("early_stopping.patience", "trainer.patience"),
+    )
+    gradient_clip: float | None = option(
+        None,
+        "largest gradient norm; none clips nothing",
+        above=0,
+        called=("trainer.gradient_clip_val",),
+    )
 
 
 @dataclass
@@ -35,13 +57,22 @@ class TrainerConfig:
     """Hardware and progress."""
 
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
-    devices: int = option(1, "number of devices; more than one trains with DDP", low=1)
+    devices: int = option(
+        1,
+        "number of devices; more than one trains with DDP",
+        low=1,
+        called=("trainer.strategy", "trainer.num_devices", "trainer.gpus"),
+    )
     accumulate: int = option(
         1,
         "micro-batches in which a device takes its share of a batch: less memory, the same results",
         low=1,
+        called=("trainer.accumulate_grad_batches",),
     )
     threads: int | None = option(
         None, "CPU threads of this process; null leaves the default", low=1
     )
-    progress_bar: bool = option(True, "show progress")
+    progress_bar: bool = option(True, "show progress", called=("trainer.enable_progress_bar",))
+    fast_dev_run: bool = option(
+        False, "try everything with one batch of each split, and keep nothing"
+    )

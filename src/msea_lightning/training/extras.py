@@ -1,0 +1,80 @@
+"""Callbacks and loggers of Lightning that a user adds by their classes (``_target_``)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from msea_lightning.config.errors import ConfigError, first_line
+
+Kind = TypeVar("Kind")
+
+
+def make_callbacks(specs: Mapping[str, Any]) -> list[Callback]:
+    """The callbacks of ``callbacks.<name>._target_=<class>`` and its arguments, in their order.
+
+    Raises:
+        ConfigError: naming the option, where the class is not there, is no callback, or refuses
+            its arguments.
+    """
+    return [_make(f"callbacks.{name}", spec, Callback) for name, spec in specs.items()]
+
+
+def make_loggers(specs: Mapping[str, Any], folder: Path) -> list[Logger]:
+    """The loggers of ``logger.loggers.<name>._target_=<class>`` and its arguments.
+
+    One that has to be told where its files go (``save_dir``) writes into the run folder.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    made = []
+    for name, spec in specs.items():
+        where = f"logger.loggers.{name}"
+        more = {}
+        logger = _class_of(where, spec, Logger)  # type: ignore[type-abstract]
+        parameters = inspect.signature(logger).parameters
+        if "save_dir" in parameters and parameters["save_dir"].default is inspect.Parameter.empty:
+            more = {"save_dir": str(folder)}
+        made.append(_make(where, {**more, **spec}, Logger))  # type: ignore[type-abstract]
+    return made
+
+
+def _class_of(where: str, spec: Any, kind: type[Kind]) -> type[Kind]:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
+        raise ConfigError(
+            f"{where}={spec}: write {where}._target_=<class> and {where}.<argument>=<value>."
+        )
+    target = spec["_target_"]
+    try:
+        found = get_class(target)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{where}._target_={target}: there is no such class here ({first_line(error)}). Give "
+            "module and class, and install the package that it is in."
+        ) from error
+    if not issubclass(found, kind):
+        raise ConfigError(
+            f"{where}._target_={target}: this is no {kind.__module__}.{kind.__name__}."
+        )
+    return found
+
+
+def _make(where: str, spec: Any, kind: type[Kind]) -> Kind:
+    _class_of(where, spec, kind)
+    try:
+        made: Kind = instantiate(dict(spec), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"{where}: {spec['_target_']} refuses to be made ({type(cause).__name__}: "
+            f"{first_line(cause)})."
+        ) from error
+    return made
