@@ -153,7 +153,16 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["dataset=mosie"], r"^dataset=mosie: .*mean mosi or mosei\? Choices of dataset: cherma, "),
         (["dataset=null"], r"^dataset=null: there is no such choice\."),
         (["dataset=mosei.yaml"], r"Did you mean mosei\?"),
-        (["logger=[csv,wandb]"], r"there is no such choice\. Choices of logger: csv, wandb"),
+        # Lightning's names
+        (
+            ["trainer.max_epochs=3"],
+            r"^trainer\.max_epochs=3: trainer\.max_epochs is training\.schedule_epochs here .*"
+            r"Write training\.schedule_epochs=<int, at least 1>\.$",
+        ),
+        (["trainer.precision=bf16"], r"is backbone\.dtype here \(compute dtype"),
+        (["trainer.strategy=ddp"], r"is trainer\.devices here"),
+        (["lr=1e-3"], r"is training\.learning_rate here"),
+        (["logger=[csv,wandb]"], r"there is no such choice\. Choices of logger: comet, csv"),
         (["recipe=mosei_lama2"], r"Did you mean mosei_llama2"),  # optional in the defaults list
         (["prompt=nope"], r"Choices of prompt: cherma, meld, mosei, none, simsv2"),
         (["decode=foo"], r"^decode=foo: .*expected greedy\|median\|mean \(how an answer is picked"),

@@ -190,3 +190,10 @@ def test_options_are_described_in_words() -> None:
     assert type_name(float | None) == "float or null"
     assert legal_range({"low": 1, "below": 2.5}) == "at least 1 and less than 2.5"
     assert legal_range({}) == ""
+
+
+def test_names_of_others_are_none_of_ours() -> None:
+    infos = list(options(TrainConfig))
+    called = [name for info in infos for name in info.called]
+    assert len(called) == len(set(called))
+    assert not {info.key for info in infos} & set(called)

@@ -24,11 +24,14 @@ class RunProgress(Callback):
     Args:
         console: Where it is drawn; messages that go through the same console stay above it.
         selection: The metric that is shown beside the bar.
+
+    Attributes:
+        bar: What is drawn.
     """
 
     def __init__(self, console: Console, selection: MetricInfo) -> None:
         self._selection = selection
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
@@ -37,12 +40,12 @@ class RunProgress(Callback):
             console=console,
             expand=True,
         )
-        self._task = self._bar.add_task("start", total=None, best="", begun=0, since=0.0)
+        self._task = self.bar.add_task("start", total=None, best="", begun=0, since=0.0)
         self._best: float | None = None
 
     def __enter__(self) -> RunProgress:
         """Draws the bar."""
-        self._bar.start()
+        self.bar.start()
         return self
 
     def __exit__(
@@ -52,15 +55,15 @@ class RunProgress(Callback):
         trace: TracebackType | None,
     ) -> None:
         """Takes the bar away; what it said is in the log."""
-        self._bar.update(self._task, visible=False)
-        self._bar.stop()
+        self.bar.update(self._task, visible=False)
+        self.bar.stop()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the batches; a resumed run begins where it was interrupted."""
         epochs = trainer.max_epochs or 1
         batches = int(trainer.num_training_batches)
         done = trainer.current_epoch * batches
-        self._bar.update(
+        self.bar.update(
             self._task,
             total=epochs * batches,
             completed=done,
@@ -74,7 +77,7 @@ class RunProgress(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Moves the bar."""
-        self._bar.advance(self._task)
+        self.bar.advance(self._task)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the validation of the epoch and the best so far."""
@@ -83,15 +86,15 @@ class RunProgress(Callback):
         if self._best is None or self._selection.better(found, self._best):
             self._best = found
         text = f"valid/{self._selection.title} {self._selection.format(found)}"
-        self._bar.update(self._task, best=f"{text}, best {self._selection.format(self._best)}")
+        self.bar.update(self._task, best=f"{text}, best {self._selection.format(self._best)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names what follows; nothing is left of the training."""
-        self._bar.update(self._task, since=0.0)
+        self.bar.update(self._task, since=0.0)
         self._describe("testing the best epoch")
 
     def _describe(self, text: str) -> None:
-        self._bar.update(self._task, description=text)
+        self.bar.update(self._task, description=text)
 
 
 class _TimeLeft(ProgressColumn):

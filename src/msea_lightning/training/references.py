@@ -80,7 +80,7 @@ def references(
         name = f"always {constant}"
     found = [(name, "constant", [constant] * len(test_labels))]
     if len(set(taught)) > 1 and (answers := _from_text(said, taught, test_texts, space, language)):
-        found.append(("TF-IDF, text alone", "text", answers))
+        found.append(("TF-IDF on the text", "text", answers))
     targets = [space.target(label) for label in test_labels]
     return [
         Reference(*one, score(kind, [space.target(answer) for answer in one[2]], targets))

@@ -25,6 +25,7 @@ def try_out(config: TrainConfig) -> None:
                 with_absolute_places(config),
                 runs=folder,
                 ckpt=None,
+                trainer=replace(config.trainer, fast_dev_run=True),
                 logger=replace(config.logger, wandb=False, loggers={}),
                 training=replace(config.training, schedule_epochs=1),
             )

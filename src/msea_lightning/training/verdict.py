@@ -166,26 +166,21 @@ def _compared(
     space: LabelSpace,
 ) -> str:
     """How much better a run is than something simple, and whether that may be chance."""
-    unit, name = ("", "MAE") if space.ordered else (" points", "Accuracy")
     ours, theirs = (_marks(true, given, space) for given in (answers, reference.answers))
-    gain = theirs - ours if space.ordered else 100 * (ours - theirs)
-    means = [
-        f"{values.mean():.3f}" if space.ordered else f"{values.mean():.1%}"
-        for values in (ours, theirs)
-    ]
-    digits = 3 if space.ordered else 1
-    low, high = interval_of_mean(gain)
-    by = f"{abs(gain.mean()):.{digits}f}{unit}"
-    between = f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
-    if low > 0:
-        ending = f"{by} better ({between})"
-    elif high < 0:
-        ending = f"{by} WORSE ({between})"
+    if space.ordered:
+        name, gain, unit, digits = "MAE", theirs - ours, "", 3
+        means = [f"{values.mean():.3f}" for values in (ours, theirs)]
     else:
-        ending = (
-            f"no better than chance allows (difference {gain.mean():.{digits}f}{unit}, {between})"
-        )
-    return f"{name} {means[0]}, {reference.name} {means[1]}: {ending}."
+        name, gain, unit, digits = "Accuracy", 100 * (ours - theirs), " points", 1
+        means = [f"{100 * values.mean():.1f} %" for values in (ours, theirs)]
+    low, high = interval_of_mean(gain)
+    how = "no better than"
+    if low > 0 or high < 0:
+        how = f"{abs(gain.mean()):.{digits}f}{unit} {'better' if low > 0 else 'WORSE'} than"
+    return (
+        f"{name} {means[0]}, {how} {reference.name} ({means[1]}; 95 % interval of the difference "
+        f"{low:.{digits}f} to {high:.{digits}f})."
+    )
 
 
 def _marks(
@@ -232,7 +227,8 @@ def hardly_varies(predictions: Sequence[Prediction], space: LabelSpace) -> list[
     if share < _SAME or true_share >= _SAME:
         return []
     return [
-        f"The answers hardly vary: {share:.1%} of them are {label}, {true_share:.1%} of the labels."
+        f"The answers hardly vary: {100 * share:.1f} % of them are {label}, "
+        f"{100 * true_share:.1f} % of the labels."
     ]
 
 
