@@ -458,3 +458,7 @@ def test_what_is_not_there_is_found_before_the_first_process(
     said = capsys.readouterr().err
     assert "error: 3 runs failed: The folder" in said
     assert "holds no checkpoint" in said
+    assert run("callbacks.x._target_=no.such", "seed=1,2,3") == 1
+    assert run("logger.loggers.x._target_=no.such", "seed=1,2,3") == 1
+    assert trainer.trained == [1, 2]
+    assert "error: 3 runs failed: callbacks.x._target_=no.such: there is" in capsys.readouterr().err

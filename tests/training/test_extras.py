@@ -20,13 +20,16 @@ from msea_lightning.commands.compose import compose
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.metrics import METRICS
-from msea_lightning.training.extras import make_callbacks, make_loggers
+from msea_lightning.reporting.options import LoggerConfig
+from msea_lightning.training.extras import check_classes, make_callbacks, make_loggers
 from msea_lightning.training.fit import fit
+from msea_lightning.training.module import TrainingError
 from msea_lightning.training.progress import RunProgress
 from msea_lightning.training.trial import try_out
 
 Options = Callable[..., TrainConfig]
 CSV = "lightning.pytorch.loggers.CSVLogger"
+RATE = "lightning.pytorch.callbacks.LearningRateMonitor"
 
 
 class Counted(Callback):
@@ -52,7 +55,7 @@ def test_callbacks_and_loggers_take_part_in_a_run(options: Options) -> None:
         options(
             f"callbacks.mine._target_={__name__}.Counted",
             "callbacks.mine.word=batch",
-            "callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+            f"callbacks.rate._target_={RATE}",
             "callbacks.rate.logging_interval=epoch",
             f"logger.loggers.table._target_={CSV}",
             "logger.loggers.table.name=table",
@@ -75,9 +78,10 @@ def test_callbacks_and_loggers_take_part_in_a_run(options: Options) -> None:
     [
         ({"word": 3}, r"callbacks\.x=\{'word': 3\}: write callbacks\.x\._target_=<class>"),
         ({"_target_": "no.such.Class"}, r"callbacks\.x\._target_=no\.such\.Class: there is no"),
-        ({"_target_": CSV}, r"_target_=.*CSVLogger: this is no .*Callback"),
+        ({"_target_": CSV}, r"_target_=.*CSVLogger: this is no class of a callback \(.*Callback"),
+        ({"_target_": "json.dumps"}, r"_target_=json\.dumps: this is no class of a callback"),
         (
-            {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor", "tempo": 1},
+            {"_target_": RATE, "tempo": 1},
             r"callbacks\.x: .*LearningRateMonitor refuses to be made \(TypeError: .*tempo",
         ),
     ],
@@ -100,15 +104,40 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
         make_loggers(specs, tmp_path)
 
 
-def test_a_trial_does_everything_once_and_keeps_nothing(
-    options: Options, caplog: pytest.LogCaptureFixture
+def test_what_asks_for_a_logger_is_refused_where_there_is_none(
+    options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = options(f"callbacks.mine._target_={__name__}.Counted", "callbacks.mine.word=batch")
+    rate = {"rate": {"_target_": RATE}}
+    with pytest.raises(ConfigError, match=r"callbacks\.rate: LearningRateMonitor writes into"):
+        check_classes(rate, LoggerConfig())
+    check_classes(rate, LoggerConfig(wandb=True))
+    # What a callback asks for that nobody knows of here.
+    monkeypatch.setattr("msea_lightning.training.fit.check_classes", lambda *_: None)
+    with pytest.raises(TrainingError, match=r"Lightning refuses the run \(Cannot use `Learning"):
+        fit(options(f"callbacks.rate._target_={RATE}"))
+
+
+def test_a_trial_does_everything_once_and_keeps_nothing(
+    options: Options, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = options(
+        f"callbacks.mine._target_={__name__}.Counted",
+        "callbacks.mine.word=batch",
+        # Asks for a logger, which has nothing to write.
+        f"callbacks.rate._target_={RATE}",
+        f"logger.loggers.table._target_={CSV}",
+    )
     with caplog.at_level("INFO", logger="msea_lightning"):
         try_out(config)
     assert Counted.seen == ["batch"]
     assert "everything works" in caplog.text
     assert not Path(config.runs).exists()
+    assert capsys.readouterr().out == ""  # neither results nor what to do with them
+
+
+def test_a_trial_resumes_nothing(options: Options) -> None:
+    with pytest.raises(ConfigError, match=r"ckpt=last has no effect with trainer\.fast_dev_run"):
+        try_out(options("ckpt=last"))
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.options import Split
 from msea_lightning.data.sampler import SamplerError
@@ -430,8 +431,11 @@ def test_a_full_gpu_is_said_with_remedies(
 def test_a_run_that_is_refused_before_it_began_leaves_no_folder(options: Options) -> None:
     with pytest.raises(ModelError, match=r"lower dataset\.text_tokens"):
         fit(options("dataset.text_tokens=5000"))
-    assert not list(Path(options().runs).rglob("config.yaml"))
-    assert not list(Path(options().runs).glob("demo"))
+    assert not Path(options().runs).exists()
+    Path(options().runs).mkdir()
+    with pytest.raises(ConfigError, match=r"callbacks\.x\._target_=no\.such: there is no"):
+        fit(options("callbacks.x._target_=no.such"))
+    assert list(Path(options().runs).iterdir()) == []
 
 
 def test_a_run_that_failed_says_why_in_its_log(

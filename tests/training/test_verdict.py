@@ -89,6 +89,19 @@ def test_intensities_are_set_beside_the_median() -> None:
     assert re.match(rf"MAE 0\.000, 0\.\d+ better than always {median} \(0\.", found.sentences[0])
 
 
+@pytest.mark.parametrize("space", [EMOTIONS, SCALE], ids=["emotions", "scale"])
+@pytest.mark.parametrize("number", [1, 2, 19])
+def test_a_handful_of_utterances_says_nothing(space: LabelSpace, number: int) -> None:
+    true = [0.5 * (i % 3) for i in range(number)] if space.ordered else TRUE[-number:]
+    found = verdict(true, true, space, best_epoch=0)
+    assert found.sentences == [
+        f"Too few test utterances ({number}) to say what the result is worth."
+    ]
+    assert found.warnings == []
+    assert len(found.references) >= 1
+    assert bool(found.intervals) is (number > 1)
+
+
 def test_what_stands_beside_the_metrics() -> None:
     answers = ["neutral"] * 60 + ["joy"] * 40
     facts = verdict(answers, TRUE, EMOTIONS).facts()

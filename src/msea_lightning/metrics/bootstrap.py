@@ -44,12 +44,14 @@ def intervals(
     Returns:
         Name to lower and upper bound, both as :func:`score` gives the metric; a metric that is
         undefined in some resample (a correlation of one utterance drawn N times) goes by the
-        others, and is left out where it is defined in none.
+        others, and is left out where it is defined in none. Of one utterance there is no interval.
 
     Raises:
         MetricError: as :func:`score` does.
     """
     kind = kind_of(kind)
+    if len(targets) == 1:
+        return {}
     compared = [_Compared(kind, preds, targets) for preds in runs]
     drawn: dict[str, list[_Array]] = {name: [] for name in METRIC_NAMES[kind]}
     for weights in _resamples(len(targets), seed):

@@ -40,4 +40,6 @@ def class_scores(
         targets, preds, labels=range(len(names)), zero_division=np.nan
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {name: ClassScore(*row) for name, row in zip(names, rows, strict=True)}
+    # A number of utterances is a fraction to scikit-learn where there is one class.
+    scores = [ClassScore(*row[:3], utterances=int(row[3])) for row in rows]
+    return dict(zip(names, scores, strict=True))

@@ -78,6 +78,8 @@ def _new(config: TrainConfig) -> Iterator[RunFolder]:
 
     One that broke stays, because its log says how.
     """
+    root = Path(config.runs)
+    existed = root.exists()
     folder = new_folder(config)
     try:
         yield folder
@@ -86,8 +88,8 @@ def _new(config: TrainConfig) -> Iterator[RunFolder]:
             shutil.rmtree(folder.path)
             # Others may have put their runs beside it meanwhile.
             with suppress(OSError):
-                for above in folder.path.relative_to(config.runs).parents[:-1]:
-                    (Path(config.runs) / above).rmdir()
+                for above in folder.path.relative_to(root).parents[: -1 if existed else None]:
+                    (root / above).rmdir()
         raise
 
 

@@ -106,7 +106,8 @@ def _device_words(device: torch.device, number: int) -> str:
     if device.type == "cuda":
         name = f"{device}, {torch.cuda.get_device_name(device)}"
     elif device.type == "cpu":
-        name = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' * (threads > 1)}"
     else:
         name = str(device)
     return f"{number} processes on {name} each" if number > 1 else name
@@ -341,6 +342,8 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     warnings.filterwarnings("ignore", message=".* does not have many workers")
     warnings.filterwarnings("ignore", message="The number of training batches")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Of metrics that every process has computed of all predictions.
+    warnings.filterwarnings("ignore", message=".* when logging on epoch level in distributed")
     strategy: Strategy = SingleDeviceStrategy(device)
     if devices > 1:
         backend = "gloo" if device.type == "cpu" else "nccl"

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
 from msea_lightning.config.errors import ConfigError, first_line
+from msea_lightning.reporting.options import LoggerConfig
 
 Kind = TypeVar("Kind")
+
+
+def check_classes(callbacks: Mapping[str, Any], logger: LoggerConfig) -> None:
+    """Refuses classes that are not there or of another kind, before anything is made.
+
+    Raises:
+        ConfigError: naming the option; also of a callback that writes into loggers, where there is
+            none.
+    """
+    logs = logger.wandb or bool(logger.loggers)
+    for name, spec in callbacks.items():
+        found = _class_of(f"callbacks.{name}", spec, Callback)
+        if issubclass(found, LearningRateMonitor | DeviceStatsMonitor) and not logs:
+            raise ConfigError(
+                f"callbacks.{name}: {found.__name__} writes into loggers, and this run has none. "
+                "Add one, such as logger=tensorboard or logger.wandb=true, or leave it out. "
+                "history.csv has the learning rate and the seconds of every epoch in any case."
+            )
+    for name, spec in logger.loggers.items():
+        _class_of(f"logger.loggers.{name}", spec, Logger)  # type: ignore[type-abstract]
 
 
 def make_callbacks(specs: Mapping[str, Any]) -> list[Callback]:
@@ -54,15 +77,16 @@ def _class_of(where: str, spec: Any, kind: type[Kind]) -> type[Kind]:
         )
     target = spec["_target_"]
     try:
-        found = get_class(target)
+        found = pkgutil.resolve_name(target)
     except (ImportError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{where}._target_={target}: there is no such class here ({first_line(error)}). Give "
             "module and class, and install the package that it is in."
         ) from error
-    if not issubclass(found, kind):
+    if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigError(
-            f"{where}._target_={target}: this is no {kind.__module__}.{kind.__name__}."
+            f"{where}._target_={target}: this is no class of a {kind.__name__.lower()} "
+            f"({kind.__module__}.{kind.__name__})."
         )
     return found
 

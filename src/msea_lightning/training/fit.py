@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from omegaconf import OmegaConf
@@ -36,7 +37,7 @@ from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
 from msea_lightning.training.evaluation import evaluate_split, predictions_csv
-from msea_lightning.training.extras import make_callbacks, make_loggers
+from msea_lightning.training.extras import check_classes, make_callbacks, make_loggers
 from msea_lightning.training.module import TrainingError
 from msea_lightning.training.progress import RunProgress
 from msea_lightning.training.show import show_next, show_results
@@ -58,12 +59,14 @@ def fit(config: TrainConfig) -> RunFolder:
         if run.finished:
             _log.info("finished earlier: %s", run.path)
             return run
+        check_classes(config.callbacks, config.logger)
         extra = make_callbacks(config.callbacks)
+        own = make_loggers(config.logger.loggers, run.path)
         ready = make_ready(config, memory_file=run.memory)
         _announce(config, ready)
         selection = selection_metric(ready.module.score.kind)
         with (
-            _loggers(config, run, ready) as loggers,
+            _loggers(config, run, ready, own) as loggers,
             _remedies(config, ready.device),
             _progress(config, selection, extra) as bars,
         ):
@@ -73,7 +76,7 @@ def fit(config: TrainConfig) -> RunFolder:
             if resume is None or not _patience_exhausted(resume, trainer, selection):
                 _train(config, run, ready, trainer, resume)
             ended = _finish(config, run, ready, trainer)
-        if ended is not None:
+        if ended is not None and not config.trainer.fast_dev_run:
             results, verdict = ended
             show_results(config, results, verdict.intervals, verdict)
             show_next(run, config)
@@ -117,6 +120,11 @@ def _remedies(config: TrainConfig, device: torch.device) -> Iterator[None]:
         raise TrainingError(
             f"backbone.compile=true: PyTorch cannot compile the layers on {device} "
             f"({first_line(error)}). Leave it out: the results are the same."
+        ) from error
+    except MisconfigurationException as error:
+        raise TrainingError(
+            f"Lightning refuses the run ({first_line(error)}): one of callbacks.NAME or "
+            "logger.loggers.NAME asks for something else than it finds. Leave it out, or change it."
         ) from error
 
 
@@ -293,11 +301,12 @@ def _finish(
 
 
 @contextmanager
-def _loggers(config: TrainConfig, run: RunFolder, ready: Ready) -> Iterator[list[Logger]]:
+def _loggers(
+    config: TrainConfig, run: RunFolder, ready: Ready, own: list[Logger]
+) -> Iterator[list[Logger]]:
     """The loggers besides ``history.csv``; a W&B run ends with the run, whatever happens."""
     plain: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     known = {**plain, "trainable_parameters": trainable(ready.module)}
-    own = make_loggers(config.logger.loggers, run.path)
     for logger in own:
         logger.log_hyperparams(known)
     if not config.logger.wandb:

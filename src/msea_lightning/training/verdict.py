@@ -31,7 +31,7 @@ _CHANCE = 0.01
 """Largest p value with which two splits are said to differ by more than chance."""
 
 _HANDFUL = 20
-"""Fewer test utterances say nothing about how answers vary."""
+"""Fewer utterances say nothing about how answers vary, or which of two is better."""
 
 _FEW = 10
 """Fewer test utterances of a class say nothing about whether it is ever answered."""
@@ -121,9 +121,12 @@ def judge(
     names, true_classes = confusion_classes(kind, labels, true)
     _, answered = confusion_classes(kind, labels, answers)
     counts = {split: len(part) for split, part in splits.items()}
-    sentences = [_compared(true, answers, one, space) for one in simple]
+    if len(true) < _HANDFUL:
+        sentences = [f"Too few test utterances ({len(true)}) to say what the result is worth."]
+    else:
+        sentences = [_compared(true, answers, one, space) for one in simple]
     sentences += hardly_varies(predictions, space)
-    if epochs > 1 and best_epoch == 0:
+    if epochs > 1 and best_epoch == 0 and counts["valid"] >= _HANDFUL:
         sentences.append(
             f"The best of {epochs} epochs was the first: what was learned after it did not help "
             "in validation. A lower training.learning_rate may."

@@ -42,6 +42,17 @@ def test_the_built_in_backbone_is_frozen() -> None:
     assert backbone.dtype is torch.float32
 
 
+def test_the_built_in_backbone_is_loaded_without_a_bar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    load_backbone(None)
+    assert capsys.readouterr().err == ""
+    shutil.copytree(tiny_backbone(), tmp_path, dirs_exist_ok=True)
+    load_backbone(tmp_path)
+    assert "Loading weights: 100%" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @pytest.mark.parametrize("weights", [Weights.pretrained, Weights.random])
 def test_only_linear_layers_are_quantised(quantization: str, weights: Weights) -> None:

@@ -205,7 +205,8 @@ def load_language_model(
             bnb_4bit_compute_dtype=torch_dtype,
         )
         options["device_map"] = {"": str(device)}
-    with _quiet():
+    # The built-in one is there before a bar could be read.
+    with _quiet(bars=path_or_name != backbone_place(None)):
         if weights is Weights.random:
             model = explained(path_or_name, lambda: _random(config, device, options))
         else:
@@ -347,20 +348,20 @@ def _from_weights(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(*, bars: bool) -> Iterator[None]:
     """Silences what does not concern the user, or is raised as an error here."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
+    if not (bars and sys.stderr.isatty()):
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
+        if had_bars:
             transformers_logging.enable_progress_bar()
 
 
