@@ -334,6 +334,16 @@ def test_the_summary_shows_what_was_found(tmp_path: Path, cache: Path) -> None:
     assert f"store: {store.folder}" in text
 
 
+def test_the_summary_says_what_cannot_be_trained_on(tmp_path: Path, cache: Path) -> None:
+    for split, lacking in (("test", "no train"), ("train", "no test"), ("dev", "no train and no")):
+        folder = tmp_path / split
+        folder.mkdir()
+        rows = "\n".join(f"{number},{split},so,joy" for number in range(3))
+        (folder / "utterances.csv").write_text(f"id,split,text,label\n{rows}\n", encoding="utf-8")
+        dataset = DatasetConfig(name=split, reader=Reader.table, path=str(folder))
+        assert f"not to be trained on: there is {lacking}" in shown(prepare_store(dataset), dataset)
+
+
 def test_the_command(table: DatasetConfig, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["dataset=table", f"dataset.path={table.path}"]
     cli.launch(entry.job, config_name="prepare", root=PrepareConfig, arguments=arguments)

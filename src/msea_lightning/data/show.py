@@ -29,10 +29,17 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
     console.print(_features(store))
     console.print(_labels(store))
     lines = []
-    try:
-        lines.append(f"labels: {describe_labels(resolve_labels(dataset.labels, store.splits))}")
-    except UserError as error:
-        lines.append(f"not to be trained on: {error}")
+    lacking = [split for split in ("train", "test") if split not in store.splits]
+    if lacking:
+        lines.append(
+            f"not to be trained on: there is no {' and no '.join(lacking)} split. The rest can "
+            "be evaluated (evaluate dataset_path=) and predicted (predict input=)."
+        )
+    if "train" in store.splits:
+        try:
+            lines.append(f"labels: {describe_labels(resolve_labels(dataset.labels, store.splits))}")
+        except UserError as error:
+            lines.append(f"not to be trained on: {error}")
     further = [name for name in next(iter(store.splits.values())).labels if name != MAIN_LABEL]
     if further:
         lines.append(f"further labels: {', '.join(further)}")
@@ -40,7 +47,7 @@ def show(store: Store, dataset: DatasetConfig, console: Console) -> None:
         if found.get("empty_text"):
             done = f"{found['empty_text']} (dataset.empty_text={dataset.empty_text.value})"
             lines.append(f"utterances of {split} without words: {done}")
-    if "valid" not in store.splits:
+    if "valid" not in store.splits and not lacking:
         lines.append(
             f"There is no valid split: training holds out {dataset.valid_fraction:.0%} of train, "
             "stratified by label and in whole groups."

@@ -455,7 +455,8 @@ def test_a_name_among_numbers_is_said_aloud(
     assert "line 5 has 'unsure': all labels are taken for names" in caplog.text
 
 
-def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None:
     content = (
         "\ufeffID , Split,text,LABEL,note\r\n"
         'a,Train,"Well, ""no""\r\nnot at all",joy,x\r\n'
@@ -463,7 +464,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
         " b ,dev, spaces stay ,sad,\r\n"
         "c,test,第一句，好。,joy,\r\n"
     )
-    (tmp_path / "utterances.csv").write_bytes(content.encode("utf-8"))
+    (tmp_path / "utterances.csv").write_bytes(content.encode(encoding))
     found = utterances(read_files(tmp_path, TABLE))
     assert found["train"][0].text == 'Well, "no"\r\nnot at all'
     assert (found["valid"][0].id, found["valid"][0].text) == ("b", " spaces stay ")
@@ -485,6 +486,7 @@ TABLE_FLAWS = {
         "id,split,text,label\na,train,fine,joy\nb,train,café,joy\n".encode("latin1"),
         r"line 3 is not UTF-8 \(byte 0xe9\)",
     ),
+    "wide": ("\ufeffid,text".encode("utf-16-le") + b"x", "begins as UTF-16 does, and is not"),
     "split": (
         b"id,split,text,label\na,dev2,x,y\n",
         r"'a' \(line 2\) is in the unknown split",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -114,7 +115,7 @@ class Table:
 
 
 def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Rows:
-    """Reads a CSV file: UTF-8, separated by commas, semicolons or tabs, with double quotes.
+    """Reads a CSV file: in UTF-8 or UTF-16, with commas, semicolons or tabs, and double quotes.
 
     Its first row names the columns, in any order and in any case. Optional columns are empty where
     they are missing; others are ignored.
@@ -146,7 +147,8 @@ def missing_columns(table: Table, missing: Sequence[str]) -> str:
 def read_table(path: Path) -> Table:
     """Reads a CSV file as it is."""
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+        content = raw.decode(_encoding(raw))
     except FileNotFoundError as error:
         raise ReadError(f"{path}: there is no such file. Give a CSV file.") from error
     except IsADirectoryError as error:
@@ -156,6 +158,11 @@ def read_table(path: Path) -> Table:
             f"{path} cannot be read ({error.strerror}). Check the file and its permissions."
         ) from error
     except UnicodeDecodeError as error:
+        if error.encoding != "utf-8":
+            raise ReadError(
+                f"{path} begins as UTF-16 does, and is not: {error.reason} at byte "
+                f"{error.start:,}. Save it as UTF-8."
+            ) from error
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ReadError(
             f"{path}, line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save it "
@@ -167,8 +174,15 @@ def read_table(path: Path) -> Table:
 def read_head(path: Path) -> Table:
     """The columns and the first row of a CSV file; none where it cannot be read as one."""
     with suppress(OSError, ReadError), path.open("rb") as file:
-        return _parse(path, file.read(_HEAD).decode("utf-8-sig", "ignore"), most=2)
+        raw = file.read(_HEAD)
+        return _parse(path, raw.decode(_encoding(raw), "ignore"), most=2)
     return Table(path, [], [], ",")
+
+
+def _encoding(raw: bytes) -> str:
+    """UTF-8, or the UTF-16 that spreadsheets call "Unicode text", which says so at its start."""
+    is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if is_wide else "utf-8-sig"
 
 
 def _parse(path: Path, content: str, most: int | None = None) -> Table:
