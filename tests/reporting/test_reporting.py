@@ -431,6 +431,8 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
     (tmp_path / f"{name}-6" / "config.yaml").write_text("seed: [")
     write_seeds(tmp_path, MELD, (7,))
     (tmp_path / f"{name}-7" / "history.csv").write_text("epoch,seconds\n0,1.5\n")
+    write_seeds(tmp_path, MELD, (8,))
+    add(tmp_path / f"{name}-8", "metrics.json", verdict="Better.")
     (tmp_path / "sweeps").mkdir()
     # As earlier versions wrote it.
     (tmp_path / "sweeps" / "earlier.json").write_text('{"cells": [{"overrides": []}]}')
@@ -441,6 +443,7 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
         (f"{name}-2", "history.csv is missing"),
         (f"{name}-3", "memory.json is broken: invalid literal"),
         (f"{name}-7", "history.csv is broken: it has no 'train/loss'"),
+        (f"{name}-8", "metrics.json is broken: verdict is no list but 'Better.'"),
         (f"{name}-5", "config.yaml: it holds no options"),
         (f"{name}-6", "config.yaml: "),
         ("sweeps/earlier.json", "the plan of this sweep cannot be read (KeyError('runs'))"),
@@ -451,7 +454,14 @@ def test_broken_files_are_shown_and_stop_nothing(tmp_path: Path) -> None:
         for row in found
         if len(row) == 5
     )
-    assert report.counts["finished runs"] == 4
+    assert report.counts["finished runs"] == 5
+
+
+def test_classes_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    names = ("somewhat calm", "somewhat sad")
+    write_run(tmp_path / "run", make_config("dataset=demo"), emotions=names, skill=0.5)
+    html = write_report(tmp_path).page.read_text(encoding="utf-8")
+    assert all(f">{shown}<" in html for shown in ("somew… calm", "somew…t sad"))
 
 
 def test_wrong_metrics_are_called_out(tmp_path: Path) -> None:

@@ -218,7 +218,9 @@ def _strips(
     places = [end - 14 for end in itertools.accumulate(heights)]
     for own, place, size in zip(broken, places, heights, strict=True):
         transform = axes.get_yaxis_transform()
-        axes.text(0, place + 14 - size, "\n".join(own), transform=transform, va="top")
+        # On a ground of its own, or the lines of references go through its letters.
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.text(0, place + 14 - size, "\n".join(own), transform=transform, va="top", bbox=ground)
     for number in range(max(1, len(legend))):
         points = [
             (value, place, text)
@@ -311,7 +313,7 @@ def _learning(part: Part) -> Drawings:
         runs = [run for run in one.runs if run.history]
         if not runs:
             continue
-        figure, (above, below) = _frames(250, 2, hspace=0.14)
+        figure, (above, below) = _frames(250, 2, left=66, hspace=0.14)
         above.sharex(below)
         above.tick_params(labelbottom=False)
         for axes, column, label in (
@@ -397,7 +399,8 @@ def _confusion(part: Part) -> Drawings:
             look = {"ha": "center", "va": "center", "color": color}
             axes.text(column + 0.5, row + 0.5, f"{counts[row, column]:.0f}", **look)
         places = np.arange(len(names)) + 0.5
-        shown = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
+        # Long names may begin alike, or end alike.
+        shown = [name if len(name) <= 11 else f"{name[:5]}…{name[-5:]}" for name in names]
         axes.set_xticks(places, shown, rotation=50, ha="right", rotation_mode="anchor")
         axes.set_yticks(places, shown)
         axes.set(xlabel="answer", ylabel="truth", ylim=(len(names), 0))

@@ -248,7 +248,7 @@ def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
             run.size = size
         else:
             run.kind, run.test = _test_metrics(results["test"])
-            run.warnings = [str(text) for text in results.get("warnings") or []]
+            run.warnings = _sentences(results, "warnings")
     if reasons:
         run.error = reasons[0]
         return run
@@ -274,7 +274,7 @@ def _read_run(folder: RunFolder, name: str, config: TrainConfig) -> Run:
 
 def _read_comparison(run: Run, results: dict[str, Any]) -> None:
     """What a run says of its data, and beside its results; runs of before say nothing."""
-    run.verdict = [str(text) for text in results.get("verdict") or []]
+    run.verdict = _sentences(results, "verdict")
     for one in results.get("references") or []:
         test = {str(name): _number(value) for name, value in one["test"].items()}
         run.references.append(Reference(str(one["name"]), test))
@@ -284,6 +284,14 @@ def _read_comparison(run: Run, results: dict[str, Any]) -> None:
         str(split): {str(label): int(n) for label, n in counts.items()}
         for split, counts in data.get("labels", {}).items()
     }
+
+
+def _sentences(results: dict[str, Any], name: str) -> list[str]:
+    """A list of sentences; none where there is no such key."""
+    found = results.get(name) or []
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is no list but {found!r}")
+    return [str(text) for text in found]
 
 
 @contextmanager
