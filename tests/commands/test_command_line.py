@@ -155,6 +155,12 @@ def test_the_job_runs_outside_of_hydra(run: Callable[..., list[TrainConfig]]) ->
         (["dataset=mosei.yaml"], r"Did you mean mosei\?"),
         # Lightning's names
         (
+            ["trainer.logger=tensorboard"],
+            r"^trainer\.logger=tensorboard: trainer\.logger is logger\.loggers here \(more loggers "
+            r"of Lightning: logger=tensorboard, .*\)\.$",
+        ),
+        (["ckpt_path=a"], r"^ckpt_path=a: ckpt_path is ckpt here .* Write ckpt=<text or null>\.$"),
+        (
             ["trainer.max_epochs=3"],
             r"^trainer\.max_epochs=3: trainer\.max_epochs is training\.schedule_epochs here .*"
             r"Write training\.schedule_epochs=<int, at least 1>\.$",

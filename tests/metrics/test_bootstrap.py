@@ -80,6 +80,11 @@ def test_nothing_has_no_interval_and_uneven_runs_are_refused() -> None:
 
 
 def test_scores_of_classes() -> None:
+    alone = class_scores(np.array([0, 0]), np.array([1, 1]), ["a", "b"])
+    assert [(one.utterances, type(one.utterances)) for one in alone.values()] == [
+        (0, int),
+        (2, int),
+    ]
     found = class_scores(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2]), ["a", "b", "c", "d"])
     assert found["a"] == (0.5, 1, pytest.approx(2 / 3), 1)
     assert found["b"] == (0.5, 0.5, 0.5, 2)

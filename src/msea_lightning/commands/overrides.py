@@ -159,10 +159,10 @@ class Checker:
         if info is None:
             ours = [other for other in self.options.values() if key in other.called]
             if ours:
-                raise ConfigError(
-                    f"{line}: {key} is {ours[0].key} here ({ours[0].help}). Write "
-                    f"{ours[0].key}=<{ours[0].kind}>."
-                )
+                # How a mapping is written is in its help.
+                mapping = ours[0].type == "mapping"
+                write = "" if mapping else f" Write {ours[0].key}=<{ours[0].kind}>."
+                raise ConfigError(f"{line}: {key} is {ours[0].key} here ({ours[0].help}).{write}")
             raise ConfigError(f"{line}: there is no option {key}.{self._guess(key)}")
         guess = _similar(str(value), info.type.split("|")) if "|" in info.type else ""
         raise ConfigError(

@@ -62,18 +62,25 @@ class TrainConfig(RunConfig):
 
     logger: LoggerConfig = option(LoggerConfig, "loggers")
     callbacks: dict[str, Any] = option(
-        {}, "more callbacks of Lightning: callbacks.NAME._target_=CLASS callbacks.NAME.ARGUMENT=..."
+        {},
+        "more callbacks of Lightning: callbacks.NAME._target_=CLASS callbacks.NAME.ARGUMENT=...",
+        called=("trainer.callbacks",),
     )
     experiment: str | None = option(
         None, "table or figure of the paper that the run belongs to; set by conf/experiment"
     )
     size_only: bool = option(False, "count parameters and estimate memory, and train nothing")
-    runs: str = option("runs", "folder of all run folders")
+    runs: str = option(
+        "runs",
+        "folder of all run folders",
+        called=("trainer.default_root_dir", "default_root_dir", "output_dir", "log_dir"),
+    )
     ckpt: str | None = option(
         None,
         "'auto' leaves a finished run of these options alone, resumes an interrupted one, and else "
         "begins one, as a sweep does; 'last' resumes the latest run of these options; or a run "
         "folder to resume",
+        called=("ckpt_path", "trainer.ckpt_path", "trainer.resume_from_checkpoint"),
     )
 
 

@@ -40,6 +40,6 @@ def class_scores(
         targets, preds, labels=range(len(names)), zero_division=np.nan
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    # A number of utterances is a fraction to scikit-learn where there is one class.
-    scores = [ClassScore(*row[:3], utterances=int(row[3])) for row in rows]
+    # scikit-learn counts in floats where few classes are there at all.
+    scores = [ClassScore(p, r, f1, int(count)) for p, r, f1, count in rows]
     return dict(zip(names, scores, strict=True))

@@ -29,5 +29,8 @@ class LoggerConfig:
         None, "W&B group; [experiment/]dataset/adapter-backbone where not given"
     )
     loggers: dict[str, Any] = option(
-        {}, "more loggers of Lightning: logger.loggers.NAME._target_=CLASS, and arguments likewise"
+        {},
+        "more loggers of Lightning: logger=tensorboard, mlflow or comet, or "
+        "logger.loggers.NAME._target_=CLASS and logger.loggers.NAME.ARGUMENT=...",
+        called=("trainer.logger", "trainer.loggers"),
     )

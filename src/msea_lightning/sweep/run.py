@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
     refused = find_refused(pending)
     outcomes = {key: Outcome(State.refused, reason) for key, reason in refused.items()}
     pending = [run for run in pending if run.fingerprint not in refused]
-    if refused:
-        _log.warning("%d runs cannot start, %d can", len(refused), len(pending))
+    for reason, number in Counter(refused.values()).items():
+        _log.warning("%d of %d runs cannot start: %s", number, len(runs), reason)
     while pending:
         outcomes |= _launch(pending, start)
         states = {run.fingerprint: outcomes[run.fingerprint].state for run in pending}

@@ -342,6 +342,8 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     warnings.filterwarnings("ignore", message=".* does not have many workers")
     warnings.filterwarnings("ignore", message="The number of training batches")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A checkpoint of an earlier release calls callbacks by the metrics' earlier names.
+    warnings.filterwarnings("ignore", message="Be aware that when using .ckpt_path")
     # Of metrics that every process has computed of all predictions.
     warnings.filterwarnings("ignore", message=".* when logging on epoch level in distributed")
     strategy: Strategy = SingleDeviceStrategy(device)

@@ -22,6 +22,7 @@ from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.errors import first_line
 from msea_lightning.config.logging import is_rank_zero, log_console
 from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.module import absent_features
 from msea_lightning.data.options import Split
 from msea_lightning.metrics import METRICS, MetricInfo, selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -293,8 +294,10 @@ def _finish(
         best_epoch=best["epoch"],
         epochs=len(run.history.read_text(encoding="utf-8").splitlines()) - 1,
     )
+    said = absent_features(data.splits)  # before training
     for warning in verdict.warnings:
-        _log.warning("%s", warning)
+        if warning not in said:
+            _log.warning("%s", warning)
     # Last of all: a run that has it is left alone from now on.
     write_json(run.metrics, {**results, **verdict.facts()})
     return results, verdict

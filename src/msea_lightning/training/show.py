@@ -124,7 +124,9 @@ def _table(title: str, headings: list[str], rows: Mapping[str, list[str]]) -> Ta
     table.pad_edge = False
     table.padding = (0, 1)
     for place, heading in enumerate(headings):
-        table.add_column(Text(visible(heading)), justify="right" if place else "left")
+        table.add_column(
+            Text(visible(heading)), justify="right" if place else "left", overflow="fold"
+        )
     for name, texts in rows.items():
         table.add_row(*(Text(visible(text)) for text in (name, *texts)))
     return table
