@@ -18,7 +18,7 @@ from tests.reporting.wandb_files import Recorded, recordings, records
 
 from msea_lightning.runs.folder import find_runs
 
-CURVES = ("train/loss", "train/loss_epoch", "valid/WF1", "train/learning_rate", "train/seconds")
+CURVES = ("train/loss", "valid/WF1", "train/learning_rate", "train/seconds")
 
 
 def main(root: Path, out: Path) -> None:
@@ -30,7 +30,7 @@ def main(root: Path, out: Path) -> None:
             groups[one.begun.run_group, one.begun.job_type].append(one)
     runs = [one for own in groups.values() for one in own]
     known = {key for one in runs for row in one.history for key in row}
-    curves = [key for key in CURVES if key in known and f"{key}_epoch" not in known]
+    curves = [key for key in CURVES if key in known]
     mpl.rcParams.update({"svg.fonttype": "none", "font.size": 8.5, "svg.hashsalt": "view"})
     figure = Figure(figsize=(9.4, 4.1))
     figure.suptitle("Read back from offline runs; not a picture of the web app", x=0.01, ha="left")

@@ -92,22 +92,27 @@ def test_the_history_is_that_of_training(recorded: Recorded) -> None:
     with recorded.run.history.open(newline="") as file:
         (epoch,) = csv.DictReader(file)
     assert steps == list(range(9, int(epoch["step"]), 10))
-    (loss,) = [row["train/loss_epoch"] for row in recorded.history if "train/loss_epoch" in row]
+    (loss,) = [row["train/loss"] for row in recorded.history if "train/loss" in row]
     assert loss == pytest.approx(float(epoch["train/loss"]))
     (valid,) = [row for row in recorded.history if any(key.startswith("valid/") for key in row)]
-    assert {f"valid/{name}" for name in recorded.results["valid"]} - {"valid/zero_share"} == {
+    names = set(recorded.results["valid"]) & set(METRICS)
+    assert {f"valid/{METRICS[name].title}" for name in names} == {
         key for key in valid if key.startswith("valid/")
     }
     assert valid["train/learning_rate"] == pytest.approx(float(epoch["learning_rate"]))
     assert valid["train/seconds"] == pytest.approx(float(epoch["seconds"]))
     keys = {key for row in recorded.history for key in row}
-    assert not keys & {f"test/{name}" for name in METRICS}
+    assert not keys & {f"test/{info.title}" for info in METRICS.values()}
 
 
 def test_the_summary_is_the_papers_table(recorded: Recorded) -> None:
+    found = json.loads(recorded.run.metrics.read_text(encoding="utf-8"))
+    parts = {split: found[split] for split in ("test", "valid")}
+    parts |= {f"test/{one['name']}": one["test"] for one in found["references"]}
+    assert len(parts) == 4
     expected = {
-        f"{split}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
-        for split, values in recorded.results.items()
+        f"{part}/{METRICS[name].title}": 100 * value if METRICS[name].percent else value
+        for part, values in parts.items()
         for name, value in values.items()
         if name in METRICS and value is not None
     }
@@ -203,7 +208,7 @@ def test_what_cannot_be_logged_stops_no_run(
     ordinary = wandb.Run.log
 
     def log(experiment: wandb.Run, values: dict[str, Any], **settings: Any) -> None:
-        if "train/loss_epoch" in values:
+        if "train/loss" in values:
             full()
         ordinary(experiment, values, **settings)
 
