@@ -256,7 +256,7 @@ class _Choice:
         if "split" not in self.columns and self.known is not None and self.known.rule:
             taken.append(f"split: {self.known.rule}")
         read = {part.lower() for column in self.columns.values() for part in column.names}
-        unread = [name for name in self.table.columns if name.lower() not in read]
+        unread = [name or "(no name)" for name in self.table.columns if name.lower() not in read]
         ending = f"; not read: {', '.join(unread)}" if unread else ""
         return f"{', '.join(taken)}{ending}"
 
