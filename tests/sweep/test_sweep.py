@@ -414,7 +414,16 @@ def test_a_run_gets_a_gpu_where_there_are_some(
     monkeypatch.setenv("PATH", "")
     run("seed=1")
     run("seed=2", "trainer.accelerator=cpu")
-    assert trainer.environments == [{"CUDA_VISIBLE_DEVICES": "6"}, {}]
+    devices = [each.get("CUDA_VISIBLE_DEVICES") for each in trainer.environments]
+    assert devices == ["6", None]
+
+
+def test_what_a_run_prints_fits_beside_its_number(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("seed=1") == 0
+    assert trainer.environments == [{"COLUMNS": "94"}]
 
 
 def test_runs_of_a_sweep_share_their_time(trainer: Trainer) -> None:

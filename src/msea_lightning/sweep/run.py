@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import sys
 import time
@@ -203,9 +204,11 @@ def train_in_process(config: DictConfig) -> Outcome:
     gpu: AbstractContextManager[dict[str, str]] = (
         nullcontext({}) if on_cpu else gpu_of_its_own(lambda text: say(f"{prefix}{text}"))
     )
+    # What a run prints fits beside the prefix.
+    columns = {"COLUMNS": str(max(40, shutil.get_terminal_size().columns - len(prefix)))}
     with gpu as environment:
         say(f"{prefix}train {' '.join(words)}")
-        ended = supervise(command, prefix=prefix, environment=environment)
+        ended = supervise(command, prefix=prefix, environment=columns | environment)
     if ended.returncode in _INTERRUPTED:
         return Outcome(State.interrupted)
     reason = _describe(ended)

@@ -337,7 +337,9 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
 
     Of Lightning's own warnings those that do not concern the user are not shown.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec")
     warnings.filterwarnings("ignore", message=".* does not have many workers")
     warnings.filterwarnings("ignore", message="The number of training batches")
