@@ -92,7 +92,7 @@ def test_it_can_be_chosen_and_is_listed_with_its_ranges(
         (["adapter=toy", "adapter.width=1"], r"adapter\.width=1 is out of range: at least 2"),
         (["adapter.width=3"], r"adapter\.width=3 has no effect on mse; it is an option of toy"),
         (["adapter=toy", "adapter.dropout=0.5"], r"adapter\.dropout: Value '0\.5' of type"),
-        (["adapter=toy", "ablation=no_text"], r"toy has nothing of that kind to leave out"),
+        (["adapter=toy", "ablation=no_text"], r"Toy has nothing of that kind to leave out"),
     ],
 )
 def test_what_does_not_fit_it_is_refused(words: list[str], message: str) -> None:

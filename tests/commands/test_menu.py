@@ -14,6 +14,9 @@ from msea_lightning.__main__ import main
 from msea_lightning.commands import command_line
 from msea_lightning.commands.menu import COMMANDS
 
+# A command's module may have been imported by another test; a process of its own has not.
+pytestmark = pytest.mark.filterwarnings("ignore:'msea_lightning:RuntimeWarning")
+
 Msea = Callable[..., str]
 
 

@@ -231,7 +231,7 @@ def test_ablations_of_what_an_adapter_lacks_are_refused(adapter: str, ablation: 
         assert train(*choice).ablation.name == ablation
     else:
         with pytest.raises(
-            ConfigError, match=rf"ablation={ablation}\): {adapter} has nothing of that kind"
+            ConfigError, match=rf"ablation={ablation}\): {adapter.upper()} has nothing of that kind"
         ):
             train(*choice)
 

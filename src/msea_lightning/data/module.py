@@ -133,6 +133,11 @@ class UtteranceDataModule(LightningDataModule):
         for split in ("valid", "test"):
             splits[split] = self._labelled(splits[split], split)
         self.splits = {split: splits[split] for split in SPLITS}
+        dims = self.splits["train"].dims
+        if lacking := [name for name in ("audio", "vision") if name not in dims]:
+            log_once(
+                _log, f"the data set has no {' and no '.join(lacking)}: no branch is trained for it"
+            )
         for text in absent_features(self.splits):
             self._warn(text)
 
@@ -328,9 +333,9 @@ class _Batches(Dataset[Batch]):
 
 
 def absent_features(splits: Mapping[str, StoreSplit]) -> list[str]:
-    """Sentences on features that no utterance has, or less than half of those of a split."""
+    """Sentences on features of the data set that no utterance has, or less than half of a split."""
     found = []
-    for name in sorted({"audio", "vision", *next(iter(splits.values())).dims}):
+    for name in sorted(next(iter(splits.values())).dims):
         absent = {split: 1 - part.present.get(name, 0) for split, part in splits.items()}
         mostly = [f"{share:.1%} of {split}" for split, share in absent.items() if share > 0.5]
         if min(absent.values()) == 1:

@@ -41,6 +41,11 @@ def share_start() -> None:
     os.environ[_TIME_VARIABLE] = time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def is_of_sweep() -> bool:
+    """Whether this process trains a run of a sweep."""
+    return bool(os.environ.get(_TIME_VARIABLE))
+
+
 @contextmanager
 def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     """The folder of a run, new or resumed, with ``train.log`` attached to the log.

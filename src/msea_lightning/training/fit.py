@@ -34,7 +34,7 @@ from msea_lightning.plugin.facts import backbone_facts, describe, language_of
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.runs.identity import with_absolute_places
-from msea_lightning.runs.start import open_run
+from msea_lightning.runs.start import is_of_sweep, open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
 from msea_lightning.training.evaluation import evaluate_split, predictions_csv
@@ -80,7 +80,8 @@ def fit(config: TrainConfig) -> RunFolder:
         if ended is not None and not config.trainer.fast_dev_run:
             results, verdict = ended
             show_results(config, results, verdict.intervals, verdict)
-            show_next(run, config)
+            if not is_of_sweep():  # which says at its own end what may come next
+                show_next(run, config)
     return run
 
 

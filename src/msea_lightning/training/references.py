@@ -73,7 +73,8 @@ def references(
     said, taught = [text for text, _ in known], [label for _, label in known]
     constant: float | str
     if space.ordered:
-        constant = statistics.median(float(label) for label in taught)
+        # As it can be written: 0.0445 is no answer on a scale in steps of 0.1.
+        constant = float(space.text(statistics.median(float(label) for label in taught)))
         name = f"always {constant:g}"
     else:
         constant = Counter(taught).most_common(1)[0][0]

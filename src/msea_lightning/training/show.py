@@ -128,7 +128,8 @@ def _table(title: str, headings: list[str], rows: Mapping[str, list[str]]) -> Ta
             Text(visible(heading)), justify="right" if place else "left", overflow="fold"
         )
     for name, texts in rows.items():
-        table.add_row(*(Text(visible(text)) for text in (name, *texts)))
+        # Headings may take two lines, so that numbers need not.
+        table.add_row(*(Text(visible(text), no_wrap=True) for text in (name, *texts)))
     return table
 
 
