@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.reporting.folders import read_folder
+from msea_lightning.reporting.tables import Table, make_table
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunError, RunFolder, find_runs, parse_config, runs_of
 from msea_lightning.runs.identity import fingerprint
@@ -471,3 +473,19 @@ def test_what_is_not_there_is_found_before_the_first_process(
     assert run("logger.loggers.x._target_=no.such", "seed=1,2,3") == 1
     assert trainer.trained == [1, 2]
     assert "error: 3 runs failed: callbacks.x._target_=no.such: there is" in capsys.readouterr().err
+
+
+def test_a_sweep_ends_with_the_means_of_its_data_sets(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def means(dataset: str) -> Table:
+        table = make_table("variants", [("w/o A", "2", "78.33 ± 1.25")], dataset, ["Acc [%]"])
+        names: Any = [SimpleNamespace(names=SimpleNamespace(dataset=dataset))]
+        return replace(table, configurations=names)
+
+    report = SimpleNamespace(page=Path("report.html"), tables=(means("demo"), means("another")))
+    monkeypatch.setattr("msea_lightning.reporting.report.write_report", lambda root: report)
+    assert run("seed=1,2") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("78.33 ± 1.25") == 1
+    assert "Variants: demo" in shown
