@@ -36,7 +36,7 @@ class TrainingConfig:
         30,
         "length of the cosine schedule and most epochs of a run",
         low=1,
-        called=("trainer.max_epochs", "training.max_epochs", "training.epochs", "epochs"),
+        called=("trainer.max_epochs", "trainer.max_steps", "training.max_epochs", "epochs"),
     )
     patience: int = option(
         10,
