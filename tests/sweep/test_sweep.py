@@ -20,7 +20,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
 from msea_lightning.commands.command_line import compose, launch
-from msea_lightning.commands.compose import _told
+from msea_lightning.commands.compose import _tell_hydra
 from msea_lightning.commands.jobs import Job
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
@@ -78,13 +78,13 @@ COMPOSED: dict[tuple[str, ...], TrainConfig] = {}
 def composed(*words: str) -> TrainConfig:
     """What another process would make of a command line, although Hydra is in use in this one."""
     if words not in COMPOSED:
+        _tell_hydra("train", TrainConfig)  # before, or what it is told goes with the state
         state = Singleton.get_state()
         GlobalHydra.instance().clear()
         try:
             COMPOSED[words] = compose("train", TrainConfig, words)
         finally:
             Singleton.set_state(state)
-            _told.clear()  # what Hydra knows of our choices went with it
     return copy.deepcopy(COMPOSED[words])
 
 

@@ -346,8 +346,6 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # A checkpoint of an earlier release calls callbacks by the metrics' earlier names.
     warnings.filterwarnings("ignore", message="Be aware that when using .ckpt_path")
-    # Of callbacks under keys of earlier releases, which read_callbacks gives their keys of today.
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # Of metrics that every process has computed of all predictions.
     warnings.filterwarnings("ignore", message=".* when logging on epoch level in distributed")
     strategy: Strategy = SingleDeviceStrategy(device)
