@@ -87,17 +87,16 @@ def test_a_sweep_ends_with_a_report_and_is_not_run_twice(cache: Path, tmp_path: 
     assert len(list(runs.rglob("metrics.json"))) == 2
 
 
-def test_two_sweeps_at_once_share_the_runs(cache: Path, tmp_path: Path) -> None:
-    arguments = typed(tmp_path, cache, "-m", "seed=1,2", "trainer.threads=1")
+def test_two_sweeps_at_once_share_a_run(cache: Path, tmp_path: Path) -> None:
+    arguments = typed(tmp_path, cache, "-m", "seed=1", "trainer.threads=1")
     sweeps = [
         subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [sweep.communicate(timeout=300)[1] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], said
-    logs = list((tmp_path / "typed").rglob("train.log"))
-    assert len(logs) == 2
-    assert [log.read_text().count("trainable parameters") for log in logs] == [1, 1]
+    (log,) = (tmp_path / "typed").rglob("train.log")
+    assert log.read_text().count("trainable parameters") == 1
 
 
 def test_a_killed_sweep_goes_on_where_it_was(options: Options, cache: Path, tmp_path: Path) -> None:
