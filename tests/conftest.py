@@ -25,7 +25,7 @@ SMALL = (
 """Options of a small, short run on the demo corpus."""
 
 # Machines differ in speed; and other examples are drawn the next time.
-settings.register_profile("msea_lightning", deadline=None, max_examples=40)
+settings.register_profile("msea_lightning", deadline=None, max_examples=30)
 settings.load_profile("msea_lightning")
 
 _LONGEST = ("tests/training/test_resuming.py", "tests/commands/test_commands.py")
