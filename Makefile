@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup media demo reproduce real-lm serve-check app-check docs check test format wheel-check clean
+.PHONY: help setup media demo reproduce real-lm serve-check app-check docs check lint test format wheel-check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -114,11 +114,12 @@ $(DOCS): $(STAMP)
 	  --constraint constraints.txt --editable '.[docs]'
 	touch $(DOCS)
 
-check: setup ## what has to be clean: format, lint, types, tests
+check: lint test ## what has to be clean: format, lint, types, tests
+
+lint: setup ## check format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	@$(MAKE) --no-print-directory test
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES)
