@@ -22,6 +22,8 @@ class Reader(enum.Enum):
     """``{train, valid, test: {raw_text, audio, vision, ...}}`` (MOSEI, MOSI, SIMS, SIMS-V2)."""
     dialogue = "dialogue"
     """``<name>_{train,valid,test}.pkl``: lists of utterances (MELD, CHERMA, IEMOCAP)."""
+    meld_csv = "meld_csv"
+    """MELD's own ``{train,dev,test}_sent_emo.csv``, beside features or without any."""
     cherma = "cherma"
     """CHERMA as its authors publish it: split JSON beside folders of ``.npy`` files."""
     table = "table"
@@ -231,6 +233,11 @@ class DatasetConfig:
             raise ConfigError(
                 f"{where}.{unread[0]} has no effect on {self.name}, which is no table of your own. "
                 f"Leave it out, or choose {where}=table."
+            )
+        if self.reader is Reader.meld_csv and self.download:
+            raise ConfigError(
+                f"{where}.download=true fetches features of {self.hub_id}, which {where}.reader="
+                f"dialogue reads: leave it out, and give the CSV files with {where}.path=FOLDER."
             )
         if self.reader is not Reader.demo and self.download and self.hub_id is None:
             raise ConfigError(

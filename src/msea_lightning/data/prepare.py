@@ -24,7 +24,7 @@ from rich.progress import Progress
 from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.data.options import SPLITS, ColumnsConfig, DatasetConfig, Reader, Split
 from msea_lightning.data.readers import MissingFileError, ReadError, find_files, read_files
-from msea_lightning.data.readers.columns import find_tables, has_splits
+from msea_lightning.data.readers.columns import are_of_meld, find_tables, has_splits
 from msea_lightning.data.store import FORMAT_VERSION, Store, StoreError, store_lock, write_store
 
 CONVERSION = 3
@@ -85,6 +85,8 @@ def at_place(
     """
     path = Path(place).expanduser()
     given = {name: value for name, value in dataclasses.asdict(columns).items() if value}
+    if dataset.reader is Reader.meld_csv and not given and are_of_meld(path):
+        return dataclasses.replace(dataset, path=place)
     was_table = dataset.reader is Reader.table
     merged = dataclasses.replace(dataset.columns if was_table else ColumnsConfig(), **given)
     is_table = was_table or path.suffix.lower() == ".csv"
@@ -175,6 +177,13 @@ def _missing(dataset: DatasetConfig, what: str, downloads: Path) -> str:
             "dataset.path=FOLDER. A column of another name: dataset.columns.text=NAME."
         )
     hub = f"https://huggingface.co/datasets/{dataset.hub_id}" if dataset.hub_id else ""
+    if dataset.reader is Reader.meld_csv:
+        found = "dataset.path is not set" if dataset.path is None else what
+        return (
+            f"{found}. Give the folder with train_sent_emo.csv, dev_sent_emo.csv and "
+            "test_sent_emo.csv (https://github.com/declare-lab/MELD, data/MELD): dataset="
+            f"{dataset.name} dataset.reader=meld_csv dataset.path=FOLDER."
+        )
     source = dataset.source or hub or "a place that dataset.source does not name"
     command = f"python -m msea_lightning.prepare dataset={dataset.name} dataset.download=true"
     fetch = f"Fetch them with `{command}`, or get them there and" if hub else "Get them there and"

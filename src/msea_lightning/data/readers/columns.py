@@ -157,6 +157,7 @@ def read_tables(
     *,
     where: str,
     split: Split | None = None,
+    also: Sequence[str] = (),
 ) -> OwnRows:
     """Reads the tables of :func:`find_tables`.
 
@@ -166,13 +167,15 @@ def read_tables(
         needed: Columns that have to be there; the split of a file's name counts as one.
         where: The section of these options, for error messages.
         split: The split of all rows, where nothing else says it.
+        also: Further columns, whose values rows have under these names; those that no table has are
+            empty.
 
     Raises:
         ReadError: naming the columns that there are, where one is missing.
     """
     places = _places(path, columns)
     tables = [read_table(place.path) for place in places]
-    chosen = [_Choice(table, columns, where) for table in tables]
+    chosen = [_Choice(table, columns, where, also) for table in tables]
     parts = []
     for place, choice in zip(places, chosen, strict=True):
         by_name = place.split if "split" not in choice.columns else ""
@@ -202,8 +205,11 @@ def _tell_apart(rows: Sequence[Row], split: str) -> bool:
 class _Choice:
     """Which columns of a table are what."""
 
-    def __init__(self, table: Table, config: ColumnsConfig, where: str) -> None:
+    def __init__(
+        self, table: Table, config: ColumnsConfig, where: str, also: Sequence[str] = ()
+    ) -> None:
         self.table = table
+        self.also = also
         self.known = _recognised(table)
         self.columns: dict[str, Column] = {}
         self.given = False
@@ -239,8 +245,10 @@ class _Choice:
                 f"{missing_columns(table, missing)} A column that is called otherwise is given "
                 f"with {option}=NAME."
             )
-        empty = dict.fromkeys(_COLUMNS, "")
-        rows = [Row(row.line, empty | row.values, row.file) for row in table.pick(self.columns)]
+        empty = dict.fromkeys((*_COLUMNS, *self.also), "")
+        there = {name: Column((name,)) for name in self.also if table.called(name) is not None}
+        picked = table.pick(self.columns | there)
+        rows = [Row(row.line, empty | row.values, row.file) for row in picked]
         plain_id = known is None or self.columns["id"] != known.columns["id"]
         for row in rows:
             if known is not None and not plain_id:
@@ -255,7 +263,8 @@ class _Choice:
         taken = [f"{name} = {self._words(name)}" for name in self.columns]
         if "split" not in self.columns and self.known is not None and self.known.rule:
             taken.append(f"split: {self.known.rule}")
-        read = {part.lower() for column in self.columns.values() for part in column.names}
+        parts = [part for column in self.columns.values() for part in column.names]
+        read = {part.lower() for part in (*parts, *self.also)}
         unread = [name or "(no name)" for name in self.table.columns if name.lower() not in read]
         ending = f"; not read: {', '.join(unread)}" if unread else ""
         return f"{', '.join(taken)}{ending}"
@@ -355,6 +364,15 @@ def describe(path: Path, columns: ColumnsConfig) -> str:
     """What the tables of a path are, such as ``a label file of MELD``; empty for one of ours."""
     known = _recognised(read_head(find_tables(path, columns)[0]))
     return "" if known is None else known.title
+
+
+def are_of_meld(path: Path) -> bool:
+    """Whether a path has tables, and all of them are label files of MELD."""
+    try:
+        tables = find_tables(path, ColumnsConfig())
+    except ReadError:
+        return False
+    return all(_recognised(read_head(table)) is _MELD for table in tables)
 
 
 def _notes(files: Sequence[str], chosen: Sequence[_Choice], *, apart: bool) -> list[str]:

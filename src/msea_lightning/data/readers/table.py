@@ -43,7 +43,7 @@ from msea_lightning.data.files.errors import ReadError, shorten
 from msea_lightning.data.files.rows import Row
 from msea_lightning.data.options import ColumnsConfig, LabelKind
 from msea_lightning.data.readers.checks import Frames, frames, given_labels, numbers_among
-from msea_lightning.data.readers.columns import LABELS, find_tables, read_tables
+from msea_lightning.data.readers.columns import LABELS, OwnRows, find_tables, read_tables
 from msea_lightning.data.readers.reading import (
     SPLIT_NAMES,
     Layout,
@@ -90,11 +90,7 @@ class TableLayout(Layout):
 
     def sources(self) -> Mapping[str, Source]:
         """Reads the tables, and compares them with the names of the features."""
-        config = self.dataset
-        needed = ("id", "split", "text", "label")
-        found = read_tables(
-            self._path, config.columns, needed, where="dataset.columns", split=config.split
-        )
+        found = self.read()
         rows, self.notes = found.rows, found.notes
         if not rows:
             raise ReadError(
@@ -123,6 +119,17 @@ class TableLayout(Layout):
             )
             for split, indices in splits.items()
         }
+
+    def read(self, also: Sequence[str] = ()) -> OwnRows:
+        """The rows of the tables, and how they were read; ``also`` as in :func:`read_tables`."""
+        return read_tables(
+            self._path,
+            self.dataset.columns,
+            ("id", "split", "text", "label"),
+            where="dataset.columns",
+            split=self.dataset.split,
+            also=also,
+        )
 
     def _labels(self, column: str, rows: list[Row], separator: str) -> Mapping[int, Label]:
         """The labels of one column by row, numbers where all are; without those missing."""
