@@ -62,6 +62,15 @@ class LabelKind(enum.Enum):
     """Decided from the labels found: all numbers make a scale, anything else an emotion set."""
 
 
+class TextCase(enum.Enum):
+    """How the language model reads texts that are wholly in capitals."""
+
+    keep = "keep"
+    """As they are."""
+    sentence = "sentence"
+    """In small letters, but for the first letter and the pronoun I."""
+
+
 class Repair(enum.Enum):
     """What to do with features that are NaN or infinite."""
 
@@ -178,6 +187,9 @@ class DatasetConfig:
     labels: LabelConfig = option(LabelConfig, "label space")
     metrics: MetricKind = option(MetricKind.infer, "metric definitions")
     text_tokens: int = option(64, "text is cut on the right to this many tokens", low=1)
+    text_case: TextCase = option(
+        TextCase.keep, "texts wholly in capitals, as they are or as a sentence; English alone"
+    )
     audio_dim: int | None = option(None, "audio features per frame; taken from the files", low=1)
     vision_dim: int | None = option(None, "vision features per frame; taken from the files", low=1)
     expected_train: int | None = option(None, "utterances in train as published", low=0)
@@ -223,6 +235,11 @@ class DatasetConfig:
             raise ConfigError(
                 f"{where}.name={name!r} cannot be the name of a folder, which runs and stores of "
                 "the data set have. Use printable characters without / and \\."
+            )
+        if self.text_case is not TextCase.keep and self.language is not Language.en:
+            raise ConfigError(
+                f"{where}.text_case={self.text_case.value} has no effect on texts in "
+                f"{self.language.value}, which have no capitals. Leave it out."
             )
         given = {
             item.name: getattr(self.columns, item.name) for item in dataclasses.fields(self.columns)

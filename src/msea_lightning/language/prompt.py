@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import Language
 from msea_lightning.language.options import SegmentConfig, SegmentKind
+from msea_lightning.language.wording import Wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +125,7 @@ class Prompt:
         pad_to: Every text takes this many positions of the sequence, as in the original; without
             ``attend_padding`` the padding is masked and changes nothing but the shapes.
         attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
+        wording: How texts are written before they are tokenised.
 
     Raises:
         PromptError: if a special token of the layout is unknown to the tokenizer, or a string
@@ -139,6 +141,7 @@ class Prompt:
     pad_id: int
     pad_to: int | None = None
     attend_padding: bool = False
+    wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
         self._segments = [self._ids_and_kind(segment) for segment in self.layout]
@@ -184,7 +187,8 @@ class Prompt:
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Tokenises B texts, cuts them on the right and pads them on the left."""
-        return self.pad_texts(encode_all(self.tokenizer, texts))
+        written = [self.wording.text(text) for text in texts]
+        return self.pad_texts(encode_all(self.tokenizer, written))
 
     def pad_texts(self, encoded: Sequence[Sequence[int] | NDArray[np.int32]]) -> Texts:
         """Cuts B tokenised texts on the right and pads them on the left."""

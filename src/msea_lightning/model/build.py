@@ -16,6 +16,7 @@ from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace, generated_prompt
 from msea_lightning.language.options import PromptConfig, TextConfig
 from msea_lightning.language.prompt import Prompt, encode
+from msea_lightning.language.wording import Wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,8 +50,14 @@ def build_prompt(
         pad_id=pad_id,
         pad_to=text.pad_to,
         attend_padding=text.attend_padding,
+        wording=build_wording(dataset),
     )
     return made, AnswerTree(space, made.encode, made.decode)
+
+
+def build_wording(dataset: DatasetConfig) -> Wording:
+    """How a run's texts are written for the language model."""
+    return Wording(case=dataset.text_case)
 
 
 def build_adapter(

@@ -18,6 +18,7 @@ from msea_lightning.backbone.frozen import padding_id
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import Prompt, encode
+from msea_lightning.language.wording import Wording
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
 
@@ -63,6 +64,7 @@ def attach(
         pad_id=padding_id(backbone.tokenizer, facts.prompt.pad_token),
         pad_to=facts.prompt.pad_to,
         attend_padding=facts.prompt.attend_padding,
+        wording=Wording(case=facts.prompt.text_case),
     )
     weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}}
     for name, tensor in plugin.weights.items():

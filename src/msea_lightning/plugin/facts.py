@@ -19,6 +19,7 @@ from msea_lightning.data.options import (
     LabelConfig,
     Language,
     Reader,
+    TextCase,
 )
 from msea_lightning.language.options import Decode, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
@@ -45,6 +46,7 @@ class PromptFacts:
     pad_token: str | None
     pad_to: int | None
     attend_padding: bool
+    text_case: TextCase = TextCase.keep
 
 
 @dataclass
@@ -209,6 +211,7 @@ def describe(
             pad_token=pad_token,
             pad_to=model.prompt.pad_to,
             attend_padding=model.prompt.attend_padding,
+            text_case=model.prompt.wording.case,
         ),
         audio_dim=options["audio_dim"],
         vision_dim=options["vision_dim"],

@@ -104,6 +104,7 @@ def import_plugin(
             pad_token=backbone.pad_token,
             pad_to=dataset.text_tokens,
             attend_padding=True,
+            text_case=dataset.text_case,
         ),
         audio_dim=sizes["audio_dim"],
         vision_dim=sizes["vision_dim"],

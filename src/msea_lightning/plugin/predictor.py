@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.data.utterance import Utterance
+from msea_lightning.language.encoding import TextEncoder
 from msea_lightning.language.options import Decode
-from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM, predict_together
 from msea_lightning.plugin.answer import Answer, answers_of
 from msea_lightning.plugin.attaching import attach
@@ -292,11 +293,14 @@ class Predictor:
         asked: Sequence[_Attached],
         lengths: Sequence[Mapping[str, int]],
     ) -> list[Question]:
-        if not utterances:
-            return []
-        with self._lock:  # tokenizers are not safe to share
-            ids = encode_all(self.backbone.tokenizer, [one.text for one in utterances])
-        tokens = [np.array(row, dtype=np.int32) for row in ids]
+        tokens: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)] * len(utterances)
+        for attached in dict.fromkeys(asked):  # each writes texts in its own way
+            numbers = [number for number, one in enumerate(asked) if one is attached]
+            encoder = TextEncoder(self.backbone.tokenizer, attached.model.prompt.wording)
+            with self._lock:  # tokenizers are not safe to share
+                ids = encoder.texts([utterances[number].text for number in numbers])
+            for number, row in zip(numbers, ids, strict=True):
+                tokens[number] = np.array(row, dtype=np.int32)
         rows = zip(asked, utterances, tokens, lengths, strict=True)
         return [
             Question(number, attached.model, attached.name, utterance, row, frames)

@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +35,14 @@ from msea_lightning.cost.estimate import (
     build_estimator,
 )
 from msea_lightning.data.module import UtteranceDataModule
-from msea_lightning.data.options import Split
+from msea_lightning.data.options import Split, TextCase
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import complete_labels
+from msea_lightning.language.encoding import TextEncoder
 from msea_lightning.language.labels import LabelSpace
-from msea_lightning.language.prompt import encode_all
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.build import build_adapter, build_prompt
+from msea_lightning.model.build import build_adapter, build_prompt, build_wording
 from msea_lightning.model.contract import DataFacts, Model, ModelError
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
@@ -84,7 +83,7 @@ def make_ready(
     language_model, estimate = None, None
     if issubclass(kind, AdaptedLM):
         architecture, tokenizer = read_backbone(config.backbone)
-        data.tokenize(partial(encode_all, tokenizer))
+        tokenize(config, data, tokenizer)
         estimator = data_estimator(config, data, tokenizer, architecture, device)
         estimate = _estimate(config, data, estimator, memory_file)
         language_model = load_config_backbone(config.backbone, device, tokenizer)
@@ -284,6 +283,23 @@ def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfi
             "backbone.architecture counts with backbone.weights=random alone",
             config.name,
             ", ".join(differing),
+        )
+
+
+def tokenize(
+    config: RunConfig, data: UtteranceDataModule, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Tokenises all texts as the run reads them, and says what is written otherwise."""
+    wording = build_wording(config.dataset)
+    data.tokenize(TextEncoder(tokenizer, wording).texts)
+    if wording.case is not TextCase.keep:
+        texts = [text for split in data.splits.values() for text in split.texts]
+        changed = sum(wording.text(text) != text for text in texts)
+        log_once(
+            _log,
+            f"dataset.text_case={wording.case.value}: {changed:,} of {len(texts):,} texts are "
+            "wholly in capitals and read as sentences",
+            level=logging.INFO if changed else logging.WARNING,
         )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 
 from msea_lightning.backbone import resolve_device
 from msea_lightning.backbone.loading.memory import parameter_count, readable_bytes
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.cost.estimate import MemoryEstimator
 from msea_lightning.cost.published import is_published, published_estimator
-from msea_lightning.language.prompt import encode_all
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.model.options import MODELS
@@ -24,6 +22,7 @@ from msea_lightning.training.build import (
     build_standalone,
     data_estimator,
     read_backbone,
+    tokenize,
 )
 
 _log = logging.getLogger(__name__)
@@ -76,5 +75,5 @@ def _estimator(config: TrainConfig) -> MemoryEstimator:
         return published_estimator(config, device)
     data = build_data(config)
     language, tokenizer = read_backbone(config.backbone)
-    data.tokenize(partial(encode_all, tokenizer))
+    tokenize(config, data, tokenizer)
     return data_estimator(config, data, tokenizer, language, device)

@@ -107,9 +107,9 @@ def _about_dialogues(rows: Sequence[Row]) -> list[str]:
     )
     if episodes and hours:
         notes.append(
-            f"the dialogues are of {len(episodes):,} episodes, {hours:.1f} hours of speech; {back:,} "
-            "utterances begin, by their times, before the one that they follow: the order of the "
-            "files is kept"
+            f"the dialogues are of {len(episodes):,} episodes, {hours:.1f} hours of speech; "
+            f"{back:,} utterances begin, by their times, before the one that they follow: the "
+            "order of the files is kept"
         )
     return notes
 

@@ -1,0 +1,64 @@
+"""How texts are written for the language model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from msea_lightning import Predictor, Utterance
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.config.errors import ConfigError
+from msea_lightning.config.options import check
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.options import DatasetConfig, Language, TextCase
+from msea_lightning.language.prompt import encode
+from msea_lightning.language.wording import Wording
+from tests.plugin.untrained import untrained
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("UM I LOVED IT", "Um I loved it"),
+        ("(UHH) I'M SURE I'LL SEE", "(Uhh) I'm sure I'll see"),
+        ("I-I THINK IM FINE, KID", "I-I think im fine, kid"),
+        ("ÉCLAIR ’80S", "Éclair ’80s"),
+        ("80 PERCENT", "80 percent"),
+        ("I", "I"),
+        ("Oh, NO", "Oh, NO"),  # not wholly in capitals
+        ("so i did", "so i did"),
+        ("...?! 12", "...?! 12"),
+        ("", ""),
+    ],
+)
+def test_capitals_become_a_sentence_and_nothing_else_changes(text: str, written: str) -> None:
+    assert Wording(TextCase.sentence).text(text) == written
+    assert Wording().text(text) == text
+
+
+def test_there_are_no_capitals_in_chinese() -> None:
+    with pytest.raises(ConfigError, match=r"text_case=sentence has no effect on texts in zh"):
+        check(DatasetConfig(language=Language.zh, text_case=TextCase.sentence), "dataset")
+
+
+def test_a_run_and_its_plugin_read_capitals_alike(
+    options: Callable[..., TrainConfig],
+    backbone: FrozenBackbone,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        plugin, _ = untrained(options("dataset.text_case=sentence"), backbone)
+    assert "text_case=sentence: 0 of 90 texts are wholly in capitals" in caplog.text
+    assert plugin.facts.prompt.text_case is TextCase.sentence
+    predictor = Predictor(backbone)
+    predictor.add(plugin, "sentence")
+    predictor.add(untrained(options(), backbone)[0], "keep")
+    loud = Utterance("a", "WHAT A DAY I HAD")
+    spoken = predictor.questions([loud, loud], plugin=["sentence", "keep"])
+    tokens = [question.tokens.tolist() for question in spoken]
+    assert tokens == [
+        encode(backbone.tokenizer, text) for text in ("What a day I had", "WHAT A DAY I HAD")
+    ]
+    assert spoken[0].utterance.text == loud.text  # answers show what was said
