@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import socket
 
 import pytest
 
@@ -57,15 +58,56 @@ def predictions(run: Path) -> dict[str, str]:
     return {row["id"]: row["prediction"] for row in rows}
 
 
-def test_two_processes_give_what_one_gives(options: Options, cache: Path, tmp_path: Path) -> None:
-    small = "training.batch_size=7"
-    one = fit(options("training.schedule_epochs=1", "dataset.demo_utterances=97", small))
-    done = command(tmp_path, cache, "trainer.devices=2", small)
-    (path,) = (tmp_path / "typed").rglob("predictions.csv")
-    two = path.parent
-    assert predictions(two) == predictions(one.path)
-    assert json.loads((two / "metrics.json").read_text()) == json.loads(one.metrics.read_text())
+@pytest.fixture
+def one_process(options: Options) -> Path:
+    """The run folder of one process, which several have to equal."""
+    words = ("training.schedule_epochs=1", "dataset.demo_utterances=97", "training.batch_size=7")
+    return fit(options(*words)).path
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "typed").rglob("predictions.csv")
+    return found.parent
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    assert predictions(run) == predictions(other)
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (run, other)]
+    assert metrics[0] == metrics[1]
+
+
+def test_two_processes_give_what_one_gives(one_process: Path, cache: Path, tmp_path: Path) -> None:
+    done = command(tmp_path, cache, "trainer.devices=2", "training.batch_size=7")
+    assert_alike(only_run(tmp_path), one_process)
     assert done.stdout.count("run folder") == 1
+
+
+def test_two_machines_give_what_one_process_gives(
+    one_process: Path, cache: Path, tmp_path: Path
+) -> None:
+    words = ["trainer.num_nodes=2", "training.batch_size=7", "runs=typed"]
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slurm = {
+        **{"SLURM_JOB_NAME": "mse", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "2"},
+        **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"},
+        **{"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+    }
+    machines = []
+    for rank in ("0", "1"):
+        place = tmp_path / rank  # neither sees the other's run folder
+        place.mkdir()
+        environment = {**os.environ, **slurm, "SLURM_PROCID": rank, "SLURM_NODEID": rank}
+        started = subprocess.Popen(
+            typed(place, cache, *words), cwd=place, env=environment, stdout=subprocess.PIPE
+        )
+        machines.append(started)
+    printed = [process.communicate(timeout=300)[0] for process in machines]
+    assert [process.returncode for process in machines] == [0, 0]
+    assert_alike(only_run(tmp_path / "0"), one_process)
+    assert printed[1] == b""
+    assert list((tmp_path / "1").iterdir()) == []
 
 
 def test_a_sweep_ends_with_a_report_and_is_not_run_twice(cache: Path, tmp_path: Path) -> None:

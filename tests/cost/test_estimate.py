@@ -83,6 +83,9 @@ def test_devices_share_a_batch(options: Options) -> None:
         options("training.batch_size=16", "training.eval_batch_size=1", "trainer.devices=2")
     )
     assert two.estimate().activations < 0.7 * one.estimate().activations
+    words = ("training.batch_size=16", "training.eval_batch_size=1", "trainer.num_nodes=2")
+    machines = estimator(options(*words)).estimate()
+    assert machines.activations == two.estimate().activations
 
 
 def test_parts_of_a_share_take_less(options: Options) -> None:

@@ -141,8 +141,8 @@ def test_more_micro_batches_than_a_batch_has_utterances() -> None:
     with pytest.raises(
         SamplerError,
         match=r"^5 micro-batches cannot share training batches of 4 utterances \(8 utterances, "
-        r"training\.batch_size=4\): each needs at least one\. Raise training\.batch_size or lower "
-        r"trainer\.accumulate or trainer\.devices\.$",
+        r"training\.batch_size=4\): each needs at least one\. Raise training\.batch_size, or lower "
+        r"trainer\.accumulate, trainer\.devices or trainer\.num_nodes\.$",
     ):
         TrainingBatchSampler(np.zeros(8), 4, seed=0, micro_batches=5)
     TrainingBatchSampler(np.zeros(8), 4, seed=0, world=2, micro_batches=2)

@@ -97,7 +97,7 @@ def _options(config: BenchConfig, variant: str) -> TrainConfig:
         ) from error
     options = to_typed(changed, RunConfig)  # type: ignore[arg-type]
     fixed = (config.dataset.name, config.dataset.path, 1)
-    if (options.dataset.name, options.dataset.path, options.trainer.devices) != fixed:
+    if (options.dataset.name, options.dataset.path, options.trainer.ranks) != fixed:
         raise refused(
             "has other data or several devices, but all variants read the same generated data, "
             "each on one device. Leave dataset.name, dataset.path and trainer.devices out."

@@ -184,12 +184,13 @@ class Composer(Generic[Root]):
             raise ConfigError("-m: one of the ranges is empty, so that there is nothing to run.")
         for job in jobs:
             trainer = getattr(job.config, "trainer", None)
-            if trainer is not None and trainer.devices > 1:
+            if trainer is not None and trainer.ranks > 1:
+                name = "devices" if trainer.devices > 1 else "num_nodes"
+                given = f"trainer.{name}={getattr(trainer, name)}"
                 raise ConfigError(
-                    f"trainer.devices={trainer.devices} does not go with -m: every run on several "
-                    "devices is a command of its own. Use a loop of the shell instead, such as: "
-                    f"for seed in 1 2 3; do python -m msea_lightning.{self.config_name} "
-                    f"seed=$seed trainer.devices={trainer.devices}; done"
+                    f"{given} does not go with -m: every run on several devices is a command of "
+                    "its own. Use a loop of the shell instead, such as: for seed in 1 2 3; do "
+                    f"python -m msea_lightning.{self.config_name} seed=$seed {given}; done"
                 )
         return jobs
 

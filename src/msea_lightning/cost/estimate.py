@@ -151,6 +151,8 @@ class MemoryEstimator:
     """Estimates the memory of a run and of its variations.
 
     Attributes:
+        devices: Processes of one machine; those on a CPU share its memory.
+        ranks: Processes of all machines, which share a batch.
         accumulate: Parts in which a device computes its share of a training batch.
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
     """
@@ -160,6 +162,7 @@ class MemoryEstimator:
     stored: Stored
     device: torch.device
     devices: int
+    ranks: int
     batch_size: int
     accumulate: int
     given_eval_batch: int | None
@@ -246,7 +249,7 @@ class MemoryEstimator:
 
     def _fitting_batches(self, limit: int) -> dict[str, int]:
         """The largest batches that fit, if any; evaluation's change no result and shrink first."""
-        least, evaluate = self.devices * self.accumulate, self.eval_batch_size()
+        least, evaluate = self.ranks * self.accumulate, self.eval_batch_size()
         batch = bisect_right(
             range(least, self.batch_size + 1),
             limit,
@@ -274,7 +277,7 @@ class MemoryEstimator:
         split = self.splits["train"]
         batches = -(-split.utterances // batch_size)
         batch = -(-split.utterances // batches)  # batches differ by one utterance at most
-        batch = -(-batch // self.devices)
+        batch = -(-batch // self.ranks)
         batch = -(-batch // self.accumulate)
         size = BatchSize(batch, split.text, split.frames)
         return self._meter(stored).peak(size, training=True) + self._workspace(stored, size)
@@ -283,7 +286,7 @@ class MemoryEstimator:
         """Activations of an evaluation batch of one device with the longest of all sequences."""
         splits = [self.splits[name] for name in ("valid", "test")]
         largest = max(split.utterances for split in splits)
-        batch = min(batch_size, -(-largest // self.devices))
+        batch = min(batch_size, -(-largest // self.ranks))
         frames = {
             name: max(split.frames.get(name, 0) for split in splits) for name in self.meter.dims
         }
@@ -356,6 +359,7 @@ def build_estimator(
         stored,
         device,
         devices=config.trainer.devices,
+        ranks=config.trainer.ranks,
         batch_size=config.training.batch_size,
         accumulate=config.trainer.accumulate,
         given_eval_batch=config.training.eval_batch_size,

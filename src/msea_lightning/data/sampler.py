@@ -65,7 +65,8 @@ class TrainingSampler(Sampler[list[int]], ABC):
             raise SamplerError(
                 f"{shares} {sharing} cannot share training batches of {smallest} {unit} ({total} "
                 f"{unit}, training.batch_size={batch_size}): each needs at least one. Raise "
-                "training.batch_size or lower trainer.accumulate or trainer.devices."
+                "training.batch_size, or lower trainer.accumulate, trainer.devices or "
+                "trainer.num_nodes."
             )
 
 
@@ -195,7 +196,7 @@ def evaluation_batches(
     if len(units) < world:
         raise SamplerError(
             f"{world} devices cannot share a split of {len(units)} utterances, or dialogues: each "
-            "device needs at least one. Lower trainer.devices."
+            "device needs at least one. Lower trainer.devices or trainer.num_nodes."
         )
     batches: list[list[int]] = []
     for unit in units[rank::world]:

@@ -88,7 +88,7 @@ def wandb_loggers(
     ``wandb_id.txt``. ``config`` is everything to log of its options, as plain values;
     ``experiment`` the table or figure of the paper.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
         # The first process of a DDP run records; the others' logger writes nothing.
         yield [TrainingLogger(None, folder)]
         return

@@ -47,6 +47,8 @@ from msea_lightning.model.contract import DataFacts, Model, ModelError
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
+from msea_lightning.training.options import TrainerConfig
+from msea_lightning.training.ranks import is_first
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -75,9 +77,9 @@ def make_ready(
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     kind: type[Model] = MODELS.load(config.model.name)
-    refuse_split_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.devices)
+    refuse_split_batches(kind, number=config.trainer.accumulate, ranks=config.trainer.ranks)
     device = resolve_device(config.trainer.accelerator)
-    log_once(_log, f"device: {_device_words(device, config.trainer.devices)}")
+    log_once(_log, f"device: {_device_words(device, config.trainer)}")
     data = build_data(config, store=store)
     log_once(_log, f"data: {_data_words(config.dataset.name, data)}")
     language_model, estimate = None, None
@@ -100,7 +102,7 @@ def make_ready(
     return Ready(module, data, device, estimate)
 
 
-def _device_words(device: torch.device, number: int) -> str:
+def _device_words(device: torch.device, options: TrainerConfig) -> str:
     """What a run computes on, such as ``CPU, 2 threads``."""
     if device.type == "cuda":
         name = f"{device}, {torch.cuda.get_device_name(device)}"
@@ -109,7 +111,9 @@ def _device_words(device: torch.device, number: int) -> str:
         name = f"CPU, {threads} thread{'s' * (threads > 1)}"
     else:
         name = str(device)
-    return f"{number} processes on {name} each" if number > 1 else name
+    machines = f" on each of {options.num_nodes} machines" if options.num_nodes > 1 else ""
+    several = options.devices > 1
+    return (f"{options.devices} processes on {name} each" if several else name) + machines
 
 
 def _data_words(name: str, data: UtteranceDataModule) -> str:
@@ -123,10 +127,11 @@ def refuse_split_batches(model: type[Model], *, number: int, ranks: int) -> None
     """Refuses to divide the batches of a model whose loss is a statistic of the whole batch."""
     if not model.batch_statistic or (number == 1 and (ranks == 1 or model.gathers)):
         return
-    options = f"trainer.accumulate={number}" if number > 1 else f"trainer.devices={ranks}"
+    parts = f"trainer.accumulate={number}" if number > 1 else f"a run of {ranks} processes"
+    remedy = "trainer.accumulate=1" if number > 1 else "trainer.devices=1 and trainer.num_nodes=1"
     raise ModelError(
-        f"The loss of {model.__name__} is a statistic of the whole batch, but {options} computes "
-        f"it on parts of one: set {options.split('=')[0]}=1."
+        f"The loss of {model.__name__} is a statistic of the whole batch, but {parts} computes it "
+        f"on parts of one: set {remedy}."
     )
 
 
@@ -337,10 +342,10 @@ def _estimate(
         _log.warning("%s", error)
         reset_peak(device)
         return None
-    # The processes of a DDP run on a CPU share one memory; the first has counted them all.
+    # The processes of a DDP run on one CPU share its memory; the first has counted them all.
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _log.info("memory: %s; %s free on %s", estimate, readable_bytes(free_bytes(device)), device)
-        if memory_file is not None:
+        if memory_file is not None and is_first():
             write_json(memory_file, estimate.report(estimator.trainable, data.eval_batch_size))
         if config.backbone.check_memory:
             estimator.check(estimate)
@@ -348,8 +353,10 @@ def _estimate(
     return estimate
 
 
-def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> Trainer:
-    """A trainer as the data module needs it, with one or several devices of a kind.
+def make_trainer(
+    device: torch.device, *, devices: int = 1, num_nodes: int = 1, **options: Any
+) -> Trainer:
+    """A trainer as the data module needs it, with devices of a kind on one or several machines.
 
     Of Lightning's own warnings those that do not concern the user are not shown.
     """
@@ -365,7 +372,7 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     # Of metrics that every process has computed of all predictions.
     warnings.filterwarnings("ignore", message=".* when logging on epoch level in distributed")
     strategy: Strategy = SingleDeviceStrategy(device)
-    if devices > 1:
+    if devices * num_nodes > 1:
         backend = "gloo" if device.type == "cpu" else "nccl"
         # Models change their buffers by themselves; see Model.
         strategy = DDPStrategy(
@@ -374,6 +381,7 @@ def make_trainer(device: torch.device, *, devices: int = 1, **options: Any) -> T
     return Trainer(
         accelerator=device.type,
         devices=devices,
+        num_nodes=num_nodes,
         strategy=strategy,
         use_distributed_sampler=False,
         enable_model_summary=False,

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from msea_lightning.metrics import METRICS, ZERO_SHARE, MetricInfo
 from msea_lightning.runs.files import write_csv
 from msea_lightning.training.module import TrainingModule
+from msea_lightning.training.ranks import agree
 
 _log = logging.getLogger(__name__)
 
@@ -147,9 +149,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Saves a checkpoint so that the file is either the one before or the new one, whole."""
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        with partial.open("wb") as file:
+        incomplete = final.with_name(f".{final.name}.partial")
+        with incomplete.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(final)
+        incomplete.replace(final)
+
+    def load_checkpoint(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Loads a checkpoint in the first process, for all: others may not see its folder."""
+        load: Callable[..., dict[str, Any]] = super().load_checkpoint
+        return agree(partial(load, *args, **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from msea_lightning.training.evaluation import evaluate_split, predictions_csv
 from msea_lightning.training.extras import check_classes, make_callbacks, make_loggers
 from msea_lightning.training.module import TrainingError
 from msea_lightning.training.progress import RunProgress
+from msea_lightning.training.ranks import agree, is_first, joined
 from msea_lightning.training.show import show_next, show_results
 from msea_lightning.training.verdict import Verdict, judge
 
@@ -56,8 +57,8 @@ def fit(config: TrainConfig) -> RunFolder:
     With ``ckpt=auto`` a run that is finished stays as it is.
     """
     config = with_absolute_places(config)
-    with open_run(config) as run:
-        if run.finished:
+    with joined(config.trainer), _shared_run(config) as (run, finished):
+        if finished:
             _log.info("finished earlier: %s", run.path)
             return run
         check_classes(config.callbacks, config.logger)
@@ -72,9 +73,10 @@ def fit(config: TrainConfig) -> RunFolder:
             _progress(config, selection, extra) as bars,
         ):
             trainer = _trainer(config, run, ready, loggers, [*bars, *extra])
-            run.begin()
-            resume = run.last if config.ckpt is not None and run.last.exists() else None
-            if resume is None or not _patience_exhausted(resume, trainer, selection):
+            if is_first():
+                run.begin()
+            resume, goes_on = agree(lambda: _resumption(config, run, trainer, selection))
+            if goes_on:
                 _train(config, run, ready, trainer, resume)
             ended = _finish(config, run, ready, trainer)
         if ended is not None and not config.trainer.fast_dev_run:
@@ -83,6 +85,23 @@ def fit(config: TrainConfig) -> RunFolder:
             if not is_of_sweep():  # which says at its own end what may come next
                 show_next(run, config)
     return run
+
+
+@contextmanager
+def _shared_run(config: TrainConfig) -> Iterator[tuple[RunFolder, bool]]:
+    """The folder of a run, and whether it is finished.
+
+    The first process opens it. Those on other machines need not see it: what they need of it they
+    are told.
+    """
+    with ExitStack() as opened:
+
+        def opening() -> tuple[Path, bool]:
+            run = opened.enter_context(open_run(config))
+            return run.path, run.finished
+
+        path, finished = agree(opening)
+        yield RunFolder(path), finished
 
 
 @contextmanager
@@ -128,6 +147,15 @@ def _remedies(config: TrainConfig, device: torch.device) -> Iterator[None]:
             f"Lightning refuses the run ({first_line(error)}): one of callbacks.NAME or "
             "logger.loggers.NAME asks for something else than it finds. Leave it out, or change it."
         ) from error
+
+
+def _resumption(
+    config: TrainConfig, run: RunFolder, trainer: Trainer, selection: MetricInfo
+) -> tuple[Path | None, bool]:
+    """The checkpoint to go on from, None for a new run, and whether there is more to train."""
+    if config.ckpt is None or not run.last.exists():
+        return None, True
+    return run.last, not _patience_exhausted(run.last, trainer, selection)
 
 
 def _patience_exhausted(checkpoint: Path, trainer: Trainer, selection: MetricInfo) -> bool:
@@ -206,6 +234,7 @@ def _trainer(
     return make_trainer(
         ready.device,
         devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
         limit_train_batches=part,
         limit_val_batches=part,
         limit_test_batches=part,
@@ -232,7 +261,7 @@ def _finish(
         run than the first.
     """
     module, data, estimate = ready.module, ready.data, ready.estimate
-    best = torch.load(run.best, map_location=module.device, weights_only=True)
+    best = agree(lambda: torch.load(run.best, map_location="cpu", weights_only=True))
     module.load_state_dict(best["state_dict"])
     # What is evaluated now belongs to the best epoch, not to the last step of the curves.
     loggers, trainer.loggers = trainer.loggers, []

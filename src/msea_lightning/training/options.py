@@ -59,9 +59,15 @@ class TrainerConfig:
     accelerator: Accelerator = option(Accelerator.auto, "hardware")
     devices: int = option(
         1,
-        "number of devices; more than one trains with DDP",
+        "number of devices of a machine; more than one trains with DDP",
         low=1,
         called=("trainer.strategy", "trainer.num_devices", "trainer.gpus"),
+    )
+    num_nodes: int = option(
+        1,
+        "number of machines, each with so many devices; more than one need srun or torchrun",
+        low=1,
+        called=("trainer.nodes",),
     )
     accumulate: int = option(
         1,
@@ -76,3 +82,8 @@ class TrainerConfig:
     fast_dev_run: bool = option(
         False, "try everything with one batch of each split, and keep nothing"
     )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share a batch, of all machines together."""
+        return self.num_nodes * self.devices
