@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config.logging import log_once
+from msea_lightning.data.context import ContextEncoder
 from msea_lightning.data.options import (
     EVALUATION_BATCH,
     SPLIT_VERSION,
@@ -179,9 +180,18 @@ class UtteranceDataModule(LightningDataModule):
         train = self.splits["train"]
         return {name: _frame_statistics(train, name) for name in train.dims}
 
-    def tokenize(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
-        """Tokenises all texts, uncut, so that no step has to, and batches go by real lengths."""
-        self.splits = {name: split.tokenized(encode) for name, split in self.splits.items()}
+    def tokenize(
+        self,
+        encode: Callable[[list[str]], Sequence[Sequence[int]]],
+        context: ContextEncoder | None = None,
+    ) -> None:
+        """Tokenises all texts, uncut, so that no step has to, and batches go by real lengths.
+
+        ``context`` does it for what was said before them, where that is read.
+        """
+        self.splits = {
+            name: split.tokenized(encode, context) for name, split in self.splits.items()
+        }
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training part; see :class:`TrainingSampler`."""
@@ -223,6 +233,8 @@ class UtteranceDataModule(LightningDataModule):
         else:
             tokens = np.array([len(ids) for ids in split.tokens])
             read = np.minimum(tokens, self._dataset.text_tokens)
+            if split.contexts is not None:
+                read += np.array([len(ids) for ids in split.contexts])
         frames = sum(split.lengths.values(), start=np.zeros(len(split), dtype=np.int64))
         return reading_costs(read, frames)
 

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from msea_lightning.config.errors import UserError
+from msea_lightning.data.context import ContextEncoder, Said, said_before, token_arrays
 from msea_lightning.data.options import SPLITS
 from msea_lightning.data.utterance import (
     MAIN_LABEL,
@@ -74,25 +75,32 @@ class StoreSplit:
         dims: Name of each feature of the data set to its values per frame, sorted by name.
         lengths: Name of each feature to (N,) int64, frames of each utterance; 0 where it is absent.
         tokens: N arrays of token ids, where the texts have been tokenised.
+        contexts: N arrays of token ids of what was said before, where it is read.
     """
 
     def __init__(
         self,
         frames: _FrameFile,
-        rows: Sequence[Utterance],
+        whole: Sequence[Utterance],
+        places: NDArray[np.int64],
         labels: Sequence[str],
         dims: Mapping[str, int],
         spans: Mapping[str, NDArray[np.int64]],
         positions: NDArray[np.int64],
         tokens: Sequence[NDArray[np.int32]] | None = None,
+        contexts: Sequence[NDArray[np.int32]] | None = None,
     ) -> None:
         self._frames = frames
-        self._rows = rows  # without features
+        self._whole = whole  # all of the split, without features
+        self._places = places  # (N,) where those of a selection are among them
+        rows = [whole[int(place)] for place in places]
+        self._rows = rows
         self._spans = spans  # (N, 2) first frame and the one after the last, of each feature
         self.dims = dims
         self.lengths = {name: span[:, 1] - span[:, 0] for name, span in spans.items()}
         self.positions = positions
         self.tokens = tokens
+        self.contexts = contexts
         self.ids = [row.id for row in rows]
         self.texts = [row.text for row in rows]
         self.labels = {name: [row.labels.get(name) for row in rows] for name in labels}
@@ -144,7 +152,8 @@ class StoreSplit:
             groups=[row.group for row in rows],
             speakers=[row.speaker for row in rows],
             positions=torch.from_numpy(self.positions[indices]),
-            tokens=None if self.tokens is None else [self.tokens[index] for index in indices],
+            tokens=_picked(self.tokens, indices),
+            contexts=_picked(self.contexts, indices),
         )
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> StoreSplit:
@@ -152,21 +161,34 @@ class StoreSplit:
         picked = np.asarray(indices, dtype=np.int64)
         return StoreSplit(
             self._frames,
-            [self._rows[index] for index in picked],
+            self._whole,
+            self._places[picked],
             list(self.labels),
             self.dims,
             {name: span[picked] for name, span in self._spans.items()},
             self.positions[picked],
-            None if self.tokens is None else [self.tokens[index] for index in picked],
+            _picked(self.tokens, picked),
+            _picked(self.contexts, picked),
         )
 
-    def tokenized(self, encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> StoreSplit:
-        """The same utterances with the token ids that ``encode`` makes of their N texts."""
-        encoded = encode(self.texts)
-        # One array for all: thousands of small ones would cost more than the numbers in them.
-        flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32)
+    def tokenized(
+        self,
+        encode: Callable[[list[str]], Sequence[Sequence[int]]],
+        context: ContextEncoder | None = None,
+    ) -> StoreSplit:
+        """The same utterances with the token ids that ``encode`` makes of their N texts.
+
+        ``context`` makes those of what was said before: within the group and the whole split, of
+        which this one may be a selection.
+        """
         copied = copy(self)
-        copied.tokens = np.split(flat, np.cumsum([len(ids) for ids in encoded])[:-1])
+        copied.tokens, copied.contexts = token_arrays(encode(self.texts)), None
+        if context is not None:
+            whole = ((row.group, Said(row.text, row.speaker)) for row in self._whole)
+            before = said_before(whole, context.number)
+            said = [Said(row.text, row.speaker) for row in self._rows]
+            read = context(said, [before[place] for place in self._places.tolist()])
+            copied.contexts = token_arrays(read)
         return copied
 
 
@@ -446,8 +468,21 @@ def _open_split(folder: Path, split: str, index: Mapping[str, Any]) -> StoreSpli
     numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
     positions = [0 if row.group is None else next(numbers[row.group]) for row in rows]
     return StoreSplit(
-        frames, rows, index["labels"], index["features"], spans, np.array(positions, dtype=np.int64)
+        frames,
+        rows,
+        np.arange(count),
+        index["labels"],
+        index["features"],
+        spans,
+        np.array(positions, dtype=np.int64),
     )
+
+
+def _picked(
+    arrays: Sequence[NDArray[np.int32]] | None, indices: Sequence[int] | NDArray[np.int64]
+) -> list[NDArray[np.int32]] | None:
+    """The arrays at some positions; None where there are none at all."""
+    return None if arrays is None else [arrays[index] for index in indices]
 
 
 def _utterance(row: Mapping[str, Any]) -> Utterance:

@@ -235,6 +235,7 @@ class Batch:
         speakers: B speakers, None where an utterance has none.
         positions: (B,) int64, position of each utterance in its group.
         tokens: B arrays of token ids, uncut, where the texts have been tokenised beforehand.
+        contexts: B arrays of token ids of what was said before, where it is read.
     """
 
     index: Tensor
@@ -246,6 +247,7 @@ class Batch:
     speakers: list[str | None]
     positions: Tensor
     tokens: Sequence[NDArray[np.int32]] | None = None
+    contexts: Sequence[NDArray[np.int32]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -235,9 +235,14 @@ class TableRows(AbstractContextManager["TableRows"]):
             row.values["id"],
             row.values["text"],
             features=features,
-            group=row.values["group"] or None,
+            group=group_of(row),
             speaker=row.values["speaker"] or None,
         )
+
+
+def group_of(row: Row) -> str | None:
+    """The group of an utterance: its column's, else the dialogue in its id, else none."""
+    return row.values["group"] or dialogue_of(row.values["id"])
 
 
 def refuse_repeated(ids: Iterable[str], where: str) -> None:
@@ -283,7 +288,7 @@ def _records(
                 features={
                     name: features.fetch(name, index, archive, where) for name in features.places
                 },
-                group=row.values["group"] or dialogue_of(identity),
+                group=group_of(row),
                 speaker=row.values["speaker"],
             )
 
