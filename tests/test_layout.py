@@ -34,6 +34,7 @@ ORDER = (
     "reporting",
     "training",
     "sweep",
+    "searching",
     "benchmark",
     "diagnosis",
 )
@@ -41,6 +42,7 @@ ORDER = (
 
 COMMANDS = {
     "train",
+    "search",
     "evaluate",
     "predict",
     "serve",
@@ -57,7 +59,7 @@ COMMANDS = {
 PIPELINE = {"data", "language", "backbone", "adapter", "metrics", "paper"}
 """Rooms that import of each other nothing but options."""
 
-EXTRAS = {"serving": "serve"}
+EXTRAS = {"serving": "serve", "searching": "search"}
 """Rooms that import the packages of an extra, which their command asks for first."""
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml"}
@@ -120,8 +122,8 @@ def test_rooms_of_the_pipeline_share_options_alone(path: Path) -> None:
             assert module.split(".")[2] == "options", f"{room} imports {module}"
 
 
-COMPUTING = set(ORDER) - {"config", "commands", "reporting", "sweep"}
-"""Rooms whose classes compute; reports and sweeps hold the options of runs as their data."""
+COMPUTING = set(ORDER) - {"config", "commands", "reporting", "sweep", "searching"}
+"""Rooms whose classes compute; reports, sweeps and searches hold the options of runs."""
 
 
 def annotations(node: ast.stmt) -> list[ast.expr | None]:

@@ -62,7 +62,7 @@ def test_the_version_and_the_help_of_a_command(msea: Msea) -> None:
     ("words", "said"),
     [
         (["trian"], "trian: there is no such command. Did you mean train? Commands: train, "),
-        (["nonsense"], "nonsense: there is no such command. Commands: train, evaluate, "),
+        (["nonsense"], "nonsense: there is no such command. Commands: train, search, "),
         (["seed=3", "train"], "seed=3: the command comes first, as in msea train seed=3. "),
         (["-m", "train"], "-m: the command comes first, as in msea train -m. "),
         (["-sc"], "-sc: completion is switched on by one of\n"),
@@ -114,6 +114,11 @@ def test_a_command_runs_as_under_its_own_name(
         ("msea train seed=", []),
         ("msea train hydra/launcher=slu", ["hydra/launcher=slurm", "hydra/launcher=slurm_local"]),
         ("msea report hydra", []),
+        (
+            "msea search search.",
+            ["search.parallel=", "search.seed=", "search.space.", "search.trials="],
+        ),
+        ("msea search hydra/launcher=loc", ["hydra/launcher=local"]),
         ("msea report ", ["out=", "runs="]),
         ("msea train --c", ["--cfg", "--config-dir"]),
     ],

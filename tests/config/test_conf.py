@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from msea_lightning.config.roots import (
     PredictConfig,
     PrepareConfig,
     ReportConfig,
+    SearchConfig,
     ServeConfig,
     TrainConfig,
 )
@@ -33,6 +35,7 @@ CONF = conf_folder()
 FILES = sorted(CONF.rglob("*.yaml"))
 ROOTS: dict[str, type[Any]] = {
     "train": TrainConfig,
+    "search": SearchConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "doctor": DoctorConfig,
@@ -82,6 +85,10 @@ def test_every_file_composes(path: Path) -> None:
     elif parts[:2] == ("backbone", "family"):
         members = [name for name in choices("backbone") if name.startswith(parts[2])]
         assert members  # which compose with it
+    elif parts[0] == "space":
+        tried = compose("search", SearchConfig, [f"adapter={parts[1]}"]).search.space
+        assert "training" in tried
+        assert "adapter" in tried
     elif parts[0] == "features":
         words = [*NEEDED["extract"], f"features={parts[1]}"]
         preset = compose("extract", ExtractConfig, words).features
@@ -116,6 +123,13 @@ def test_every_data_set_and_every_backbone_composes(dataset: str, backbone: str)
 def test_every_data_set_can_be_prepared(dataset: str) -> None:
     config = compose("prepare", PrepareConfig, [f"dataset={dataset}"])
     assert config.dataset == train(f"dataset={dataset}").dataset
+
+
+@pytest.mark.parametrize("words", [[], ["dataset=meld", "backbone=qwen", "adapter=mag"]])
+def test_a_search_is_of_what_is_trained(words: list[str]) -> None:
+    searched = compose("search", SearchConfig, words)
+    for item in dataclasses.fields(TrainConfig):
+        assert getattr(searched, item.name) == getattr(train(*words), item.name)
 
 
 def test_there_are_twelve_recipes() -> None:

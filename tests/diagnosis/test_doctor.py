@@ -701,11 +701,14 @@ def test_what_is_printed_can_be_read_and_copied(findings: Findings, width: int) 
 def test_flaws_are_printed(findings: Findings) -> None:
     flawed = [
         Package("torch", "2.1", ">=2.6", "not in range", "pip install 'torch>=2.6'"),
-        Package("flash-attn", None, ">=2", "missing", "pip install flash-attn", optional=True),
+        Package("flash-attn", None, ">=2", "missing", "pip install flash-attn", True, "for GPUs"),
+        Package("optuna", None, ">=5", "missing", "pip install optuna", True, "for msea search"),
     ]
     text = printed(replace(findings, packages=flawed, unchecked={"configurations": "OSError: no"}))
     assert "torch: pip install 'torch>=2.6'\n" in text
     assert "pip install flash-attn" not in text  # without a GPU it is of no use
+    assert "optional, for msea search" in text
+    assert "optuna: pip install optuna" in text
     assert "configurations: not checked (OSError: no)\n" in text
     incomplete = Resource("qwen", "incomplete", flaw="lacks x", remedy="hf download Q/q")
     lines = printed(Findings([], findings.machine, backbones=[incomplete])).splitlines()

@@ -80,7 +80,7 @@ def check_own(name: str, *words: str) -> None:
     root = getattr(roots, f"{name.title().replace('_', '')}Config")
     flags = parse_flags(with_dataset(words) if name == "bench" else [*words])
     many = flags.multirun
-    launches = many and name == "train"
+    launches = name == "search" or (many and name == "train")
     with opened(name, root, flags.overrides, multirun=many, launches=launches) as composer:
         if many:  # every value is checked as it is parsed; composing all of them takes long
             composer.typed(next(composer.combinations()))

@@ -34,6 +34,7 @@ def launch(
     root: type[Root],
     arguments: Sequence[str] | None = None,
     sweep: Sweep[Root] | None = None,
+    launches: bool = False,
 ) -> None:
     """Runs a job as the command line says: once, or with ``-m`` once per combination of values.
 
@@ -48,13 +49,15 @@ def launch(
         arguments: The words of the command line; those of this process where not given.
         sweep: What runs the jobs of a command line with ``-m``, through one of Hydra's launchers.
             Where not given they run in this process, one after another.
+        launches: Whether a single job uses one of Hydra's launchers, whose options are legal then
+            without ``-m``.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # the process is this command's own
         begin_at_pages()
         sys.excepthook = print_exception
     try:
-        status = _launch(job, config_name, root, words, sweep)
+        status = _launch(job, config_name, root, words, sweep, launches)
     except KeyboardInterrupt:
         say("interrupted")
         status = 130
@@ -68,12 +71,14 @@ def _launch(
     root: type[Root],
     words: list[str],
     sweep: Sweep[Root] | None,
+    single_launches: bool,
 ) -> int:
     if words[:1] and words[0] in COMPLETION:
         from msea_lightning.commands.completion import complete, typed_words
 
+        launches = single_launches or sweep is not None
         with opened(config_name, root, []) as composer:
-            found = complete(composer.checker, typed_words(), launches=sweep is not None)
+            found = complete(composer.checker, typed_words(), launches=launches)
         sys.stdout.write("\n".join(found))
         return 0
     with ExitStack() as hydra:
@@ -83,7 +88,12 @@ def _launch(
                 sys.stdout.write(f"msea_lightning {__version__}\n")
                 return 0
             many = flags.multirun
-            launches = many and sweep is not None
+            if many and single_launches:
+                raise ConfigError(
+                    f"-m: {config_name} starts many runs by itself, of one configuration. Leave -m "
+                    "out, and give every option one value."
+                )
+            launches = single_launches or (many and sweep is not None)
             composer = hydra.enter_context(
                 opened(config_name, root, flags.overrides, multirun=many, launches=launches)
             )

@@ -194,13 +194,18 @@ class Composer(Generic[Root]):
                 )
         return jobs
 
-    def start(self, task: Task, jobs: Sequence[Job[Root]]) -> Sequence[JobReturn]:
-        """Hands jobs to Hydra's launcher, which calls the task with each one's configuration."""
+    def start(
+        self, task: Task, jobs: Sequence[Job[Root]], *, number: int = 0
+    ) -> Sequence[JobReturn]:
+        """Hands jobs to Hydra's launcher, which calls the task with each one's configuration.
+
+        They are numbered from ``number`` on.
+        """
         words = [*self.hydra, *jobs[0].overrides]
         config = self.loader.load_configuration(self.config_name, words, RunMode.MULTIRUN)
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(context, task, config)
-        return launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+        return launcher.launch([job.overrides for job in jobs], initial_job_idx=number)
 
     def show(self, package: str | None) -> str:
         """The configuration, or what is below a key of it, as YAML; of a grid the first run's."""

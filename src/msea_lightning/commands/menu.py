@@ -14,6 +14,7 @@ from msea_lightning.config.text import say
 
 COMMANDS: Mapping[str, str] = {
     "train": "train a plugin and test it; with -m many, one after another or on a cluster",
+    "search": "good options for training, by the validation part alone",
     "evaluate": "test a finished run again, on another part or with other answers",
     "report": "tables, statistics and charts of all runs in a folder",
     "extract": "features and transcripts from a folder of clips",

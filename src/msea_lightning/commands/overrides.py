@@ -172,15 +172,16 @@ class Checker:
 
     def _refuse_values(self, override: Override) -> NoReturn:
         """Refuses several values for one option where there is only one run."""
-        key, _, value = str(override.input_line).partition("=")
+        line = str(override.input_line).lstrip("+")
+        key, _, value = line.partition("=")
         hints = {
             "list": f" A list is written {key}=[{value}].",
             "text": f" One text with commas needs two pairs of quotes: \"{key}='{value}'\".",
         }
         kind = self.options[key].type.partition(" ")[0] if key in self.options else ""
+        kind = "list" if self._lies_in("mapping", key) else kind
         raise ConfigError(
-            f"{override.input_line}: these are several values; add -m to run once with each."
-            f"{hints.get(kind, '')}"
+            f"{line}: these are several values; add -m to run once with each.{hints.get(kind, '')}"
         )
 
     def _lies_in(self, kind: str, key: str) -> bool:

@@ -31,6 +31,7 @@ from msea_lightning.language.options import Decode, PromptConfig, TextConfig
 from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
 from msea_lightning.plugin.options import RecordedBackboneConfig
 from msea_lightning.reporting.options import LoggerConfig
+from msea_lightning.searching.options import SearchOptions
 from msea_lightning.training.options import TrainerConfig, TrainingConfig
 
 
@@ -82,6 +83,29 @@ class TrainConfig(RunConfig):
         "folder to resume",
         called=("ckpt_path", "trainer.ckpt_path", "trainer.resume_from_checkpoint"),
     )
+
+
+@dataclass
+class SearchConfig(TrainConfig):
+    """``python -m msea_lightning.search``."""
+
+    search: SearchOptions = option(SearchOptions, "what is tried, and for how long")
+
+    def check(self, where: str) -> None:
+        """Refuses what makes no run to be compared, besides what all runs refuse."""
+        super().check(where)
+        refused = {
+            f"ckpt={self.ckpt}: every trial is resumed where it was interrupted, by itself": (
+                self.ckpt is not None
+            ),
+            "size_only=true trains nothing": self.size_only,
+            "trainer.fast_dev_run=true keeps nothing": self.trainer.fast_dev_run,
+            f"trainer.devices={self.trainer.devices}: every trial has one device; several trials "
+            "at a time: search.parallel": self.trainer.devices > 1,
+        }
+        for what, holds in refused.items():
+            if holds:
+                raise ConfigError(f"{what}. Leave it out of a search.")
 
 
 @dataclass

@@ -19,8 +19,9 @@ from msea_lightning import __version__
 
 _PROJECT = "msea_lightning"
 
-_OPTIONAL = (Requirement("flash-attn>=2"),)
-"""Needed by ``backbone.attention=flash_attention_2`` alone."""
+_OPTIONAL = {"flash-attn>=2": "for GPUs", "optuna>=5": "for msea search"}
+"""Packages that some users need alone, with what for: flash-attn is for
+``backbone.attention=flash_attention_2``."""
 
 _MODULES = {
     "hydra-core": "hydra",
@@ -36,7 +37,10 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Package:
-    """An installed or missing package, or Python itself; needed is the range of its versions."""
+    """An installed or missing package, or Python itself; needed is the range of its versions.
+
+    What is optional has its ``use``.
+    """
 
     name: str
     version: str | None
@@ -44,6 +48,7 @@ class Package:
     flaw: str = ""
     remedy: str = ""
     optional: bool = False
+    use: str = ""
 
 
 def find_packages(device: str) -> list[Package]:
@@ -55,7 +60,8 @@ def find_packages(device: str) -> list[Package]:
         flaw = "runs from its folder, not installed: what it needs is not known"
         return [replace(own, flaw=flaw, remedy="pip install -e .")]
     python = Package("python", platform.python_version(), wanted)
-    needs = {canonicalize_name(need.name): need for need in (*_requirements(_PROJECT), *_OPTIONAL)}
+    wishes = map(Requirement, _OPTIONAL)
+    needs = {canonicalize_name(need.name): need for need in (*_requirements(_PROJECT), *wishes)}
     dependencies = {
         name: {canonicalize_name(need.name) for need in _requirements(name)} & needs.keys()
         for name in needs
@@ -79,9 +85,10 @@ def _requirements(name: str) -> list[Requirement]:
 
 def _check(need: Requirement, broken: Sequence[str], device: str) -> Package:
     """A required package, of which these dependencies do not work."""
-    package = Package(need.name, None, str(need.specifier), optional=need in _OPTIONAL)
+    use = _OPTIONAL.get(str(need), "")
+    package = Package(need.name, None, str(need.specifier), optional=bool(use), use=use)
     what = shlex.quote(f"{need.name}{need.specifier}")
-    install = f"pip install {what}{' --no-build-isolation' * package.optional}"
+    install = f"pip install {what}{' --no-build-isolation' * (need.name == 'flash-attn')}"
     try:
         package = replace(package, version=metadata.version(need.name))
     except metadata.PackageNotFoundError:

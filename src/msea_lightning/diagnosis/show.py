@@ -13,7 +13,7 @@ from msea_lightning.diagnosis.findings import Findings
 
 _ALWAYS_SHOWN = (
     *("python", "msea_lightning", "torch", "lightning", "transformers", "bitsandbytes"),
-    *("huggingface-hub", "wandb", "flash-attn"),
+    *("huggingface-hub", "wandb", "flash-attn", "optuna"),
 )
 """Packages that are listed even where nothing is wrong with them."""
 
@@ -50,11 +50,11 @@ def _show_packages(findings: Findings, console: Console) -> None:
     table = plain_table("Installation", "package", "installed", "needed", "")
     for package in shown:
         missing = package.optional and package.version is None
-        state = "optional, for GPUs" if missing else package.flaw or "ok"
+        state = f"optional, {package.use}" if missing else package.flaw or "ok"
         table.add_row(package.name, package.version or "-", package.needed or "-", state)
     console.print(table)
     for package in packages:
-        if package.remedy and (gpus or not package.optional):
+        if package.remedy and (gpus or package.name != "flash-attn"):
             print_line(console, f"{package.name}: {package.remedy}")
     print_line(console, f"and {len(packages) - len(shown)} further packages, all as needed\n")
 

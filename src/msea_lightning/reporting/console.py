@@ -23,7 +23,7 @@ def print_table(table: Table, console: Console) -> None:
     if not table.rows:
         return
     texts = [[visible(text) for text in row] for row in (table.columns, *table.rows)]
-    widths = [max(map(cell_len, column)) + 2 for column in zip(*texts, strict=True)]
+    widths = [max(map(cell_len, column)) + 3 for column in zip(*texts, strict=True)]
     most = max(12, console.width // 2 // table.words)
     words = sum(min(width, most) for width in widths[: table.words])
     console.print(Text(visible(table.title), style="bold"))

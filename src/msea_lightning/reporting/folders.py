@@ -34,6 +34,7 @@ from msea_lightning.metrics import (
     zero_share,
 )
 from msea_lightning.metrics.options import MetricKind
+from msea_lightning.reporting.searches import FILE, Search, read_search
 from msea_lightning.runs.folder import PREDICTION_COLUMNS, Names, RunFolder, find_runs, parse_config
 from msea_lightning.runs.identity import fingerprint
 
@@ -176,25 +177,30 @@ class Sweep(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """All runs beneath a folder, planned ones too; what is ``unreadable`` has its reason."""
+    """All runs beneath a folder, planned ones too; what is ``unreadable`` has its reason.
+
+    A search is among the sweeps as well.
+    """
 
     runs: list[Run]
     unreadable: dict[str, str]
     sweeps: list[Sweep]
+    searches: list[Search]
 
 
 def read_folder(root: Path) -> Folder:
-    """Reads all run folders (what holds a ``config.yaml``) and plans of sweeps beneath a folder."""
+    """Reads all run folders (what holds a ``config.yaml``), plans of sweeps, and searches."""
     folders = list(find_runs(root))
     plans = sorted((root / "sweeps").glob("[!.]*.json"))
-    if not folders and not plans:
+    searches = sorted((root / "searches").glob(f"[!.]*/{FILE}"))
+    if not (folders or plans or searches):
         flaw = "no run folder (a folder with config.yaml) is in it"
         raise ReportError(
             f"runs={root}: {flaw if root.is_dir() else 'there is no such folder'}. Give the "
             "folder in which training put its run folders, such as runs; training prints where "
             "that is."
         )
-    found = Folder([], {}, [])
+    found = Folder([], {}, [], [])
     for folder in folders:
         name = folder.path.relative_to(root).as_posix()
         try:
@@ -216,6 +222,17 @@ def read_folder(root: Path) -> Folder:
                 f"the plan of this sweep cannot be read ({error!r}). Delete it; started again, the "
                 "sweep writes a new one"
             )
+    for path in searches:
+        try:
+            search = read_search(path)
+        except _UNREADABLE as error:
+            found.unreadable[path.relative_to(root).as_posix()] = (
+                f"this search cannot be read ({error!r}). Started again, it writes the file anew"
+            )
+            continue
+        found.searches.append(search)
+        prints = frozenset(trial.fingerprint for trial in search.trials if trial.fingerprint)
+        found.sweeps.append(Sweep(search.command, prints))
     return found
 
 

@@ -227,10 +227,15 @@ def _label(configurations: Sequence[Configuration]) -> None:
 def _shortened(option: str, keys: Iterable[str]) -> str:
     """An option without the groups that it is in, as far as no other ends alike."""
     key, _, value = option.partition("=")
+    return f"{short_key(key, keys)}={value}"
+
+
+def short_key(key: str, keys: Iterable[str]) -> str:
+    """The key of an option without the groups that it is in, as far as no other ends alike."""
     parts = key.split(".")
     ends = [".".join(parts[start:]) for start in range(len(parts))]
     unique = [end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1]
-    return f"{unique[-1]}={value}"
+    return unique[-1]
 
 
 def _name_differences(configurations: Iterable[Configuration]) -> None:

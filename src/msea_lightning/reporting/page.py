@@ -25,12 +25,14 @@ from msea_lightning.reporting.charts import Chart, draw_labels, draw_part
 from msea_lightning.reporting.disagreement import most_disputed
 from msea_lightning.reporting.folders import Folder
 from msea_lightning.reporting.grouping import Configuration, Grouped
+from msea_lightning.reporting.searches import Search
 from msea_lightning.reporting.tables import (
     Row,
     Table,
     make_table,
     mean_text,
     own_sizes,
+    search_tables,
     seed_table,
     seeds_text,
     significance_tables,
@@ -93,14 +95,23 @@ def count(grouped: Grouped) -> dict[str, int]:
     }
 
 
-def best_table(parts: Sequence[Part]) -> Table:
-    """The best configuration of each data set, by its selection metric's mean on the test part."""
+def best_table(parts: Sequence[Part], searches: Sequence[Search]) -> Table:
+    """The best configuration of each data set, by its selection metric's mean on the test part.
+
+    Those of which there are trials of a search alone are left out: they are chosen among by the
+    validation part, in the search's own table.
+    """
+    trials = {trial.fingerprint for search in searches for trial in search.trials}
     rows = []
     for part in parts:
         if part.kind is None:
             continue
         info = selection_metric(part.kind)
-        known = [one for one in part.finished if one.summaries[info.name].n]
+        known = [
+            one
+            for one in part.finished
+            if one.summaries[info.name].n and any(r.fingerprint not in trials for r in one.runs)
+        ]
         if not known:
             continue
         choose = max if info.higher_is_better else min
@@ -228,6 +239,12 @@ def write_page(
     # Anchor, heading, class, and the tables: what comes after the data sets.
     after = (
         ("paper", "The paper's tables", "", layouts),
+        (
+            "searches",
+            "Searches",
+            "",
+            [table for search in folder.searches for table in search_tables(search)],
+        ),
         ("sizes", "Measured sizes", "", own_sizes(grouped)),
         ("warnings", "Results with warnings", "errors", [warnings_table(grouped)]),
         ("missing", "Missing runs", "errors", [missing_table(grouped)]),
@@ -238,7 +255,7 @@ def write_page(
     return environment.get_template("page.html.jinja").render(
         title=", ".join(dict.fromkeys(titles)),
         counts=counts,
-        best=best_table(parts),
+        best=best_table(parts, folder.searches),
         discrepancies=sum(
             len(run.discrepancies) for one in grouped.configurations for run in one.runs
         ),

@@ -14,6 +14,7 @@ from msea_lightning.reporting.results import results_csv
 from msea_lightning.reporting.tables import (
     Table,
     paper_layouts,
+    search_tables,
     significance_tables,
     warnings_table,
 )
@@ -50,6 +51,7 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
         *map(variants_table, parts),
         *layouts,
         *significance_tables(grouped.configurations),
+        *(table for search in folder.searches for table in search_tables(search)),
         warnings_table(grouped),
     ]
     shown = [table for table in shown if table.rows]
@@ -71,4 +73,10 @@ def write_report(runs: Path, out: Path | None = None) -> Report:
             f"the report cannot be written into {place}: {error}. Give another folder with out=."
         ) from error
     page, *results = (place / name for name in texts)
-    return Report(page, tuple(results), best_table(parts), tuple(map(short_table, parts)), counts)
+    return Report(
+        page,
+        tuple(results),
+        best_table(parts, folder.searches),
+        tuple(map(short_table, parts)),
+        counts,
+    )

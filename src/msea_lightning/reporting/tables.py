@@ -34,7 +34,9 @@ from msea_lightning.reporting.grouping import (
     by_kind,
     names_order,
     percent,
+    short_key,
 )
+from msea_lightning.reporting.searches import Search
 from msea_lightning.reporting.statistics import Summary
 from msea_lightning.runs.folder import Names
 
@@ -101,6 +103,30 @@ def make_table(
     state = entry.pop("state", None)
     classes = [] if state is None else [row[columns.index(state)] for row in rows]
     return Table(title=title, columns=columns, rows=rows, classes=classes, **entry)
+
+
+def search_tables(search: Search) -> list[Table]:
+    """The trials of a search, and why some of them failed."""
+    keys = sorted({key for trial in search.trials for key in trial.values})
+    info = search.metric
+    rows = []
+    for place, trial in enumerate(search.trials):
+        state = "failed" if trial.error else "begun" if trial.valid is None else "finished"
+        state = "best" if place == search.best else state
+        scores = (math.nan if score is None else score for score in (trial.valid, trial.test))
+        values = (trial.values.get(key, "") for key in keys)
+        rows.append((str(place + 1), state, *map(info.format, scores), *values))
+    headings = [f"{part} {info.title}" for part in ("Valid", "Test")]
+    table = make_table(
+        "search", rows, search.name, [*headings, *(short_key(key, keys) for key in keys)]
+    )
+    if search.next:
+        command = f"The options of the best trial with five seeds: {search.next}"
+        table = replace(table, note=f"{table.note} {command}")
+    failed = [
+        (str(place), trial.error) for place, trial in enumerate(search.trials, 1) if trial.error
+    ]
+    return [table, make_table("search_failed", failed, search.name)]
 
 
 def paper_text(names: Names, metric: str) -> str:

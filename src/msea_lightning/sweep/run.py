@@ -84,21 +84,11 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
     pending = [run for run in pending if run.fingerprint not in refused]
     for reason, number in Counter(refused.values()).items():
         _log.warning("%d of %d runs cannot start: %s", number, len(runs), reason)
-    while pending:
-        outcomes |= _launch(pending, start)
-        states = {run.fingerprint: outcomes[run.fingerprint].state for run in pending}
-        if State.interrupted in states.values():
-            raise KeyboardInterrupt
-        pending = [run for run in pending if states[run.fingerprint] is State.held]
-        if pending:
-            names = "; ".join(run.name for run in pending)
-            _log.info("waiting for %d runs that another process trains: %s", len(pending), names)
-        while pending and all(is_held(run.config) for run in pending):
-            time.sleep(_POLL)
+    outcomes |= train_all(pending, start)
     ended = [(run, outcomes.get(run.fingerprint)) for run in runs]
     failed = [(run, one) for run, one in ended if one and one.state is not State.finished]
     write_manifest(root, runs, {run.fingerprint: one.error for run, one in failed})
-    reported = _report(root, {run.config.dataset.name for run in runs})
+    reported = show_report(root, {run.config.dataset.name for run in runs})
     say(
         f"{len(runs) - len(failed)} of {len(runs)} runs are finished ({earlier} of them were "
         f"before); planned in {manifest}"
@@ -110,6 +100,31 @@ def run_sweep(jobs: Sequence[Job[TrainConfig]], start: Start[TrainConfig]) -> in
             "again, and leaves alone what is finished."
         )
     return 0 if reported and not failed else 1
+
+
+def train_all(runs: Sequence[PlannedRun], start: Start[TrainConfig]) -> dict[str, Outcome]:
+    """Trains runs through the launcher, those that other processes train included.
+
+    Returns:
+        How each ended, by its fingerprint.
+
+    Raises:
+        KeyboardInterrupt: one of them was interrupted.
+    """
+    outcomes: dict[str, Outcome] = {}
+    pending = list(runs)
+    while pending:
+        outcomes |= _launch(pending, start)
+        states = {run.fingerprint: outcomes[run.fingerprint].state for run in pending}
+        if State.interrupted in states.values():
+            raise KeyboardInterrupt
+        pending = [run for run in pending if states[run.fingerprint] is State.held]
+        if pending:
+            names = "; ".join(run.name for run in pending)
+            _log.info("waiting for %d runs that another process trains: %s", len(pending), names)
+        while pending and all(is_held(run.config) for run in pending):
+            time.sleep(_POLL)
+    return outcomes
 
 
 def _say_failures(failed: Sequence[tuple[PlannedRun, Outcome]]) -> None:
@@ -169,8 +184,11 @@ def _error_time(runs: Sequence[RunFolder]) -> tuple[Path, int] | None:
         return None
 
 
-def _report(root: Path, datasets: set[str]) -> bool:
-    """Writes the report of all runs, prints the means of these data sets, and says where it is."""
+def show_report(root: Path, datasets: set[str]) -> bool:
+    """Writes the report of all runs, prints the means of these data sets, and says where it is.
+
+    False where it could not be written, which is said.
+    """
     from rich.console import Console
 
     from msea_lightning.reporting.console import print_table
