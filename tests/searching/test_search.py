@@ -194,7 +194,11 @@ def test_a_search_of_which_all_trials_fail_fails(
     [
         (["-m", "seed=1,2"], 2, "-m: search starts many runs by itself"),
         (["ckpt=auto"], 2, "ckpt=auto: every trial is resumed where it was interrupted"),
-        (["trainer.devices=2"], 2, "several trials at a time: search.parallel"),
+        (
+            ["trainer.num_nodes=2"],
+            2,
+            "trainer.num_nodes=2: every trial has one device; several tri",
+        ),
         (["search.space.decode=1,2"], 2, "A list is written search.space.decode=[1,2]."),
         (["dataset=mosei"], 1, "dataset=mosei"),
     ],

@@ -94,14 +94,17 @@ class SearchConfig(TrainConfig):
     def check(self, where: str) -> None:
         """Refuses what makes no run to be compared, besides what all runs refuse."""
         super().check(where)
+        name = "devices" if self.trainer.devices > 1 else "num_nodes"
+        spread = f"trainer.{name}={getattr(self.trainer, name)}"
         refused = {
             f"ckpt={self.ckpt}: every trial is resumed where it was interrupted, by itself": (
                 self.ckpt is not None
             ),
             "size_only=true trains nothing": self.size_only,
             "trainer.fast_dev_run=true keeps nothing": self.trainer.fast_dev_run,
-            f"trainer.devices={self.trainer.devices}: every trial has one device; several trials "
-            "at a time: search.parallel": self.trainer.devices > 1,
+            f"{spread}: every trial has one device; several trials at a time: search.parallel": (
+                self.trainer.ranks > 1
+            ),
         }
         for what, holds in refused.items():
             if holds:
