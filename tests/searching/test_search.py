@@ -186,6 +186,9 @@ def test_a_search_of_which_all_trials_fail_fails(
     with FileLock(path, thread_local=False):
         assert search("search.trials=2", *ONLY_RATE) == 1
     assert "error: another process works on this search at the moment" in capsys.readouterr().err
+    path.with_name("study.db").write_text("no database")
+    assert search("search.trials=2", *ONLY_RATE) == 1
+    assert "study.db cannot be read ((sqlite3.DatabaseError) file is" in capsys.readouterr().err
     assert len(trainer.rates) == 1
 
 

@@ -22,6 +22,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from msea_lightning.config.errors import UserError, first_line
 from msea_lightning.searching.space import Dimension, Range
 
 _NAME = "search"
@@ -30,6 +31,10 @@ _NAME = "search"
 _DIGITS = 4
 """Significant digits of a number that is tried: more of them change nothing, and nobody reads
 them."""
+
+
+class StudyError(UserError):
+    """A file that holds no study."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ class Study:
         space: What is tried.
         higher_is_better: Direction of the validation metric.
         seed: Seed of what is tried.
+
+    Raises:
+        StudyError: the file is damaged, or of another version of Optuna.
     """
 
     def __init__(
@@ -77,13 +85,20 @@ class Study:
         directions = optuna.study.StudyDirection
         self._direction = directions.MAXIMIZE if higher_is_better else directions.MINIMIZE
         self._seed = seed
-        self._storage = optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
-        self._study = optuna.create_study(
-            storage=self._storage,
-            study_name=_NAME,
-            direction=self._direction,
-            load_if_exists=True,
-        )
+        try:
+            self._storage = optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=_NAME,
+                direction=self._direction,
+                load_if_exists=True,
+            )
+        except Exception as error:  # Optuna's own, or SQLAlchemy's
+            raise StudyError(
+                f"{path} cannot be read ({first_line(error)}): it is damaged, or was written by "
+                f"another version of Optuna than {optuna.__version__}. Delete it; the runs of its "
+                "trials stay, and are not trained again where the same options are tried."
+            ) from error
 
     def trials(self) -> list[Trial]:
         """All trials so far, by number."""
