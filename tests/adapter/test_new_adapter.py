@@ -81,7 +81,7 @@ def test_it_can_be_chosen_and_is_listed_with_its_ranges(
     }
     launch(lambda config: None, config_name="train", root=TrainConfig, arguments=["-h"])
     text = capsys.readouterr().out
-    assert "adapter    chfn, mag, mse, toy" in text
+    assert "adapter    chfn, mag, mse, none, toy" in text
     assert "toy: width of the MLP [int, at least 2]" in text
     assert "toy: of another type and range than MAG's [int, at least 1]" in text
 

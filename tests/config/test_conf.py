@@ -232,7 +232,8 @@ def test_the_command_line_wins_over_the_recipe() -> None:
 def test_an_adapter_has_its_own_options_alone(adapter: str, pair: tuple[str, str]) -> None:
     """Whatever recipes and backbones set for another one."""
     dataset, backbone = pair
-    config = train(f"dataset={dataset}", f"backbone={backbone}", f"adapter={adapter}")
+    untrained = ["training.schedule_epochs=0"] if adapter == "none" else []
+    config = train(f"dataset={dataset}", f"backbone={backbone}", f"adapter={adapter}", *untrained)
     assert type(config.adapter) is ADAPTERS.options(adapter)
     assert config.recipe == f"{dataset}_{backbone}"
 

@@ -59,7 +59,8 @@ def test_ablations_are_the_rows_of_the_paper() -> None:
 
 @pytest.mark.parametrize("name", ADAPTERS.names())
 def test_the_adapter_of_a_run_has_the_class_of_its_own_options(name: str) -> None:
-    config = compose("train", TrainConfig, [f"adapter={name}"])
+    untrained = ["training.schedule_epochs=0"] if name == "none" else []
+    config = compose("train", TrainConfig, [f"adapter={name}", *untrained])
     assert type(config.adapter) is ADAPTERS.options(name)
     again = to_typed(OmegaConf.structured(config), TrainConfig)
     assert again == config
@@ -76,7 +77,10 @@ def test_the_adapter_of_a_run_has_the_class_of_its_own_options(name: str) -> Non
         (["adapter=mag", "adapter.dropout=1"], r"adapter\.dropout=1\.0 is out of range: .*less th"),
         (["adapter=mag", "adapter.beta=null"], r"adapter\.beta=null: .* expected float, greater"),
         (["adapter.hidden=null"], r"adapter\.hidden=null: .* expected int, at least 1 \(mse: wid"),
-        (["adapter=foo"], r"adapter=foo: there is no such choice\..* adapter: chfn, mag, mse"),
+        (
+            ["adapter=foo"],
+            r"adapter=foo: there is no such choice\..* adapter: chfn, mag, mse, none",
+        ),
         (["adapter=chfn", "adapter.name=mse"], r"^adapter\.name=mse: .* write adapter=mse\.$"),
         (["ablation.name=no_text"], r"^ablation\.name=no_text: .* write ablation=no_text\.$"),
         (["adapter.typo=1"], r"there is no option adapter\.typo"),

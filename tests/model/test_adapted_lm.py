@@ -199,7 +199,6 @@ def test_what_the_tokenizer_decided_about_the_sign_is_kept_with_the_plugin(
         metrics=data.metrics,
         dataset="demo",
         labels=data.labels,
-        layout=[],
         pad_token=None,
         backbone={},
         test={},

@@ -27,7 +27,6 @@ def untrained(config: TrainConfig, backbone: FrozenBackbone) -> tuple[Plugin, Ut
         metrics=data.metrics,
         dataset=config.dataset.name,
         labels=data.labels,
-        layout=config.backbone.layout,
         pad_token=config.backbone.pad_token,
         backbone=backbone_facts(config.backbone, backbone),
         test={},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         use_text: False where the language model reads no text.
-        pseudo_tokens: Number N of pseudo tokens; 0 where the adapter changes the text instead.
+        changes_text: Whether the language model reads other embeddings of the text than its own.
+        pseudo_tokens: Number N of pseudo tokens; 0 where there are none.
         audio: Audio encoder; None where the adapter reads none.
         vision: Vision encoder; None where the adapter reads none.
 
@@ -40,6 +41,7 @@ class Adapter(nn.Module, ABC):
     """
 
     use_text: bool = True
+    changes_text: ClassVar[bool] = False
     pseudo_tokens: int = 0
     audio: nn.Module | None
     vision: nn.Module | None
@@ -91,7 +93,7 @@ class Adapter(nn.Module, ABC):
                 length is negative or beyond the frames that there are.
         """
         self._check_text(text, text_mask)
-        dtype = next(self.parameters()).dtype
+        dtype = next((weight.dtype for weight in self.parameters()), text.dtype)
         modalities = []
         for name, branch, frames, lengths in (
             ("audio", self.audio, audio, audio_lengths),
@@ -117,6 +119,9 @@ class Adapter(nn.Module, ABC):
         ``text`` is (B, T, D) of any dtype, ``mask`` (B, T) bool, True at real tokens; modalities
         are those that the adapter reads.
         """
+
+    def match_embeddings(self, norm: float) -> None:
+        """Tells an untrained adapter the mean norm of the language model's embeddings."""
 
     def options(self) -> dict[str, Any]:
         """The constructor arguments as plain values, fit for JSON."""
@@ -198,6 +203,8 @@ class TextAdapter(Adapter):
             ``use_audio`` and ``use_vision``, False where they are left out all the same.
         make_branch: Makes the part that reads a modality, from its number of features.
     """
+
+    changes_text = True
 
     def __init__(
         self, arguments: Mapping[str, Any], make_branch: Callable[[int], nn.Module]

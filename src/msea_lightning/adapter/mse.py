@@ -12,13 +12,16 @@ Shape suffixes:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from msea_lightning.adapter.contract import Adapter, AdapterError, Modality
 from msea_lightning.adapter.lstm import LastStateLSTM
+from msea_lightning.adapter.options import Normalization
 from msea_lightning.adapter.original import NOT_ORIGINAL, check_names, names_in, sizes
 
 _SCALES = (8, 32, 16)
@@ -90,6 +93,9 @@ class MSEAdapter(Adapter):
             vision are not read at all then, not even which utterances have them.
         text_guide: False sums the projected summaries without the Hadamard product ("w/o TGM").
         multi_scale: False passes the mixer's output straight to the projector ("w/o MSF").
+        normalization: See :class:`Normalization`. ``matched`` needs :meth:`match_embeddings`.
+        token_rank: Vectors R that the pseudo tokens are mixed of; the paper's is 1, with which all
+            of them are multiples of one vector, shifted.
 
     Raises:
         AdapterError: if a size is not positive, if a scale leaves no hidden unit, or if neither
@@ -113,10 +119,16 @@ class MSEAdapter(Adapter):
         random_summaries: bool = False,
         text_guide: bool = True,
         multi_scale: bool = True,
+        normalization: Normalization | str = Normalization.none,
+        token_rank: int = 1,
     ) -> None:
+        normalization = Normalization(normalization).value
         super().__init__(locals())
         self.use_text = use_text
         self.pseudo_tokens = pseudo_tokens
+        self.token_norm: Tensor | None
+        matched = normalization == Normalization.matched.value
+        self.register_buffer("token_norm", torch.ones(()) if matched else None)
 
         # The order of construction is the original's, so that one seed gives the same weights.
         self.audio: ModalityBranch | None = None
@@ -140,8 +152,13 @@ class MSEAdapter(Adapter):
         if multi_scale:
             self.scales = nn.ModuleList(_scale(text_dim, hidden, k) for k in scales)
             self.conv = nn.Conv2d(1, 1, kernel_size=(1, len(self.scales)))
-        self.proj_up = nn.Linear(hidden, text_dim)
-        self.proj_tokens = nn.Linear(1, pseudo_tokens)
+        self.proj_up = nn.Linear(hidden, token_rank * text_dim)
+        self.proj_tokens = nn.Linear(token_rank, pseudo_tokens)
+
+    def match_embeddings(self, norm: float) -> None:
+        """See the base class."""
+        if self.token_norm is not None:
+            self.token_norm.fill_(norm)
 
     def _adapt(
         self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
@@ -152,14 +169,19 @@ class MSEAdapter(Adapter):
         summaries = [branch(frames_BLF, lengths_B) for branch, frames_BLF, lengths_B in modalities]
         if self.text_proj is not None:
             text_BH = self.text_proj(masked_mean(text.to(weight.dtype), mask))
+            if self.token_norm is not None:
+                text_BH, *summaries = (_normalized(part) for part in (text_BH, *summaries))
             summaries = [summary_BH * text_BH for summary_BH in summaries]
         mixed_BH = sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
         if self.scales is not None and self.conv is not None:
             scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
             mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
-        up_BD = self.proj_up(mixed_BH)
-        pseudo_BDN = self.proj_tokens(up_BD[:, :, None])
-        return pseudo_BDN.transpose(1, 2), text if self.use_text else text[:, :0]
+        up_BRD = self.proj_up(mixed_BH).unflatten(1, (self.proj_tokens.in_features, -1))
+        pseudo_BND = self.proj_tokens(up_BRD.transpose(1, 2)).transpose(1, 2)
+        if self.token_norm is not None:
+            length = self.token_norm / math.sqrt(pseudo_BND.shape[2])
+            pseudo_BND = functional.rms_norm(pseudo_BND, pseudo_BND.shape[2:]) * length
+        return pseudo_BND, text if self.use_text else text[:, :0]
 
     @classmethod
     def from_original(cls, state_dict: Mapping[str, Tensor]) -> MSEAdapter:
@@ -194,6 +216,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     mask_BT1 = mask.to(torch.bool)[:, :, None]
     total_BD = values.masked_fill(~mask_BT1, 0.0).sum(dim=1)
     return total_BD / mask_BT1.sum(dim=1).clamp(min=1)
+
+
+def _normalized(values: Tensor) -> Tensor:
+    """(B, H) values with mean zero and variance one in each row; rows of zeros stay zero."""
+    return functional.layer_norm(values, values.shape[1:])
 
 
 def _scale(text_dim: int, hidden: int, divisor: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,16 @@ from typing import ClassVar
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
 from msea_lightning.config.registry import Choice, Registry
+
+
+class Normalization(enum.Enum):
+    """Whether the parts of an MSE-Adapter are brought to one scale; neither has parameters."""
+
+    none = "none"
+    """The paper's adapter."""
+    matched = "matched"
+    """Summaries and text are layer-normalised before their Hadamard product, and pseudo tokens have
+    the norm of the language model's embeddings."""
 
 
 @dataclass
@@ -39,6 +50,12 @@ class MSEOptions(AdapterOptions):
     pseudo_tokens: int = option(4, "number of pseudo tokens", low=1)
     hidden: int = option(256, "width of the text-guided mixer", low=1)
     scales: list[int] = option([8, 32, 16], "hidden sizes of the fusion are text width // scale")
+    normalization: Normalization = option(
+        Normalization.none, "scale of what the mixer multiplies and of the pseudo tokens"
+    )
+    token_rank: int = option(
+        1, "vectors that pseudo tokens are mixed of; with 1 they are multiples of one", low=1
+    )
 
     def check(self, where: str) -> None:
         """Refuses scales that are none."""
@@ -69,6 +86,14 @@ class CHFNOptions(AdapterOptions):
     """
 
 
+@ADAPTERS.register("none", "msea_lightning.adapter.absent.NoAdapter", title="no adapter")
+@dataclass
+class NoAdapterOptions(AdapterOptions):
+    """The language model alone, which reads the text and nothing else."""
+
+    ablations = ()
+
+
 @dataclass
 class AblationConfig:
     """What is left out of an adapter (Table 4); of MAG and CHFN, audio or vision alone."""
@@ -95,11 +120,16 @@ class AblationConfig:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name not in ("name", *adapter.ablations) and value != item.default:
+                parts = " and ".join(adapter.ablations)
+                remedy = (
+                    f"it has {parts}. Choose {where}=none, no_audio or no_vision."
+                    if parts
+                    else f"Choose {where}=none."
+                )
                 raise ConfigError(
                     f"{where}.{item.name}={str(value).lower()} ({where}={self.name}): "
-                    f"{ADAPTERS.title(adapter.name)} has nothing of that kind to leave out; it has "
-                    f"{' and '.join(adapter.ablations)}. Choose {where}=none, no_audio or "
-                    "no_vision."
+                    f"{ADAPTERS.title(adapter.name)} has nothing of that kind to leave out; "
+                    f"{remedy}"
                 )
 
     def arguments(self, adapter: AdapterOptions) -> dict[str, bool]:

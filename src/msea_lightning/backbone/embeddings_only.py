@@ -44,7 +44,7 @@ class EmbeddingsOnly(FrozenBackbone):
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint_activations = False
-        self.caches_prefix = False
+        self.caches_prefix = self.caches_rows = False
         self.last_modules = ()
         self.pad_id = padding_id(tokenizer, pad_token)
         self.revision = hub_commit(model.name_or_path)

@@ -19,14 +19,18 @@ from msea_lightning.backbone.fingerprint import fingerprint
 from msea_lightning.backbone.loading.hub import hub_commit
 from msea_lightning.backbone.self_check import self_check
 from msea_lightning.backbone.speed.last_layer import at_last_positions
-from msea_lightning.backbone.speed.prefix_cache import PrefixCache
+from msea_lightning.backbone.speed.prefix_cache import PrefixCache, Recorder
+from msea_lightning.backbone.speed.read_once import ReadOnce, joined, padded_rows
 from msea_lightning.backbone.speed.views import checkpointed, replaced, with_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.cache_utils import Cache
 
 _LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time when scoring answers (64 MiB in float32)."""
+
+_SAMPLED_TOKENS = 4096
 
 _PAIRWISE_ATTENTION = frozenset({"sdpa", "eager"})
 """Attention implementations that take a mask between every two positions."""
@@ -61,6 +65,8 @@ class FrozenBackbone:
         body: The language model without its head, or a view of it.
         checkpoint_activations: Whether layers recompute their activations.
         caches_prefix: Whether the model can continue from a cached prefix (``self_check.py``).
+        caches_rows: Whether it can continue from a prefix of each sequence (``self_check.py``).
+        read_once: Keeps what was read of each sequence; None computes it again for every batch.
         last_modules: Names of the modules of the last layer that can be computed at the last
             positions only (``self_check.py``).
 
@@ -69,6 +75,8 @@ class FrozenBackbone:
     """
 
     caches_prefix: bool
+    caches_rows: bool
+    read_once: ReadOnce | None = None
     last_modules: tuple[str, ...]
 
     def __init__(
@@ -135,6 +143,14 @@ class FrozenBackbone:
         return self._embedding.weight.dtype
 
     @property
+    def embedding_norm(self) -> float:
+        """Mean norm of the embeddings of a few thousand tokens of the vocabulary."""
+        step = max(1, self.vocabulary // _SAMPLED_TOKENS)
+        ids = torch.arange(0, self.vocabulary, step, device=self.device)
+        with torch.no_grad():
+            return float(self.embed(ids[None]).float().norm(dim=-1).mean())
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model reads as it was made to; None where it does not say.
 
@@ -181,6 +197,41 @@ class FrozenBackbone:
             self._prefixes.setdefault(key, PrefixCache.compute(self.body, embedded))
         return self._prefixes[key]
 
+    def read(self, shared: Sequence[int], rows: Sequence[Sequence[int]]) -> PrefixCache | None:
+        """The KV cache of the beginnings of B sequences, computed without gradient.
+
+        Args:
+            shared: Token ids that all of them begin with.
+            rows: Token ids of each, ``shared`` included.
+
+        Returns:
+            A prefix of O tokens, the longest of ``rows``, padded on the left after ``shared``. None
+            where there are no tokens, or the model has to compute them with every sequence.
+        """
+        prefix = self.cached_prefix(shared)
+        rests = [row[len(shared) :] for row in rows]
+        if not any(rests) or not self.caches_rows:
+            return prefix
+        if self.read_once is not None:
+            layers = self.read_once.layers(rests, lambda row: self.recorded(prefix, [row]))
+        else:
+            layers = self.recorded(prefix, rests)
+        return joined(prefix, layers, padded_rows(rests, self.pad_id)[1].to(self.device))
+
+    @torch.no_grad()
+    def recorded(
+        self, prefix: PrefixCache | None, rows: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values of B rows of tokens after a prefix, (B, heads, R, d)."""
+        ids, mask = (part.to(self.device) for part in padded_rows(rows, self.pad_id))
+        before = 0 if prefix is None else prefix.tokens
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0) + before
+        layers = self.model.config.get_text_config().num_hidden_layers
+        recorder = Recorder(prefix, layers)
+        with torch.inference_mode(mode=False):  # else they would serve no training
+            self._run(self.embed(ids), mask, positions, prefix, recorder, last=1)
+        return recorder.recorded
+
     def hidden(
         self,
         inputs_embeds: Tensor,
@@ -207,6 +258,19 @@ class FrozenBackbone:
         Raises:
             BackboneError: if causal sequences are longer than the model was made for.
         """
+        return self._run(inputs_embeds, mask, positions, prefix, prefix, last=last)
+
+    def _run(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        prefix: PrefixCache | None,
+        cache: Cache | None,
+        *,
+        last: int | None,
+    ) -> Tensor:
+        """See :meth:`hidden`; the layers read and write the cache, which stands for the prefix."""
         extra: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         pairwise = mask.dim() == 3
         if not pairwise:
@@ -215,25 +279,42 @@ class FrozenBackbone:
                 # transformers computes the same, but waits for the device to look at the mask.
                 mask, pairwise = _causal(mask), True
         if prefix is not None:
-            mask = functional.pad(mask, (prefix.tokens, 0), value=True)
-            extra["past_key_values"] = prefix
+            mask = prefix.seen_by(mask)
+        if cache is not None:
+            extra["past_key_values"] = cache
         body = self._bodies[pairwise, torch.is_grad_enabled()]
         if last is not None and self.last_modules:
             body = at_last_positions(body, self.last_modules, last)
         output = body(
             inputs_embeds=inputs_embeds,
             attention_mask=_additive(mask, inputs_embeds.dtype) if pairwise else mask.long(),
-            use_cache=prefix is not None,
+            use_cache=cache is not None,
             **extra,
         )
         states: Tensor = output.last_hidden_state
         return states
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., d) final hidden states to (..., V) logits of the next token, in float32."""
+    def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of the next token, in float32.
+
+        Args:
+            hidden: (..., d) final hidden states.
+            tokens: (C,) the token ids whose logits are wanted; all V where not given.
+
+        Returns:
+            (..., V), or (..., C).
+        """
         # A slice of three axes would be multiplied by a copy of the head for every utterance.
         rows = hidden.reshape(-1, hidden.shape[-1])
-        scores: Tensor = self.model.get_output_embeddings()(rows).view(*hidden.shape[:-1], -1)
+        head = self.model.get_output_embeddings()
+        scores: Tensor
+        if tokens is not None and type(head) is nn.Linear:
+            bias = None if head.bias is None else head.bias[tokens]
+            scores = functional.linear(rows, head.weight[tokens], bias)
+        else:
+            scores = head(rows)
+            scores = scores if tokens is None else scores[:, tokens]
+        scores = scores.view(*hidden.shape[:-1], -1)
         config = self.model.config.get_text_config()
         if (scale := getattr(config, "logit_scale", None)) is not None:
             scores = scores * scale

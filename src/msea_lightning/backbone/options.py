@@ -41,6 +41,26 @@ class Dtype(enum.Enum):
     float16 = "float16"
 
 
+class TextCache(enum.Enum):
+    """Where keys and values of texts that are read once are kept (``prompt.order``)."""
+
+    none = "none"
+    """Nowhere: they are computed for every batch, without gradient."""
+    memory = "memory"
+    disk = "disk"
+    """In the folder of stores, for later runs as well."""
+
+
+class CacheDtype(enum.Enum):
+    """In which type keys and values of texts are kept."""
+
+    exact = "exact"
+    """As the language model computes them: changes no result."""
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    """With a scale for each head of each token."""
+
+
 class Weights(enum.Enum):
     """Where the backbone's weights come from."""
 
@@ -78,6 +98,13 @@ class BackboneConfig:
         called=("trainer.precision", "precision"),
     )
     attention: Attention = option(Attention.auto, "implementation of the attention")
+    cache: TextCache = option(
+        TextCache.memory, "where texts that stand before the pseudo tokens are kept once read"
+    )
+    cache_dtype: CacheDtype = option(CacheDtype.exact, "type in which they are kept")
+    cache_limit: float = option(
+        8.0, "GiB that they may take; where they do not fit, they are read for every batch", above=0
+    )
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
     compile: bool = option(
         False, "compile its layers: each step is faster, the first ones take a minute longer"
@@ -126,6 +153,11 @@ class BackboneConfig:
                 )
         if self.hidden_size is not None and self.hidden_size % 16:
             raise ConfigError(f"{where}.hidden_size={self.hidden_size} is no multiple of 16.")
+        if self.cache is TextCache.none and self.cache_dtype is not CacheDtype.exact:
+            raise ConfigError(
+                f"{where}.cache_dtype={self.cache_dtype.value} has no effect with {where}.cache="
+                "none: leave one of them out."
+            )
         for index, segment in enumerate(self.layout):
             segment.check(f"{where}.layout[{index}]")
         kinds = [segment.kind for segment in self.layout]

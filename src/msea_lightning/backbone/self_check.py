@@ -26,9 +26,10 @@ _TOKENS, _PREFIX = 5, 2
 
 
 def self_check(backbone: FrozenBackbone) -> None:
-    """Refuses a model that cannot be a backbone; sets its ``caches_prefix`` and ``last_modules``.
+    """Refuses a model that cannot be a backbone, and finds out what it can do faster.
 
-    A model that can do neither gives the same results, only slower; the log says so.
+    It sets ``caches_prefix``, ``caches_rows`` and ``last_modules``. A model that can do none of
+    that gives the same results, only slower; the log says so.
     """
     try:
         with torch.no_grad():
@@ -98,6 +99,19 @@ def _check(backbone: FrozenBackbone) -> None:
     backbone.caches_prefix = may_cache and count > _PREFIX
     backbone.caches_prefix = backbone.caches_prefix and _holds(prefix_is_right)
 
+    def rows_are_right() -> bool:
+        prefix = backbone.read([0], [[0, 1, 2], [0, 1]])
+        after = torch.stack([embedded[0, 3:5], embedded[0, 2:4]])
+        at = torch.stack([positions[0, 3:5], positions[0, 2:4]])
+        states = backbone.hidden(after, everything[:, :2].expand(2, -1), at, prefix)
+        wanted = torch.stack([expected[0, 3:5], expected[0, 2:4]])
+        worst = (backbone.logits(states) - wanted).abs().max()
+        return worst.is_meta or float(worst / scale) < tolerance
+
+    backbone.last_modules = ()  # none is known yet
+    backbone.caches_rows = backbone.caches_prefix and count == _TOKENS
+    backbone.caches_rows = backbone.caches_rows and _holds(rows_are_right)
+
     def last_is_right() -> bool:
         states = backbone.hidden(embedded, everything, positions, last=1)
         return difference(states, count - 1) < tolerance
@@ -109,6 +123,9 @@ def _check(backbone: FrozenBackbone) -> None:
             break
     slower = {
         "cache the prefix that all sequences share": may_cache and not backbone.caches_prefix,
+        "continue from a text that was read before": (
+            backbone.caches_prefix and not backbone.caches_rows
+        ),
         "compute its last layer at the read positions only": not backbone.last_modules,
     }
     for what, cannot in slower.items():

@@ -12,6 +12,7 @@ from msea_lightning.adapter.options import (
     AblationConfig,
     AdapterOptions,
     MSEOptions,
+    NoAdapterOptions,
 )
 from msea_lightning.backbone.options import Accelerator, BackboneConfig, Weights
 from msea_lightning.benchmark.options import BenchOptions
@@ -27,8 +28,16 @@ from msea_lightning.features.options import (
     LogMelOptions,
     VisionOptions,
 )
-from msea_lightning.language.options import Decode, PromptConfig, TextConfig
-from msea_lightning.model.options import MODELS, AdaptedLMOptions, ModelOptions
+from msea_lightning.language.options import Decode, Loss, PromptConfig, TextConfig
+from msea_lightning.model.options import (
+    MODELS,
+    READOUTS,
+    AdaptedLMOptions,
+    LinearReadoutOptions,
+    ModelOptions,
+    ReadoutOptions,
+    TokenReadoutOptions,
+)
 from msea_lightning.plugin.options import RecordedBackboneConfig
 from msea_lightning.reporting.options import LoggerConfig
 from msea_lightning.searching.options import SearchOptions
@@ -44,6 +53,9 @@ class RunConfig:
     backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
     adapter: AdapterOptions = option(MSEOptions, "trainable plugin", choices=ADAPTERS)
     ablation: AblationConfig = option(AblationConfig, "what is left out", presets=ABLATIONS)
+    readout: ReadoutOptions = option(
+        TokenReadoutOptions, "what gives the probabilities of answers", choices=READOUTS
+    )
     text: TextConfig = option(TextConfig, "treatment of the text")
     prompt: PromptConfig = option(PromptConfig, "task prompt")
     training: TrainingConfig = option(TrainingConfig, "optimisation")
@@ -53,8 +65,37 @@ class RunConfig:
     seed: int = option(1111, "seed of weights, batches and splits", low=0, high=2**32 - 1)
 
     def check(self, where: str) -> None:
-        """Refuses an ablation of what the adapter does not have."""
+        """Refuses an ablation of what the adapter does not have, and parts that do not fit."""
         self.ablation.check_adapter("ablation", self.adapter)
+        training, linear = self.training, isinstance(self.readout, LinearReadoutOptions)
+        wanting = {
+            "readout=linear": linear,
+            f"training.ordinal={training.ordinal}": training.ordinal > 0,
+            "prompt.calibrate=true": self.prompt.calibrate,
+        }
+        needing = [what for what, needs in wanting.items() if needs]
+        if needing and training.loss is not Loss.answers:
+            raise ConfigError(
+                f"{needing[0]} needs probabilities of the legal answers, but training.loss="
+                f"{training.loss.value}: set training.loss=answers."
+            )
+        if linear and self.prompt.calibrate:
+            raise ConfigError(
+                "prompt.calibrate=true has no effect with readout=linear, whose layer is trained: "
+                "leave it out."
+            )
+        untrained = training.schedule_epochs == 0
+        if linear and untrained:
+            raise ConfigError(
+                "training.schedule_epochs=0 trains nothing, and readout=linear means nothing "
+                "untrained: leave one of them out."
+            )
+        if isinstance(self.adapter, NoAdapterOptions) and not linear and not untrained:
+            raise ConfigError(
+                "adapter=none with readout=tokens has nothing to train: set "
+                "training.schedule_epochs=0 for the zero-shot answers of the language model, or "
+                "readout=linear."
+            )
 
 
 @dataclass

@@ -378,5 +378,6 @@ def run_prompt(
         config.adapter,
         config.text,
         config.prompt,
+        readout=config.readout,
         pad_id=pad_id,
     )

@@ -36,6 +36,9 @@ class AnswerTree:
         depths: (M,) distance from the prompt's last token, 1 for its direct followers.
         attends: (M, M) bool, whether node i attends to node j (its ancestors and itself).
         values: (A,) float64, what each answer means: the intensity or the class number.
+        legal: (C,) the token ids that occur in answers, ascending.
+        slots: (A, L) place of each token of each answer among ``legal``; -1 beyond an answer's end.
+        follows: (1 + M, C) bool, which of the legal tokens may follow at each row.
     """
 
     def __init__(
@@ -66,17 +69,32 @@ class AnswerTree:
             for end in range(1, len(prefix) + 1):
                 self.attends[node, nodes[prefix[:end]]] = True
         self.values = torch.tensor(space.values, dtype=torch.float64)
+        self.legal = torch.unique(self.answer_ids[self.answer_ids >= 0])
+        self.slots = torch.searchsorted(self.legal, self.answer_ids).masked_fill(
+            self.answer_ids < 0, -1
+        )
+        self.follows = torch.zeros(1 + len(nodes), len(self.legal), dtype=torch.bool)
+        real = self.slots >= 0
+        self.follows[self.predictors[real], self.slots[real]] = True
+        self._order = {answer: number for number, answer in enumerate(space.answers)}
         self._moved: dict[torch.device, AnswerTree] = {}
 
     def ids(self, label: float | str) -> list[int]:
         """Token ids of the answer that training teaches for a label."""
         return self._written[self.space.text(label)]
 
+    def number(self, label: float | str) -> int:
+        """Which answer training teaches for a label, 0 to A - 1."""
+        return self._order[self.space.text(label)]
+
     def to(self, device: torch.device) -> AnswerTree:
         """The tree with its tensors on a device; moved there once."""
         if device not in self._moved:
             moved = self._moved[device] = copy(self)
-            for name in ("answer_ids", "predictors", "tokens", "depths", "attends", "values"):
+            for name in (
+                *("answer_ids", "predictors", "tokens", "depths", "attends", "values"),
+                *("legal", "slots", "follows"),
+            ):
                 setattr(moved, name, getattr(self, name).to(device))
         return self._moved[device]
 
@@ -132,6 +150,21 @@ def check_rule(space: LabelSpace, how: Decode) -> None:
         raise LabelSpaceError(
             f"decode={how.value} needs intensities; emotions have no order. Use decode=greedy."
         )
+
+
+def stepwise_logp(tree: AnswerTree, scores: Tensor) -> Tensor:
+    """Log probability of every token of every answer among those that may stand in its place.
+
+    Args:
+        tree: The legal answers.
+        scores: (B, 1 + M, C) logits, or log probabilities, of the legal tokens at each row.
+
+    Returns:
+        (B, A, L); anything beyond an answer's end.
+    """
+    on_device = tree.to(scores.device)
+    logp = scores.float().masked_fill(~on_device.follows, -torch.inf).log_softmax(-1)
+    return logp[:, on_device.predictors.clamp(min=0), on_device.slots.clamp(min=0)]
 
 
 def decode(tree: AnswerTree, token_logp: Tensor, how: Decode) -> Answers:

@@ -20,6 +20,26 @@ class SegmentKind(enum.Enum):
     prompt = "prompt"
 
 
+class Order(enum.Enum):
+    """Order of text, task prompt and pseudo tokens in the sequence."""
+
+    pseudo_first = "pseudo_first"
+    """The paper's: the layout of the backbone as it is."""
+    text_first = "text_first"
+    """Text, task prompt, pseudo tokens: what stands before the pseudo tokens is read once."""
+    prompt_first = "prompt_first"
+    """Task prompt, text, pseudo tokens: likewise, and the prompt is read once for all texts."""
+
+
+class Loss(enum.Enum):
+    """What the probability of a label's tokens is normalised over."""
+
+    vocabulary = "vocabulary"
+    """All tokens of the language model (paper, Eq. 2)."""
+    answers = "answers"
+    """At each position the tokens that continue a legal answer: what decoding picks from."""
+
+
 class Decode(enum.Enum):
     """How an answer is picked from the legal ones."""
 
@@ -73,8 +93,13 @@ class TextConfig:
 
 @dataclass
 class PromptConfig:
-    """The task prompt."""
+    """The task prompt, and the order of what the language model reads."""
 
     task: str | None = option(
         None, "the prompt itself; made from the label space and language where not given"
+    )
+    order: Order = option(Order.pseudo_first, "order of text, task prompt and pseudo tokens")
+    calibrate: bool = option(
+        False,
+        "subtract the log probabilities that the prompt gives the answers without any utterance",
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.data.options import Language
-from msea_lightning.language.options import SegmentConfig, SegmentKind
+from msea_lightning.language.options import Order, SegmentConfig, SegmentKind
 from msea_lightning.language.wording import Wording
 
 if TYPE_CHECKING:
@@ -60,6 +60,21 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             return list(whole[:front])
     bos = tokenizer.bos_token_id
     return [] if bos is None else [int(bos)]
+
+
+def ordered(layout: Sequence[SegmentConfig], order: Order) -> list[SegmentConfig]:
+    """The segments of a layout in another order; see :class:`Order`."""
+    if order is Order.pseudo_first:
+        return list(layout)
+    last = [segment for segment in layout if segment.kind is SegmentKind.pseudo]
+    rest = [segment for segment in layout if segment.kind is not SegmentKind.pseudo]
+    if order is Order.prompt_first:
+        special = (SegmentKind.token, SegmentKind.bos)
+        begin = list(takewhile(lambda segment: segment.kind in special, rest))
+        task = [segment for segment in rest if segment.kind is SegmentKind.prompt]
+        others = [segment for segment in rest[len(begin) :] if segment not in task]
+        rest = [*begin, *task, *others]
+    return [*rest, *last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +130,7 @@ class Prompt:
     """Turns texts and labels into sequences of token ids.
 
     Attributes:
-        layout: Segments in order, the task prompt last.
+        layout: Segments in order; the label follows the last one.
         tokenizer: The backbone's tokenizer.
         language: Chooses the wrapping strings.
         task: The task prompt.
@@ -126,6 +141,7 @@ class Prompt:
             ``attend_padding`` the padding is masked and changes nothing but the shapes.
         attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
         wording: How texts are written before they are tokenised.
+        text_changes: Whether the adapter changes the embeddings of the text.
 
     Raises:
         PromptError: if a special token of the layout is unknown to the tokenizer, or a string
@@ -142,6 +158,7 @@ class Prompt:
     pad_to: int | None = None
     attend_padding: bool = False
     wording: Wording = field(default_factory=Wording)
+    text_changes: bool = False
 
     def __post_init__(self) -> None:
         self._segments = [self._ids_and_kind(segment) for segment in self.layout]
@@ -151,6 +168,37 @@ class Prompt:
         """Token ids that all sequences begin with, before pseudo tokens and text."""
         fixed = takewhile(lambda segment: segment[1] == _FIXED, self._segments)
         return [token for ids, _ in fixed for token in ids]
+
+    def leading(self, texts: Texts | None, count: int) -> list[list[int]]:
+        """Token ids of each of B sequences up to the first one that training may change.
+
+        That is the prefix, and where pseudo tokens come last, all before them. The last token of a
+        sequence is never among them, because its state is read.
+
+        Args:
+            texts: As in :meth:`assemble`.
+            count: B, the number of utterances.
+        """
+        constant = {_FIXED}
+        if not self.text_changes and self.pad_to is None:
+            constant.add(_TEXT)
+        segments = list(takewhile(lambda segment: segment[1] in constant, self._variable))
+        whole = len(segments) == len(self._variable)
+        rows = []
+        for row in range(count):
+            ids: list[int] = []
+            for segment, kind in segments:
+                if kind == _FIXED:
+                    ids += segment
+                elif texts is not None:
+                    ids += texts.ids[row][texts.mask[row]].tolist()
+            rows.append(ids[:-1] if whole else ids)
+        return rows
+
+    @property
+    def _variable(self) -> list[tuple[list[int], int]]:
+        """The segments without pseudo tokens that there are none of."""
+        return [part for part in self._segments if part[1] != _PSEUDO or self.pseudo_tokens]
 
     @property
     def longest(self) -> int:
@@ -205,7 +253,7 @@ class Prompt:
         count: int,
         labels: Sequence[Sequence[int]] | None = None,
         *,
-        after: int = 0,
+        after: int | Sequence[int] = 0,
     ) -> Sequences:
         """Lays out the sequences of a batch.
 
@@ -214,9 +262,10 @@ class Prompt:
             count: B, the number of utterances.
             labels: Token ids of the B labels, in training. The last token of each is only
                 predicted, never read.
-            after: So many tokens of the prefix are cached already and left out; positions
-                go on from there.
+            after: So many tokens of each sequence have been read already and are left out;
+                positions go on from there.
         """
+        read = [after] * count if isinstance(after, int) else list(after)
         rows: list[list[int]] = []
         kinds: list[list[int]] = []
         for row in range(count):
@@ -227,20 +276,20 @@ class Prompt:
                     ids += segment
                     kind += [segment_kind] * len(segment)
                 elif texts is not None:
-                    read = texts.mask[row] if self.pad_to is None else slice(None)
-                    ids += texts.ids[row][read].tolist()
-                    kind += [_TEXT if real else _PADDING for real in texts.mask[row][read].tolist()]
+                    kept = texts.mask[row] if self.pad_to is None else slice(None)
+                    ids += texts.ids[row][kept].tolist()
+                    kind += [_TEXT if real else _PADDING for real in texts.mask[row][kept].tolist()]
             if labels is not None:
                 ids += labels[row][:-1]
                 kind += [_FIXED] * (len(labels[row]) - 1)
-            rows.append(ids[after:])
-            kinds.append(kind[after:])
+            rows.append(ids[read[row] :])
+            kinds.append(kind[read[row] :])
         all_kinds = _pad_left(kinds, _PADDING)
         mask = all_kinds != _PADDING
         return Sequences(
             ids=_pad_left(rows, self.pad_id),
             mask=mask,
-            positions=(mask.long().cumsum(-1) - 1).clamp(min=0) + after,
+            positions=(mask.long().cumsum(-1) - 1).clamp(min=0) + torch.tensor(read)[:, None],
             pseudo=all_kinds == _PSEUDO,
             text=all_kinds == _TEXT,
             targets=None if labels is None else _pad_left(labels, -100),

@@ -19,9 +19,10 @@ from msea_lightning.adapter import Adapter, FeatureStandardizer
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import Answers, AnswerTree, decode
-from msea_lightning.language.options import Decode
+from msea_lightning.language.options import Decode, Loss
 from msea_lightning.language.prompt import Prompt, Sequences, Texts
 from msea_lightning.model.contract import Model, ModelError, Step
+from msea_lightning.model.readout import Readout, TokenReadout
 
 if TYPE_CHECKING:
     from msea_lightning.backbone.speed.prefix_cache import PrefixCache
@@ -60,6 +61,12 @@ class AdaptedLM(Model):
         prompt: Turns texts and labels into sequences.
         tree: Legal answers as the language model's tokenizer writes them.
         rule: How an answer is picked.
+        readout: Gives the probabilities of answers; the language model's own head with its whole
+            vocabulary where not given.
+        ordinal: Weight in the loss of the expected absolute error of the distribution over
+            intensities.
+        class_weights: (A,) what an utterance counts in the loss by its answer; none where not
+            given.
 
     Attributes:
         reads: Names of the features that adapters read.
@@ -79,6 +86,9 @@ class AdaptedLM(Model):
         prompt: Prompt,
         tree: AnswerTree,
         rule: Decode = Decode.greedy,
+        readout: Readout | None = None,
+        ordinal: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -88,6 +98,9 @@ class AdaptedLM(Model):
         self.tree = tree
         self.space = tree.space
         self.rule = rule
+        self.readout = readout or TokenReadout(backbone, tree)
+        self._ordinal = ordinal
+        self._class_weights = class_weights
         self._check_length()
 
     @property
@@ -102,24 +115,63 @@ class AdaptedLM(Model):
         return {name: int(dim) for name in self.reads if (dim := options.get(f"{name}_dim"))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group: the adapter."""
-        return [{"params": list(self.adapter.parameters())}]
+        """One group: the adapter and the readout."""
+        return [{"params": [*self.adapter.parameters(), *self.readout.parameters()]}]
 
     def move_frozen(self, device: torch.device) -> None:
         """Moves the language model."""
         self.backbone.to(device)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Lets other processes find the texts that were read so far."""
+        if self.backbone.read_once is not None:
+            self.backbone.read_once.publish()
+
     def step(self, batch: Batch) -> Step:
-        """See :meth:`loss`."""
-        return Step(*self.loss(batch))
+        """The loss of a batch (paper, Eq. 2), and what it consists of where it has two parts.
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the label tokens (paper, Eq. 2) and their number.
-
-        The former is a scalar that carries the gradient to the adapter.
+        With ``Loss.vocabulary`` it is the mean over label tokens, as in the paper; with
+        ``Loss.answers`` that over utterances.
         """
-        logits, targets = self.label_logits(batch)
-        return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+        if self._ordinal:
+            return self._ordinal_step(batch)
+        states, targets, rows = self._label_states(batch)
+        weights = self._utterance_weights(batch)
+        counts = torch.tensor([len(self.tree.ids(label)) for label in batch.targets])
+        if weights is not None:
+            weights = weights.repeat_interleave(counts.to(self.device))
+        loss_sum = self.readout.label_loss(states, targets, rows, weights)
+        by_token = self.readout.loss is Loss.vocabulary
+        return Step(loss_sum, len(targets) if by_token else len(batch))
+
+    def _ordinal_step(self, batch: Batch) -> Step:
+        """Cross-entropy of the answers and expected absolute error, of the whole distribution."""
+        inputs = self.answer_inputs(batch)
+        logp = self.readout.token_logp(self._answer_states(inputs))
+        tree = self.tree.to(self.device)
+        logp = logp.masked_fill(tree.answer_ids < 0, 0.0).sum(-1)
+        logp = logp.log_softmax(-1)
+        labels = batch.targets
+        answers = torch.tensor([self.tree.number(label) for label in labels]).to(self.device)
+        targets = torch.tensor([self.space.target(label) for label in labels]).to(self.device)
+        distance = (tree.values.float() - targets[:, None]).abs()
+        parts = {
+            "cross_entropy": -logp.gather(1, answers[:, None])[:, 0],
+            "expected_error": (logp.exp() * distance).sum(-1),
+        }
+        weights = self._utterance_weights(batch)
+        if weights is not None:
+            parts = {name: part * weights for name, part in parts.items()}
+        terms = {name: part.sum() for name, part in parts.items()}
+        loss_sum = terms["cross_entropy"] + self._ordinal * terms["expected_error"]
+        return Step(loss_sum, len(batch), terms)
+
+    def _utterance_weights(self, batch: Batch) -> Tensor | None:
+        """(B,) what each utterance counts in the loss."""
+        if self._class_weights is None:
+            return None
+        numbers = [self.tree.number(label) for label in batch.targets]
+        return self._class_weights[torch.tensor(numbers)].to(self.device)
 
     def predict(self, batch: Batch, rule: Decode | None = None) -> Answers:
         """Decoded answers of a batch, by the model's own rule where none is given."""
@@ -127,12 +179,22 @@ class AdaptedLM(Model):
 
     answers = predict
 
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Sum and count of :meth:`step`."""
+        step = self.step(batch)
+        return step.loss_sum, step.count
+
     def label_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits at the positions that predict label tokens, and nowhere else.
+        """The language model's logits at the positions that predict label tokens.
 
         Returns:
             (N, V) logits, and (N,) the token ids that they should predict; label after label.
         """
+        states, targets, _ = self._label_states(batch)
+        return self.backbone.logits(states), targets
+
+    def _label_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, d) states that predict label tokens, (N,) their ids, (N,) their rows in the tree."""
         labels = [self.tree.ids(label) for label in batch.targets]
         sequences, embedded, prefix = self._sequences(batch, labels)
         assert sequences.targets is not None
@@ -145,7 +207,9 @@ class AdaptedLM(Model):
         where = functional.pad(predicts, (hidden.shape[1] - last, 0))
         states = hidden.flatten(0, 1).index_select(0, self._positions(where))
         targets = sequences.targets[predicts].to(self.device, non_blocking=True)
-        return self.backbone.logits(states), targets
+        numbers = [self.tree.number(label) for label in batch.targets]
+        rows = self.tree.predictors[torch.tensor(numbers)]
+        return states, targets, rows[rows >= 0].to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def answer_logp(self, batch: Batch) -> Tensor:
@@ -154,17 +218,20 @@ class AdaptedLM(Model):
         The answer tree follows the prompt; each of its nodes attends to the prompt and to its own
         ancestors only.
         """
-        inputs = self.answer_inputs(batch)
+        return self.readout.token_logp(self._answer_states(self.answer_inputs(batch)))
+
+    def _answer_states(self, inputs: AnswerInputs) -> Tensor:
+        """(B, 1 + M, d) states of the prompt's last token and of the tree's nodes."""
         hidden = self.backbone.hidden(
             inputs.embedded, inputs.mask, inputs.positions, inputs.prefix, last=inputs.read
         )
-        return self.read_answers(hidden)
+        return hidden[:, -inputs.read :]
 
     def answer_inputs(self, batch: Batch, *, cached_prefix: bool = True) -> AnswerInputs:
         """What the language model reads in :meth:`answer_logp`.
 
-        With ``cached_prefix`` the sequences go on from the KV cache of their common prefix, where
-        the language model can.
+        With ``cached_prefix`` the sequences go on from the KV cache of what never changes in them,
+        where the language model can.
         """
         sequences, embedded, prefix = self._sequences(batch, cached_prefix=cached_prefix)
         mask, positions = sequences.mask, sequences.positions
@@ -190,8 +257,7 @@ class AdaptedLM(Model):
 
     def read_answers(self, hidden: Tensor) -> Tensor:
         """Log probability (B, A, L) of the answers' tokens, from hidden states (B, S + M, d)."""
-        read = hidden[:, -1 - len(self.tree) :]
-        return self.backbone.token_logp(read, self.tree.predictors, self.tree.answer_ids)
+        return self.readout.token_logp(hidden[:, -1 - len(self.tree) :])
 
     def _adapt(self, batch: Batch) -> tuple[Texts | None, Tensor | None, Tensor | None]:
         """Tokenised texts, pseudo tokens (B, n, d), and the text embeddings if they changed.
@@ -224,12 +290,20 @@ class AdaptedLM(Model):
         *,
         cached_prefix: bool = True,
     ) -> tuple[Sequences, Tensor, PrefixCache | None]:
-        """Sequences after the cached prefix, their embeddings (B, S, d), and the prefix."""
+        """Sequences after what was read before, their embeddings (B, S, d), and its KV cache."""
         texts, pseudo, text = self._adapt(batch)
-        prefix = self.backbone.cached_prefix(self.prompt.prefix_ids) if cached_prefix else None
-        after = prefix.tokens if prefix is not None else 0
+        prefix, after = self._read(texts, len(batch)) if cached_prefix else (None, [0] * len(batch))
         sequences = self.prompt.assemble(texts, len(batch), labels, after=after).to(self.device)
         return sequences, self._embed(sequences, pseudo, text), prefix
+
+    def _read(self, texts: Texts | None, count: int) -> tuple[PrefixCache | None, list[int]]:
+        """The KV cache of what never changes at the beginning of B sequences, and its tokens."""
+        shared = self.prompt.prefix_ids
+        if not self.backbone.caches_rows:
+            prefix = self.backbone.cached_prefix(shared)
+            return prefix, [0 if prefix is None else prefix.tokens] * count
+        rows = self.prompt.leading(texts, count)
+        return self.backbone.read(shared, rows), [len(row) for row in rows]
 
     def _embed(self, sequences: Sequences, pseudo: Tensor | None, text: Tensor | None) -> Tensor:
         """Embeddings (B, S, d) with what the adapter returned at its positions."""

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from msea_lightning.adapter import Adapter
+from msea_lightning.adapter import Adapter, FeatureStandardizer
+from msea_lightning.adapter.absent import NoAdapter
 from msea_lightning.adapter.options import ADAPTERS, AblationConfig, AdapterOptions
+from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import BackboneConfig
 from msea_lightning.data.options import DatasetConfig, LabelConfig
+from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace, generated_prompt
-from msea_lightning.language.options import PromptConfig, TextConfig
-from msea_lightning.language.prompt import Prompt, encode
+from msea_lightning.language.options import Loss, PromptConfig, TextConfig
+from msea_lightning.language.prompt import Prompt, encode, ordered
 from msea_lightning.language.wording import Wording
+from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.options import LinearReadoutOptions, ReadoutOptions
+from msea_lightning.model.readout import LinearReadout, Readout, TokenReadout, numbered_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,17 +40,19 @@ def build_prompt(
     text: TextConfig,
     prompt: PromptConfig,
     *,
+    readout: ReadoutOptions | None = None,
     pad_id: int = 0,
 ) -> tuple[Prompt, AnswerTree]:
     """The sequence layout and the legal answers, for which no language model is needed.
 
-    ``labels`` has nothing left to infer; where only lengths count, any ``pad_id`` will do.
+    ``labels`` has nothing left to infer; where only lengths count, any ``pad_id`` will do. The
+    language model itself writes the answers where no ``readout`` is given.
     """
     space = LabelSpace.from_config(
         labels, signed=backbone.signed_labels, encode=partial(encode, tokenizer)
     )
     made = Prompt(
-        backbone.layout,
+        ordered(backbone.layout, prompt.order),
         tokenizer,
         language=dataset.language,
         task=prompt.task or generated_prompt(space, dataset.language.value),
@@ -51,7 +62,10 @@ def build_prompt(
         pad_to=text.pad_to,
         attend_padding=text.attend_padding,
         wording=build_wording(dataset),
+        text_changes=ADAPTERS.load(adapter.name).changes_text,
     )
+    if isinstance(readout, LinearReadoutOptions):
+        return made, numbered_answers(space)
     return made, AnswerTree(space, made.encode, made.decode)
 
 
@@ -76,6 +90,62 @@ def build_adapter(
         **adapter.arguments(),
         **ablation.arguments(adapter),
     )
+
+
+def build_readout(
+    readout: ReadoutOptions,
+    loss: Loss,
+    backbone: FrozenBackbone,
+    tree: AnswerTree,
+    *,
+    prior: Tensor | None = None,
+) -> Readout:
+    """An untrained readout of a language model.
+
+    Args:
+        readout: Which one.
+        loss: What probabilities of tokens are normalised over.
+        backbone: The language model.
+        tree: The legal answers, as :func:`build_prompt` makes them for it.
+        prior: See :class:`TokenReadout`.
+    """
+    if isinstance(readout, LinearReadoutOptions):
+        return LinearReadout(backbone.width, tree)
+    return TokenReadout(backbone, tree, loss, prior)
+
+
+def answer_prior(backbone: FrozenBackbone, prompt: Prompt, tree: AnswerTree) -> Tensor:
+    """What the prompt makes of the answers by itself: without text and pseudo tokens.
+
+    Contextual calibration (Zhao et al. 2021, "Calibrate Before Use") subtracts it.
+
+    Returns:
+        (1 + M, C) log probabilities of the legal tokens at each row of the answer tree.
+    """
+    bare = replace(prompt, pseudo_tokens=0)
+    model = AdaptedLM(
+        backbone,
+        NoAdapter(backbone.width, None, None),
+        standardizer=FeatureStandardizer(None),
+        prompt=bare,
+        tree=tree,
+    )
+    nothing = Batch(
+        index=torch.zeros(1, dtype=torch.int64),
+        ids=[""],
+        texts=[""],
+        labels={},
+        features={},
+        groups=[None],
+        speakers=[None],
+        positions=torch.zeros(1, dtype=torch.int64),
+        tokens=[np.zeros(0, dtype=np.int32)],
+    )
+    token_logp = model.answer_logp(nothing)[0].cpu()
+    prior = torch.zeros(tree.follows.shape)
+    real = tree.slots >= 0
+    prior[tree.predictors[real], tree.slots[real]] = token_logp[real]
+    return prior
 
 
 def trainable(module: nn.Module) -> int:

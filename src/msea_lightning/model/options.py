@@ -20,3 +20,24 @@ MODELS: Registry[type[ModelOptions]] = Registry("model")
 @dataclass
 class AdaptedLMOptions(ModelOptions):
     """The frozen language model (``backbone``) with an adapter (``adapter``) in front."""
+
+
+@dataclass
+class ReadoutOptions(Choice):
+    """What all readouts have."""
+
+
+READOUTS: Registry[type[ReadoutOptions]] = Registry("readout")
+"""``readout.name`` to the readout's options; ``load`` gives its class."""
+
+
+@READOUTS.register("tokens", "msea_lightning.model.readout.TokenReadout", title="tokens")
+@dataclass
+class TokenReadoutOptions(ReadoutOptions):
+    """The language model writes the label, as in the paper."""
+
+
+@READOUTS.register("linear", "msea_lightning.model.readout.LinearReadout", title="linear readout")
+@dataclass
+class LinearReadoutOptions(ReadoutOptions):
+    """One trained linear layer on the last state, with an output for each legal answer."""

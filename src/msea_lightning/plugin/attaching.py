@@ -20,6 +20,9 @@ from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.language.wording import Wording
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.build import build_readout
+from msea_lightning.model.options import READOUTS, LinearReadoutOptions
+from msea_lightning.model.readout import numbered_answers
 from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ def attach(
     # Without memory: the weights are taken from the plugin.
     with torch.device("meta"):
         adapter = make(**facts.adapter)
+    readout_options = READOUTS.options(facts.readout)()
     prompt = Prompt(
         facts.prompt.layout,
         backbone.tokenizer,
@@ -65,18 +69,24 @@ def attach(
         pad_to=facts.prompt.pad_to,
         attend_padding=facts.prompt.attend_padding,
         wording=Wording(case=facts.prompt.text_case),
+        text_changes=adapter.changes_text,
     )
-    weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}}
+    linear = isinstance(readout_options, LinearReadoutOptions)
+    tree = numbered_answers(space) if linear else AnswerTree(space, prompt.encode, prompt.decode)
+    weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}, "readout": {}}
     for name, tensor in plugin.weights.items():
         part, _, rest = name.partition(".")
         weights.setdefault(part, {})[rest] = tensor
-    if unknown := weights.keys() - {"adapter", "standardizer"}:
+    if unknown := weights.keys() - {"adapter", "standardizer", "readout"}:
         raise PluginError(
             f"The plugin holds weights of {', '.join(sorted(unknown))}, which this release does "
             "not know: use the release that wrote it, or copy the plugin again."
         )
+    prior = weights["readout"].get("prior")
+    readout = build_readout(readout_options, facts.loss, backbone, tree, prior=prior)
     try:
         adapter.load_state_dict(weights["adapter"], assign=True)
+        readout.load_state_dict(weights["readout"], assign=True)
     except RuntimeError as error:
         raise PluginError(
             f"The plugin's weights do not fit its plugin.json: {' '.join(str(error).split())}"
@@ -86,8 +96,9 @@ def attach(
         adapter,
         standardizer=FeatureStandardizer.from_state_dict(weights["standardizer"]),
         prompt=prompt,
-        tree=AnswerTree(space, prompt.encode, prompt.decode),
+        tree=tree,
         rule=facts.decode,
+        readout=readout,
     )
     model.to(backbone.device)
     return model.eval()

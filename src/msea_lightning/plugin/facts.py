@@ -21,9 +21,10 @@ from msea_lightning.data.options import (
     Reader,
     TextCase,
 )
-from msea_lightning.language.options import Decode, SegmentConfig
+from msea_lightning.language.options import Decode, Loss, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.options import READOUTS
 
 WEIGHTS = "adapter.safetensors"
 FACTS = "plugin.json"
@@ -75,6 +76,8 @@ class PluginFacts:
         language: ISO 639 code of the data's language, which may not be that of the prompt; None
             where it is not known.
         license: Licence of the weights; None until someone gives them one.
+        readout: ``readout.name``; plugins from before there were several do not say it.
+        loss: What the probabilities of its answers are normalised over; likewise.
     """
 
     format: int
@@ -98,6 +101,8 @@ class PluginFacts:
     dataset_id: str | None = None
     language: str | None = None
     license: str | None = None
+    readout: str = "tokens"
+    loss: Loss = Loss.vocabulary
 
     def __post_init__(self) -> None:
         """Leaves out extractors of features that the training data did not have after all."""
@@ -183,7 +188,6 @@ def describe(
     metrics: MetricKind,
     dataset: str,
     labels: LabelConfig,
-    layout: list[SegmentConfig],
     pad_token: str | None,
     backbone: dict[str, Any],
     test: dict[str, Any],
@@ -204,7 +208,7 @@ def describe(
         metrics=metrics,
         decode=model.rule,
         prompt=PromptFacts(
-            layout=layout,
+            layout=list(model.prompt.layout),
             language=model.prompt.language,
             task=model.prompt.task,
             text_tokens=model.prompt.text_tokens,
@@ -224,4 +228,6 @@ def describe(
         seed=seed,
         dataset_id=dataset_id,
         language=language,
+        readout=READOUTS.name_of(model.readout),
+        loss=model.readout.loss,
     )

@@ -30,7 +30,7 @@ class Plugin(ModelHubMixin):
 
     Attributes:
         facts: What ``plugin.json`` says.
-        weights: Its tensors by name, ``adapter.*`` and ``standardizer.*``.
+        weights: Its tensors by name, ``adapter.*``, ``standardizer.*`` and ``readout.*``.
     """
 
     facts: PluginFacts

@@ -39,5 +39,5 @@ def plugin_weights(model: AdaptedLM) -> dict[str, Tensor]:
     return {
         name: tensor.detach().cpu()
         for name, tensor in model.state_dict().items()
-        if name.startswith(("adapter.", "standardizer."))
+        if name.startswith(("adapter.", "standardizer.", "readout."))
     }

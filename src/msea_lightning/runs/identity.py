@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from msea_lightning.adapter.options import AblationConfig, NoAdapterOptions
 from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import EmptyText
@@ -20,6 +21,7 @@ _NOT_COMPARED = {
     *("ckpt", "runs", "experiment", "logger", "trainer", "training.eval_batch_size"),
     *("dataset.cache", "dataset.download", "dataset.workers"),
     *("backbone.check_memory", "backbone.compile", "backbone.checkpoint_activations"),
+    *("backbone.cache", "backbone.cache_limit"),
 }
 """Options and sections that say where and how something runs, not what: they may differ between a
 run and its continuation, and a run of one experiment also serves another."""
@@ -103,6 +105,18 @@ def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{key}.")
         else:
             yield key, value
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The options with all that follows from others.
+
+    Places are those of :func:`with_absolute_places`. Where nothing is trained, the language model
+    answers alone: an adapter with random weights would only disturb it.
+    """
+    config = with_absolute_places(config)
+    if config.training.schedule_epochs > 0:
+        return config
+    return replace(config, adapter=NoAdapterOptions(), ablation=AblationConfig())
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:

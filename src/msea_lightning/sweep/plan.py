@@ -14,7 +14,7 @@ from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import config_text
-from msea_lightning.runs.identity import fingerprint, with_absolute_places
+from msea_lightning.runs.identity import fingerprint, settled
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def plan(jobs: Sequence[Job[TrainConfig]]) -> list[PlannedRun]:
             )
         if job.config.trainer.fast_dev_run:
             raise SweepError("trainer.fast_dev_run=true tries one run: leave -m out.")
-        config = with_absolute_places(job.config)
+        config = settled(job.config)
         name = " ".join(word for word in job.overrides if word not in common) or "of the defaults"
         run = PlannedRun(job, config, fingerprint(config), name)
         runs.setdefault(run.fingerprint, run)

@@ -33,7 +33,7 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.config.text import say
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder, runs_by_fingerprint, runs_of
-from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.identity import settled
 from msea_lightning.runs.lock import is_held
 from msea_lightning.runs.start import share_start
 from msea_lightning.sweep.devices import gpu_of_its_own
@@ -208,7 +208,7 @@ def show_report(root: Path, datasets: set[str]) -> bool:
 
 def train_in_process(config: DictConfig) -> Outcome:
     """Trains one run in a process of its own, unless it is finished; what launchers call."""
-    typed = with_absolute_places(to_typed(config, TrainConfig))
+    typed = settled(to_typed(config, TrainConfig))
     before = _found(typed)
     if before.state is not State.failed:
         return before

@@ -38,17 +38,25 @@ from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split, TextCase
 from msea_lightning.data.store import Store
 from msea_lightning.data.utterance import complete_labels
+from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.encoding import TextEncoder
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.build import build_adapter, build_prompt, build_wording
+from msea_lightning.model.build import (
+    answer_prior,
+    build_adapter,
+    build_prompt,
+    build_readout,
+    build_wording,
+)
 from msea_lightning.model.contract import DataFacts, Model, ModelError
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
-from msea_lightning.training.options import TrainerConfig
+from msea_lightning.training.options import ClassWeights, TrainerConfig
 from msea_lightning.training.ranks import is_first
+from msea_lightning.training.texts import keep_texts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -96,6 +104,8 @@ def make_ready(
         if language_model is None
         else build_adapted_lm(config, data, language_model)
     )
+    if isinstance(model, AdaptedLM):
+        keep_texts(config, model, data)
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
@@ -209,11 +219,20 @@ def build_adapted_lm(
         config.adapter,
         config.text,
         config.prompt,
+        readout=config.readout,
         pad_id=language_model.pad_id,
     )
     adapter = build_adapter(
         config.adapter, config.ablation, width=language_model.width, dims=data.dims
     )
+    adapter.match_embeddings(language_model.embedding_norm)
+    loss, space = config.training.loss, tree.space
+    prior = answer_prior(language_model, prompt, tree) if config.prompt.calibrate else None
+    if config.training.ordinal and not space.ordered:
+        raise ModelError(
+            f"training.ordinal={config.training.ordinal} needs intensities; the labels of "
+            f"{config.dataset.name} are emotions, which have no order. Leave it out."
+        )
     return AdaptedLM(
         language_model,
         adapter,
@@ -221,7 +240,29 @@ def build_adapted_lm(
         prompt=prompt,
         tree=tree,
         rule=config.decode,
+        readout=build_readout(config.readout, loss, language_model, tree, prior=prior),
+        ordinal=config.training.ordinal,
+        class_weights=_class_weights(config, data, tree),
     )
+
+
+def _class_weights(
+    config: RunConfig, data: UtteranceDataModule, tree: AnswerTree
+) -> torch.Tensor | None:
+    """(A,) what an utterance counts in the loss by its answer; one on average."""
+    how = config.training.class_weights
+    if how is ClassWeights.none:
+        return None
+    if tree.space.ordered:
+        raise ModelError(
+            f"training.class_weights={how.value} needs emotions; the labels of "
+            f"{config.dataset.name} are intensities. Leave it out."
+        )
+    numbers = torch.tensor([tree.number(label) for label in data.splits["train"].targets])
+    counts = torch.bincount(numbers, minlength=len(tree.answer_ids)).float()
+    present = int((counts > 0).sum())
+    # Of an emotion that training does not have no weight is ever read.
+    return len(numbers) / (present * counts.clamp(min=1))
 
 
 def load_config_backbone(

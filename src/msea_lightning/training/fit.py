@@ -33,7 +33,7 @@ from msea_lightning.plugin import save_plugin
 from msea_lightning.plugin.facts import backbone_facts, describe, language_of
 from msea_lightning.runs.files import write_atomically, write_json
 from msea_lightning.runs.folder import RunFolder
-from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.identity import settled
 from msea_lightning.runs.start import is_of_sweep, open_run
 from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
@@ -56,7 +56,7 @@ def fit(config: TrainConfig) -> RunFolder:
 
     With ``ckpt=auto`` a run that is finished stays as it is.
     """
-    config = with_absolute_places(config)
+    config = settled(config)
     with joined(config.trainer), _shared_run(config) as (run, finished):
         if finished:
             _log.info("finished earlier: %s", run.path)
@@ -75,7 +75,10 @@ def fit(config: TrainConfig) -> RunFolder:
             trainer = _trainer(config, run, ready, loggers, [*bars, *extra])
             if is_first():
                 run.begin()
-            resume, goes_on = agree(lambda: _resumption(config, run, trainer, selection))
+            if config.training.schedule_epochs:
+                resume, goes_on = agree(lambda: _resumption(config, run, trainer, selection))
+            else:
+                resume, goes_on = None, False
             if goes_on:
                 _train(config, run, ready, trainer, resume)
             ended = _finish(config, run, ready, trainer)
@@ -261,8 +264,11 @@ def _finish(
         run than the first.
     """
     module, data, estimate = ready.module, ready.data, ready.estimate
-    best = agree(lambda: torch.load(run.best, map_location="cpu", weights_only=True))
-    module.load_state_dict(best["state_dict"])
+    best_epoch = 0
+    if config.training.schedule_epochs:
+        best = agree(lambda: torch.load(run.best, map_location="cpu", weights_only=True))
+        module.load_state_dict(best["state_dict"])
+        best_epoch = best["epoch"]
     # What is evaluated now belongs to the best epoch, not to the last step of the curves.
     loggers, trainer.loggers = trainer.loggers, []
     results = {"test": evaluate_split(trainer, module, data, Split.test)}
@@ -286,7 +292,6 @@ def _finish(
             metrics=module.score.kind,
             dataset=config.dataset.name,
             labels=data.labels,
-            layout=config.backbone.layout,
             pad_token=config.backbone.pad_token,
             backbone=backbone_facts(config.backbone, adapted.backbone),
             test=results["test"],
@@ -311,7 +316,7 @@ def _finish(
             labels=data.labels,
             results=results,
             predictions=predictions,
-            best_epoch=best["epoch"],
+            best_epoch=best_epoch,
         )
     verdict = judge(
         predictions,
@@ -321,8 +326,8 @@ def _finish(
         labels=data.labels,
         kind=module.score.kind,
         language=config.dataset.language,
-        best_epoch=best["epoch"],
-        epochs=len(run.history.read_text(encoding="utf-8").splitlines()) - 1,
+        best_epoch=best_epoch,
+        epochs=_epochs_in(run),
     )
     said = absent_features(data.splits)  # before training
     for warning in verdict.warnings:
@@ -331,6 +336,13 @@ def _finish(
     # Last of all: a run that has it is left alone from now on.
     write_json(run.metrics, {**results, **verdict.facts()})
     return results, verdict
+
+
+def _epochs_in(run: RunFolder) -> int:
+    """Epochs that were trained; none of a zero-shot run."""
+    if not run.history.exists():
+        return 0
+    return len(run.history.read_text(encoding="utf-8").splitlines()) - 1
 
 
 @contextmanager

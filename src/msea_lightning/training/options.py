@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from msea_lightning.backbone.options import Accelerator
 from msea_lightning.config.options import option
+from msea_lightning.language.options import Loss
+
+
+class ClassWeights(enum.Enum):
+    """What an utterance counts in the loss by its emotion."""
+
+    none = "none"
+    """All count the same."""
+    balanced = "balanced"
+    """Inversely to how frequent its emotion is in the training part; one on average."""
 
 
 @dataclass
@@ -34,8 +45,8 @@ class TrainingConfig:
     warmup_fraction: float = option(0.1, "part of the schedule with a rising rate", low=0, below=1)
     schedule_epochs: int = option(
         30,
-        "length of the cosine schedule and most epochs of a run",
-        low=1,
+        "length of the cosine schedule and most epochs of a run; 0 trains nothing (zero-shot)",
+        low=0,
         called=("trainer.max_epochs", "trainer.max_steps", "training.max_epochs", "epochs"),
     )
     patience: int = option(
@@ -43,6 +54,17 @@ class TrainingConfig:
         "epochs without a better validation metric before a stop",
         low=1,
         called=("early_stopping.patience", "trainer.patience"),
+    )
+    loss: Loss = option(
+        Loss.vocabulary, "what the probability of a label is normalised over", called=("loss",)
+    )
+    ordinal: float = option(
+        0.0,
+        "weight in the loss of the expected absolute error over intensities; needs loss=answers",
+        low=0,
+    )
+    class_weights: ClassWeights = option(
+        ClassWeights.none, "what an utterance counts in the loss by its emotion"
     )
     gradient_clip: float | None = option(
         None,

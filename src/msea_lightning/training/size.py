@@ -15,7 +15,7 @@ from msea_lightning.model.build import trainable
 from msea_lightning.model.options import MODELS
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder
-from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.identity import settled
 from msea_lightning.runs.start import open_run
 from msea_lightning.training.build import (
     build_data,
@@ -35,7 +35,7 @@ def measure_size(config: TrainConfig) -> RunFolder:
     machine or not, so that the numbers are the same everywhere. Of any other pair the files are
     read. Of a model without a language model only the trainable parameters are counted.
     """
-    config = with_absolute_places(config)
+    config = settled(config)
     with open_run(config) as run:
         if run.finished:
             _log.info("finished earlier: %s", run.path)

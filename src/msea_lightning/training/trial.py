@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.runs.identity import with_absolute_places
+from msea_lightning.runs.identity import settled
 from msea_lightning.training.extras import make_loggers
 from msea_lightning.training.fit import fit
 
@@ -39,11 +39,13 @@ def try_out(config: TrainConfig) -> None:
         silent = {name: {"_target_": _SILENT} for name in names}
         fit(
             replace(
-                with_absolute_places(config),
+                settled(config),
                 runs=folder,
                 trainer=replace(config.trainer, fast_dev_run=True),
                 logger=replace(config.logger, wandb=False, loggers=silent),
-                training=replace(config.training, schedule_epochs=1),
+                training=replace(
+                    config.training, schedule_epochs=min(1, config.training.schedule_epochs)
+                ),
             )
         )
     _log.info("everything works; numbers of one batch say nothing, and nothing was kept")

@@ -1,0 +1,382 @@
+"""Texts that are read once: keys and values of the tokens before the pseudo tokens are kept.
+
+They never change, so that an epoch can take them from memory or disk instead of computing them
+again. Each text is read by itself, so that what is kept of it depends on no other: a run that is
+resumed, or finds the texts of an earlier run on the disk, computes the same to the bit.
+
+On disk the cache of one language model is a folder of segments::
+
+    <name>.bin     what is kept of each text, one after the other
+    <name>.json    format version, and of each text its key, offset, bytes and CRC-32
+
+A segment counts once its ``.json`` is there. It is a cache: what is damaged is said and computed
+again.
+
+Shape legend: B texts, R tokens of the longest one, F values of a token: its keys and values in all
+heads of all layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import time
+import uuid
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msea_lightning.backbone.options import CacheDtype
+from msea_lightning.backbone.speed.prefix_cache import KeysValues, PrefixCache
+
+FORMAT_VERSION = 1
+
+_ABANDONED = 24 * 3600
+"""Seconds after which a segment without an index was left by a process that was killed."""
+
+_log = logging.getLogger(__name__)
+
+
+class Layers(NamedTuple):
+    """How many keys and values a token has.
+
+    Attributes:
+        heads: Heads of each layer.
+        widths: Values of a head of each layer, of keys and of values.
+    """
+
+    heads: tuple[int, ...]
+    widths: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[KeysValues]) -> Layers:
+        """Of what a language model has computed."""
+        heads = tuple(keys.shape[1] for keys, _ in layers)
+        return cls(heads, tuple((keys.shape[3], values.shape[3]) for keys, values in layers))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Values of a token's keys and of its values, layer after layer."""
+        return [
+            heads * width
+            for heads, pair in zip(self.heads, self.widths, strict=True)
+            for width in pair
+        ]
+
+    @property
+    def values(self) -> int:
+        """F."""
+        return sum(self.sizes)
+
+    @property
+    def group(self) -> int:
+        """Values that share a scale in int8: a head's, where all heads are of one width."""
+        return math.gcd(*itertools.chain(*self.widths))
+
+    def bytes(self, tokens: int, how: CacheDtype, exact: torch.dtype) -> int:
+        """Bytes that so many tokens take."""
+        scales = 2 * self.values // self.group if how is CacheDtype.int8 else 0
+        return tokens * (self.values * stored_dtype(how, exact).itemsize + scales)
+
+
+def stored_dtype(how: CacheDtype, exact: torch.dtype) -> torch.dtype:
+    """The type that numbers are kept in."""
+    kept = {CacheDtype.bfloat16: torch.bfloat16, CacheDtype.int8: torch.int8}
+    return kept.get(how, exact)
+
+
+class Shelf(ABC):
+    """Where bytes are kept by key."""
+
+    @abstractmethod
+    def take(self, key: str) -> Tensor | None:
+        """(N,) uint8 of a key; None where there is nothing."""
+
+    @abstractmethod
+    def put(self, key: str, kept: Tensor) -> None:
+        """Keeps (N,) uint8; where another thread was faster, either stays."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Lets other processes find what was put, where they can."""
+
+
+class MemoryShelf(Shelf):
+    """In memory, as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, key: str) -> Tensor | None:
+        """See the base class."""
+        return self._kept.get(key)
+
+    def put(self, key: str, kept: Tensor) -> None:
+        """See the base class."""
+        self._kept[key] = kept
+
+    def publish(self) -> None:
+        """Nothing: no other process sees it."""
+
+
+class _Place(NamedTuple):
+    """Where on the disk something lies."""
+
+    file: int
+    offset: int
+    bytes: int
+    crc: int
+
+
+class DiskShelf(Shelf):
+    """In a folder, for this run and later ones.
+
+    Args:
+        folder: The folder of one language model, below one for all of them.
+        limit: Bytes that all of them may take together; the segments that were not used for the
+            longest time go first, those of this language model last.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._places: dict[str, _Place] = {}
+        self._checked: set[str] = set()
+        self._name = uuid.uuid4().hex
+        self._own: dict[str, _Place] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._make_room()
+        for index in sorted(folder.glob("*.json")):
+            self._open(index)
+
+    def take(self, key: str) -> Tensor | None:
+        """See the base class."""
+        place = self._places.get(key)
+        if place is None:
+            return None
+        buffer = bytearray(place.bytes)
+        read = os.preadv(place.file, [buffer], place.offset)
+        # Once is enough: what was right is read again from the same file.
+        if key not in self._checked and (read < place.bytes or zlib.crc32(buffer) != place.crc):
+            _log.warning("%s: a text is damaged and computed again", self._folder)
+            del self._places[key]
+            return None
+        self._checked.add(key)
+        return torch.frombuffer(buffer, dtype=torch.uint8)
+
+    def put(self, key: str, kept: Tensor) -> None:
+        """See the base class."""
+        data = memoryview(kept.numpy().tobytes())
+        file = self._segment
+        offset = os.lseek(file, 0, os.SEEK_END)
+        written = 0
+        while written < len(data):  # a write may stop short
+            written += os.write(file, data[written:])
+        self._own[key] = self._places[key] = _Place(file, offset, len(data), zlib.crc32(data))
+        self._checked.add(key)
+
+    def publish(self) -> None:
+        """See the base class."""
+        if not self._own:
+            return
+        texts = {key: [one.offset, one.bytes, one.crc] for key, one in self._own.items()}
+        index = self._folder / f"{self._name}.json"
+        partial = index.with_suffix(".partial")
+        text = json.dumps({"version": FORMAT_VERSION, "texts": texts})
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(index)
+
+    @property
+    def _segment(self) -> int:
+        """The file that this process writes."""
+        if self._own:
+            return next(iter(self._own.values())).file
+        return os.open(self._folder / f"{self._name}.bin", os.O_RDWR | os.O_CREAT, 0o644)
+
+    def _open(self, index: Path) -> None:
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+            if found["version"] != FORMAT_VERSION:
+                return
+            data = index.with_suffix(".bin")
+            file = os.open(data, os.O_RDONLY)
+            size = os.fstat(file).st_size
+            for key, (offset, count, crc) in found["texts"].items():
+                if 0 <= offset <= offset + count <= size:
+                    self._places[key] = _Place(file, offset, count, crc)
+            os.utime(index)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            _log.warning("%s is damaged (%s): its texts are computed again", index, error)
+
+    def _make_room(self) -> None:
+        """Removes what killed processes left, and segments until the limit is kept."""
+        segments = []
+        for data in self._folder.parent.glob("*/*.bin"):
+            index = data.with_suffix(".json")
+            try:
+                size, written = data.stat().st_size, data.stat().st_mtime
+                if index.exists():
+                    own = data.parent == self._folder
+                    segments.append((own, index.stat().st_mtime, size, data, index))
+                elif time.time() - written > _ABANDONED:
+                    data.unlink()
+            except FileNotFoundError:  # another process makes room too
+                continue
+        total = sum(size for _, _, size, _, _ in segments)
+        for own, _, size, data, index in sorted(segments):
+            if total <= self._limit:
+                break
+            # Whoever reads it has it open, and goes on reading.
+            index.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+            total -= size
+            _log.info("%s removed: backbone.cache_limit is reached%s", data, " again" * own)
+
+
+class ReadOnce:
+    """Keeps the keys and values of texts.
+
+    Args:
+        shelf: Where they are kept.
+        how: In which type.
+        exact: The language model's compute dtype.
+        device: Where the language model is.
+    """
+
+    def __init__(
+        self, shelf: Shelf, how: CacheDtype, exact: torch.dtype, device: torch.device
+    ) -> None:
+        self._shelf, self._how, self._exact, self._device = shelf, how, exact, device
+        self._layers: Layers | None = None
+
+    def layers(
+        self,
+        rows: Sequence[Sequence[int]],
+        compute: Callable[[Sequence[int]], Sequence[KeysValues]],
+    ) -> list[KeysValues]:
+        """Each layer's keys and values of B texts, (B, heads, R, d), padded on the left.
+
+        Args:
+            rows: Token ids of each text.
+            compute: Gives those of one text, (1, heads, R, d).
+        """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            kept = [self._text(row, compute) for row in rows if row]
+            layers = self._layers
+            assert layers is not None
+            longest = max(map(len, rows))
+            padded = torch.zeros(len(rows), longest, layers.values, dtype=self._exact)
+            places = [(padded[number], row) for number, row in enumerate(rows) if row]
+            for (place, row), found in zip(places, kept, strict=True):
+                place[longest - len(row) :] = self._restored(found, len(row), layers)
+            return _split(padded.to(self._device, non_blocking=True), layers)
+
+    def publish(self) -> None:
+        """Lets other processes find what was kept so far."""
+        self._shelf.publish()
+
+    def _text(
+        self,
+        row: Sequence[int],
+        compute: Callable[[Sequence[int]], Sequence[KeysValues]],
+    ) -> Tensor:
+        """What is kept of one text."""
+        key = text_key(row)
+        if self._layers is not None:
+            found = self._shelf.take(key)
+            size = self._layers.bytes(len(row), self._how, self._exact)
+            if found is not None and len(found) == size:
+                return found
+        computed = compute(row)
+        layers = self._layers = Layers.of(computed)
+        rows = [part[0].transpose(0, 1).flatten(1) for pair in computed for part in pair]
+        kept = self._stored(torch.cat(rows, dim=1).cpu(), layers)
+        self._shelf.put(key, kept)
+        return kept
+
+    def _stored(self, values: Tensor, layers: Layers) -> Tensor:
+        """(R, F) values as (N,) uint8."""
+        if self._how is not CacheDtype.int8:
+            kept = values.to(stored_dtype(self._how, self._exact)).contiguous()
+            return kept.view(torch.uint8).flatten()
+        groups = values.float().view(len(values), -1, layers.group)
+        scales = (groups.abs().amax(dim=2) / 127).clamp(min=1e-7).half()
+        whole = (groups / scales.float()[:, :, None]).round().clamp(-127, 127).to(torch.int8)
+        parts = (whole.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
+        return torch.cat(parts)
+
+    def _restored(self, kept: Tensor, tokens: int, layers: Layers) -> Tensor:
+        """(N,) uint8 as (R, F) values."""
+        if self._how is not CacheDtype.int8:
+            return kept.view(stored_dtype(self._how, self._exact)).view(tokens, layers.values)
+        count = tokens * layers.values
+        whole = kept[:count].view(torch.int8).view(tokens, -1, layers.group)
+        scales = kept[count:].view(torch.float16).view(tokens, -1, 1)
+        return (whole.float() * scales.float()).view(tokens, layers.values)
+
+
+def text_key(row: Sequence[int]) -> str:
+    """The key of a text's token ids."""
+    return hashlib.sha1(np.asarray(row, dtype="<i4").tobytes(), usedforsecurity=False).hexdigest()
+
+
+def model_key(facts: Mapping[str, object]) -> str:
+    """The key of a language model, and of all that its keys and values depend on."""
+    text = json.dumps({"version": FORMAT_VERSION, **facts}, sort_keys=True)
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def padded_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(B, R) token ids, padded on the left to the longest, and (B, R) bool, False at padding."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        if tokens:
+            ids[row, -len(tokens) :] = torch.tensor(tokens)
+            mask[row, -len(tokens) :] = True
+    return ids, mask
+
+
+def joined(prefix: PrefixCache | None, layers: Sequence[KeysValues], mask: Tensor) -> PrefixCache:
+    """A prefix that all sequences share and what follows it in each, as one prefix.
+
+    ``layers`` are (B, heads, R, d) each, ``mask`` is (B, R) bool.
+    """
+    if prefix is None:
+        return PrefixCache(layers, mask)
+    size = (len(mask), -1, -1, -1)
+    both = [
+        (
+            torch.cat([shared_keys.expand(size), keys], dim=-2),
+            torch.cat([shared_values.expand(size), values], dim=-2),
+        )
+        for (shared_keys, shared_values), (keys, values) in zip(
+            prefix.keys_values, layers, strict=True
+        )
+    ]
+    everything = mask.new_ones(len(mask), prefix.tokens)
+    return PrefixCache(both, torch.cat([everything, mask], dim=1))
+
+
+def _split(padded: Tensor, layers: Layers) -> list[KeysValues]:
+    """(B, R, F) values as each layer's keys and values, (B, heads, R, d)."""
+    parts = iter(torch.split(padded, layers.sizes, dim=2))
+
+    def by_head(heads: int, width: int) -> Tensor:
+        return next(parts).view(*padded.shape[:2], heads, width).transpose(1, 2)
+
+    return [
+        (by_head(heads, wide), by_head(heads, deep))
+        for heads, (wide, deep) in zip(layers.heads, layers.widths, strict=True)
+    ]
