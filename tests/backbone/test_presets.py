@@ -40,6 +40,7 @@ FRAMES = 6
 """Of a feature at most: what the adapter makes of them is not tested here."""
 PAPER = ("llama2", "qwen", "chatglm3")
 BETWEEN = {
+    "llama3.1-8b",
     *("qwen2.5-1.5b", "qwen2.5-3b", "qwen3-1.7b", "qwen3-4b", "llama3.2-3b", "smollm2-360m"),
 }
 """Neither the smallest nor the largest of their families, whose layers are of the same kinds."""

@@ -799,3 +799,20 @@ def test_a_broken_pytorch_is_a_finding(tmp_path: Path) -> None:
     assert "waits for torch" in done.stdout
     assert "configurations: not checked (" in done.stdout
     assert "Correct the packages above" in done.stdout
+
+
+def test_the_largest_language_model_is_laid_out(findings: Findings) -> None:
+    largest = findings.largest
+    assert largest is not None
+    assert largest.parameters == 70_553_706_496
+    assert largest.stored["bfloat16"] == 2 * largest.parameters
+    text = " ".join(printed(findings).split())
+    assert (
+        "llama3.1-70b, 70,553,706,496 parameters: 131.4 GiB in bfloat16, 67.7 GiB in int8" in text
+    )
+    assert largest.places or largest.flaw
+    small = replace(largest, places={}, flaw="No layer has room")
+    assert "backbone.dtype=bfloat16: No layer has room" in printed(replace(findings, largest=small))
+    beside = replace(largest, places={"cuda:0": 30 * 2**30, "disk": 101 * 2**30}, visiting=2**31)
+    shown = printed(replace(findings, largest=beside))
+    assert "30.0 GiB on cuda:0, 101.0 GiB on disk; layers that lie elsewhere" in shown

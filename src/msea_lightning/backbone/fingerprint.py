@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from msea_lightning.backbone.loading.spread import is_spread, stored_weight
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,15 +30,22 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
     shape = [config.model_type, embedding.shape[1], embedding.shape[0], config.num_hidden_layers]
-    others = [tensor for _, tensor in sorted(model.named_parameters()) if tensor is not embedding]
-    vectors = [embedding, *(tensor for tensor in others if tensor.dim() <= 1)]
+    tied = model.all_tied_weights_keys if is_spread(model) else {}  # one tensor no longer
+    named = [item for item in sorted(model.named_parameters()) if item[0] not in tied]
+    (name,) = (name for name, tensor in named if tensor is embedding)
+    others = [item for item in named if item[1] is not embedding]
+
+    def numbers(chosen: list[tuple[str, Tensor]]) -> Iterator[Tensor]:
+        return (stored_weight(model, name, tensor) for name, tensor in chosen)
+
+    vectors = [(name, embedding), *(item for item in others if item[1].dim() <= 1)]
     method = getattr(model, "quantization_method", None)
     return {
         "model": _digest([repr(shape).encode()]),
         "tokenizer": _digest([repr(sorted(tokenizer.get_vocab().items())).encode()]),
-        "embeddings": _digest(_samples(vectors)),
+        "embeddings": _digest(_samples(numbers(vectors))),
         "linear" if method is None else f"linear-{method.value}": _digest(
-            _samples(tensor for tensor in others if tensor.dim() > 1)
+            _samples(numbers([item for item in others if item[1].dim() > 1]))
         ),
     }
 

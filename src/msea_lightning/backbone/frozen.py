@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,6 +19,7 @@ from torch.nn import functional
 from msea_lightning.backbone.errors import BackboneError
 from msea_lightning.backbone.fingerprint import fingerprint
 from msea_lightning.backbone.loading.hub import hub_commit
+from msea_lightning.backbone.loading.spread import computing_device, is_spread, offloads
 from msea_lightning.backbone.self_check import self_check
 from msea_lightning.backbone.speed.last_layer import at_last_positions
 from msea_lightning.backbone.speed.prefix_cache import PrefixCache, Recorder
@@ -47,6 +50,11 @@ class FrozenBackbone:
     generates what it generated before. What is computed in another way is computed by views of it
     (``speed/views.py``). No call changes anything that another one reads: several threads can use
     one backbone at the same time.
+
+    A model that was loaded in several places (``loading/spread.py``) has accelerate's hooks, as
+    transformers sets them. Views of it have them too. While weights are brought and taken away by
+    them, threads take turns, and layers compute their activations again in the backward pass: what
+    the first pass keeps would hold all weights in memory.
 
     Args:
         model: A causal language model of transformers.
@@ -91,7 +99,10 @@ class FrozenBackbone:
         freeze(model)
         self.model = model
         self.tokenizer = tokenizer
+        brings_weights = offloads(model)
+        checkpoint_activations = checkpoint_activations or brings_weights
         self.checkpoint_activations = checkpoint_activations
+        self._turn: AbstractContextManager[Any] = RLock() if brings_weights else nullcontext()
         self.pad_id = padding_id(tokenizer, pad_token)
         # Now: the cache may hold a newer commit when training ends.
         self.revision = hub_commit(model.name_or_path)
@@ -134,8 +145,8 @@ class FrozenBackbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are."""
-        return self._embedding.weight.device
+        """Where the embeddings are computed, and everything that is given back."""
+        return computing_device(self._embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -167,12 +178,13 @@ class FrozenBackbone:
         return getattr(self.model, "quantization_method", None) is not None
 
     def to(self, device: torch.device) -> FrozenBackbone:
-        """Moves the model in place; a quantised one stays where it was loaded."""
+        """Moves the model in place; a quantised or spread one stays where it was loaded."""
         if self.device.type == device.type and device.index in (None, self.device.index):
             return self
-        if self.quantized:
+        if self.quantized or is_spread(self.model):
+            kind = "quantised" if self.quantized else "spread"
             raise BackboneError(
-                f"The quantised backbone was loaded on {self.device} and cannot be moved to "
+                f"The {kind} backbone was loaded on {self.device} and cannot be moved to "
                 f"{device}: load it there."
             )
         nn.Module.to(self.model, device)
@@ -180,8 +192,9 @@ class FrozenBackbone:
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, S) token ids to (B, S, d) embeddings in the backbone's dtype."""
-        embedded: Tensor = self._embedding(ids)
-        return embedded
+        with self._turn:
+            embedded: Tensor = self._embedding(ids)
+        return embedded.to(ids.device)
 
     def cached_prefix(self, ids: Sequence[int]) -> PrefixCache | None:
         """The KV cache of O tokens that every sequence begins with, computed once.
@@ -285,14 +298,15 @@ class FrozenBackbone:
         body = self._bodies[pairwise, torch.is_grad_enabled()]
         if last is not None and self.last_modules:
             body = at_last_positions(body, self.last_modules, last)
-        output = body(
-            inputs_embeds=inputs_embeds,
-            attention_mask=_additive(mask, inputs_embeds.dtype) if pairwise else mask.long(),
-            use_cache=cache is not None,
-            **extra,
-        )
+        with self._turn:
+            output = body(
+                inputs_embeds=inputs_embeds,
+                attention_mask=_additive(mask, inputs_embeds.dtype) if pairwise else mask.long(),
+                use_cache=cache is not None,
+                **extra,
+            )
         states: Tensor = output.last_hidden_state
-        return states
+        return states.to(inputs_embeds.device)
 
     def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of the next token, in float32.
@@ -308,12 +322,14 @@ class FrozenBackbone:
         rows = hidden.reshape(-1, hidden.shape[-1])
         head = self.model.get_output_embeddings()
         scores: Tensor
-        if tokens is not None and type(head) is nn.Linear:
-            bias = None if head.bias is None else head.bias[tokens]
-            scores = functional.linear(rows, head.weight[tokens], bias)
-        else:
-            scores = head(rows)
-            scores = scores if tokens is None else scores[:, tokens]
+        with self._turn:
+            # A hook brings the weights of a layer to where it computes as a whole.
+            if tokens is not None and type(head) is nn.Linear and not hasattr(head, "_hf_hook"):
+                bias = None if head.bias is None else head.bias[tokens]
+                scores = functional.linear(rows, head.weight[tokens], bias)
+            else:
+                scores = head(rows).to(hidden.device)
+                scores = scores if tokens is None else scores[:, tokens]
         scores = scores.view(*hidden.shape[:-1], -1)
         config = self.model.config.get_text_config()
         if (scale := getattr(config, "logit_scale", None)) is not None:

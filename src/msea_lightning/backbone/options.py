@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,13 @@ class Weights(enum.Enum):
     """The real architecture with random weights: to measure time and memory, not to learn."""
 
 
+class DeviceMap(enum.Enum):
+    """How a backbone is spread over what a machine has."""
+
+    auto = "auto"
+    """GPUs first, evenly, then the machine's memory, then the disk."""
+
+
 class Accelerator(enum.Enum):
     """Hardware that a run uses."""
 
@@ -104,6 +112,19 @@ class BackboneConfig:
     cache_dtype: CacheDtype = option(CacheDtype.exact, "type in which they are kept")
     cache_limit: float = option(
         8.0, "GiB that they may take; where they do not fit, they are read for every batch", above=0
+    )
+    device_map: DeviceMap | None = option(
+        None,
+        "auto: spread it over all GPUs, the machine's memory and its disk, where it is larger than "
+        "a device; null: all of it on one",
+    )
+    max_memory: dict[Any, Any] = option(
+        {},
+        "device_map=auto: most weights at each place, such as {0: 20GiB, cpu: 30GiB}, the rest on "
+        "disk; {}: what is free and not needed by a step",
+    )
+    offload_folder: str | None = option(
+        None, "device_map=auto: folder for weights on disk that no safetensors file holds as used"
     )
     check_memory: bool = option(True, "refuse a backbone that does not fit, before loading")
     compile: bool = option(
@@ -158,6 +179,7 @@ class BackboneConfig:
                 f"{where}.cache_dtype={self.cache_dtype.value} has no effect with {where}.cache="
                 "none: leave one of them out."
             )
+        self._check_spread(where)
         for index, segment in enumerate(self.layout):
             segment.check(f"{where}.layout[{index}]")
         kinds = [segment.kind for segment in self.layout]
@@ -172,3 +194,60 @@ class BackboneConfig:
                 f"{where}.layout ends with '{kinds[-1].value}'; the last segment is the prompt, "
                 "because the label follows it."
             )
+
+    def _check_spread(self, where: str) -> None:
+        """Refuses what does not go with, or without, layers at several places."""
+        if self.device_map is None:
+            for name in ("max_memory", "offload_folder"):
+                if given := getattr(self, name):
+                    raise ConfigError(
+                        f"{where}.{name}={given} has no effect without {where}.device_map=auto."
+                    )
+            return
+        for name, why in {
+            "weights": "random weights are drawn in memory, on one device",
+            "compile": "PyTorch does not compile layers whose weights come and go",
+        }.items():
+            if (given := getattr(self, name)) not in (Weights.pretrained, False):
+                value = given.value if isinstance(given, enum.Enum) else "true"
+                raise ConfigError(
+                    f"{where}.{name}={value} does not go with {where}.device_map=auto: {why}. "
+                    "Leave one of them out."
+                )
+        if (self.path or "").lower().endswith(".gguf"):
+            raise ConfigError(
+                f"{where}.device_map=auto: a .gguf file is unpacked in memory as a whole. Give a "
+                f"folder or Hub id with safetensors files as {where}.path."
+            )
+        for place, size in self.max_memory.items():
+            if not (str(place).isdigit() or place in ("cpu", "disk")):
+                raise ConfigError(
+                    f"{where}.max_memory names {place}: a place is the number of a GPU, cpu or "
+                    "disk."
+                )
+            try:
+                memory_bytes(size)
+            except ValueError:
+                raise ConfigError(
+                    f"{where}.max_memory gives {place} {size!r}: a size is a number of bytes, or "
+                    "a number with its unit, such as 20GiB."
+                ) from None
+
+
+_UNITS = {
+    **{f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGT", 1)},
+}
+
+
+def memory_bytes(size: Any) -> int:
+    """Bytes of a number of them, or of a text such as ``20GiB`` or ``1.5 GB``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]i?B)?\s*", str(size))
+    if found is None:
+        raise ValueError(f"{size!r} is no size of memory")
+    number, unit = found.groups()
+    return int(float(number) * _UNITS.get(unit, 1))

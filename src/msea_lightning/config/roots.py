@@ -96,6 +96,11 @@ class RunConfig:
                 "training.schedule_epochs=0 for the zero-shot answers of the language model, or "
                 "readout=linear."
             )
+        if self.backbone.device_map is not None and self.trainer.devices > 1:
+            raise ConfigError(
+                f"trainer.devices={self.trainer.devices} gives each process a device, but "
+                "backbone.device_map=auto gives one process all of them: leave one of them out."
+            )
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from msea_lightning.backbone.loading.load import compute_dtype
 from msea_lightning.backbone.loading.memory import (
     HEADROOM,
     Stored,
+    WeightMemory,
     architecture_on_meta,
     free_bytes,
     process_bytes,
@@ -26,6 +27,7 @@ from msea_lightning.backbone.loading.memory import (
     smaller,
     weight_memory,
 )
+from msea_lightning.backbone.loading.spread import Spread, plan_spread, spread_words
 from msea_lightning.backbone.options import Quantization
 from msea_lightning.config.roots import RunConfig
 from msea_lightning.cost.step import META, BatchSize, StepMeter
@@ -90,6 +92,8 @@ class MemoryEstimate:
         loading: What loading takes beyond the weights; it is freed before training begins.
         files: Resident pages of files, which the system drops when memory is short.
         loading_files: Further pages of files while loading.
+        places: All of the language model's weights by place, where it is spread; ``weights`` are
+            those that the run's own device holds at once.
     """
 
     process: int
@@ -100,6 +104,7 @@ class MemoryEstimate:
     loading: int
     files: int
     loading_files: int
+    places: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -130,7 +135,8 @@ class MemoryEstimate:
         }
         listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
         peak = f"about {readable_bytes(self.total)} at its peak"
-        return f"{peak}, {readable_bytes(self.needed)} of it for this run: {listed}"
+        spread = f"; the language model: {spread_words(self.places)}" if self.places else ""
+        return f"{peak}, {readable_bytes(self.needed)} of it for this run: {listed}{spread}"
 
     def report(
         self, trainable_parameters: int, eval_batch_size: int, measured: int | None = None
@@ -155,6 +161,9 @@ class MemoryEstimator:
         ranks: Processes of all machines, which share a batch.
         accumulate: Parts in which a device computes its share of a training batch.
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
+        spreads: Whether the language model is spread over all that the machine has.
+        max_memory: Most weights at each place then; None for what a step leaves.
+        check_memory: Whether places must have it free.
     """
 
     meter: StepMeter
@@ -166,10 +175,14 @@ class MemoryEstimator:
     batch_size: int
     accumulate: int
     given_eval_batch: int | None
+    spreads: bool = False
+    max_memory: Mapping[Any, Any] | None = None
+    check_memory: bool = True
 
     def __post_init__(self) -> None:
         """Makes what quantises a part of the process, and of its memory, from now on."""
         self._meters = {self.stored.dtype: self.meter}
+        self._spread: dict[Stored, Spread] = {}
         if self.stored.quantization is not Quantization.none:
             with suppress(ImportError):
                 import bitsandbytes  # noqa: F401
@@ -209,21 +222,55 @@ class MemoryEstimator:
             BackboneError: if the architecture does not run without numbers.
         """
         stored = stored or self.stored
-        weights = weight_memory(self.meter.language, stored, self.device)
-        train = self._train_bytes(stored, batch_size or self.batch_size)
-        evaluate = self._evaluation_bytes(stored, eval_batch_size or self.eval_batch_size(stored))
+        spread = self.spread(stored)
+        if spread is None:
+            weights = weight_memory(self.meter.language, stored, self.device)
+        else:
+            weights = WeightMemory(spread.on(self.device))
+        activations = self._activations(
+            stored, batch_size or self.batch_size, eval_batch_size or self.eval_batch_size(stored)
+        )
         numbers = self.trainable * _FLOAT
         on_cpu = self.device.type == "cpu"
         return MemoryEstimate(
             process=process_bytes(self.device) + _LIBRARIES,
             weights=weights.weights,
-            activations=int(max(train, evaluate) * (_FRAGMENTATION if on_cpu else 1)),
+            activations=activations,
             adapter=2 * numbers,
             optimizer=2 * numbers,
             loading=weights.loading,
             files=weights.files + (self._feature_bytes() if on_cpu else 0),
             loading_files=weights.loading_files,
+            places={} if spread is None else spread.named_sizes,
         )
+
+    def spread(self, stored: Stored | None = None) -> Spread | None:
+        """Where the layers lie, with room for a step beside them; None where all are on one device.
+
+        Raises:
+            BackboneError: they have no room.
+        """
+        if not self.spreads:
+            return None
+        stored = stored or self.stored
+        if stored not in self._spread:
+            step = self._activations(stored, self.batch_size, self.eval_batch_size(stored))
+            self._spread[stored] = plan_spread(
+                self.meter.language,
+                stored,
+                self.device,
+                max_memory=self.max_memory,
+                reserve=step + 4 * self.trainable * _FLOAT,
+                check_fit=self.check_memory,
+            )
+        return self._spread[stored]
+
+    def _activations(self, stored: Stored, batch_size: int, eval_batch_size: int) -> int:
+        """Of the largest batch, with what an allocator keeps on a CPU."""
+        train = self._train_bytes(stored, batch_size)
+        evaluate = self._evaluation_bytes(stored, eval_batch_size)
+        on_cpu = self.device.type == "cpu"
+        return int(max(train, evaluate) * (_FRAGMENTATION if on_cpu else 1))
 
     def check(self, estimate: MemoryEstimate) -> None:
         """Refuses a run that does not fit, with the single changes that would make it fit."""
@@ -353,7 +400,7 @@ def build_estimator(
         attention=backbone.attention,
         checkpoint_activations=backbone.checkpoint_activations,
     )
-    return MemoryEstimator(
+    estimator = MemoryEstimator(
         meter,
         splits,
         stored,
@@ -363,7 +410,15 @@ def build_estimator(
         batch_size=config.training.batch_size,
         accumulate=config.trainer.accumulate,
         given_eval_batch=config.training.eval_batch_size,
+        spreads=backbone.device_map is not None,
+        max_memory=backbone.max_memory or None,
+        check_memory=backbone.check_memory,
     )
+    spread = estimator.spread()
+    if spread is None or not spread.visiting:
+        return estimator
+    # Layers that visit their device compute again in the backward pass (backbone/frozen.py).
+    return replace(estimator, meter=replace(meter, checkpoint_activations=True))
 
 
 def run_prompt(

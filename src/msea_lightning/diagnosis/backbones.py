@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,50 @@ _WEIGHTS = {
     "pytorch_model.bin": "pytorch_model.bin.index.json",
 }
 """Weight formats: the single file, and the index where there are several."""
+
+
+@dataclass(frozen=True)
+class LargestModel:
+    """What the largest backbone with a preset would take of this machine.
+
+    Attributes:
+        stored: Bytes of its weights, by the way they are stored, the first of them as published.
+        places: Bytes of its weights at each place with ``backbone.device_map=auto``, as published.
+        visiting: Bytes of the largest layer that is brought to where it is computed, 0 for none.
+        flaw: Why it cannot be spread here.
+    """
+
+    name: str
+    parameters: int
+    stored: Mapping[str, int]
+    places: Mapping[str, int] = field(default_factory=dict)
+    visiting: int = 0
+    flaw: str = ""
+
+
+def find_largest(config: BackboneConfig, device: str) -> LargestModel:
+    """What would lie where if a backbone were trained on here; nothing of it is loaded."""
+    import torch
+
+    from msea_lightning.backbone.loading.memory import Stored, parameter_count, weight_memory
+    from msea_lightning.backbone.loading.spread import plan_spread
+    from msea_lightning.backbone.options import Quantization
+
+    architecture, place = _published(config), torch.device(device)
+    ways = {
+        "bfloat16" if how is Quantization.none else how.value: Stored(torch.bfloat16, how)
+        for how in Quantization
+    }
+    found = LargestModel(
+        config.name,
+        parameter_count(architecture),
+        {name: weight_memory(architecture, how, place).weights for name, how in ways.items()},
+    )
+    try:
+        spread = plan_spread(architecture, ways["bfloat16"], place)
+    except UserError as error:
+        return replace(found, flaw=str(error))
+    return replace(found, places=spread.named_sizes, visiting=spread.visiting)
 
 
 def find_backbones(configs: Sequence[BackboneConfig], folder: Path | None = None) -> list[Resource]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msea_lightning.commands.compose import conf_folder, opened
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import DoctorConfig, TrainConfig
-from msea_lightning.diagnosis.backbones import find_backbones
+from msea_lightning.diagnosis.backbones import LargestModel, find_backbones, find_largest
 from msea_lightning.diagnosis.datasets import Resource, find_datasets
 from msea_lightning.diagnosis.devices import Disk, Machine, find_disks, find_machine
 from msea_lightning.diagnosis.packages import Package, find_packages, one_line
@@ -26,11 +26,15 @@ _ANY_BACKBONE = "auto"
 """The choice of ``conf/backbone`` that stands for any language model."""
 
 
+_LARGEST = "llama3.1-70b"
+"""The preset whose model has the most parameters."""
+
 _SECTIONS = {
     "disks": "disks",
     "datasets": "data sets",
     "backbones": "language models",
     "configurations": "the speed of the device",
+    "largest": "what a large language model needs",
 }
 """What the sections are called while they are checked."""
 
@@ -48,6 +52,7 @@ class Findings:
             where that cannot be measured.
         fitting: By the name of a backbone that does not fit: the options with which its largest
             configuration fits, each with the bytes that it needs then.
+        largest: What the largest language model with a preset would take, and where it would lie.
         unchecked: By the name of a section that a broken package kept from being checked: why.
     """
 
@@ -59,6 +64,7 @@ class Findings:
     rate: float | None = None
     configurations: list[ConfigurationCost] = field(default_factory=list)
     fitting: dict[str, dict[str, int]] = field(default_factory=dict)
+    largest: LargestModel | None = None
     unchecked: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,11 +99,16 @@ def diagnose(config: DoctorConfig, say: Callable[[str], object] = lambda text: N
         )
         return costs
 
+    def largest() -> LargestModel:
+        (one,) = (one for one in choices("backbone") if one.backbone.name == _LARGEST)
+        return find_largest(one.backbone, machine.chosen)
+
     sections: dict[str, Callable[[], object]] = {
         "disks": find_disks,
         "datasets": datasets,
         "backbones": backbones,
         "configurations": configurations,
+        "largest": largest,
     }
     for name, section in sections.items():
         say(_SECTIONS[name])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from msea_lightning.commands.tables import plain_table
-from msea_lightning.diagnosis.backbones import GATED
+from msea_lightning.diagnosis.backbones import GATED, LargestModel
 from msea_lightning.diagnosis.datasets import Resource
 from msea_lightning.diagnosis.findings import Findings
 
@@ -33,6 +33,8 @@ def show(findings: Findings, console: Console) -> None:
     _show_resources("Backbones", findings.backbones, licences, console)
     if findings.configurations:
         _show_configurations(findings, console)
+    if findings.largest is not None:
+        _show_largest(findings.largest, console)
     for name, reason in findings.unchecked.items():
         print_line(console, f"{name}: not checked ({reason})")
     if findings.unchecked:
@@ -131,6 +133,24 @@ def _show_configurations(findings: Findings, console: Console) -> None:
     ready = [f"  {row.command}" for row in rows if row.ready]
     count = f"{len(ready)} of {len(rows)} configurations can be run as they are."
     print_line(console, "\n".join((count, *ready)))
+
+
+def _show_largest(found: LargestModel, console: Console) -> None:
+    """Two lines: what the largest language model takes, and where it would lie here."""
+    stored = ", ".join(f"{_gib(size)} in {how}" for how, size in found.stored.items())
+    print_line(console, f"\n{found.name}, {found.parameters:,} parameters: {stored}.")
+    start = f"backbone={found.name} backbone.device_map=auto backbone.dtype=bfloat16: "
+    if found.flaw:
+        print_line(console, start + found.flaw)
+        return
+    places = ", ".join(f"{_gib(size)} on {place}" for place, size in found.places.items())
+    visits = "every layer is computed where it lies"
+    if found.visiting:
+        visits = (
+            "layers that lie elsewhere than they are computed are brought there twice in a step of "
+            f"training, {_gib(found.visiting)} at a time"
+        )
+    print_line(console, f"{start}{places}; {visits}.")
 
 
 def _number(size: float) -> str:

@@ -22,6 +22,7 @@ _NOT_COMPARED = {
     *("dataset.cache", "dataset.download", "dataset.workers"),
     *("backbone.check_memory", "backbone.compile", "backbone.checkpoint_activations"),
     *("backbone.cache", "backbone.cache_limit"),
+    *("backbone.device_map", "backbone.max_memory", "backbone.offload_folder"),
 }
 """Options and sections that say where and how something runs, not what: they may differ between a
 run and its continuation, and a run of one experiment also serves another."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from msea_lightning.backbone import (
     load_language_model,
     resolve_device,
 )
-from msea_lightning.backbone.loading.load import backbone_place
-from msea_lightning.backbone.loading.memory import free_bytes, readable_bytes, reset_peak
+from msea_lightning.backbone.loading.load import backbone_place, compute_dtype
+from msea_lightning.backbone.loading.memory import Stored, free_bytes, readable_bytes, reset_peak
 from msea_lightning.backbone.loading.resize import resized
+from msea_lightning.backbone.loading.spread import Spread, plan_spread
 from msea_lightning.backbone.options import BackboneConfig, Weights
 from msea_lightning.config.logging import log_once
 from msea_lightning.config.roots import RunConfig, TrainConfig
@@ -96,7 +97,13 @@ def make_ready(
         tokenize(config, data, tokenizer)
         estimator = data_estimator(config, data, tokenizer, architecture, device)
         estimate = _estimate(config, data, estimator, memory_file)
-        language_model = load_config_backbone(config.backbone, device, tokenizer)
+        again = estimator.meter.checkpoint_activations
+        language_model = load_config_backbone(
+            replace(config.backbone, checkpoint_activations=again),
+            device,
+            tokenizer,
+            spread=estimator.spread(),
+        )
     # Weights depend on the seed alone, not on what was drawn while loading.
     seed_everything(config.seed, workers=True, verbose=False)
     model = (
@@ -269,10 +276,26 @@ def load_config_backbone(
     config: BackboneConfig,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    spread: Spread | None = None,
 ) -> FrozenBackbone:
-    """The backbone that the options describe, on a device."""
+    """The backbone that the options describe, on a device; or spread, as planned before or now."""
+    architecture = None
     if tokenizer is None:
-        _, tokenizer = read_backbone(config)
+        architecture, tokenizer = read_backbone(config)
+    if spread is None and config.device_map is not None:
+        assert architecture is not None
+        stored = Stored(
+            compute_dtype(config.dtype, device), config.quantization, config.double_quantization
+        )
+        spread = plan_spread(
+            architecture,
+            stored,
+            device,
+            max_memory=config.max_memory or None,
+            check_fit=config.check_memory,
+        )
+        log_once(_log, f"language model: {spread}")
     language_model = load_language_model(
         backbone_place(config.path),
         weights=config.weights,
@@ -282,6 +305,8 @@ def load_config_backbone(
         dtype=config.dtype,
         attention=config.attention,
         device=device,
+        spread=spread,
+        offload_folder=config.offload_folder,
         check_fit=config.check_memory,
     )
     return FrozenBackbone(

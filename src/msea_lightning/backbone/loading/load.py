@@ -27,6 +27,7 @@ from msea_lightning.backbone.loading.original import (
     original_family,
     original_weights,
 )
+from msea_lightning.backbone.loading.spread import Spread
 from msea_lightning.backbone.loading.tokenizers import (
     add_special_tokens,
     has_tokenizer,
@@ -44,8 +45,12 @@ _log = logging.getLogger(__name__)
 _LAYER = r"\.\d+\."
 """The number of a layer in the name of a weight."""
 
-# The first warns for every layer of every step, the second of an optional kernel.
-for _noisy in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+# They warn for every layer of every step, of an optional kernel, of weights left on the disk.
+for _noisy in (
+    "bitsandbytes.autograd._functions",
+    "bitsandbytes.backends.cpu.ops",
+    "accelerate.big_modeling",
+):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
@@ -151,6 +156,8 @@ def load_language_model(
     dtype: Dtype | str | torch.dtype = Dtype.auto,
     attention: Attention | str = Attention.auto,
     device: torch.device | str = "cpu",
+    spread: Spread | None = None,
+    offload_folder: str | Path | None = None,
     check_fit: bool = True,
 ) -> PreTrainedModel:
     """Loads a causal language model of transformers, frozen and in evaluation mode.
@@ -172,6 +179,10 @@ def load_language_model(
         attention: Implementation of the attention; ``auto`` is sdpa where the architecture has it,
             else eager.
         device: Where to put it.
+        spread: Where to put its layers instead (:func:`~.spread.plan_spread`), on devices, in
+            memory and on disk. accelerate's hooks are on the model then. Not with random weights or
+            a ``.gguf`` file.
+        offload_folder: For weights on disk that no safetensors file holds as they are used.
         check_fit: Refuse a model whose weights do not fit into the memory that is free.
 
     Raises:
@@ -190,7 +201,7 @@ def load_language_model(
         _check_flash_attention(device, torch_dtype)
     if quantization is Quantization.int8 and torch_dtype is not torch.float16:
         _log.info("int8: the inputs of linear layers are rounded to float16")
-    if check_fit:
+    if check_fit and spread is None:
         # Weights of a GGUF file are dense before they are quantised, as random ones are.
         source = Weights.random if is_gguf(path_or_name) else weights
         stored = Stored(torch_dtype, quantization, double_quantization, source)
@@ -205,13 +216,15 @@ def load_language_model(
             bnb_4bit_compute_dtype=torch_dtype,
         )
         options["device_map"] = {"": str(device)}
+    if spread is not None:
+        options |= {"device_map": dict(spread.places), "offload_folder": offload_folder}
     # The built-in one is there before a bar could be read.
     with _quiet(bars=path_or_name != backbone_place(None)):
         if weights is Weights.random:
             model = explained(path_or_name, lambda: _random(config, device, options))
         else:
             model = explained(path_or_name, lambda: _pretrained(path_or_name, config, options))
-    if quantization is Quantization.none:
+    if quantization is Quantization.none and spread is None:
         model.to(device)
     freeze(model)
     loaded: PreTrainedModel = model

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MethodType
 from typing import Any, cast
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedConfig
 
 
@@ -56,8 +57,17 @@ def checkpointed(layer: nn.Module) -> nn.Module:
     """
     view: Any = _shell(layer, layer._modules)
     view.training = view.gradient_checkpointing = True
-    view._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    # A hook that has brought weights has to take them away: the second pass must not end early.
+    hooked = any("_hf_hook" in module.__dict__ for module in layer.modules())
+    once_more = _checkpoint_whole if hooked else checkpoint
+    view._gradient_checkpointing_func = partial(once_more, use_reentrant=False)
     return cast("nn.Module", view)
+
+
+def _checkpoint_whole(*args: Any, **options: Any) -> Any:
+    """PyTorch's ``checkpoint``, whose second pass goes to its end."""
+    with set_checkpoint_early_stop(False):
+        return checkpoint(*args, **options)
 
 
 def _shell(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
@@ -65,4 +75,8 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Mo
     shell: nn.Module = type(module).__new__(type(module))
     shell.__dict__.update(module.__dict__)
     shell.__dict__["_modules"] = dict(children)
+    if "_hf_hook" in module.__dict__:
+        # accelerate's hook has the module compute that it was set on, with that one's children.
+        shell.__dict__["_old_forward"] = MethodType(type(module).forward, shell)
+        shell.__dict__["forward"] = partial(module.__dict__["forward"].func, shell)
     return shell
