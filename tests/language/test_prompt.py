@@ -18,6 +18,7 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.data.options import Language
 from msea_lightning.language.options import SegmentConfig, SegmentKind
 from msea_lightning.language.prompt import Prompt, PromptError, beginning, encode_all
+from msea_lightning.language.wording import Wording, with_context
 
 LAYOUT = [
     SegmentConfig(SegmentKind.token, token="<s>"),
@@ -58,6 +59,40 @@ def test_segments_are_tokenised_one_by_one(backbone: FrozenBackbone) -> None:
     ]
     assert sequences.ids[0].tolist() == expected
     assert sequences.targets.tolist() == [[7, 8, 9]]
+
+
+def test_what_was_said_before_stands_where_the_layout_has_it(backbone: FrozenBackbone) -> None:
+    layout = with_context(LAYOUT)
+    prompt = make(backbone, layout=layout, wording=Wording(context=1, context_tokens=5))
+    encoded = encode_all(backbone.tokenizer, ["good", "oh"])
+    before = [np.array([7, 8], dtype=np.int32), np.array([], dtype=np.int32)]
+    texts = prompt.pad_texts(encoded, before)
+    with_it = prompt.assemble(texts, 2)
+    plain = make(backbone).assemble(texts, 2)
+    ids, mask = with_it.ids.tolist(), with_it.mask
+    text = int(with_it.text[0].nonzero()[0])
+    assert ids[0][text - 2 : text] == [7, 8]
+    assert [*ids[0][: text - 2], *ids[0][text:]] == plain.ids[0].tolist()
+    # What is first of its dialogue is read as without context.
+    assert with_it.ids[1][mask[1]].tolist() == plain.ids[1][plain.mask[1]].tolist()
+    last = make(backbone, layout=[*layout[:2], *layout[3:], layout[2]], wording=prompt.wording)
+    whole = last.assemble(texts, 2)
+    for row, leading in enumerate(last.leading(texts, 2)):
+        assert whole.ids[row][whole.mask[row]].tolist() == [*leading, *[backbone.pad_id] * 3]
+    assert prompt.longest == make(backbone).longest + 5
+    assert make(backbone, layout=layout).longest == make(backbone).longest
+    assert " context text " in prompt.describe("0")
+    assert "context" not in make(backbone, layout=layout).describe("0")
+
+
+def test_a_tokenizer_that_loses_the_template_is_refused(backbone: FrozenBackbone) -> None:
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    before = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = NormalizerSequence([Replace("\n", ""), before])
+    options = {"tokenizer": tokenizer, "layout": with_context(LAYOUT)}
+    make(backbone, **options)
+    with pytest.raises(PromptError, match=r"'B:\\na\\n': it reads back as .*context_template"):
+        make(backbone, **options, wording=Wording(context=1))
 
 
 def test_beginning_token_is_the_tokenizers_own(backbone: FrozenBackbone) -> None:

@@ -34,7 +34,9 @@ class Model:
 
     def __init__(self, around: int, text_tokens: int, nodes: int, dims: Mapping[str, int]) -> None:
         self.backbone = Backbone()
-        self.prompt = SimpleNamespace(longest=around + text_tokens, text_tokens=text_tokens)
+        self.prompt = SimpleNamespace(
+            longest=around + text_tokens, text_tokens=text_tokens, most_context=0
+        )
         self.tree = range(nodes)
         self.dims = dims
 

@@ -147,7 +147,7 @@ class Variant(ABC):
         """(N,) tokens of the sequences of a split, without padding; in training with the label."""
         tokens, labels = self._texts(split)
         prompt = self.prompt
-        fixed = prompt.longest - (prompt.pad_to or prompt.text_tokens)
+        fixed = prompt.longest - prompt.most_context - (prompt.pad_to or prompt.text_tokens)
         lengths = tokens * self.adapter.use_text + fixed
         if split == "train":
             # The last token of a label is predicted, and not read.

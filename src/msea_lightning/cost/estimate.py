@@ -61,21 +61,35 @@ class SplitSize:
         text: Tokens of the longest text, uncut.
         frames: Frames of the longest sequence of each feature, by name.
         all_frames: Frames of all utterances together, by name.
+        context: Most tokens of what was said before an utterance.
     """
 
     utterances: int
     text: int
     frames: Mapping[str, int]
     all_frames: Mapping[str, int]
+    context: int = 0
 
     @classmethod
-    def of(cls, tokens: Sequence[Sized], lengths: Mapping[str, NDArray[np.int64]]) -> SplitSize:
-        """The size of a split, of the token ids of each text and (N,) frames by feature."""
+    def of(
+        cls,
+        tokens: Sequence[Sized],
+        lengths: Mapping[str, NDArray[np.int64]],
+        contexts: Sequence[Sized] | None = None,
+    ) -> SplitSize:
+        """The size of a split.
+
+        Args:
+            tokens: Token ids of each text.
+            lengths: (N,) frames by feature.
+            contexts: Token ids of what was said before each, where that is read.
+        """
         return cls(
             len(tokens),
             max(map(len, tokens), default=0),
             {name: int(frames.max(initial=0)) for name, frames in lengths.items()},
             {name: int(frames.sum()) for name, frames in lengths.items()},
+            max(map(len, contexts or ()), default=0),
         )
 
 
@@ -326,7 +340,7 @@ class MemoryEstimator:
         batch = -(-split.utterances // batches)  # batches differ by one utterance at most
         batch = -(-batch // self.ranks)
         batch = -(-batch // self.accumulate)
-        size = BatchSize(batch, split.text, split.frames)
+        size = BatchSize(batch, split.text, split.frames, split.context)
         return self._meter(stored).peak(size, training=True) + self._workspace(stored, size)
 
     def _evaluation_bytes(self, stored: Stored, batch_size: int) -> int:
@@ -337,7 +351,12 @@ class MemoryEstimator:
         frames = {
             name: max(split.frames.get(name, 0) for split in splits) for name in self.meter.dims
         }
-        size = BatchSize(batch, max(split.text for split in splits), frames)
+        size = BatchSize(
+            batch,
+            max(split.text for split in splits),
+            frames,
+            max(split.context for split in splits),
+        )
         return self._meter(stored).peak(size, training=False) + self._workspace(stored, size)
 
     def _workspace(self, stored: Stored, size: BatchSize) -> int:

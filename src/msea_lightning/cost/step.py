@@ -59,11 +59,16 @@ _MOST_SHAPES = 20_000
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A batch in which every text has so many tokens, and every feature so many frames, or none."""
+    """A batch in which every text has so many tokens, and every feature so many frames, or none.
+
+    Attributes:
+        context: Tokens of what was said before each.
+    """
 
     utterances: int
     text: int
     frames: Mapping[str, int]
+    context: int = 0
 
 
 @dataclass(eq=False)
@@ -144,7 +149,8 @@ class StepMeter:
 
     def _measured(self, layers: int, size: BatchSize, *, training: bool) -> int:
         """Bytes of all tensors at the peak of a batch in front of few layers."""
-        key = (layers, size.utterances, size.text, *sorted(size.frames.items()), training)
+        frames = sorted(size.frames.items())
+        key = (layers, size.utterances, size.text, size.context, *frames, training)
         if key not in self._peaks:
             live = LiveBytes(self._model(layers), META)
             self._run(layers, size, live, training=training)
@@ -257,6 +263,7 @@ def batch_of(model: AdaptedLM, size: BatchSize, dims: Mapping[str, int]) -> Batc
         speakers=[None] * count,
         positions=torch.arange(count),
         tokens=[np.zeros(size.text, dtype=np.int32)] * count,
+        contexts=[np.zeros(size.context, dtype=np.int32)] * count,
     )
 
 

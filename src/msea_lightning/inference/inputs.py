@@ -18,7 +18,7 @@ from msea_lightning.config.errors import ConfigError, UserError
 from msea_lightning.data.options import ColumnsConfig
 from msea_lightning.data.readers import MissingFileError
 from msea_lightning.data.readers.columns import TABLE, find_tables
-from msea_lightning.data.readers.table import TableRows, refuse_repeated
+from msea_lightning.data.readers.table import TableRows, group_of, refuse_repeated
 from msea_lightning.data.utterance import Utterance
 from msea_lightning.features.clips import Clip as ClipFile
 from msea_lightning.features.clips import Part, find_clips, transcripts, utterances
@@ -36,12 +36,16 @@ class InputRow:
         text: Its words.
         label: Its label, to stand beside the prediction; empty where it has none.
         split: Utterances of different splits share no batch, as in the test of a run.
+        group: Dialogue or video, whose utterances are in the order in which they were said.
+        speaker: Who speaks.
     """
 
     id: str
     text: str = ""
     label: str = ""
     split: str = ""
+    group: str | None = None
+    speaker: str | None = None
 
 
 class Inputs(AbstractContextManager["Inputs"]):
@@ -98,7 +102,14 @@ class TableInput(Inputs):
             _log.info("%s", note)
         self.files = self._table.files
         self.rows = [
-            InputRow(row.values["id"], row.values["text"], row.values["label"], row.values["split"])
+            InputRow(
+                row.values["id"],
+                row.values["text"],
+                row.values["label"],
+                row.values["split"],
+                group_of(row),
+                row.values["speaker"] or None,
+            )
             for row in self._table.rows
         ]
         self.extractors = self._table.extractors
@@ -114,10 +125,10 @@ class TableInput(Inputs):
 class LinesInput(Inputs):
     """Lines of JSON, an utterance each.
 
-    Its keys are ``id``, ``text``, ``label``, features as lists of frames or paths of ``.npy`` files
-    (``audio``, ``vision``, or any under ``features``), and ``clip``, a recording, with ``start``
-    and ``end`` in seconds. Paths are relative to the file's folder. Without an id an utterance is
-    called after its line.
+    Its keys are ``id``, ``text``, ``label``, ``group`` (the conversation), ``speaker``, features as
+    lists of frames or paths of ``.npy`` files (``audio``, ``vision``, or any under ``features``),
+    and ``clip``, a recording, with ``start`` and ``end`` in seconds. Paths are relative to the
+    file's folder. Without an id an utterance is called after its line.
 
     Raises:
         ReadError: if it cannot be read, or utterances have the same id.
@@ -129,7 +140,16 @@ class LinesInput(Inputs):
         refuse_repeated((line.id for line in self._lines), f"{path}")
         self.files = [path, *(file for line in self._lines for file in line.files)]
         self.has_clips = any(line.clip is not None for line in self._lines)
-        self.rows = [InputRow(line.id, line.text, line.label) for line in self._lines]
+        self.rows = [
+            InputRow(
+                line.id,
+                line.text,
+                line.label,
+                group=line.group or None,
+                speaker=line.speaker or None,
+            )
+            for line in self._lines
+        ]
 
     def utterance(self, number: int) -> Utterance:
         """See the base class."""
@@ -151,7 +171,9 @@ class ClipsInput(Inputs):
         clips = find_clips(path)
         self.files = [file for clip in clips for file in (clip.path, *transcripts(clip))]
         found = [(clip, part) for clip in clips for part in _parts(clip, text)]
-        self.rows = [InputRow(part.id, part.text or "") for _, part in found]
+        self.rows = [
+            InputRow(part.id, part.text or "", group=part.columns.get("group")) for _, part in found
+        ]
         self._clips = [clip for clip, _ in found]
         self._parts = [part for _, part in found]
 

@@ -14,7 +14,9 @@ from msea_lightning.data.utterance import Clip, DataError, Utterance
 
 _MODALITIES = ("audio", "vision")
 
-_KEYS = ("id", "text", "label", *_MODALITIES, "features", "clip", "start", "end")
+_WORDS = ("text", "label", "group", "speaker")
+
+_KEYS = ("id", *_WORDS, *_MODALITIES, "features", "clip", "start", "end")
 """What a line may have."""
 
 
@@ -27,6 +29,8 @@ class Line:
         id: What the utterance is called; ``line`` and its number where it says nothing.
         text: Its words.
         label: Its label as text; empty where it has none.
+        group: Dialogue or video that it belongs to, as text; empty where it has none.
+        speaker: Who speaks, as text; empty where nobody knows.
         features: Features that the line holds.
         arrays: Files of further features.
         clip: The recording that it names.
@@ -37,6 +41,8 @@ class Line:
     id: str
     text: str = ""
     label: str = ""
+    group: str = ""
+    speaker: str = ""
     features: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Path] = field(default_factory=dict)
     clip: Clip | None = None
@@ -52,7 +58,13 @@ class Line:
         if self.flaw:
             raise DataError(self.flaw)
         loaded = {name: self._load(path) for name, path in self.arrays.items()}
-        found = Utterance(self.id, self.text, features={**self.features, **loaded})
+        found = Utterance(
+            self.id,
+            self.text,
+            features={**self.features, **loaded},
+            group=self.group or None,
+            speaker=self.speaker or None,
+        )
         if self.clip is None:
             return found
         path, start, end = self.clip
@@ -85,8 +97,8 @@ def _read(content: bytes, path: Path, number: int) -> Line:
         return _checked(values, path, number)
     except DataError as error:
         named = _shown(values, "id") or f"line {number}"
-        text, label = _shown(values, "text"), _shown(values, "label")
-        return Line(where, named, text, label, flaw=str(error))
+        text, label, group, speaker = (_shown(values, key) for key in _WORDS)
+        return Line(where, named, text, label, group, speaker, flaw=str(error))
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
@@ -118,6 +130,8 @@ def _checked(values: Mapping[str, Any], path: Path, number: int) -> Line:
         identity,
         text,
         _word(values, "label", where),
+        _word(values, "group", where),
+        _word(values, "speaker", where),
         features,
         arrays,
         _clip(values, folder, where),

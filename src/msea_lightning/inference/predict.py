@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.roots import PredictConfig
+from msea_lightning.data.context import Said, said_before
 from msea_lightning.data.files.errors import shorten
 from msea_lightning.data.utterance import DataError, Utterance
 from msea_lightning.features.contract import Frames
@@ -141,9 +142,17 @@ def _answer(
     bar = progress.add_task("predicting", total=len(frames), completed=len(done))
     decode = config.decode and config.decode.value
     _say_what_is_cut(predictor, [inputs.rows[number] for number in frames])
+    before = _said_before(inputs, predictor)
     tasks = (
-        AnswerTask(list(found), list(found.values()), config.plugin, config.language_model, decode)
-        for numbers in _batches(config, inputs, predictor, frames)
+        AnswerTask(
+            list(found),
+            list(found.values()),
+            [before[number] for number in found],
+            config.plugin,
+            config.language_model,
+            decode,
+        )
+        for numbers in _batches(config, inputs, predictor, frames, before)
         if (found := _found(inputs, predictor, work, [n for n in numbers if n not in done]))
     )
     # One process here: the language model has all cores.
@@ -175,6 +184,32 @@ def _say_what_is_cut(predictor: Predictor, rows: Sequence[InputRow]) -> None:
         )
 
 
+def _said_before(inputs: Inputs, predictor: Predictor) -> list[list[Utterance]]:
+    """What the plugin reads before each row: of all rows, also those that have no answer.
+
+    It comes from the rows alone, so that it is the same wherever an interrupted job goes on.
+    """
+    [model] = predictor.models.values()
+    number = model.prompt.wording.context
+    if not number:
+        return [[] for _ in inputs.rows]
+    if not any(row.group for row in inputs.rows):
+        _log.info(
+            "the plugin reads up to %d utterances before each of a conversation, but no utterance "
+            "has a group, so it reads each alone: give a table the columns group and speaker, or "
+            "lines these keys",
+            number,
+        )
+    rows = (
+        ((row.split, row.group) if row.group else None, Said(row.text, row.speaker))
+        for row in inputs.rows
+    )
+    return [
+        [Utterance(text=said.text, speaker=said.speaker) for said in last]
+        for last in said_before(rows, number)
+    ]
+
+
 def _found(
     inputs: Inputs, predictor: Predictor, work: Work, numbers: Sequence[int]
 ) -> dict[int, Utterance]:
@@ -189,7 +224,11 @@ def _found(
 
 
 def _batches(
-    config: PredictConfig, inputs: Inputs, predictor: Predictor, frames: Mapping[int, Any]
+    config: PredictConfig,
+    inputs: Inputs,
+    predictor: Predictor,
+    frames: Mapping[int, Any],
+    before: Sequence[Sequence[Utterance]],
 ) -> Iterator[list[int]]:
     """The batches, as numbers of rows; those of a split by themselves."""
     splits: dict[str, list[int]] = {}
@@ -198,9 +237,10 @@ def _batches(
     for numbers in splits.values():
         rows = [inputs.rows[number] for number in numbers]
         planned = predictor.plan(
-            [Utterance(row.id, row.text) for row in rows],
+            [Utterance(row.id, row.text, speaker=row.speaker) for row in rows],
             [frames[number] for number in numbers],
             batch_size=config.batch_size,
+            before=[before[number] for number in numbers],
         )
         yield from ([numbers[position] for position in batch] for batch in planned)
 
@@ -224,7 +264,7 @@ def _utterance(inputs: Inputs, work: Work, number: int) -> Utterance:
         if utterance.clip is not None:
             raise DataError(f"utterance {row.id!r}: the features of its clip are gone. Begin anew.")
         return utterance
-    return Utterance(row.id, row.text, features=work.features(number))
+    return Utterance(row.id, row.text, features=work.features(number), speaker=row.speaker)
 
 
 def _readable(utterance: Utterance, predictor: Predictor) -> Utterance:

@@ -37,6 +37,7 @@ class AnswerTask:
     Attributes:
         numbers: Rows of the input.
         utterances: With their features.
+        before: What was said before each.
         plugin: Where the plugin is.
         language_model: Where its language model is, and how it is stored.
         decode: How an answer is picked; None for the plugin's own way.
@@ -44,6 +45,7 @@ class AnswerTask:
 
     numbers: list[int]
     utterances: list[Utterance]
+    before: list[list[Utterance]]
     plugin: str
     language_model: RecordedBackboneConfig
     decode: str | None
@@ -63,7 +65,10 @@ def answer_batch(task: AnswerTask) -> tuple[list[int], list[dict[str, Any]]]:
     """The rows, and what is written of the answer about each."""
     predictor = load_predictor(task.plugin, task.language_model)
     answers = predictor.predict(
-        task.utterances, decode=task.decode, batch_size=len(task.utterances)
+        task.utterances,
+        decode=task.decode,
+        batch_size=len(task.utterances),
+        before=task.before,
     )
     return task.numbers, [answer_values(answer) for answer in answers]
 

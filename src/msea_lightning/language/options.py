@@ -17,6 +17,7 @@ class SegmentKind(enum.Enum):
     literal = "literal"
     pseudo = "pseudo"
     text = "text"
+    context = "context"
     prompt = "prompt"
 
 
@@ -55,7 +56,9 @@ class SegmentConfig:
     ``token`` is one special token; ``bos`` the way in which the tokenizer itself begins a text (the
     special tokens that it puts in front, else its beginning token, else nothing); ``literal`` is
     ordinary text, tokenised by itself without special tokens; ``pseudo`` the pseudo tokens;
-    ``text`` the utterance; ``prompt`` the task prompt. The label follows the last segment.
+    ``text`` the utterance; ``context`` what was said before it, and who speaks now, which stands
+    before ``text`` where a layout does not name it; ``prompt`` the task prompt. The label follows
+    the last segment.
     """
 
     kind: SegmentKind = option(SegmentKind.literal, "kind of segment")
@@ -91,9 +94,13 @@ class TextConfig:
             )
 
 
+CONTEXT_TEMPLATE = r"{speaker}:\n{text}\n"
+"""On a line of their own, the words begin as a tokenizer writes them by themselves."""
+
+
 @dataclass
 class PromptConfig:
-    """The task prompt, and the order of what the language model reads."""
+    """The task prompt, the order of what is read, and what is read of what was said before."""
 
     task: str | None = option(
         None, "the prompt itself; made from the label space and language where not given"
@@ -103,3 +110,23 @@ class PromptConfig:
         False,
         "subtract the log probabilities that the prompt gives the answers without any utterance",
     )
+    context: int = option(
+        0, "utterances before, of the same dialogue or video, that are read too", low=0
+    )
+    context_tokens: int = option(
+        128, "what was said before is cut on the left to this many tokens", low=1
+    )
+    context_template: str = option(
+        CONTEXT_TEMPLATE,
+        r"how one of them is written; from {text} on where its speaker is not known; \n: new line",
+    )
+
+    def check(self, where: str) -> None:
+        """Refuses a template without words, or with a name behind them."""
+        names, text, after = self.context_template.partition("{text}")
+        flawed = not text or "{text}" in after or "{speaker}" in after
+        if flawed or names.count("{speaker}") > 1:
+            raise ConfigError(
+                f"{where}.context_template={self.context_template!r} has to have {{text}} once, "
+                f"and {{speaker}} at most once before it, such as {CONTEXT_TEMPLATE!r}."
+            )

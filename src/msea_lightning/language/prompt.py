@@ -85,10 +85,17 @@ class Texts:
         ids: (B, T) token ids, padded on the left.
         mask: (B, T) bool, which of them the model reads and the adapter averages. With
             ``attend_padding`` that includes the padding.
+        contexts: B arrays of token ids of what was said before, which the model alone reads; None
+            where it reads none.
     """
 
     ids: Tensor
     mask: Tensor
+    contexts: Sequence[NDArray[np.int32]] | None = None
+
+    def before(self, row: int) -> list[int]:
+        """Token ids of what was said before an utterance."""
+        return [] if self.contexts is None else [int(token) for token in self.contexts[row]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +152,7 @@ class Prompt:
 
     Raises:
         PromptError: if a special token of the layout is unknown to the tokenizer, or a string
-            does not survive tokenising.
+            or the template of a context does not survive tokenising.
     """
 
     layout: Sequence[SegmentConfig]
@@ -162,6 +169,8 @@ class Prompt:
 
     def __post_init__(self) -> None:
         self._segments = [self._ids_and_kind(segment) for segment in self.layout]
+        if self.most_context:
+            self._check_template()
 
     @property
     def prefix_ids(self) -> list[int]:
@@ -179,7 +188,7 @@ class Prompt:
             texts: As in :meth:`assemble`.
             count: B, the number of utterances.
         """
-        constant = {_FIXED}
+        constant = {_FIXED, _CONTEXT}
         if not self.text_changes and self.pad_to is None:
             constant.add(_TEXT)
         segments = list(takewhile(lambda segment: segment[1] in constant, self._variable))
@@ -190,6 +199,8 @@ class Prompt:
             for segment, kind in segments:
                 if kind == _FIXED:
                     ids += segment
+                elif texts is not None and kind == _CONTEXT:
+                    ids += texts.before(row)
                 elif texts is not None:
                     ids += texts.ids[row][texts.mask[row]].tolist()
             rows.append(ids[:-1] if whole else ids)
@@ -201,9 +212,16 @@ class Prompt:
         return [part for part in self._segments if part[1] != _PSEUDO or self.pseudo_tokens]
 
     @property
+    def most_context(self) -> int:
+        """Most tokens of what was said before; 0 where none is read."""
+        kinds = (kind for _, kind in self._segments)
+        return self.wording.context_tokens if self.wording.context and _CONTEXT in kinds else 0
+
+    @property
     def longest(self) -> int:
         """Most tokens that a sequence has without its label."""
-        return sum(len(ids) for ids, _ in self._segments) + (self.pad_to or self.text_tokens)
+        fixed = sum(len(ids) for ids, _ in self._segments)
+        return fixed + self.most_context + (self.pad_to or self.text_tokens)
 
     def encode(self, string: str) -> list[int]:
         """Token ids of one piece of a sequence, without special tokens."""
@@ -224,6 +242,8 @@ class Prompt:
         for segment, (ids, _) in zip(self.layout, self._segments, strict=True):
             if segment.kind is SegmentKind.pseudo:
                 written += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
+            elif segment.kind is SegmentKind.context:
+                written += ["context"] if self.most_context else []
             elif segment.kind is SegmentKind.text:
                 written.append("text")
             elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
@@ -238,14 +258,21 @@ class Prompt:
         written = [self.wording.text(text) for text in texts]
         return self.pad_texts(encode_all(self.tokenizer, written))
 
-    def pad_texts(self, encoded: Sequence[Sequence[int] | NDArray[np.int32]]) -> Texts:
-        """Cuts B tokenised texts on the right and pads them on the left."""
+    def pad_texts(
+        self,
+        encoded: Sequence[Sequence[int] | NDArray[np.int32]],
+        contexts: Sequence[NDArray[np.int32]] | None = None,
+    ) -> Texts:
+        """Cuts B tokenised texts on the right and pads them on the left; contexts are as they are.
+
+        These are left out where the layout has no place for them.
+        """
         limit = self.text_tokens if self.pad_to is None else min(self.text_tokens, self.pad_to)
         rows = [ids[:limit] for ids in encoded]
         ids = _pad_left(rows, self.pad_id, self.pad_to)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
-        return Texts(ids, mask | self.attend_padding)
+        return Texts(ids, mask | self.attend_padding, contexts)
 
     def assemble(
         self,
@@ -258,7 +285,7 @@ class Prompt:
         """Lays out the sequences of a batch.
 
         Args:
-            texts: Tokenised texts; None where the model reads no text (w/o T).
+            texts: Tokenised texts and contexts; None where the model reads none (w/o T).
             count: B, the number of utterances.
             labels: Token ids of the B labels, in training. The last token of each is only
                 predicted, never read.
@@ -272,7 +299,11 @@ class Prompt:
             ids: list[int] = []
             kind: list[int] = []
             for segment, segment_kind in self._segments:
-                if segment_kind != _TEXT:
+                if segment_kind == _CONTEXT:
+                    before = [] if texts is None else texts.before(row)
+                    ids += before
+                    kind += [_FIXED] * len(before)
+                elif segment_kind != _TEXT:
                     ids += segment
                     kind += [segment_kind] * len(segment)
                 elif texts is not None:
@@ -300,6 +331,8 @@ class Prompt:
             return [self.pad_id] * self.pseudo_tokens, _PSEUDO
         if segment.kind is SegmentKind.text:
             return [], _TEXT
+        if segment.kind is SegmentKind.context:
+            return [], _CONTEXT
         if segment.kind is SegmentKind.bos:
             return beginning(self.tokenizer), _FIXED
         if segment.kind is SegmentKind.token:
@@ -325,6 +358,16 @@ class Prompt:
             )
         return ids, _FIXED
 
+    def _check_template(self) -> None:
+        """Refuses a tokenizer that loses what stands around the words of what was said before."""
+        for line in (self.wording.line("a", "B"), self.wording.lead("B")):
+            written = self.decode(self.encode(line)) if line else ""
+            if written.lstrip() != line.lstrip():
+                raise PromptError(
+                    f"The tokenizer does not keep what stands around an utterance before, "
+                    f"{line!r}: it reads back as {written!r}. Change prompt.context_template."
+                )
+
     def _string(self, segment: SegmentConfig) -> str:
         """The string of a literal or of the task prompt."""
         if segment.kind is SegmentKind.prompt:
@@ -335,7 +378,7 @@ class Prompt:
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
 
-_PADDING, _FIXED, _PSEUDO, _TEXT = range(4)
+_PADDING, _FIXED, _PSEUDO, _TEXT, _CONTEXT = range(5)
 
 
 def _pad_left(

@@ -271,7 +271,7 @@ class AdaptedLM(Model):
             if batch.tokens is None:
                 texts = self.prompt.encode_texts(batch.texts)
             else:
-                texts = self.prompt.pad_texts(batch.tokens)
+                texts = self.prompt.pad_texts(batch.tokens, batch.contexts)
             text_mask = texts.mask.to(self.device, non_blocking=True)
             text = self.backbone.embed(texts.ids.to(self.device, non_blocking=True))
         else:
@@ -327,6 +327,8 @@ class AdaptedLM(Model):
         if limit is not None and longest > limit:
             left = self.prompt.text_tokens - (longest - limit)
             remedy = "shorten prompt.task, which leaves no room for a text"
+            if self.prompt.most_context:
+                remedy += f", or lower prompt.context_tokens={self.prompt.most_context}"
             if left > 0:
                 lower = f"lower dataset.text_tokens={self.prompt.text_tokens} to {left} or less"
                 remedy = f"{lower}, or shorten prompt.task"

@@ -22,7 +22,7 @@ from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace, generated_prompt
 from msea_lightning.language.options import Loss, PromptConfig, TextConfig
 from msea_lightning.language.prompt import Prompt, encode, ordered
-from msea_lightning.language.wording import Wording
+from msea_lightning.language.wording import Wording, with_context
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.options import LinearReadoutOptions, ReadoutOptions
 from msea_lightning.model.readout import LinearReadout, Readout, TokenReadout, numbered_answers
@@ -51,8 +51,9 @@ def build_prompt(
     space = LabelSpace.from_config(
         labels, signed=backbone.signed_labels, encode=partial(encode, tokenizer)
     )
+    layout = ordered(backbone.layout, prompt.order)
     made = Prompt(
-        ordered(backbone.layout, prompt.order),
+        with_context(layout) if prompt.context else layout,
         tokenizer,
         language=dataset.language,
         task=prompt.task or generated_prompt(space, dataset.language.value),
@@ -61,7 +62,7 @@ def build_prompt(
         pad_id=pad_id,
         pad_to=text.pad_to,
         attend_padding=text.attend_padding,
-        wording=build_wording(dataset),
+        wording=build_wording(dataset, prompt),
         text_changes=ADAPTERS.load(adapter.name).changes_text,
     )
     if isinstance(readout, LinearReadoutOptions):
@@ -69,9 +70,14 @@ def build_prompt(
     return made, AnswerTree(space, made.encode, made.decode)
 
 
-def build_wording(dataset: DatasetConfig) -> Wording:
-    """How a run's texts are written for the language model."""
-    return Wording(case=dataset.text_case)
+def build_wording(dataset: DatasetConfig, prompt: PromptConfig) -> Wording:
+    """How a run's texts, and those before them, are written for the language model."""
+    return Wording(
+        case=dataset.text_case,
+        context=prompt.context,
+        context_tokens=prompt.context_tokens,
+        template=prompt.context_template,
+    )
 
 
 def build_adapter(

@@ -68,7 +68,12 @@ def attach(
         pad_id=padding_id(backbone.tokenizer, facts.prompt.pad_token),
         pad_to=facts.prompt.pad_to,
         attend_padding=facts.prompt.attend_padding,
-        wording=Wording(case=facts.prompt.text_case),
+        wording=Wording(
+            case=facts.prompt.text_case,
+            context=facts.prompt.context,
+            context_tokens=facts.prompt.context_tokens,
+            template=facts.prompt.context_template,
+        ),
         text_changes=adapter.changes_text,
     )
     linear = isinstance(readout_options, LinearReadoutOptions)

@@ -20,6 +20,9 @@ _LARGEST = 1e30
 """Features beyond this overflow in the adapter."""
 
 
+_NOTHING: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+
+
 class Question(NamedTuple):
     """One utterance for one of the attached plugins.
 
@@ -30,6 +33,7 @@ class Question(NamedTuple):
         utterance: The utterance, with its features unless batches are only planned.
         tokens: Token ids of its text, uncut.
         lengths: Name of each of its features to the number of frames.
+        context: Token ids of what was said before; none where the plugin reads no context.
     """
 
     number: int
@@ -38,6 +42,7 @@ class Question(NamedTuple):
     utterance: Utterance
     tokens: NDArray[np.int32]
     lengths: Mapping[str, int]
+    context: NDArray[np.int32] = _NOTHING
 
 
 def check(utterance: Utterance, model: AdaptedLM) -> None:
@@ -98,6 +103,7 @@ def collate(questions: Sequence[Question]) -> Batch:
     """The batch of questions to one plugin."""
     utterances = [question.utterance for question in questions]
     model = questions[0].model
+    contexts = [question.context for question in questions]
     return Batch(
         index=torch.tensor([question.number for question in questions]),
         ids=[utterance.id for utterance in utterances],
@@ -111,6 +117,7 @@ def collate(questions: Sequence[Question]) -> Batch:
         speakers=[utterance.speaker for utterance in utterances],
         positions=torch.zeros(len(utterances), dtype=torch.int64),
         tokens=[question.tokens for question in questions],
+        contexts=contexts if model.prompt.most_context else None,
     )
 
 
@@ -119,8 +126,8 @@ class _Size(NamedTuple):
 
     Attributes:
         questions: How many there are.
-        around: Tokens besides the text.
-        text: Tokens of the text that are read.
+        around: Tokens besides the text and what was said before.
+        text: Tokens of these that are read.
         frames: Frames of each feature.
         dims: Values per frame of each feature.
     """
@@ -157,8 +164,9 @@ def _most(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]
 
 
 def _around(model: AdaptedLM) -> int:
-    """Most tokens of a sequence besides the text, those of the answers included."""
-    return model.prompt.longest - model.prompt.text_tokens + len(model.tree)
+    """Most tokens of a sequence besides text and context, those of the answers included."""
+    prompt = model.prompt
+    return prompt.longest - prompt.text_tokens - prompt.most_context + len(model.tree)
 
 
 def _in_order(questions: Sequence[Question]) -> list[Question]:
@@ -171,8 +179,9 @@ def _in_order(questions: Sequence[Question]) -> list[Question]:
 
 
 def _read(question: Question) -> int:
-    """Tokens of the text that are read."""
-    return min(len(question.tokens), question.model.prompt.text_tokens)
+    """Tokens of the text, and of what was said before, that are read."""
+    text = min(len(question.tokens), question.model.prompt.text_tokens)
+    return text + len(question.context)
 
 
 def _frames(question: Question) -> int:

@@ -21,7 +21,7 @@ from msea_lightning.data.options import (
     Reader,
     TextCase,
 )
-from msea_lightning.language.options import Decode, Loss, SegmentConfig
+from msea_lightning.language.options import CONTEXT_TEMPLATE, Decode, Loss, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.options import READOUTS
@@ -48,6 +48,9 @@ class PromptFacts:
     pad_to: int | None
     attend_padding: bool
     text_case: TextCase = TextCase.keep
+    context: int = 0
+    context_tokens: int = 128
+    context_template: str = CONTEXT_TEMPLATE
 
 
 @dataclass
@@ -198,7 +201,7 @@ def describe(
     language: str | None = None,
 ) -> PluginFacts:
     """The facts of a trained model, with those of :class:`PluginFacts` that it does not know."""
-    options = model.adapter.options()
+    options, wording = model.adapter.options(), model.prompt.wording
     return PluginFacts(
         format=FORMAT,
         dataset=dataset,
@@ -215,7 +218,10 @@ def describe(
             pad_token=pad_token,
             pad_to=model.prompt.pad_to,
             attend_padding=model.prompt.attend_padding,
-            text_case=model.prompt.wording.case,
+            text_case=wording.case,
+            context=wording.context,
+            context_tokens=wording.context_tokens,
+            context_template=wording.template,
         ),
         audio_dim=options["audio_dim"],
         vision_dim=options["vision_dim"],

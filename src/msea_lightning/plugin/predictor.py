@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone
+from msea_lightning.data.context import Said, said_before, token_arrays
 from msea_lightning.data.utterance import Utterance
-from msea_lightning.language.encoding import TextEncoder
+from msea_lightning.language.encoding import ContextEncoder
 from msea_lightning.language.options import Decode
 from msea_lightning.model.adapted_lm import AdaptedLM, predict_together
 from msea_lightning.plugin.answer import Answer, answers_of
@@ -160,16 +161,21 @@ class Predictor:
         plugin: str | Sequence[str] | None = None,
         decode: Decode | str | None = None,
         batch_size: int | None = None,
+        before: Sequence[Sequence[Utterance]] | None = None,
     ) -> list[Answer]:
         """The answers about utterances, in their order.
 
         Args:
             utterances: Any mix of lengths and absent modalities. Features of those with a clip are
-                extracted from it, unless they are given.
+                extracted from it, unless they are given. Those of one ``group`` are a conversation,
+                in the order in which they were said: a plugin that was trained with context
+                (``prompt.context``) reads the last ones before each.
             plugin: Name of the plugin to ask, or one for each utterance; not needed where there is
                 only one.
             decode: ``greedy``, ``median`` or ``mean``; each plugin's own rule where not given.
             batch_size: Most utterances at a time; as in the test of the run where not given.
+            before: For each what was said before it, the earliest first, instead of what its group
+                says; their features are not read.
 
         Raises:
             PluginError: if there is no such plugin.
@@ -193,7 +199,7 @@ class Predictor:
         ]
         size = batch_size or max((attached.facts.eval_batch_size for attached in asked), default=1)
         answers: list[Answer | None] = [None] * len(utterances)
-        for batch in batches(self._questions(complete, asked, lengths), size):
+        for batch in batches(self._questions(complete, asked, lengths, before), size):
             for question, answer in zip(*self._answer(batch, rule), strict=True):
                 answers[question.number] = answer
         return [answer for answer in answers if answer is not None]
@@ -204,8 +210,15 @@ class Predictor:
         *,
         plugin: str | None = None,
         decode: Decode | str | None = None,
+        before: Sequence[Utterance] = (),
     ) -> dict[str, Answer]:
         """What each modality contributes: the answer without it.
+
+        Args:
+            utterance: The utterance.
+            plugin: As in :meth:`predict`.
+            decode: As in :meth:`predict`.
+            before: What was said before it, which stays in all answers.
 
         Returns:
             ``everything`` to the answer about the whole utterance, and ``without text``,
@@ -220,7 +233,9 @@ class Predictor:
             rest = {key: frames for key, frames in whole.features.items() if key != part}
             text = "" if part == "text" else whole.text
             cases[f"without {part}"] = replace(whole, text=text, features=rest)
-        found = self.predict(list(cases.values()), plugin=name, decode=decode)
+        found = self.predict(
+            list(cases.values()), plugin=name, decode=decode, before=[before] * len(cases)
+        )
         return dict(zip(cases, found, strict=True))
 
     def extraction(self, plugin: str | None = None) -> Extraction:
@@ -269,6 +284,7 @@ class Predictor:
         *,
         plugin: str | None = None,
         batch_size: int | None = None,
+        before: Sequence[Sequence[Utterance]] | None = None,
     ) -> list[list[int]]:
         """The batches in which :meth:`predict` answers, without the features at hand.
 
@@ -277,14 +293,15 @@ class Predictor:
             lengths: Name of each feature of each utterance to its number of frames.
             plugin: As in :meth:`predict`.
             batch_size: As in :meth:`predict`.
+            before: As in :meth:`predict`.
 
         Returns:
             Positions of the utterances in each batch. To ask about those of a batch alone gives
-            the same answers to the last digit.
+            the same answers to the last digit, with what was said before them.
         """
         asked = self._asked(plugin, len(utterances))
         size = batch_size or (asked[0].facts.eval_batch_size if asked else 1)
-        questions = self._questions(utterances, asked, lengths)
+        questions = self._questions(utterances, asked, lengths, before)
         return [[question.number for question in batch] for batch in batches(questions, size)]
 
     def _questions(
@@ -292,20 +309,42 @@ class Predictor:
         utterances: Sequence[Utterance],
         asked: Sequence[_Attached],
         lengths: Sequence[Mapping[str, int]],
+        before: Sequence[Sequence[Utterance]] | None = None,
     ) -> list[Question]:
-        tokens: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)] * len(utterances)
+        if before is not None and len(before) != len(utterances):
+            raise PluginError(
+                f"before has what was said before {len(before)} utterances, but there are "
+                f"{len(utterances)}: give it for each."
+            )
+        found: dict[int, Question] = {}
         for attached in dict.fromkeys(asked):  # each writes texts in its own way
             numbers = [number for number, one in enumerate(asked) if one is attached]
-            encoder = TextEncoder(self.backbone.tokenizer, attached.model.prompt.wording)
-            with self._lock:  # tokenizers are not safe to share
-                ids = encoder.texts([utterances[number].text for number in numbers])
-            for number, row in zip(numbers, ids, strict=True):
-                tokens[number] = np.array(row, dtype=np.int32)
-        rows = zip(asked, utterances, tokens, lengths, strict=True)
-        return [
-            Question(number, attached.model, attached.name, utterance, row, frames)
-            for number, (attached, utterance, row, frames) in enumerate(rows)
-        ]
+            own = [utterances[number] for number in numbers]
+            said = None if before is None else [before[number] for number in numbers]
+            tokens, contexts = self._tokens(attached.model, own, said)
+            for number, utterance, text, context in zip(
+                numbers, own, tokens, contexts, strict=True
+            ):
+                found[number] = Question(
+                    number, attached.model, attached.name, utterance, text, lengths[number], context
+                )
+        return [found[number] for number in range(len(utterances))]
+
+    def _tokens(
+        self,
+        model: AdaptedLM,
+        utterances: Sequence[Utterance],
+        before: Sequence[Sequence[Utterance]] | None,
+    ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+        """Token ids of N texts, and of what a plugin reads before each."""
+        encoder = ContextEncoder(self.backbone.tokenizer, model.prompt.wording)
+        contexts: Sequence[Sequence[int]] = [[]] * len(utterances)
+        with self._lock:  # tokenizers are not safe to share
+            tokens = encoder.texts([utterance.text for utterance in utterances])
+            if model.prompt.most_context:
+                said = [Said(one.text, one.speaker) for one in utterances]
+                contexts = encoder(said, _before(utterances, said, encoder.number, before))
+        return token_arrays(tokens), token_arrays(contexts)
 
     def _with_features(self, utterance: Utterance, attached: _Attached) -> Utterance:
         """The utterance with the features of its clip, besides those that it has."""
@@ -369,6 +408,20 @@ class Predictor:
             if self._attached
             else "none is attached"
         )
+
+
+def _before(
+    utterances: Sequence[Utterance],
+    said: Sequence[Said],
+    number: int,
+    given: Sequence[Sequence[Utterance]] | None,
+) -> list[tuple[Said, ...]]:
+    """The last words before each utterance: those that are given, else those of its group."""
+    if given is None:
+        groups = [utterance.group for utterance in utterances]
+        return said_before(zip(groups, said, strict=True), number)
+    spoken = ([one for one in last if one.text.strip()] for last in given)
+    return [tuple(Said(one.text, one.speaker) for one in last[-number:]) for last in spoken]
 
 
 def _rule(decode: Decode | str | None) -> Decode | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,8 @@ from msea_lightning.plugin import Plugin, Predictor
 from msea_lightning.plugin.facts import PluginFacts
 from msea_lightning.plugin.loading import load_recorded_backbone
 from msea_lightning.plugin.options import RecordedBackboneConfig
+
+_log = logging.getLogger(__name__)
 
 
 def open_plugins(places: Sequence[str], named: Mapping[str, str]) -> dict[str, Plugin]:
@@ -25,7 +28,23 @@ def open_plugins(places: Sequence[str], named: Mapping[str, str]) -> dict[str, P
     """
     plugins = [Plugin.from_pretrained(place) for place in (*places, *named.values())]
     names = _names([plugin.facts for plugin in plugins[: len(places)]])
-    return dict(zip((*names, *named), plugins, strict=True))
+    found = dict(zip((*names, *named), plugins, strict=True))
+    for name, plugin in found.items():
+        if note := about_context(plugin.facts):
+            _log.info("%s: %s", name, note)
+    return found
+
+
+def about_context(facts: PluginFacts) -> str:
+    """That a plugin has learned from conversations; empty of one that has not."""
+    number = facts.prompt.context
+    if not number:
+        return ""
+    before = "the utterance" if number == 1 else f"up to {number} utterances"
+    return (
+        f"The plugin was trained with {before} before each of a conversation; here each is "
+        "answered alone"
+    )
 
 
 def load_together(

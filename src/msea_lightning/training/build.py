@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,12 @@ from msea_lightning.cost.estimate import (
 )
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.options import Split, TextCase
-from msea_lightning.data.store import Store
-from msea_lightning.data.utterance import complete_labels
+from msea_lightning.data.store import Store, StoreSplit
+from msea_lightning.data.utterance import DataError, complete_labels
 from msea_lightning.language.answers import AnswerTree
-from msea_lightning.language.encoding import TextEncoder
+from msea_lightning.language.encoding import ContextEncoder
 from msea_lightning.language.labels import LabelSpace
+from msea_lightning.language.wording import Wording
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import (
@@ -360,9 +362,14 @@ def _warn_of_another_architecture(config: BackboneConfig, found: PretrainedConfi
 def tokenize(
     config: RunConfig, data: UtteranceDataModule, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Tokenises all texts as the run reads them, and says what is written otherwise."""
-    wording = build_wording(config.dataset)
-    data.tokenize(TextEncoder(tokenizer, wording).texts)
+    """Tokenises all texts as the run reads them, and says how they are written and what is before.
+
+    Raises:
+        DataError: if what was said before is to be read, but no utterance has a group.
+    """
+    wording = build_wording(config.dataset, config.prompt)
+    encoder = ContextEncoder(tokenizer, wording)
+    data.tokenize(encoder.texts, encoder if wording.context else None)
     if wording.case is not TextCase.keep:
         texts = [text for split in data.splits.values() for text in split.texts]
         changed = sum(wording.text(text) != text for text in texts)
@@ -372,6 +379,27 @@ def tokenize(
             "wholly in capitals and read as sentences",
             level=logging.INFO if changed else logging.WARNING,
         )
+    if wording.context:
+        if not any(group for split in data.splits.values() for group in split.groups):
+            raise DataError(
+                f"prompt.context={wording.context} reads the utterances before each one of the "
+                f"same dialogue or video, but no utterance of {config.dataset.name} has a group. "
+                "Leave it out, or name the column with dataset.columns.group."
+            )
+        log_once(_log, _context_words(wording, data.splits))
+
+
+def _context_words(wording: Wording, splits: Mapping[str, StoreSplit]) -> str:
+    """How much is read of what was said before, and whose names there are."""
+    lengths = [len(ids) for split in splits.values() for ids in split.contexts or ()]
+    named = sum(name is not None for split in splits.values() for name in split.speakers)
+    full = sum(length == wording.context_tokens for length in lengths)
+    mean = sum(lengths) / len(lengths)
+    return (
+        f"context: up to {wording.context} utterances before each, {mean:.0f} tokens on average, "
+        f"{full:,} of {len(lengths):,} as long as prompt.context_tokens={wording.context_tokens} "
+        f"allows; {named:,} of {len(lengths):,} utterances have a speaker's name"
+    )
 
 
 def data_estimator(
@@ -383,7 +411,8 @@ def data_estimator(
 ) -> MemoryEstimator:
     """The memory estimator of a run whose data module is set up and tokenised."""
     splits = {
-        name: SplitSize.of(split.tokens or [], split.lengths) for name, split in data.splits.items()
+        name: SplitSize.of(split.tokens or [], split.lengths, split.contexts)
+        for name, split in data.splits.items()
     }
     return build_estimator(config, data.labels, splits, data.dims, tokenizer, architecture, device)
 

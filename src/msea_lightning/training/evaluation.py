@@ -20,7 +20,7 @@ from msea_lightning.data.options import Reader, Split
 from msea_lightning.data.prepare import at_place
 from msea_lightning.data.utterance import DataError
 from msea_lightning.features.extraction import check_facts
-from msea_lightning.language.encoding import TextEncoder
+from msea_lightning.language.encoding import ContextEncoder
 from msea_lightning.metrics import UtteranceScore
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -131,7 +131,8 @@ def _trained_model(
     if options.model.name == MODELS.name_of(AdaptedLM):
         plugin = Plugin.from_pretrained(run.plugin)
         adapted = attach(plugin, load_config_backbone(options.backbone, device))
-        data.tokenize(TextEncoder(adapted.prompt.tokenizer, adapted.prompt.wording).texts)
+        encoder = ContextEncoder(adapted.prompt.tokenizer, adapted.prompt.wording)
+        data.tokenize(encoder.texts, encoder if adapted.prompt.most_context else None)
         return adapted, plugin.facts.metrics
     model = build_standalone(options, data)
     best = torch.load(run.best, map_location="cpu", weights_only=True)

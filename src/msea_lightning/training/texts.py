@@ -76,7 +76,7 @@ def texts_read_once(
     found: set[tuple[int, ...]] = set()
     for split in data.splits.values():
         assert split.tokens is not None
-        texts = prompt.pad_texts(split.tokens) if use_text else None
+        texts = prompt.pad_texts(split.tokens, split.contexts) if use_text else None
         found.update(tuple(row[shared:]) for row in prompt.leading(texts, len(split)))
     return found - {()}
 

@@ -11,6 +11,7 @@ from msea_lightning.data.utterance import Utterance
 from msea_lightning.features.contract import Frames
 from msea_lightning.plugin import Answer, Predictor
 from msea_lightning.serving.app.curves import Panel, face_missing, names, panel, seconds
+from msea_lightning.serving.plugins import about_context
 
 LONGEST_TEXT = 5000
 """Characters; a plugin itself reads fewer, as many as in its training."""
@@ -78,6 +79,8 @@ def _reply(
     panels: Sequence[Panel],
     length: float,
 ) -> Reply:
+    if note := about_context(predictor.plugins[plugin].facts):
+        notes = [*notes, f"{note}."]
     answers = predictor.explain(utterance, plugin=plugin)
     whole = answers.pop("everything")
     without = {case.removeprefix("without "): answer for case, answer in answers.items()}
