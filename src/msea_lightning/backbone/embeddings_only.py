@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -46,6 +47,7 @@ class EmbeddingsOnly(FrozenBackbone):
         self.checkpoint_activations = False
         self.caches_prefix = self.caches_rows = False
         self.last_modules = ()
+        self._turn = nullcontext()
         self.pad_id = padding_id(tokenizer, pad_token)
         self.revision = hub_commit(model.name_or_path)
         self._check_vocabulary()
