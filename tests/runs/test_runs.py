@@ -103,6 +103,7 @@ def test_every_option_is_compared_or_has_a_reason_not_to_be() -> None:
     places |= {f"dataset.{name}" for name in ("cache", "download", "workers")}
     # How fast and in how much memory, with the same results.
     places |= {"backbone.compile", "backbone.checkpoint_activations", "training.eval_batch_size"}
+    places |= {"backbone.cache", "backbone.cache_limit"}
     places |= {"backbone.device_map", "backbone.max_memory", "backbone.offload_folder"}
     assert {key for key in left_out if not key.startswith(("trainer.", "logger."))} == places
 

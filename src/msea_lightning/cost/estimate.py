@@ -28,13 +28,13 @@ from msea_lightning.backbone.loading.memory import (
     weight_memory,
 )
 from msea_lightning.backbone.loading.spread import Spread, plan_spread, spread_words
-from msea_lightning.backbone.options import Quantization
+from msea_lightning.backbone.options import CacheDtype, Quantization
 from msea_lightning.config.roots import RunConfig
 from msea_lightning.cost.step import META, BatchSize, StepMeter
 from msea_lightning.data.options import EVALUATION_BATCH, LabelConfig
 from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.prompt import Prompt
-from msea_lightning.model.build import build_adapter, build_prompt, trainable
+from msea_lightning.model.build import build_adapter, build_prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -108,6 +108,7 @@ class MemoryEstimate:
         loading_files: Further pages of files while loading.
         places: All of the language model's weights by place, where it is spread; ``weights`` are
             those that the run's own device holds at once.
+        texts: Keys and values of the texts that are kept in memory once they are read.
     """
 
     process: int
@@ -119,11 +120,12 @@ class MemoryEstimate:
     files: int
     loading_files: int
     places: Mapping[str, int] = field(default_factory=dict)
+    texts: int = 0
 
     @property
     def total(self) -> int:
         """The peak, of loading or of a step."""
-        step = self.activations + self.adapter + self.optimizer
+        step = self.activations + self.adapter + self.optimizer + self.texts
         loading = self.loading + self.loading_files
         return self.process + self.weights + self.files + max(step, loading)
 
@@ -133,7 +135,7 @@ class MemoryEstimate:
 
         It is the one figure that ``doctor`` and Table 1 say, and that a run is refused by.
         """
-        step = self.activations + self.adapter + self.optimizer
+        step = self.activations + self.adapter + self.optimizer + self.texts
         return self.weights + max(step, self.loading)
 
     def __str__(self) -> str:
@@ -143,6 +145,7 @@ class MemoryEstimate:
             "activations": self.activations,
             "adapter": self.adapter,
             "optimizer": self.optimizer,
+            "texts": self.texts,
             "process and libraries": self.process,
             "file pages": self.files,
             "loading": self.loading + self.loading_files,
@@ -175,6 +178,9 @@ class MemoryEstimator:
         ranks: Processes of all machines, which share a batch.
         accumulate: Parts in which a device computes its share of a training batch.
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
+        kept_tokens: Tokens of the texts that are kept in memory once they are read.
+        cache_dtype: The type in which they are kept.
+        cache_limit: Bytes that they may take; where they would take more, none is kept.
         spreads: Whether the language model is spread over all that the machine has.
         max_memory: Most weights at each place then; None for what a step leaves.
         check_memory: Whether places must have it free.
@@ -192,6 +198,9 @@ class MemoryEstimator:
     spreads: bool = False
     max_memory: Mapping[Any, Any] | None = None
     check_memory: bool = True
+    kept_tokens: int = 0
+    cache_dtype: CacheDtype = CacheDtype.exact
+    cache_limit: int = 0
 
     def __post_init__(self) -> None:
         """Makes what quantises a part of the process, and of its memory, from now on."""
@@ -203,8 +212,12 @@ class MemoryEstimator:
 
     @property
     def trainable(self) -> int:
-        """Parameters of the adapter."""
-        return trainable(self.meter.adapter)
+        """Parameters of the adapter and of the readout."""
+        return self.meter.trainable
+
+    def _kept_bytes(self) -> int:
+        size = self.meter.kept_bytes(self.kept_tokens, self.cache_dtype)
+        return size if size <= self.cache_limit else 0
 
     def eval_batch_size(self, stored: Stored | None = None) -> int:
         """Utterances per evaluation batch and device.
@@ -218,8 +231,8 @@ class MemoryEstimator:
             return EVALUATION_BATCH
         stored = stored or self.stored
         step = self._train_bytes(stored, self.batch_size)
-        size = _LARGEST_EVALUATION_BATCH
-        while size > 1 and self._evaluation_bytes(stored, size) > step:
+        size = _LARGEST_EVALUATION_BATCH if step else EVALUATION_BATCH
+        while step and size > 1 and self._evaluation_bytes(stored, size) > step:
             size //= 2
         return size
 
@@ -256,6 +269,7 @@ class MemoryEstimator:
             files=weights.files + (self._feature_bytes() if on_cpu else 0),
             loading_files=weights.loading_files,
             places={} if spread is None else spread.named_sizes,
+            texts=self._kept_bytes() if on_cpu else 0,
         )
 
     def spread(self, stored: Stored | None = None) -> Spread | None:
@@ -334,7 +348,9 @@ class MemoryEstimator:
         return self._meters[stored.dtype]
 
     def _train_bytes(self, stored: Stored, batch_size: int) -> int:
-        """Activations of the largest training batch of one device."""
+        """Activations of one device's largest training batch; none where nothing is trained."""
+        if not self.trainable:
+            return 0
         split = self.splits["train"]
         batches = -(-split.utterances // batch_size)
         batch = -(-split.utterances // batches)  # batches differ by one utterance at most
@@ -418,6 +434,9 @@ def build_estimator(
         dtype=stored.dtype,
         attention=backbone.attention,
         checkpoint_activations=backbone.checkpoint_activations,
+        readout=config.readout,
+        loss=config.training.loss,
+        ordinal=config.training.ordinal,
     )
     estimator = MemoryEstimator(
         meter,
@@ -432,6 +451,8 @@ def build_estimator(
         spreads=backbone.device_map is not None,
         max_memory=backbone.max_memory or None,
         check_memory=backbone.check_memory,
+        cache_dtype=backbone.cache_dtype,
+        cache_limit=int(backbone.cache_limit * 2**30),
     )
     spread = estimator.spread()
     if spread is None or not spread.visiting:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,17 @@ from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.backbone.errors import MODEL_FAILURES
 from msea_lightning.backbone.loading.load import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
-from msea_lightning.backbone.options import Attention
+from msea_lightning.backbone.options import Attention, CacheDtype
+from msea_lightning.backbone.speed.read_once import Layers
 from msea_lightning.config.errors import first_line
 from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences
 from msea_lightning.language.answers import AnswerTree
+from msea_lightning.language.options import Loss
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.build import build_readout, trainable
+from msea_lightning.model.options import ReadoutOptions, TokenReadoutOptions
+from msea_lightning.model.readout import Readout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -79,6 +84,9 @@ class StepMeter:
         language: The language model's architecture; nothing of its size is allocated.
         prompt: The sequence layout, whose tokenizer may be any that writes as many tokens.
         dims: Values per frame of each feature of the data, by name.
+        readout: What gives the probabilities of answers.
+        loss: What they are normalised over.
+        ordinal: Whether, if it is not zero, a step needs all answers.
 
     Raises:
         BackboneError: by all methods, if the architecture does not run without numbers.
@@ -93,6 +101,9 @@ class StepMeter:
     dtype: torch.dtype = torch.float32
     attention: Attention = Attention.auto
     checkpoint_activations: bool = False
+    readout: ReadoutOptions = field(default_factory=TokenReadoutOptions)
+    loss: Loss = Loss.vocabulary
+    ordinal: float = 0.0
 
     def __post_init__(self) -> None:
         """Begins with nothing measured."""
@@ -147,6 +158,27 @@ class StepMeter:
                 total += (frames - _FEW_FRAMES) * (more - less)
         return total
 
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter and of the readout."""
+        return trainable(self.adapter) + trainable(self._model(self._layers[0]).readout)
+
+    def _readout(self, frozen: FrozenBackbone) -> Readout:
+        with META:
+            return build_readout(self.readout, self.loss, frozen, self.tree)
+
+    def kept_bytes(self, tokens: int, how: CacheDtype) -> int:
+        """Bytes of the keys and values of so many tokens, in all layers."""
+        if not tokens:
+            return 0
+
+        def each(layers: int) -> int:
+            with _MetaMode():  # type: ignore[no-untyped-call]
+                found = self._model(layers).backbone.recorded(None, [[0]])
+            return Layers.of(found).bytes(tokens, how, self.dtype)
+
+        return self._whole_depth(each)
+
     def _measured(self, layers: int, size: BatchSize, *, training: bool) -> int:
         """Bytes of all tensors at the peak of a batch in front of few layers."""
         frames = sorted(size.frames.items())
@@ -200,6 +232,8 @@ class StepMeter:
                 standardizer=FeatureStandardizer(statistics).to(META),
                 prompt=self.prompt,
                 tree=self.tree,
+                readout=self._readout(frozen),
+                ordinal=self.ordinal,
             )
         return self._models[layers]
 

@@ -71,6 +71,15 @@ class TextCase(enum.Enum):
     """In small letters, but for the first letter and the pronoun I."""
 
 
+class LabelWords(enum.Enum):
+    """How the language model writes an emotion."""
+
+    digits = "digits"
+    """By its number, as in the paper."""
+    names = "names"
+    """By its name."""
+
+
 class Repair(enum.Enum):
     """What to do with features that are NaN or infinite."""
 
@@ -117,7 +126,8 @@ class LabelConfig:
     step: float | None = option(
         None, "scale: distance of the intensities that can be written", above=0
     )
-    names: list[str] = option([], "emotions: names in order; name i is written as the number i")
+    names: list[str] = option([], "emotions: names in order; name i is number i")
+    words: LabelWords = option(LabelWords.digits, "emotions: written by number or by name")
 
     def check(self, where: str) -> None:
         """Refuses a scale that is empty and a set with double or fewer than two names."""

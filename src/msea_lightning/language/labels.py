@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.data.options import LabelConfig, LabelKind, LabelWords
 
 
 class LabelSpaceError(UserError):
@@ -54,7 +55,7 @@ class LabelSpace(ABC):
         else with the sign; as they are where neither does.
         """
         if config.kind is LabelKind.emotions:
-            return EmotionSet(config.names)
+            return EmotionSet(config.names, config.words)
         assert config.low is not None
         assert config.high is not None
         ways = [
@@ -133,17 +134,24 @@ class SentimentScale(LabelSpace):
 
 
 class EmotionSet(LabelSpace):
-    """A fixed set of emotions (ERC); emotion i is written as the number i, as in the prompt.
+    """A fixed set of emotions (ERC); emotion i is written as the number i, or by its name.
 
     With more than ten emotions all numbers have two digits, so that none begins another.
+
+    Attributes:
+        names: The emotions in order.
+        words: How they are written.
     """
 
     ordered = False
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], words: LabelWords = LabelWords.digits) -> None:
         self.names = list(names)
+        self.words = words
         width = len(str(len(names) - 1))
         self.answers = [f"{index:0{width}d}" for index in range(len(names))]
+        if words is LabelWords.names:
+            self.answers = list(names)
         self.values = [float(index) for index in range(len(names))]
 
     def text(self, label: float | str) -> str:
@@ -164,20 +172,44 @@ class EmotionSet(LabelSpace):
         return self.names[int(value)]
 
 
+def listed(space: LabelSpace) -> str:
+    """The legal answers as a prompt lists them: ``<joy:0, anger:1>``, or ``[-1.0, 1.0]``."""
+    if not isinstance(space, EmotionSet):
+        return f"[{space.answers[0]}, {space.answers[-1]}]"
+    if space.words is LabelWords.names:
+        return f"<{', '.join(space.names)}>"
+    pairs = zip(space.names, space.answers, strict=True)
+    return f"<{', '.join(f'{name}:{answer}' for name, answer in pairs)}>"
+
+
+def filled_prompt(task: str, space: LabelSpace) -> str:
+    """A task prompt with the legal answers in place of ``{labels}``.
+
+    Raises:
+        LabelSpaceError: if the prompt asks for numbers, but emotions are written by name.
+    """
+    if isinstance(space, EmotionSet) and space.words is LabelWords.names:
+        for name in space.names:
+            if found := re.search(rf"{re.escape(name)}\s*[:：]\s*\d", task):
+                raise LabelSpaceError(
+                    f"The task prompt asks for numbers ({found[0]!r}), but emotions are written "
+                    "by name (dataset.labels.words=names). Choose prompt=en, prompt=zh or "
+                    "prompt=none, or give another prompt.task."
+                )
+    return task.replace("{labels}", listed(space))
+
+
 def generated_prompt(space: LabelSpace, language: str) -> str:
     """A prompt in the paper's wording (Fig. 3), in ``en`` or ``zh``, for sets without their own."""
+    labels = listed(space)
     if isinstance(space, EmotionSet):
-        pairs = ", ".join(
-            f"{name}:{answer}" for name, answer in zip(space.names, space.answers, strict=True)
-        )
         return {
             "en": "Please recognize the emotion of the above multimodal content from the target "
-            f"set <{pairs}>. Assistant: The emotion is",
-            "zh": f"请选择适用于上述多模态内容的情绪标签：<{pairs}>。助手: 情绪为",
+            f"set {labels}. Assistant: The emotion is",
+            "zh": f"请选择适用于上述多模态内容的情绪标签：{labels}。助手: 情绪为",
         }[language]
-    ends = f"[{space.answers[0]}, {space.answers[-1]}]"
     return {
         "en": "Please predict the sentiment intensity of the above multimodal content in the "
-        f"range {ends}. Assistant: The sentiment is",
-        "zh": f"请对上述多模态内容的情感强度进行预测，范围在{ends}之间。响应: 情感为",
+        f"range {labels}. Assistant: The sentiment is",
+        "zh": f"请对上述多模态内容的情感强度进行预测，范围在{labels}之间。响应: 情感为",
     }[language]

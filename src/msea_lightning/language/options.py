@@ -103,7 +103,9 @@ class PromptConfig:
     """The task prompt, the order of what is read, and what is read of what was said before."""
 
     task: str | None = option(
-        None, "the prompt itself; made from the label space and language where not given"
+        None,
+        "the prompt itself, in which {labels} stands for the legal answers; made from the label "
+        "space and language where not given",
     )
     order: Order = option(Order.pseudo_first, "order of text, task prompt and pseudo tokens")
     calibrate: bool = option(

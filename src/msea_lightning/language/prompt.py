@@ -41,6 +41,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
     return ids
 
 
+def encode_word(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+    """Token ids of a word that follows others.
+
+    A space stands before it, unless the tokenizer begins every piece with one (LLaMA 2).
+    """
+    ids = encode(tokenizer, word)
+    first = str(tokenizer.convert_ids_to_tokens(ids[:1])[0]) if ids else ""
+    return ids if first.startswith(("\u2581", "\u0120")) else encode(tokenizer, f" {word}")
+
+
 def encode_all(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[list[int]]:
     """Token ids of many strings, each by itself, without special tokens."""
     # Else transformers warns of texts beyond what the model reads, which are cut afterwards.

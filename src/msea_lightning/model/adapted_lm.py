@@ -220,6 +220,11 @@ class AdaptedLM(Model):
         """
         return self.readout.token_logp(self._answer_states(self.answer_inputs(batch)))
 
+    @torch.no_grad()
+    def last_states(self, batch: Batch) -> Tensor:
+        """(B, d) float32 states of the prompt's last token, from which answers are read."""
+        return self._answer_states(self.answer_inputs(batch))[:, 0].float()
+
     def _answer_states(self, inputs: AnswerInputs) -> Tensor:
         """(B, 1 + M, d) states of the prompt's last token and of the tree's nodes."""
         hidden = self.backbone.hidden(
@@ -254,6 +259,19 @@ class AdaptedLM(Model):
         """
         sequences, embedded, _ = self._sequences(batch, cached_prefix=False)
         return [row[real] for row, real in zip(embedded, sequences.mask, strict=True)]
+
+    @torch.no_grad()
+    def adapted(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """What the adapter makes of a batch.
+
+        Returns:
+            The pseudo tokens (B, n, d), None where it makes none, and the language model's own
+            embeddings (T, d) of all tokens of the texts that it reads, one text after the other.
+        """
+        texts, pseudo, _ = self._adapt(batch)
+        if texts is None:
+            return pseudo, torch.zeros(0, self.backbone.width, device=self.device)
+        return pseudo, self.backbone.embed(texts.ids[texts.mask].to(self.device)[None])[0]
 
     def read_answers(self, hidden: Tensor) -> Tensor:
         """Log probability (B, A, L) of the answers' tokens, from hidden states (B, S + M, d)."""

@@ -16,12 +16,17 @@ from msea_lightning.adapter.absent import NoAdapter
 from msea_lightning.adapter.options import ADAPTERS, AblationConfig, AdapterOptions
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import BackboneConfig
-from msea_lightning.data.options import DatasetConfig, LabelConfig
+from msea_lightning.data.options import DatasetConfig, LabelConfig, LabelWords, Language
 from msea_lightning.data.utterance import Batch
 from msea_lightning.language.answers import AnswerTree
-from msea_lightning.language.labels import LabelSpace, generated_prompt
+from msea_lightning.language.labels import (
+    EmotionSet,
+    LabelSpace,
+    filled_prompt,
+    generated_prompt,
+)
 from msea_lightning.language.options import Loss, PromptConfig, TextConfig
-from msea_lightning.language.prompt import Prompt, encode, ordered
+from msea_lightning.language.prompt import Prompt, encode, encode_word, ordered
 from msea_lightning.language.wording import Wording, with_context
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.options import LinearReadoutOptions, ReadoutOptions
@@ -56,7 +61,11 @@ def build_prompt(
         with_context(layout) if prompt.context else layout,
         tokenizer,
         language=dataset.language,
-        task=prompt.task or generated_prompt(space, dataset.language.value),
+        task=(
+            generated_prompt(space, dataset.language.value)
+            if prompt.task is None
+            else filled_prompt(prompt.task, space)
+        ),
         pseudo_tokens=adapter.arguments().get("pseudo_tokens", 0),
         text_tokens=dataset.text_tokens,
         pad_id=pad_id,
@@ -65,9 +74,17 @@ def build_prompt(
         wording=build_wording(dataset, prompt),
         text_changes=ADAPTERS.load(adapter.name).changes_text,
     )
+    return made, build_answers(made, space, readout)
+
+
+def build_answers(prompt: Prompt, space: LabelSpace, readout: ReadoutOptions | None) -> AnswerTree:
+    """The legal answers as the tokenizer writes them, or numbered for a linear readout."""
     if isinstance(readout, LinearReadoutOptions):
-        return made, numbered_answers(space)
-    return made, AnswerTree(space, made.encode, made.decode)
+        return numbered_answers(space)
+    by_name = isinstance(space, EmotionSet) and space.words is LabelWords.names
+    if by_name and prompt.language is Language.en:
+        return AnswerTree(space, partial(encode_word, prompt.tokenizer), prompt.decode)
+    return AnswerTree(space, prompt.encode, prompt.decode)
 
 
 def build_wording(dataset: DatasetConfig, prompt: PromptConfig) -> Wording:

@@ -15,14 +15,12 @@ from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.fingerprint import same_model
 from msea_lightning.backbone.frozen import padding_id
-from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.language.wording import Wording
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.build import build_readout
-from msea_lightning.model.options import READOUTS, LinearReadoutOptions
-from msea_lightning.model.readout import numbered_answers
+from msea_lightning.model.build import build_answers, build_readout
+from msea_lightning.model.options import READOUTS
 from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
 
 if TYPE_CHECKING:
@@ -76,8 +74,7 @@ def attach(
         ),
         text_changes=adapter.changes_text,
     )
-    linear = isinstance(readout_options, LinearReadoutOptions)
-    tree = numbered_answers(space) if linear else AnswerTree(space, prompt.encode, prompt.decode)
+    tree = build_answers(prompt, space, readout_options)
     weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}, "readout": {}}
     for name, tensor in plugin.weights.items():
         part, _, rest = name.partition(".")

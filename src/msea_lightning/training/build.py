@@ -27,7 +27,7 @@ from msea_lightning.backbone.loading.load import backbone_place, compute_dtype
 from msea_lightning.backbone.loading.memory import Stored, free_bytes, readable_bytes, reset_peak
 from msea_lightning.backbone.loading.resize import resized
 from msea_lightning.backbone.loading.spread import Spread, plan_spread
-from msea_lightning.backbone.options import BackboneConfig, Weights
+from msea_lightning.backbone.options import BackboneConfig, TextCache, Weights
 from msea_lightning.config.logging import log_once
 from msea_lightning.config.roots import RunConfig, TrainConfig
 from msea_lightning.cost.estimate import (
@@ -59,7 +59,7 @@ from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
 from msea_lightning.training.options import ClassWeights, TrainerConfig
 from msea_lightning.training.ranks import is_first
-from msea_lightning.training.texts import keep_texts
+from msea_lightning.training.texts import keep_texts, texts_read_once
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -414,7 +414,14 @@ def data_estimator(
         name: SplitSize.of(split.tokens or [], split.lengths, split.contexts)
         for name, split in data.splits.items()
     }
-    return build_estimator(config, data.labels, splits, data.dims, tokenizer, architecture, device)
+    estimator = build_estimator(
+        config, data.labels, splits, data.dims, tokenizer, architecture, device
+    )
+    if config.backbone.cache is not TextCache.memory:
+        return estimator
+    meter = estimator.meter
+    texts = texts_read_once(meter.prompt, meter.adapter.use_text, data)
+    return replace(estimator, kept_tokens=sum(map(len, texts)))
 
 
 def _estimate(

@@ -39,9 +39,12 @@ from msea_lightning.training.build import Ready, make_ready, make_trainer
 from msea_lightning.training.callbacks import AtomicCheckpoints, EpochHistory, read_callbacks
 from msea_lightning.training.evaluation import evaluate_split, predictions_csv
 from msea_lightning.training.extras import check_classes, make_callbacks, make_loggers
+from msea_lightning.training.listening import log_listening
 from msea_lightning.training.module import TrainingError
+from msea_lightning.training.probe import probe
 from msea_lightning.training.progress import RunProgress
 from msea_lightning.training.ranks import agree, is_first, joined
+from msea_lightning.training.references import Reference
 from msea_lightning.training.show import show_next, show_results
 from msea_lightning.training.verdict import Verdict, judge
 
@@ -66,6 +69,8 @@ def fit(config: TrainConfig) -> RunFolder:
         own = make_loggers(config.logger.loggers, run.path)
         ready = make_ready(config, memory_file=run.memory)
         _announce(config, ready)
+        if isinstance(ready.module.model, AdaptedLM) and is_first():
+            log_listening(ready.module.model, ready.data.splits["train"])
         selection = selection_metric(ready.module.score.kind)
         with (
             _loggers(config, run, ready, own) as loggers,
@@ -328,6 +333,7 @@ def _finish(
         language=config.dataset.language,
         best_epoch=best_epoch,
         epochs=_epochs_in(run),
+        more=_probed(config, ready),
     )
     said = absent_features(data.splits)  # before training
     for warning in verdict.warnings:
@@ -336,6 +342,15 @@ def _finish(
     # Last of all: a run that has it is left alone from now on.
     write_json(run.metrics, {**results, **verdict.facts()})
     return results, verdict
+
+
+def _probed(config: TrainConfig, ready: Ready) -> list[Reference]:
+    """Beside zero-shot answers what the language model knows, if it need not say it."""
+    model = ready.module.model
+    if config.training.schedule_epochs or not isinstance(model, AdaptedLM):
+        return []
+    found = probe(model, ready.data, ready.module.score.kind)
+    return [] if found is None else [found]
 
 
 def _epochs_in(run: RunFolder) -> int:

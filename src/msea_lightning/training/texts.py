@@ -58,7 +58,7 @@ def keep_texts(config: RunConfig, model: AdaptedLM, data: UtteranceDataModule) -
         return
     log_once(_log, f"{text}, kept in {where} once they are read")
     backbone.read_once = ReadOnce(
-        _shelf(config, backbone, model.prompt.prefix_ids, limit),
+        _shelf(config, backbone, limit),
         options.cache_dtype,
         backbone.dtype,
         backbone.device,
@@ -81,13 +81,12 @@ def texts_read_once(
     return found - {()}
 
 
-def _shelf(config: RunConfig, backbone: FrozenBackbone, prefix: list[int], limit: int) -> Shelf:
+def _shelf(config: RunConfig, backbone: FrozenBackbone, limit: int) -> Shelf:
     if config.backbone.cache is TextCache.memory:
         return MemoryShelf()
     key = model_key(
         {
             "model": backbone.fingerprint(),
-            "prefix": prefix,
             "dtype": str(backbone.dtype),
             "kept": config.backbone.cache_dtype.value,
             "attention": backbone.model.config._attn_implementation,

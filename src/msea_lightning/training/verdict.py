@@ -93,6 +93,7 @@ def judge(
     language: Language,
     best_epoch: int,
     epochs: int,
+    more: Sequence[Reference] = (),
 ) -> Verdict:
     """The verdict on the test predictions of a finished run.
 
@@ -106,18 +107,22 @@ def judge(
         language: Of the texts.
         best_epoch: The one that was tested, counted from 0.
         epochs: Number of epochs trained.
+        more: Further references to compare with.
     """
     true, answers = ([getattr(p, name) for p in predictions] for name in ("label", "prediction"))
     train = splits["train"]
-    simple = references(
-        train.texts,
-        train.labels[MAIN_LABEL],
-        [prediction.text for prediction in predictions],
-        true,
-        space=space,
-        kind=kind,
-        language=language,
-    )
+    simple = [
+        *references(
+            train.texts,
+            train.labels[MAIN_LABEL],
+            [prediction.text for prediction in predictions],
+            true,
+            space=space,
+            kind=kind,
+            language=language,
+        ),
+        *more,
+    ]
     names, true_classes = confusion_classes(kind, labels, true)
     _, answered = confusion_classes(kind, labels, answers)
     counts = {split: len(part) for split, part in splits.items()}

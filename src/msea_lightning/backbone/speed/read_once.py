@@ -261,17 +261,19 @@ class ReadOnce:
 
     def layers(
         self,
+        shared: Sequence[int],
         rows: Sequence[Sequence[int]],
         compute: Callable[[Sequence[int]], Sequence[KeysValues]],
     ) -> list[KeysValues]:
         """Each layer's keys and values of B texts, (B, heads, R, d), padded on the left.
 
         Args:
+            shared: Token ids that all of them follow.
             rows: Token ids of each text.
             compute: Gives those of one text, (1, heads, R, d).
         """
         with torch.inference_mode(mode=False), torch.no_grad():
-            kept = [self._text(row, compute) for row in rows if row]
+            kept = [self._text(shared, row, compute) for row in rows if row]
             layers = self._layers
             assert layers is not None
             longest = max(map(len, rows))
@@ -287,11 +289,12 @@ class ReadOnce:
 
     def _text(
         self,
+        shared: Sequence[int],
         row: Sequence[int],
         compute: Callable[[Sequence[int]], Sequence[KeysValues]],
     ) -> Tensor:
         """What is kept of one text."""
-        key = text_key(row)
+        key = text_key(shared, row)
         if self._layers is not None:
             found = self._shelf.take(key)
             size = self._layers.bytes(len(row), self._how, self._exact)
@@ -325,9 +328,10 @@ class ReadOnce:
         return (whole.float() * scales.float()).view(tokens, layers.values)
 
 
-def text_key(row: Sequence[int]) -> str:
-    """The key of a text's token ids."""
-    return hashlib.sha1(np.asarray(row, dtype="<i4").tobytes(), usedforsecurity=False).hexdigest()
+def text_key(shared: Sequence[int], row: Sequence[int]) -> str:
+    """The key of a text's token ids, after those that all texts follow."""
+    ids = np.asarray([len(shared), *shared, *row], dtype="<i4")
+    return hashlib.sha1(ids.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def model_key(facts: Mapping[str, object]) -> str:

@@ -1,0 +1,245 @@
+"""Texts that are read once: the same states and gradients, from memory and from disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.backbone.options import CacheDtype
+from msea_lightning.backbone.speed.read_once import (
+    DiskShelf,
+    Layers,
+    MemoryShelf,
+    ReadOnce,
+    Shelf,
+)
+from tests.backbone.test_frozen import CONFIGS, assert_same, bound_of, random_model
+
+SHARED = [5, 9]
+TEXTS = [[5, 9, 3, 17, 8], [5, 9], [5, 9, 21]]
+"""What each sequence begins with."""
+AFTER = 3
+"""Tokens of each sequence that follow."""
+GIB = 2**30
+
+
+@pytest.fixture(params=list(CONFIGS))
+def frozen(request: pytest.FixtureRequest, backbone: FrozenBackbone) -> FrozenBackbone:
+    model = random_model(request.param, backbone.tokenizer, dtype=torch.float64)
+    return FrozenBackbone(model, backbone.tokenizer, pad_token="<pad>")
+
+
+@pytest.fixture
+def llama(backbone: FrozenBackbone) -> FrozenBackbone:
+    return FrozenBackbone(random_model("llama", backbone.tokenizer), backbone.tokenizer)
+
+
+def keep(frozen: FrozenBackbone, shelf: Shelf, how: CacheDtype = CacheDtype.exact) -> None:
+    frozen.read_once = ReadOnce(shelf, how, frozen.dtype, frozen.device)
+
+
+def after(frozen: FrozenBackbone) -> tuple[Tensor, Tensor]:
+    """Embeddings and positions of what follows the texts."""
+    ids = torch.tensor([[7, 30, 11], [12, 13, 4], [40, 6, 19]])
+    positions = torch.tensor([len(text) for text in TEXTS])[:, None] + torch.arange(AFTER)
+    return frozen.embed(ids), positions
+
+
+def continued(frozen: FrozenBackbone) -> list[Tensor]:
+    """States after the texts, and the gradient of what stands there."""
+    embedded, positions = after(frozen)
+    inputs = embedded.clone().requires_grad_()
+    everything = torch.ones(embedded.shape[:2], dtype=torch.bool)
+    states = frozen.hidden(inputs, everything, positions, frozen.read(SHARED, TEXTS))
+    return [states.detach(), gradient_of(states, inputs)]
+
+
+def gradient_of(states: Tensor, inputs: Tensor) -> Tensor:
+    weights = torch.linspace(-1, 1, states.shape[-1], dtype=states.dtype)
+    return torch.autograd.grad((states * weights).sum(), inputs)[0]
+
+
+def whole(frozen: FrozenBackbone) -> list[Tensor]:
+    """The same of each whole sequence by itself."""
+    embedded, _ = after(frozen)
+    found = []
+    for text, rest in zip(TEXTS, embedded, strict=True):
+        inputs = torch.cat([frozen.embed(torch.tensor(text)), rest])[None].requires_grad_()
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool)
+        states = frozen.hidden(inputs, mask, mask.long().cumsum(-1) - 1)
+        gradient = gradient_of(states[:, -AFTER:], inputs)
+        found.append((states[0, -AFTER:].detach(), gradient[0, -AFTER:]))
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("where", ["nowhere", "memory", "disk"])
+def test_states_and_gradients_are_those_of_whole_sequences(
+    frozen: FrozenBackbone, where: str, tmp_path: Path
+) -> None:
+    assert frozen.caches_rows
+    expected = whole(frozen)
+    if where != "nowhere":
+        keep(frozen, MemoryShelf() if where == "memory" else DiskShelf(tmp_path / "one", GIB))
+    for _ in range(2):  # read, and taken from where it is kept
+        for found, wanted in zip(continued(frozen), expected, strict=True):
+            assert_same(found, wanted, bound_of(frozen))
+
+
+def test_what_is_kept_of_a_text_depends_on_no_other(llama: FrozenBackbone) -> None:
+    keep(llama, MemoryShelf())
+    together = llama.read(SHARED, TEXTS)
+    keep(llama, MemoryShelf())
+    alone = llama.read(SHARED, TEXTS[:1])
+    assert together is not None
+    assert alone is not None
+    for (keys, values), (own_keys, own_values) in zip(
+        together.keys_values, alone.keys_values, strict=True
+    ):
+        assert torch.equal(keys[:1], own_keys)
+        assert torch.equal(values[:1], own_values)
+
+
+def test_texts_after_another_prefix_are_other_texts(llama: FrozenBackbone) -> None:
+    keep(llama, MemoryShelf())
+    llama.read([5], [[5, 9, 3]])
+    found = llama.read([7], [[7, 9, 3]])
+    llama.read_once = None
+    expected = llama.read([7], [[7, 9, 3]])
+    assert found is not None
+    assert expected is not None
+    for pair in zip(found.keys_values, expected.keys_values, strict=True):
+        for part, wanted in zip(*pair, strict=True):
+            assert_same(part, wanted, bound_of(llama))
+
+
+def test_a_text_is_read_once(llama: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted(llama, monkeypatch)
+    keep(llama, MemoryShelf())
+    for _ in range(3):
+        llama.read(SHARED, TEXTS)
+    assert read == [[3, 17, 8], [21]]  # of the second text the shared tokens are everything
+
+
+def counted(frozen: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The texts that a language model reads from now on."""
+    read: list[list[int]] = []
+    recorded = frozen.recorded
+
+    def noted(prefix: object, rows: list[list[int]]) -> object:
+        read.extend(rows)
+        return recorded(prefix, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(frozen, "recorded", noted)
+    return read
+
+
+def test_a_later_run_finds_on_the_disk_what_was_published(
+    llama: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read = counted(llama, monkeypatch)
+    keep(llama, DiskShelf(tmp_path / "llama", GIB))
+    first = continued(llama)
+    keep(llama, DiskShelf(tmp_path / "llama", GIB))
+    continued(llama)
+    assert len(read) == 4  # nothing was published: what a killed run wrote is not trusted
+    assert llama.read_once is not None
+    llama.read_once.publish()
+    del read[:]
+    keep(llama, DiskShelf(tmp_path / "llama", GIB))
+    assert all(torch.equal(*pair) for pair in zip(continued(llama), first, strict=True))
+    assert len(read) == 1  # the first one tells how much each takes
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "index", "version"])
+def test_what_is_damaged_is_computed_again(
+    llama: FrozenBackbone, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "llama"
+    keep(llama, DiskShelf(folder, GIB))
+    expected = continued(llama)
+    assert llama.read_once is not None
+    llama.read_once.publish()
+    (data,), (index,) = folder.glob("*.bin"), folder.glob("*.json")
+    if damage == "bit":
+        content = bytearray(data.read_bytes())
+        content[-5] ^= 64
+        data.write_bytes(content)
+    elif damage == "cut":
+        data.write_bytes(data.read_bytes()[:-8])
+    elif damage == "index":
+        index.write_text(index.read_text()[:-9])
+    else:
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"version": 99}))
+    with caplog.at_level(logging.WARNING):
+        keep(llama, DiskShelf(folder, GIB))
+        assert all(torch.equal(*pair) for pair in zip(continued(llama), expected, strict=True))
+    if damage in ("bit", "index"):
+        assert "damaged" in caplog.text
+
+
+def test_the_oldest_segments_go_when_the_limit_is_reached(
+    llama: FrozenBackbone, tmp_path: Path
+) -> None:
+    for name in ("old", "new"):
+        keep(llama, DiskShelf(tmp_path / name, GIB))
+        llama.read(SHARED, TEXTS)
+        assert llama.read_once is not None
+        llama.read_once.publish()
+    size = next((tmp_path / "new").glob("*.bin")).stat().st_size
+    DiskShelf(tmp_path / "third", size + 1)
+    assert not list((tmp_path / "old").glob("*.bin"))
+    assert list((tmp_path / "new").glob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("how", "bound"), [(CacheDtype.bfloat16, 2**-8), (CacheDtype.int8, 1 / 120)]
+)
+def test_smaller_types_are_off_by_their_rounding(
+    llama: FrozenBackbone, how: CacheDtype, bound: float
+) -> None:
+    exact = llama.read(SHARED, TEXTS[:1])
+    keep(llama, MemoryShelf(), how)
+    found = llama.read(SHARED, TEXTS[:1])
+    assert exact is not None
+    assert found is not None
+    for pair in zip(exact.keys_values, found.keys_values, strict=True):
+        for part, rounded in zip(*pair, strict=True):
+            largest = part.abs().amax(dim=-1, keepdim=True)
+            assert ((part - rounded).abs() <= bound * largest + 1e-6).all()
+
+
+def test_bytes_are_those_that_are_kept(llama: FrozenBackbone) -> None:
+    computed = llama.recorded(None, [[3, 17, 8]])
+    layers = Layers.of(computed)
+    for how in CacheDtype:
+        shelf = Sized()
+        keep(llama, shelf, how)
+        llama.read([], [[3, 17, 8]])
+        assert shelf.sizes == [layers.bytes(3, how, llama.dtype)]
+
+
+class Sized(MemoryShelf):
+    """Notes how much it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def put(self, key: str, kept: Tensor) -> None:
+        self.sizes.append(len(kept))
+        super().put(key, kept)
+
+
+def test_a_model_that_cannot_continue_from_texts_reads_them_every_time(
+    llama: FrozenBackbone,
+) -> None:
+    llama.caches_rows = False
+    found = llama.read(SHARED, TEXTS)
+    assert found is not None
+    assert found.tokens == len(SHARED)
