@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -443,3 +443,79 @@ class TestErrors:
 
     def test_scales_do_not_matter_without_fusion(self) -> None:
         build(scales=(8, 64), multi_scale=False)
+
+
+class TestScales:
+    """``normalization=matched`` and ``token_rank``."""
+
+    SIZES: ClassVar[dict[str, int]] = {
+        "text_dim": 32,
+        "audio_dim": 3,
+        "vision_dim": 5,
+        "audio_hidden": 4,
+        "vision_hidden": 6,
+        "pseudo_tokens": 3,
+        "hidden": 16,
+    }
+
+    def made(self, **options: Any) -> MSEAdapter:
+        torch.manual_seed(0)
+        return MSEAdapter(**self.SIZES, scales=[2], **options)
+
+    def spoken(self, adapter: MSEAdapter) -> Tensor:
+        """Pseudo tokens of a few utterances."""
+        torch.manual_seed(1)
+        text, audio, vision = (torch.randn(6, 4, size) for size in (32, 3, 5))
+        lengths = torch.full((6,), 4)
+        pseudo, _ = adapter(0.1 * text, torch.ones(6, 4), audio, lengths, vision, lengths)
+        assert pseudo is not None
+        return pseudo.detach()
+
+    def test_matching_has_no_parameters_and_leaves_the_weights(self) -> None:
+        plain, matched = self.made(), self.made(normalization="matched")
+        for (name, weight), (other, same) in zip(
+            plain.named_parameters(), matched.named_parameters(), strict=True
+        ):
+            assert name == other
+            assert torch.equal(weight, same)
+        assert set(matched.state_dict()) - set(plain.state_dict()) == {"anchors", "token_scale"}
+
+    def test_matched_tokens_are_shifts_of_the_last_words(self) -> None:
+        adapter = self.made(normalization="matched")
+        words = torch.randn(5, 32)
+        adapter.match_embeddings(2.0, words)
+        assert torch.equal(adapter.anchors, words[-3:])
+        shifts = (self.spoken(adapter) - words[-3:]).norm(dim=-1)
+        assert 0.1 < shifts.mean() < 3  # in the size of an embedding
+
+    def test_fewer_words_than_tokens_are_repeated(self) -> None:
+        adapter = self.made(normalization="matched")
+        words = torch.randn(2, 32)
+        adapter.match_embeddings(2.0, words)
+        assert torch.equal(adapter.anchors, words[[1, 0, 1]])
+
+    def test_matched_tokens_vary_more_between_utterances(self) -> None:
+        def variation(adapter: MSEAdapter) -> float:
+            pseudo = self.spoken(adapter)
+            return float((pseudo - pseudo.mean(0)).norm() / pseudo.norm())
+
+        matched = self.made(normalization="matched")
+        matched.match_embeddings(1.0, torch.randn(3, 32))
+        assert variation(matched) > 10 * variation(self.made())
+
+    def test_the_rank_is_that_of_the_tokens_beside_their_shift(self) -> None:
+        sizes = {**self.SIZES, "pseudo_tokens": 6}
+        for rank in (1, 3):
+            torch.manual_seed(0)
+            adapter = MSEAdapter(**sizes, scales=[2], token_rank=rank)
+            # Differences of tokens are free of the shift, which is the same in all places.
+            centred = self.spoken(adapter)
+            centred = centred - centred.mean(dim=2, keepdim=True)
+            assert int(torch.linalg.matrix_rank(centred[0], atol=1e-5)) == rank
+
+    def test_parameters_of_a_rank(self) -> None:
+        def count(rank: int) -> int:
+            return sum(weight.numel() for weight in self.made(token_rank=rank).parameters())
+
+        # A further direction is a column of the projector for every unit, and a weight a token.
+        assert count(3) - count(1) == 2 * ((16 + 1) * 32 + 3)

@@ -643,10 +643,12 @@ def test_what_is_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(findings_module, "find_packages", lambda device: [])
     monkeypatch.setattr(findings_module, "paper_configurations", lambda: [])
-    monkeypatch.setattr(findings_module, "choices", lambda group: [])
+    monkeypatch.setattr(findings_module, "find_backbones", lambda configs, folder: [])
+    monkeypatch.setattr(findings_module, "find_datasets", lambda configs, folder: [])
     diagnose(DoctorConfig(accelerator=Accelerator.cpu), said.append)
     assert said[:4] == ["devices", "packages", "disks", "data sets"]
-    assert said[4:] == ["language models", "the speed of the device"]
+    assert said[4:-1] == ["language models", "the speed of the device"]
+    assert said[-1] == "what a large language model needs"
 
 
 def test_what_is_here_is_ready(findings: Findings) -> None:
@@ -692,9 +694,10 @@ def test_what_is_printed_can_be_read_and_copied(findings: Findings, width: int) 
     # Only lines with a command, a path or options may be longer.
     lines = text.splitlines()
     long = [line for line in lines if len(line.rstrip()) > 80]
-    assert all(" -m msea_lightning" in line or "/" in line or "llama2: " in line for line in long)
+    parts = (" -m msea_lightning", "/", "llama2: ", "backbone.device_map=auto")
+    assert [line for line in long if not any(part in line for part in parts)] == []
     table = lines[next(i for i, line in enumerate(lines) if line.startswith("The paper's")) :]
-    assert max(len(line.rstrip()) for line in table if "llama2: " not in line) <= 80
+    assert max(len(line.rstrip()) for line in table if not any(p in line for p in parts)) <= 80
     assert len(lines) < 90
 
 

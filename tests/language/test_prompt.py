@@ -16,8 +16,15 @@ from tokenizers.processors import TemplateProcessing
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.data.options import Language
-from msea_lightning.language.options import SegmentConfig, SegmentKind
-from msea_lightning.language.prompt import Prompt, PromptError, beginning, encode_all
+from msea_lightning.language.options import Order, SegmentConfig, SegmentKind
+from msea_lightning.language.prompt import (
+    Prompt,
+    PromptError,
+    beginning,
+    encode_all,
+    encode_word,
+    ordered,
+)
 from msea_lightning.language.wording import Wording, with_context
 
 LAYOUT = [
@@ -293,3 +300,55 @@ def test_tokenizer_that_changes_a_prompt_is_refused(
     )
     with pytest.raises(PromptError, match=r"does not keep the string .* or change prompt\.task"):
         make(backbone, tokenizer=tokenizer, task=task)
+
+
+@pytest.mark.parametrize(
+    ("order", "kinds"),
+    [
+        (Order.pseudo_first, "token literal pseudo text literal prompt"),
+        (Order.text_first, "token literal text literal prompt pseudo"),
+        (Order.prompt_first, "token prompt literal text literal pseudo"),
+    ],
+)
+def test_orders(order: Order, kinds: str) -> None:
+    assert [segment.kind.value for segment in ordered(LAYOUT, order)] == kinds.split()
+    assert LAYOUT[2].kind is SegmentKind.pseudo  # the layout itself stays
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize(
+    ("options", "reads_text_once"),
+    [
+        ({}, True),
+        ({"text_changes": True}, False),
+        ({"pad_to": 8}, False),
+        ({"pseudo_tokens": 0}, True),
+    ],
+)
+def test_what_never_changes_and_the_rest_are_the_whole(
+    backbone: FrozenBackbone, order: Order, options: dict[str, object], reads_text_once: bool
+) -> None:
+    prompt = make(backbone, layout=ordered(LAYOUT, order), **options)
+    texts = prompt.encode_texts(["one two three", "good", ""])
+    leading = prompt.leading(texts, 3)
+    whole = prompt.assemble(texts, 3, [[7, 8], [9, 4], [5, 6]])
+    rest = prompt.assemble(texts, 3, [[7, 8], [9, 4], [5, 6]], after=list(map(len, leading)))
+    for row, ids in enumerate(leading):
+        assert ids[: len(prompt.prefix_ids)] == prompt.prefix_ids
+        kept = rest.mask[row] if prompt.pad_to is None else slice(None)
+        both = [*ids, *rest.ids[row][kept].tolist()]
+        assert both == whole.ids[row][-len(both) :].tolist()
+        real = rest.positions[row][rest.mask[row]].tolist()
+        assert real == list(range(real[0], real[0] + len(real)))
+        assert rest.mask[row].any()  # the last token is always read
+    last = order is not Order.pseudo_first or prompt.pseudo_tokens == 0
+    has_text = len(leading[0]) > len(leading[2])
+    assert has_text == (reads_text_once and last)
+
+
+def test_a_word_after_others_has_a_space_before_it(backbone: FrozenBackbone) -> None:
+    """The tiny tokenizer begins every piece with one by itself, as that of LLaMA 2 does."""
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    ids = encode_word(tokenizer, "joy")
+    assert tokenizer.decode(ids).strip() == "joy"
+    assert ids == tokenizer("joy", add_special_tokens=False)["input_ids"]

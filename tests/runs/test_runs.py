@@ -99,7 +99,7 @@ def test_every_option_is_compared_or_has_a_reason_not_to_be() -> None:
     other = compose("train", TrainConfig, ["adapter=mag", "dataset=table", "dataset.path=here"])
     compared = {*comparable(BASE), *comparable(other)}
     left_out = {info.key for info in options(TrainConfig)} - compared
-    places = {"runs", "ckpt", "experiment", "backbone.check_memory"}
+    places = {"runs", "ckpt", "experiment", "method", "backbone.check_memory"}
     places |= {f"dataset.{name}" for name in ("cache", "download", "workers")}
     # How fast and in how much memory, with the same results.
     places |= {"backbone.compile", "backbone.checkpoint_activations", "training.eval_batch_size"}

@@ -19,8 +19,13 @@ KINDS = {
     "emotion": ["dataset.language=zh", "adapter.pseudo_tokens=5"],
     "gate": ["adapter=mag", "dataset.demo_task=msa"],
     "padded": ["text.pad_to=20", "text.attend_padding=true"],
+    "calibrated": [
+        *("dataset.demo_task=msa", "training.loss=answers", "prompt.calibrate=true"),
+        *("readout=tokens", "prompt.order=text_first", "adapter.normalization=matched"),
+    ],
 }
-"""Options of each plugin: both tasks and languages, two adapters, padding that is read."""
+"""Options of each plugin: both tasks and languages, two adapters, padding that is read, and
+probabilities that are normalised over the legal answers."""
 
 WORDS = ("well", "done", "oh", "never", ",", "好", "吗")
 

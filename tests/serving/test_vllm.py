@@ -6,6 +6,7 @@ import asyncio
 import copy
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -16,6 +17,7 @@ from msea_lightning import Answer, Plugin, Predictor, Utterance
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone
 from msea_lightning.language.labels import LabelSpaceError
 from msea_lightning.language.options import Decode
+from msea_lightning.model.readout import TokenReadout
 from msea_lightning.plugin import PluginError
 from msea_lightning.plugin.batching import collate
 from msea_lightning.serving import completions
@@ -24,6 +26,8 @@ from msea_lightning.serving.engines import Asked, Engine, LocalEngine
 from msea_lightning.serving.errors import EngineError, UnavailableError
 from msea_lightning.serving.prompt_embeds import embed_prompts
 from msea_lightning.serving.vllm import VLLMEngine
+from tests.conftest import SMALL, composed
+from tests.plugin.untrained import untrained
 from tests.serving.conftest import KINDS
 from tests.serving.fake_vllm import FakeVLLM
 
@@ -75,7 +79,7 @@ def assert_same(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
 def test_answers_are_those_of_this_process(
     predictor: Predictor, thin: Predictor, server: FakeVLLM, utterances: list[Utterance]
 ) -> None:
-    names = [list(KINDS)[number % 4] for number in range(len(utterances))]
+    names = [list(KINDS)[number % len(KINDS)] for number in range(len(utterances))]
     asked = [Asked(*pair) for pair in zip(utterances, names, strict=True)]
 
     async def concurrently(engine: Engine) -> list[Answer]:
@@ -135,10 +139,24 @@ def test_prompts_are_what_the_language_model_reads_here(
     for prompt, utterance in zip(prompts, utterances, strict=True):
         # Read by transformers itself, without a mask or positions.
         read = backbone.model(inputs_embeds=prompt.embeddings[None]).logits[0, -1]
-        expected = model.answer_logp(collate(predictor.questions([utterance], plugin=name)))
+        batch = collate(predictor.questions([utterance], plugin=name))
+        states = model._answer_states(model.answer_inputs(batch))
+        expected = TokenReadout(backbone, model.tree).token_logp(states)
         assert torch.allclose(
             read.log_softmax(-1)[model.tree.answer_ids[:, 0]], expected[0, :, 0], atol=1e-4
         )
+
+
+def test_a_linear_readout_is_refused(
+    cache: Path, backbone: FrozenBackbone, server: FakeVLLM
+) -> None:
+    config = copy.deepcopy(composed((*SMALL, "readout=linear", "training.loss=answers")))
+    config.dataset.cache = str(cache)
+    plugin, _ = untrained(config, backbone)
+    thin = Predictor(load_backbone(None, embeddings_only=True))
+    thin.add(plugin, "probe")
+    with pytest.raises(EngineError, match=r"'probe' reads the last state .*: use engine=local"):
+        vllm(thin, server)()
 
 
 def test_embeddings_alone_are_small_and_compute_nothing(

@@ -120,8 +120,13 @@ class Adapter(nn.Module, ABC):
         are those that the adapter reads.
         """
 
-    def match_embeddings(self, norm: float) -> None:
-        """Tells an untrained adapter the mean norm of the language model's embeddings."""
+    def match_embeddings(self, norm: float, words: Tensor) -> None:
+        """Tells an untrained adapter how the language model's embeddings are.
+
+        Args:
+            norm: Their mean norm.
+            words: (T, D) those of the task prompt.
+        """
 
     def options(self) -> dict[str, Any]:
         """The constructor arguments as plain values, fit for JSON."""

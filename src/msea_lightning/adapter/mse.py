@@ -27,6 +27,10 @@ from msea_lightning.adapter.original import NOT_ORIGINAL, check_names, names_in,
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
 
+_SHIFT = 0.5
+"""Scale of the shift of matched pseudo tokens, in norms of an embedding. At the start a shift is
+about 0.8 of it; longer ones blur what the language model makes of the text (docs/log.md)."""
+
 
 class ModalityBranch(nn.Module):
     """Summarises one modality's frames and projects the summary to the mixer's width (Eq. 3).
@@ -126,9 +130,11 @@ class MSEAdapter(Adapter):
         super().__init__(locals())
         self.use_text = use_text
         self.pseudo_tokens = pseudo_tokens
-        self.token_norm: Tensor | None
+        self.anchors: Tensor | None
+        self.token_scale: Tensor | None
         matched = normalization == Normalization.matched.value
-        self.register_buffer("token_norm", torch.ones(()) if matched else None)
+        self.register_buffer("anchors", torch.zeros(pseudo_tokens, text_dim) if matched else None)
+        self.register_buffer("token_scale", torch.ones(()) if matched else None)
 
         # The order of construction is the original's, so that one seed gives the same weights.
         self.audio: ModalityBranch | None = None
@@ -155,10 +161,14 @@ class MSEAdapter(Adapter):
         self.proj_up = nn.Linear(hidden, token_rank * text_dim)
         self.proj_tokens = nn.Linear(token_rank, pseudo_tokens)
 
-    def match_embeddings(self, norm: float) -> None:
-        """See the base class."""
-        if self.token_norm is not None:
-            self.token_norm.fill_(norm)
+    def match_embeddings(self, norm: float, words: Tensor) -> None:
+        """See the base class; there are as many anchors as pseudo tokens, the last word last."""
+        if self.anchors is None or self.token_scale is None:
+            return
+        text_dim = words.shape[1]
+        self.token_scale.fill_(_SHIFT * norm / math.sqrt(text_dim))
+        places = torch.arange(-len(self.anchors), 0).remainder(len(words))
+        self.anchors.copy_(words[places])
 
     def _adapt(
         self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
@@ -169,7 +179,7 @@ class MSEAdapter(Adapter):
         summaries = [branch(frames_BLF, lengths_B) for branch, frames_BLF, lengths_B in modalities]
         if self.text_proj is not None:
             text_BH = self.text_proj(masked_mean(text.to(weight.dtype), mask))
-            if self.token_norm is not None:
+            if self.anchors is not None:
                 text_BH, *summaries = (_normalized(part) for part in (text_BH, *summaries))
             summaries = [summary_BH * text_BH for summary_BH in summaries]
         mixed_BH = sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
@@ -177,10 +187,11 @@ class MSEAdapter(Adapter):
             scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
             mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
         up_BRD = self.proj_up(mixed_BH).unflatten(1, (self.proj_tokens.in_features, -1))
+        if self.anchors is not None:
+            up_BRD = _normalized(up_BRD)
         pseudo_BND = self.proj_tokens(up_BRD.transpose(1, 2)).transpose(1, 2)
-        if self.token_norm is not None:
-            length = self.token_norm / math.sqrt(pseudo_BND.shape[2])
-            pseudo_BND = functional.rms_norm(pseudo_BND, pseudo_BND.shape[2:]) * length
+        if self.anchors is not None and self.token_scale is not None:
+            pseudo_BND = self.anchors + self.token_scale * pseudo_BND
         return pseudo_BND, text if self.use_text else text[:, :0]
 
     @classmethod
@@ -219,8 +230,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _normalized(values: Tensor) -> Tensor:
-    """(B, H) values with mean zero and variance one in each row; rows of zeros stay zero."""
-    return functional.layer_norm(values, values.shape[1:])
+    """(..., H) values with mean zero and variance one in each row; rows of zeros stay zero."""
+    return functional.layer_norm(values, values.shape[-1:])
 
 
 def _scale(text_dim: int, hidden: int, divisor: int) -> nn.Sequential:

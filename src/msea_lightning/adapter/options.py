@@ -19,8 +19,8 @@ class Normalization(enum.Enum):
     none = "none"
     """The paper's adapter."""
     matched = "matched"
-    """Summaries and text are layer-normalised before their Hadamard product, and pseudo tokens have
-    the norm of the language model's embeddings."""
+    """Summaries and text are layer-normalised before their Hadamard product, and pseudo tokens are
+    shifts of the last words of the task prompt, in the scale of the language model's embeddings."""
 
 
 @dataclass

@@ -226,7 +226,7 @@ class FrozenBackbone:
         if not any(rests) or not self.caches_rows:
             return prefix
         if self.read_once is not None:
-            layers = self.read_once.layers(shared, rests, lambda row: self.recorded(prefix, [row]))
+            layers = self.read_once.layers(shared, rests, partial(self.recorded, prefix))
         else:
             layers = self.recorded(prefix, rests)
         return joined(prefix, layers, padded_rows(rests, self.pad_id)[1].to(self.device))

@@ -31,12 +31,9 @@ from msea_lightning.features.options import (
 from msea_lightning.language.options import Decode, Loss, PromptConfig, TextConfig
 from msea_lightning.model.options import (
     MODELS,
-    READOUTS,
     AdaptedLMOptions,
-    LinearReadoutOptions,
     ModelOptions,
-    ReadoutOptions,
-    TokenReadoutOptions,
+    ReadoutKind,
 )
 from msea_lightning.plugin.options import RecordedBackboneConfig
 from msea_lightning.reporting.options import LoggerConfig
@@ -53,21 +50,20 @@ class RunConfig:
     backbone: BackboneConfig = option(BackboneConfig, "frozen language model")
     adapter: AdapterOptions = option(MSEOptions, "trainable plugin", choices=ADAPTERS)
     ablation: AblationConfig = option(AblationConfig, "what is left out", presets=ABLATIONS)
-    readout: ReadoutOptions = option(
-        TokenReadoutOptions, "what gives the probabilities of answers", choices=READOUTS
-    )
+    readout: ReadoutKind = option(ReadoutKind.tokens, "what gives the probabilities of answers")
     text: TextConfig = option(TextConfig, "treatment of the text")
     prompt: PromptConfig = option(PromptConfig, "task prompt")
     training: TrainingConfig = option(TrainingConfig, "optimisation")
     trainer: TrainerConfig = option(TrainerConfig, "hardware")
     decode: Decode = option(Decode.greedy, "how an answer is picked")
     recipe: str | None = option(None, "published recipe in use; set by conf/recipe")
+    method: str | None = option(None, "set of options of the method in use; set by conf/method")
     seed: int = option(1111, "seed of weights, batches and splits", low=0, high=2**32 - 1)
 
     def check(self, where: str) -> None:
         """Refuses an ablation of what the adapter does not have, and parts that do not fit."""
         self.ablation.check_adapter("ablation", self.adapter)
-        training, linear = self.training, isinstance(self.readout, LinearReadoutOptions)
+        training, linear = self.training, self.readout is ReadoutKind.linear
         wanting = {
             "readout=linear": linear,
             f"training.ordinal={training.ordinal}": training.ordinal > 0,

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from msea_lightning.language.options import Loss
 from msea_lightning.language.prompt import Prompt
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_readout, trainable
-from msea_lightning.model.options import ReadoutOptions, TokenReadoutOptions
+from msea_lightning.model.options import ReadoutKind
 from msea_lightning.model.readout import Readout
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class StepMeter:
     dtype: torch.dtype = torch.float32
     attention: Attention = Attention.auto
     checkpoint_activations: bool = False
-    readout: ReadoutOptions = field(default_factory=TokenReadoutOptions)
+    readout: ReadoutKind = ReadoutKind.tokens
     loss: Loss = Loss.vocabulary
     ordinal: float = 0.0
 

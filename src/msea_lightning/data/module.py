@@ -111,7 +111,7 @@ class UtteranceDataModule(LightningDataModule):
         assert self._store is not None
         for text in self._store.info.get("notes", []):
             log_once(_log, text)
-        splits = dict(self._store.splits)
+        splits = self._chosen(self._store)
         if self._evaluated is not None:
             self._setup_evaluated(splits, self._evaluated.value)
             return
@@ -141,6 +141,18 @@ class UtteranceDataModule(LightningDataModule):
             )
         for text in absent_features(self.splits):
             self._warn(text)
+
+    def _chosen(self, store: Store) -> dict[str, StoreSplit]:
+        """The splits with the features that are to be read."""
+        chosen = self._dataset.features
+        if chosen is None:
+            return dict(store.splits)
+        if unknown := [name for name in chosen if name not in store.dims]:
+            raise DataError(
+                f"dataset.features names {', '.join(unknown)}, but '{self._dataset.name}' has "
+                f"{', '.join(store.dims) or 'no features'}. Name some of these, or leave it out."
+            )
+        return {name: split.only(chosen) for name, split in store.splits.items()}
 
     def _setup_evaluated(self, splits: dict[str, StoreSplit], split: str) -> None:
         """Keeps the labelled utterances of one split; a valid one may be drawn from train."""

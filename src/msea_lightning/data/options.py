@@ -221,6 +221,9 @@ class DatasetConfig:
         high=1,
         called=("trainer.limit_train_batches", "trainer.overfit_batches"),
     )
+    features: list[str] | None = option(
+        None, "features that are read, such as [audio]; all of the data set where not given"
+    )
     standardize: bool = option(
         False, "zero mean, unit variance per feature, fitted on the training part"
     )

@@ -171,6 +171,14 @@ class StoreSplit:
             _picked(self.contexts, picked),
         )
 
+    def only(self, features: Sequence[str]) -> StoreSplit:
+        """The same utterances without any other feature than these."""
+        kept = copy(self)
+        kept.dims = {name: dim for name, dim in self.dims.items() if name in features}
+        kept._spans = {name: self._spans[name] for name in kept.dims}
+        kept.lengths = {name: self.lengths[name] for name in kept.dims}
+        return kept
+
     def tokenized(
         self,
         encode: Callable[[list[str]], Sequence[Sequence[int]]],

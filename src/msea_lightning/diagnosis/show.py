@@ -138,7 +138,7 @@ def _show_configurations(findings: Findings, console: Console) -> None:
 def _show_largest(found: LargestModel, console: Console) -> None:
     """Two lines: what the largest language model takes, and where it would lie here."""
     stored = ", ".join(f"{_gib(size)} in {how}" for how, size in found.stored.items())
-    print_line(console, f"\n{found.name}, {found.parameters:,} parameters: {stored}.")
+    print_line(console, f"\n{found.name}, {found.parameters:,} parameters:\n{stored}.")
     start = f"backbone={found.name} backbone.device_map=auto backbone.dtype=bfloat16: "
     if found.flaw:
         print_line(console, start + found.flaw)

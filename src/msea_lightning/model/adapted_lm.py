@@ -122,11 +122,6 @@ class AdaptedLM(Model):
         """Moves the language model."""
         self.backbone.to(device)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Lets other processes find the texts that were read so far."""
-        if self.backbone.read_once is not None:
-            self.backbone.read_once.publish()
-
     def step(self, batch: Batch) -> Step:
         """The loss of a batch (paper, Eq. 2), and what it consists of where it has two parts.
 
@@ -222,8 +217,8 @@ class AdaptedLM(Model):
 
     @torch.no_grad()
     def last_states(self, batch: Batch) -> Tensor:
-        """(B, d) float32 states of the prompt's last token, from which answers are read."""
-        return self._answer_states(self.answer_inputs(batch))[:, 0].float()
+        """(B, d) float32, what the readout makes of the state from which answers are read."""
+        return self.readout.features(self._answer_states(self.answer_inputs(batch))[:, 0])
 
     def _answer_states(self, inputs: AnswerInputs) -> Tensor:
         """(B, 1 + M, d) states of the prompt's last token and of the tree's nodes."""

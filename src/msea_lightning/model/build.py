@@ -29,7 +29,7 @@ from msea_lightning.language.options import Loss, PromptConfig, TextConfig
 from msea_lightning.language.prompt import Prompt, encode, encode_word, ordered
 from msea_lightning.language.wording import Wording, with_context
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.options import LinearReadoutOptions, ReadoutOptions
+from msea_lightning.model.options import ReadoutKind
 from msea_lightning.model.readout import LinearReadout, Readout, TokenReadout, numbered_answers
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def build_prompt(
     text: TextConfig,
     prompt: PromptConfig,
     *,
-    readout: ReadoutOptions | None = None,
+    readout: ReadoutKind = ReadoutKind.tokens,
     pad_id: int = 0,
 ) -> tuple[Prompt, AnswerTree]:
     """The sequence layout and the legal answers, for which no language model is needed.
 
     ``labels`` has nothing left to infer; where only lengths count, any ``pad_id`` will do. The
-    language model itself writes the answers where no ``readout`` is given.
+    tree of answers is the one that the ``readout`` needs.
     """
     space = LabelSpace.from_config(
         labels, signed=backbone.signed_labels, encode=partial(encode, tokenizer)
@@ -77,9 +77,9 @@ def build_prompt(
     return made, build_answers(made, space, readout)
 
 
-def build_answers(prompt: Prompt, space: LabelSpace, readout: ReadoutOptions | None) -> AnswerTree:
+def build_answers(prompt: Prompt, space: LabelSpace, readout: ReadoutKind) -> AnswerTree:
     """The legal answers as the tokenizer writes them, or numbered for a linear readout."""
-    if isinstance(readout, LinearReadoutOptions):
+    if readout is ReadoutKind.linear:
         return numbered_answers(space)
     by_name = isinstance(space, EmotionSet) and space.words is LabelWords.names
     if by_name and prompt.language is Language.en:
@@ -116,7 +116,7 @@ def build_adapter(
 
 
 def build_readout(
-    readout: ReadoutOptions,
+    readout: ReadoutKind,
     loss: Loss,
     backbone: FrozenBackbone,
     tree: AnswerTree,
@@ -132,7 +132,7 @@ def build_readout(
         tree: The legal answers, as :func:`build_prompt` makes them for it.
         prior: See :class:`TokenReadout`.
     """
-    if isinstance(readout, LinearReadoutOptions):
+    if readout is ReadoutKind.linear:
         return LinearReadout(backbone.width, tree)
     return TokenReadout(backbone, tree, loss, prior)
 

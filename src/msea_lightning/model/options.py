@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from msea_lightning.config.registry import Choice, Registry
@@ -22,22 +23,10 @@ class AdaptedLMOptions(ModelOptions):
     """The frozen language model (``backbone``) with an adapter (``adapter``) in front."""
 
 
-@dataclass
-class ReadoutOptions(Choice):
-    """What all readouts have."""
+class ReadoutKind(enum.Enum):
+    """What gives the probabilities of the legal answers."""
 
-
-READOUTS: Registry[type[ReadoutOptions]] = Registry("readout")
-"""``readout.name`` to the readout's options; ``load`` gives its class."""
-
-
-@READOUTS.register("tokens", "msea_lightning.model.readout.TokenReadout", title="tokens")
-@dataclass
-class TokenReadoutOptions(ReadoutOptions):
+    tokens = "tokens"
     """The language model writes the label, as in the paper."""
-
-
-@READOUTS.register("linear", "msea_lightning.model.readout.LinearReadout", title="linear readout")
-@dataclass
-class LinearReadoutOptions(ReadoutOptions):
-    """One trained linear layer on the last state, with an output for each legal answer."""
+    linear = "linear"
+    """A trained linear layer on the last state, with an output for each legal answer."""

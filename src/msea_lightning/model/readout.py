@@ -7,6 +7,7 @@ answers, L tokens of the longest answer, M nodes of the answer tree, C legal tok
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,19 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.language.answers import AnswerTree, stepwise_logp
 from msea_lightning.language.labels import LabelSpace
 from msea_lightning.language.options import Loss
+from msea_lightning.model.options import ReadoutKind
 
 
 class Readout(nn.Module, ABC):
     """What turns last states into probabilities of answers.
 
     Attributes:
+        kind: Which one it is.
         tree: The legal answers.
         loss: What probabilities are normalised over.
     """
+
+    kind: ClassVar[ReadoutKind]
 
     def __init__(self, tree: AnswerTree, loss: Loss) -> None:
         super().__init__()
@@ -48,6 +53,10 @@ class Readout(nn.Module, ABC):
     def token_logp(self, hidden: Tensor) -> Tensor:
         """Log probability (B, A, L) of the tokens of every answer, from (B, 1 + M, d) states."""
 
+    def features(self, states: Tensor) -> Tensor:
+        """(..., d) float32, what a linear layer would read of (..., d) states."""
+        return states.float()
+
 
 class TokenReadout(Readout):
     """The language model writes the label, as in the paper: its own output head.
@@ -59,6 +68,7 @@ class TokenReadout(Readout):
         prior: (1 + M, C) log probabilities to subtract; none where not given.
     """
 
+    kind = ReadoutKind.tokens
     prior: Tensor | None
 
     def __init__(
@@ -125,6 +135,8 @@ class LinearReadout(Readout):
         tree: The legal answers of :func:`numbered_answers`.
     """
 
+    kind = ReadoutKind.linear
+
     def __init__(self, width: int, tree: AnswerTree) -> None:
         super().__init__(tree, Loss.answers)
         self.linear = nn.Linear(width, len(tree.answer_ids))
@@ -139,12 +151,23 @@ class LinearReadout(Readout):
         """See the base class."""
         return self._logits(hidden[:, 0]).log_softmax(-1)[:, :, None]
 
+    def features(self, states: Tensor) -> Tensor:
+        """See the base class."""
+        states = states.float()
+        return functional.layer_norm(states, states.shape[-1:])
+
+    def start(self, weight: Tensor, bias: Tensor) -> None:
+        """Sets the weights (A, d) and (A,) that training begins with."""
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
+
     def _logits(self, states: Tensor) -> Tensor:
         """(..., A) from (..., d) states, in the dtype of the weights (float32)."""
-        weight = self.linear.weight
-        with torch.autocast(states.device.type, enabled=False):
-            normalized = functional.layer_norm(states.to(weight.dtype), states.shape[-1:])
-            logits: Tensor = self.linear(normalized)
+        # The device "meta" has no autocast.
+        kind = "cpu" if states.device.type == "meta" else states.device.type
+        with torch.autocast(kind, enabled=False):
+            logits: Tensor = self.linear(self.features(states))
         return logits
 
 

@@ -45,6 +45,8 @@ def model_title(adapter: str, backbone: str) -> str:
     if not backbone:
         return MODELS.title(adapter)
     title, known = ADAPTERS.title(adapter), paper_titles("backbone")
+    if adapter == "none":
+        return f"{known.get(backbone, backbone)} without an adapter"
     if backbone in known:
         return f"{title.removesuffix('-Adapter')}-{known[backbone]}"
     return f"{title} with {backbone}"

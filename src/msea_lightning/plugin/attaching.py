@@ -20,7 +20,6 @@ from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.language.wording import Wording
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_answers, build_readout
-from msea_lightning.model.options import READOUTS
 from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def attach(
     # Without memory: the weights are taken from the plugin.
     with torch.device("meta"):
         adapter = make(**facts.adapter)
-    readout_options = READOUTS.options(facts.readout)()
     prompt = Prompt(
         facts.prompt.layout,
         backbone.tokenizer,
@@ -74,7 +72,7 @@ def attach(
         ),
         text_changes=adapter.changes_text,
     )
-    tree = build_answers(prompt, space, readout_options)
+    tree = build_answers(prompt, space, facts.readout)
     weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}, "readout": {}}
     for name, tensor in plugin.weights.items():
         part, _, rest = name.partition(".")
@@ -85,7 +83,7 @@ def attach(
             "not know: use the release that wrote it, or copy the plugin again."
         )
     prior = weights["readout"].get("prior")
-    readout = build_readout(readout_options, facts.loss, backbone, tree, prior=prior)
+    readout = build_readout(facts.readout, facts.loss, backbone, tree, prior=prior)
     try:
         adapter.load_state_dict(weights["adapter"], assign=True)
         readout.load_state_dict(weights["readout"], assign=True)

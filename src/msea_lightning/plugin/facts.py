@@ -24,7 +24,7 @@ from msea_lightning.data.options import (
 from msea_lightning.language.options import CONTEXT_TEMPLATE, Decode, Loss, SegmentConfig
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
-from msea_lightning.model.options import READOUTS
+from msea_lightning.model.options import ReadoutKind
 
 WEIGHTS = "adapter.safetensors"
 FACTS = "plugin.json"
@@ -79,7 +79,7 @@ class PluginFacts:
         language: ISO 639 code of the data's language, which may not be that of the prompt; None
             where it is not known.
         license: Licence of the weights; None until someone gives them one.
-        readout: ``readout.name``; plugins from before there were several do not say it.
+        readout: What gives the probabilities; plugins from before there were several do not say it.
         loss: What the probabilities of its answers are normalised over; likewise.
     """
 
@@ -104,7 +104,7 @@ class PluginFacts:
     dataset_id: str | None = None
     language: str | None = None
     license: str | None = None
-    readout: str = "tokens"
+    readout: ReadoutKind = ReadoutKind.tokens
     loss: Loss = Loss.vocabulary
 
     def __post_init__(self) -> None:
@@ -234,6 +234,6 @@ def describe(
         seed=seed,
         dataset_id=dataset_id,
         language=language,
-        readout=READOUTS.name_of(model.readout),
+        readout=model.readout.kind,
         loss=model.readout.loss,
     )

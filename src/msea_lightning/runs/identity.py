@@ -18,7 +18,7 @@ from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import EmptyText
 
 _NOT_COMPARED = {
-    *("ckpt", "runs", "experiment", "logger", "trainer", "training.eval_batch_size"),
+    *("ckpt", "runs", "experiment", "method", "logger", "trainer", "training.eval_batch_size"),
     *("dataset.cache", "dataset.download", "dataset.workers"),
     *("backbone.check_memory", "backbone.compile", "backbone.checkpoint_activations"),
     *("backbone.cache", "backbone.cache_limit"),

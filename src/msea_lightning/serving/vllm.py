@@ -15,6 +15,7 @@ import torch
 from msea_lightning.language.answers import decode
 from msea_lightning.language.options import Decode
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.readout import TokenReadout
 from msea_lightning.plugin import Answer, Predictor
 from msea_lightning.plugin.answer import answers_of
 from msea_lightning.serving.batcher import Batcher
@@ -58,6 +59,13 @@ class VLLMEngine(Engine):
         self._completions = completions
         self._max_batch = max_batch
         self._batcher: Batcher[Asked, EmbeddedPrompt] = Batcher(self._embed, max_batch, observe)
+        for name, model in predictor.models.items():
+            if not isinstance(model.readout, TokenReadout):
+                raise EngineError(
+                    f"The plugin {name!r} reads the last state of the language model "
+                    f"(readout={model.readout.kind.value}), which vLLM does not return: use "
+                    "engine=local."
+                )
         self._groups = {name: branch_groups(model.tree) for name, model in predictor.models.items()}
         for name, groups in self._groups.items():
             if (most := max(len(group.asked) for group in groups)) > MOST_TOKENS:
@@ -107,8 +115,9 @@ class VLLMEngine(Engine):
             *(self._read(prompt, group) for group in self._groups[prompt.plugin])
         )
         found = {key: value for part in parts for key, value in part.items()}
-        tree = prompt.model.tree
-        answers = decode(tree, token_logp(tree, found), rule)
+        tree, readout = prompt.model.tree, prompt.model.readout
+        assert isinstance(readout, TokenReadout)
+        answers = decode(tree, readout.renormalized(token_logp(tree, found)), rule)
         return answers_of([prompt.id], prompt.plugin, tree.space, answers)[0]
 
     async def _read(

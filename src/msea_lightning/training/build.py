@@ -55,9 +55,11 @@ from msea_lightning.model.build import (
 )
 from msea_lightning.model.contract import DataFacts, Model, ModelError
 from msea_lightning.model.options import MODELS
+from msea_lightning.model.readout import LinearReadout
 from msea_lightning.runs.files import write_json
 from msea_lightning.training.module import TrainingModule
 from msea_lightning.training.options import ClassWeights, TrainerConfig
+from msea_lightning.training.probe import start_as_probe
 from msea_lightning.training.ranks import is_first
 from msea_lightning.training.texts import keep_texts, texts_read_once
 
@@ -115,6 +117,8 @@ def make_ready(
     )
     if isinstance(model, AdaptedLM):
         keep_texts(config, model, data)
+        if isinstance(model.readout, LinearReadout):
+            start_as_probe(model, data, data.metrics)
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
@@ -234,7 +238,11 @@ def build_adapted_lm(
     adapter = build_adapter(
         config.adapter, config.ablation, width=language_model.width, dims=data.dims
     )
-    adapter.match_embeddings(language_model.embedding_norm)
+    with torch.no_grad():
+        words = torch.tensor([prompt.encode(prompt.task)], device=language_model.device)
+        adapter.match_embeddings(
+            language_model.embedding_norm, language_model.embed(words)[0].float().cpu()
+        )
     loss, space = config.training.loss, tree.space
     prior = answer_prior(language_model, prompt, tree) if config.prompt.calibrate else None
     if config.training.ordinal and not space.ordered:

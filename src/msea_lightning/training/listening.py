@@ -60,9 +60,11 @@ class Listening:
 def log_listening(model: AdaptedLM, train: StoreSplit) -> None:
     """Says once before training how the pseudo tokens stand; warns where they hardly vary.
 
-    Nothing where the adapter makes none, or there are fewer than two utterances.
+    Nothing where the adapter makes none, reads neither audio nor vision, or there are fewer than
+    two utterances.
     """
-    if not model.adapter.pseudo_tokens or len(train) < 2:
+    adapter = model.adapter
+    if not adapter.pseudo_tokens or not (adapter.audio or adapter.vision) or len(train) < 2:
         return
     batch = train.batch(list(range(min(_UTTERANCES, len(train))))).to(model.device)
     was_training = model.training

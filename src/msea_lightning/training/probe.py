@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,18 @@ from msea_lightning.data.utterance import MAIN_LABEL
 from msea_lightning.metrics import score, selection_metric
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
+from msea_lightning.model.readout import LinearReadout
 from msea_lightning.training.references import Reference
 
 _STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Inverse strengths of the regularisation that validation chooses from."""
 
 _STEPS = 1000
+
+_LEAST_VARIANCE = 1e-4
+
+_UNSEEN = -5.0
+"""Added to the least constant of all classes, for one that training does not have."""
 
 
 def probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> Reference | None:
@@ -42,35 +48,84 @@ def probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> Refe
     Returns:
         None where training has but one label.
     """
-    space, splits = model.space, data.splits
-    labelled = [
-        n for n, label in enumerate(splits["train"].labels[MAIN_LABEL]) if label is not None
-    ]
-    train = splits["train"].select(labelled)
-    taught: list[Any] = [_taught(model, label) for label in train.targets]
-    if len(set(taught)) < 2:
+    found = _chosen(model, data, kind)
+    if found is None:
         return None
-    size = data.eval_batch_size
-    states = {
-        name: last_states(model, part, size) for name, part in {**splits, "train": train}.items()
-    }
-    metric = selection_metric(kind)
-    found: tuple[float, Pipeline] | None = None
-    for strength in _STRENGTHS:
-        learned = _learned(states["train"], taught, strength, ordered=space.ordered)
-        value = score(
-            kind, _answers(model, learned, states["valid"]), _targets(model, splits["valid"])
-        )
-        if found is None or metric.better(value[metric.name], found[0]):
-            found = value[metric.name], learned
-    assert found is not None
-    values = _answers(model, found[1], states["test"])
+    test = data.splits["test"]
+    values = _answers(model, found, last_states(model, test, data.eval_batch_size))
     return Reference(
         name="linear probe",
         kind="state",
-        answers=[space.label(value) for value in values],
-        test=score(kind, values, _targets(model, splits["test"])),
+        answers=[model.space.label(value) for value in values],
+        test=score(kind, values, _targets(model, test)),
     )
+
+
+def start_as_probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> None:
+    """Gives an untrained linear readout the weights of a linear probe.
+
+    So training begins with what the language model knows already, beside pseudo tokens that are yet
+    untrained. Intensities become the distribution of ridge regression: a normal one with the
+    deviation of the residuals, at the legal intensities.
+
+    Args:
+        model: With a linear readout.
+        data: See :func:`probe`.
+        kind: Likewise.
+    """
+    readout = model.readout
+    assert isinstance(readout, LinearReadout)
+    found = _chosen(model, data, kind)
+    if found is None:
+        return
+    scaler, linear = found.pipeline[0], found.pipeline[-1]
+    coefficients = np.atleast_2d(linear.coef_) / scaler.scale_
+    constants = np.atleast_1d(linear.intercept_) - coefficients @ scaler.mean_
+    values = np.asarray(model.space.values)
+    if model.space.ordered:
+        variance = max(found.residual**2, _LEAST_VARIANCE)
+        weight = values[:, None] * coefficients / variance
+        bias = (values * constants - values**2 / 2) / variance
+    else:
+        if len(coefficients) == 1:  # of two classes scikit-learn has the difference alone
+            coefficients = np.concatenate([-coefficients, coefficients]) / 2
+            constants = np.concatenate([-constants, constants]) / 2
+        # A class that training does not have stays improbable.
+        weight = np.zeros((len(values), coefficients.shape[1]))
+        bias = np.full(len(values), constants.min() + _UNSEEN)
+        weight[linear.classes_], bias[linear.classes_] = coefficients, constants
+    readout.start(torch.tensor(weight), torch.tensor(bias))
+
+
+class _Probe(NamedTuple):
+    """A linear model of last states, and the deviation of its residuals in validation."""
+
+    pipeline: Pipeline
+    residual: float
+
+
+def _chosen(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> _Probe | None:
+    """The linear model that does best in validation; None where training has but one label."""
+    space, train, valid = model.space, data.splits["train"], data.splits["valid"]
+    labels = train.labels[MAIN_LABEL]
+    train = train.select([index for index, label in enumerate(labels) if label is not None])
+    taught: list[Any] = [_taught(model, label) for label in train.targets]
+    if len(set(taught)) < 2:
+        return None
+    states, held_out = (last_states(model, part, data.eval_batch_size) for part in (train, valid))
+    targets = _targets(model, valid)
+    metric = selection_metric(kind)
+    best: tuple[float, _Probe] | None = None
+    for strength in _STRENGTHS:
+        learned = _learned(states, taught, strength, ordered=space.ordered)
+        values = learned.predict(held_out)
+        residual = float(np.std(values - np.asarray(targets)))
+        found = _Probe(learned, residual)
+        value = score(kind, _answers(model, found, held_out), targets)[metric.name]
+        if best is None or metric.better(value, best[0]):
+            best = value, found
+    assert best is not None
+    return best[1]
 
 
 @torch.no_grad()
@@ -99,9 +154,9 @@ def _learned(
     return fitted
 
 
-def _answers(model: AdaptedLM, learned: Pipeline, states: NDArray[np.float32]) -> list[float]:
+def _answers(model: AdaptedLM, found: _Probe, states: NDArray[np.float32]) -> list[float]:
     """The numbers that metrics compare."""
-    values = learned.predict(states)
+    values = found.pipeline.predict(states)
     if model.space.ordered:
         values = np.clip(values, model.space.values[0], model.space.values[-1])
     return [float(value) for value in values]

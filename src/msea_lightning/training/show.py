@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from msea_lightning.model.options import MODELS
 from msea_lightning.paper import FULL, model_title, paper_result
 from msea_lightning.runs.folder import RunFolder
 from msea_lightning.training.verdict import Verdict
+
+_NARROW = 9
+"""Least characters of a line of a heading."""
 
 
 def show_results(
@@ -124,11 +128,15 @@ def _table(title: str, headings: list[str], rows: Mapping[str, list[str]]) -> Ta
     table.pad_edge = False
     table.padding = (0, 1)
     for place, heading in enumerate(headings):
+        entries = [name if place == 0 else texts[place - 1] for name, texts in rows.items()]
+        # Headings are folded, so that numbers need not be.
+        width = max([_NARROW, *(len(visible(entry)) for entry in entries)])
         table.add_column(
-            Text(visible(heading)), justify="right" if place else "left", overflow="fold"
+            Text(textwrap.fill(visible(heading), width, break_long_words=False)),
+            justify="right" if place else "left",
+            overflow="fold",
         )
     for name, texts in rows.items():
-        # Headings may take two lines, so that numbers need not.
         table.add_row(*(Text(visible(text), no_wrap=True) for text in (name, *texts)))
     return table
 

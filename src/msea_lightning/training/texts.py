@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from functools import partial
 
 import torch
 
@@ -40,7 +42,9 @@ def keep_texts(config: RunConfig, model: AdaptedLM, data: UtteranceDataModule) -
     options, backbone = config.backbone, model.backbone
     texts = texts_read_once(model.prompt, model.adapter.use_text, data)
     tokens = sum(map(len, texts))
-    if not tokens or options.cache is TextCache.none or not backbone.caches_rows:
+    # A trial of one batch would spend its time on reading all texts.
+    wanted = options.cache is not TextCache.none and not config.trainer.fast_dev_run
+    if not tokens or not wanted or not backbone.caches_rows:
         return
     one = Layers.of(backbone.recorded(None, [[backbone.pad_id]]))
     size = one.bytes(tokens, options.cache_dtype, backbone.dtype)
@@ -56,13 +60,15 @@ def keep_texts(config: RunConfig, model: AdaptedLM, data: UtteranceDataModule) -
             "(backbone.cache_limit); they are read for every batch",
         )
         return
-    log_once(_log, f"{text}, kept in {where} once they are read")
     backbone.read_once = ReadOnce(
-        _shelf(config, backbone, limit),
-        options.cache_dtype,
-        backbone.dtype,
-        backbone.device,
+        _shelf(config, backbone, limit), options.cache_dtype, backbone.dtype, backbone.device, one
     )
+    log_once(_log, f"{text}, read once and kept in {where}")
+    started = time.perf_counter()
+    shared = model.prompt.prefix_ids
+    compute = partial(backbone.recorded, backbone.cached_prefix(shared))
+    if read := backbone.read_once.fill(shared, texts, compute):
+        _log.info("%s texts read in %.0f s", f"{read:,}", time.perf_counter() - started)
 
 
 def texts_read_once(

@@ -1,0 +1,195 @@
+"""Runs that differ from the published method: zero-shot, linear readouts, texts read once."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from msea_lightning import Plugin
+from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.commands.command_line import compose
+from msea_lightning.config.registry import Choice
+from msea_lightning.config.roots import TrainConfig
+from msea_lightning.data.utterance import DataError
+from msea_lightning.model.readout import LinearReadout
+from msea_lightning.runs.folder import RunFolder
+from msea_lightning.training.build import build_adapted_lm, build_data, make_ready, tokenize
+from msea_lightning.training.fit import fit
+from msea_lightning.training.listening import Listening, log_listening
+from msea_lightning.training.probe import last_states, start_as_probe
+
+Options = Callable[..., TrainConfig]
+ALL = (
+    *("adapter.normalization=matched", "training.loss=answers"),
+    *("readout=linear", "prompt.order=text_first"),
+)
+
+
+def result(run: RunFolder) -> dict[str, object]:
+    found: dict[str, object] = json.loads(run.metrics.read_text())
+    return found
+
+
+def plugin_answers(run: RunFolder, config: TrainConfig) -> list[str]:
+    """What the plugin of a run answers to the test utterances."""
+    data = build_data(config)
+    predictor = Plugin.from_pretrained(run.plugin).load(device="cpu")
+    return [answer.label for answer in predictor.predict(list(data.splits["test"]))]
+
+
+def predictions(run: RunFolder) -> list[str]:
+    with run.predictions.open(encoding="utf-8") as file:
+        return [row["prediction"] for row in csv.DictReader(file)]
+
+
+def test_a_zero_shot_run_trains_nothing_and_has_a_linear_probe_beside_it(
+    options: Options,
+) -> None:
+    config = options("training.schedule_epochs=0")
+    run = fit(config)
+    found = result(run)
+    names = [reference["name"] for reference in found["references"]]  # type: ignore[attr-defined]
+    assert names[-1] == "linear probe"
+    assert run.load_config().adapter.name == "none"
+    assert not run.history.exists()
+    assert not list(run.checkpoints.iterdir())
+    assert plugin_answers(run, config) == predictions(run)
+
+
+def test_all_options_together_make_a_plugin_that_answers_as_the_run(options: Options) -> None:
+    config = options(*ALL)
+    run = fit(config)
+    facts = Plugin.from_pretrained(run.plugin).facts
+    assert facts.adapter["normalization"] == "matched"
+    assert [segment.kind.value for segment in facts.prompt.layout][-1] == "pseudo"
+    assert plugin_answers(run, config) == predictions(run)
+
+
+def test_where_texts_are_kept_changes_no_result(options: Options, tmp_path: object) -> None:
+    words = ("prompt.order=prompt_first", f"dataset.cache={tmp_path}")
+    found = [
+        fit(options(*words, f"backbone.cache={where}")) for where in ("none", "memory", "disk")
+    ]
+    loss = [float(run.history.read_text().splitlines()[1].split(",")[4]) for run in found]
+    assert loss == pytest.approx([loss[0]] * 3, rel=1e-4)
+    again = fit(options(*words, "backbone.cache=disk"))
+    assert (
+        again.history.read_text().splitlines()[1].split(",")[4]
+        == (found[2].history.read_text().splitlines()[1].split(",")[4])
+    )
+
+
+def test_texts_beyond_the_limit_are_read_for_every_batch(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        ready = make_ready(options("prompt.order=text_first", "backbone.cache_limit=1e-6"))
+    assert "backbone.cache_limit); they are read for every batch" in caplog.text
+    assert ready.module.model.backbone.read_once is None  # type: ignore[union-attr]
+    assert ready.estimate is not None
+    assert ready.estimate.texts == 0
+
+
+def test_memory_that_texts_take_is_estimated(options: Options) -> None:
+    ready = make_ready(options("prompt.order=text_first"))
+    assert ready.estimate is not None
+    shelf = ready.module.model.backbone.read_once._shelf  # type: ignore[union-attr]
+    assert ready.estimate.texts == sum(len(kept) for kept in shelf._kept.values())
+
+
+@pytest.mark.parametrize("task", ["erc", "msa"])
+def test_a_linear_readout_begins_as_a_linear_probe(
+    options: Options, backbone: FrozenBackbone, task: str
+) -> None:
+    """Not worse on the training part than the answer that is most frequent there."""
+    config = options(f"dataset.demo_task={task}", "training.loss=answers", "readout=linear")
+    data = build_data(config)
+    tokenize(config, data, backbone.tokenizer)
+    model = build_adapted_lm(config, data, backbone)
+    assert isinstance(model.readout, LinearReadout)
+    start_as_probe(model, data, data.metrics)
+    train = data.splits["train"]
+    states = torch.tensor(last_states(model, train, 16))
+    with torch.no_grad():
+        logits = model.readout.linear(states)
+    targets = np.array([model.space.target(label) for label in train.targets])
+    values = np.asarray(model.space.values)
+    if task == "erc":
+        found = values[logits.argmax(1).numpy()]
+        assert (found == targets).mean() > 0.3  # of seven emotions
+    else:
+        mean = logits.double().softmax(1).numpy() @ values
+        assert np.abs(mean - targets).mean() < np.abs(targets - np.median(targets)).mean()
+
+
+@pytest.mark.parametrize(("normalization", "warned"), [("none", True), ("matched", False)])
+def test_pseudo_tokens_that_hardly_vary_are_warned_of(
+    options: Options,
+    backbone: FrozenBackbone,
+    caplog: pytest.LogCaptureFixture,
+    normalization: str,
+    warned: bool,
+) -> None:
+    config = options(f"adapter.normalization={normalization}")
+    data = build_data(config)
+    tokenize(config, data, backbone.tokenizer)
+    model = build_adapted_lm(config, data, backbone)
+    with caplog.at_level(logging.INFO):
+        log_listening(model, data.splits["train"])
+    assert ("can hardly tell by them" in caplog.text) == warned
+    assert "pseudo tokens have a norm of" in caplog.text
+
+
+def test_what_is_said_of_pseudo_tokens() -> None:
+    pseudo = torch.tensor([[[3.0, 4.0]], [[3.0, -4.0]]])
+    found = Listening.of(pseudo, torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
+    assert (found.norm, found.text_norm, found.variation) == (5.0, 3.0, 0.8)
+
+
+def test_features_that_are_left_out_are_not_there(options: Options) -> None:
+    data = build_data(options("dataset.features=[audio]"))
+    assert list(data.dims) == ["audio"]
+    batch = next(iter(data.evaluation_dataloader("valid")))
+    assert list(batch.features) == ["audio"]
+    with pytest.raises(DataError, match="names sound, but 'demo' has audio, vision"):
+        build_data(options("dataset.features=[sound]"))
+
+
+def test_methods_differ_from_the_published_one_as_they_say() -> None:
+    def plain(method: str) -> dict[str, object]:
+        config = compose("train", TrainConfig, [f"method={method}"])
+        flat: dict[str, object] = {}
+
+        def walk(section: object, where: str) -> None:
+            for item in dataclasses.fields(section):  # type: ignore[arg-type]
+                value = getattr(section, item.name)
+                if dataclasses.is_dataclass(value) or isinstance(value, Choice):
+                    walk(value, f"{where}{item.name}.")
+                else:
+                    flat[f"{where}{item.name}"] = value
+
+        walk(config, "")
+        return flat
+
+    published = plain("published")
+    expected = {
+        "matched": {"adapter.normalization"},
+        "answers": {"training.loss"},
+        "linear": {"readout", "training.loss"},
+        "text_first": {"prompt.order"},
+        "words": {"dataset.labels.words"},
+        "sentence": {"dataset.text_case"},
+        "zero_shot": {"training.schedule_epochs"},
+        "all": {"adapter.normalization", "readout", "training.loss", "prompt.order"},
+    }
+    for method, changed in expected.items():
+        found = plain(method)
+        differing = {key for key in published if found[key] != published[key]}
+        assert differing == changed | {"method"}, method
