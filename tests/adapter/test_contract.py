@@ -37,6 +37,7 @@ OWN: dict[str, dict[str, Any]] = {
         "hidden": 16,
         "scales": [2, 8, 4],
         "normalization": "matched",
+        "anchored": True,
         "token_rank": 2,
     },
     "mag": {"beta": 0.7, "dropout": 0.3},

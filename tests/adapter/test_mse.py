@@ -478,18 +478,25 @@ class TestScales:
         ):
             assert name == other
             assert torch.equal(weight, same)
-        assert set(matched.state_dict()) - set(plain.state_dict()) == {"anchors", "token_scale"}
+        assert set(matched.state_dict()) - set(plain.state_dict()) == {"token_scale"}
 
-    def test_matched_tokens_are_shifts_of_the_last_words(self) -> None:
+    def test_matched_tokens_have_the_norm_of_embeddings(self) -> None:
         adapter = self.made(normalization="matched")
+        adapter.match_embeddings(2.0, torch.randn(5, 32))
+        assert_same(self.spoken(adapter).norm(dim=-1), torch.full((6, 3), 2.0))
+
+    @pytest.mark.parametrize("normalization", ["none", "matched"])
+    def test_anchored_tokens_are_shifts_of_the_last_words(self, normalization: str) -> None:
+        plain = self.made(normalization=normalization)
+        anchored = self.made(normalization=normalization, anchored=True)
         words = torch.randn(5, 32)
-        adapter.match_embeddings(2.0, words)
-        assert torch.equal(adapter.anchors, words[-3:])
-        shifts = (self.spoken(adapter) - words[-3:]).norm(dim=-1)
-        assert 0.1 < shifts.mean() < 3  # in the size of an embedding
+        for adapter in (plain, anchored):
+            adapter.match_embeddings(2.0, words)
+        shift = 1.0 if normalization == "none" else 0.5
+        assert_same(self.spoken(anchored), words[-3:] + shift * self.spoken(plain))
 
     def test_fewer_words_than_tokens_are_repeated(self) -> None:
-        adapter = self.made(normalization="matched")
+        adapter = self.made(anchored=True)
         words = torch.randn(2, 32)
         adapter.match_embeddings(2.0, words)
         assert torch.equal(adapter.anchors, words[[1, 0, 1]])

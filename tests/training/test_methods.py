@@ -27,7 +27,7 @@ from msea_lightning.training.probe import last_states, start_as_probe
 
 Options = Callable[..., TrainConfig]
 ALL = (
-    *("adapter.normalization=matched", "training.loss=answers"),
+    *("adapter.normalization=matched", "adapter.anchored=true", "training.loss=answers"),
     *("readout=linear", "prompt.order=text_first"),
 )
 
@@ -187,7 +187,10 @@ def test_methods_differ_from_the_published_one_as_they_say() -> None:
         "words": {"dataset.labels.words"},
         "sentence": {"dataset.text_case"},
         "zero_shot": {"training.schedule_epochs"},
-        "all": {"adapter.normalization", "readout", "training.loss", "prompt.order"},
+        "all": {
+            *("adapter.normalization", "adapter.anchored", "readout"),
+            *("training.loss", "prompt.order"),
+        },
     }
     for method, changed in expected.items():
         found = plain(method)

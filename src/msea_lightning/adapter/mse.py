@@ -28,8 +28,8 @@ _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
 
 _SHIFT = 0.5
-"""Scale of the shift of matched pseudo tokens, in norms of an embedding. At the start a shift is
-about 0.8 of it; longer ones blur what the language model makes of the text (docs/log.md)."""
+"""Norm of matched shifts of anchored pseudo tokens, in norms of an embedding: longer ones blur what
+the language model makes of the text (docs/log.md)."""
 
 
 class ModalityBranch(nn.Module):
@@ -98,6 +98,8 @@ class MSEAdapter(Adapter):
         text_guide: False sums the projected summaries without the Hadamard product ("w/o TGM").
         multi_scale: False passes the mixer's output straight to the projector ("w/o MSF").
         normalization: See :class:`Normalization`. ``matched`` needs :meth:`match_embeddings`.
+        anchored: True makes pseudo tokens shifts of the last words of the task prompt, which
+            :meth:`match_embeddings` tells; for sequences that end with them.
         token_rank: Vectors R that the pseudo tokens are mixed of; the paper's is 1, with which all
             of them are multiples of one vector, shifted.
 
@@ -124,6 +126,7 @@ class MSEAdapter(Adapter):
         text_guide: bool = True,
         multi_scale: bool = True,
         normalization: Normalization | str = Normalization.none,
+        anchored: bool = False,
         token_rank: int = 1,
     ) -> None:
         normalization = Normalization(normalization).value
@@ -133,7 +136,7 @@ class MSEAdapter(Adapter):
         self.anchors: Tensor | None
         self.token_scale: Tensor | None
         matched = normalization == Normalization.matched.value
-        self.register_buffer("anchors", torch.zeros(pseudo_tokens, text_dim) if matched else None)
+        self.register_buffer("anchors", torch.zeros(pseudo_tokens, text_dim) if anchored else None)
         self.register_buffer("token_scale", torch.ones(()) if matched else None)
 
         # The order of construction is the original's, so that one seed gives the same weights.
@@ -163,12 +166,12 @@ class MSEAdapter(Adapter):
 
     def match_embeddings(self, norm: float, words: Tensor) -> None:
         """See the base class; there are as many anchors as pseudo tokens, the last word last."""
-        if self.anchors is None or self.token_scale is None:
-            return
-        text_dim = words.shape[1]
-        self.token_scale.fill_(_SHIFT * norm / math.sqrt(text_dim))
-        places = torch.arange(-len(self.anchors), 0).remainder(len(words))
-        self.anchors.copy_(words[places])
+        if self.token_scale is not None:
+            share = 1.0 if self.anchors is None else _SHIFT
+            self.token_scale.fill_(share * norm / math.sqrt(words.shape[1]))
+        if self.anchors is not None:
+            places = torch.arange(-len(self.anchors), 0).remainder(len(words))
+            self.anchors.copy_(words[places])
 
     def _adapt(
         self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
@@ -179,7 +182,7 @@ class MSEAdapter(Adapter):
         summaries = [branch(frames_BLF, lengths_B) for branch, frames_BLF, lengths_B in modalities]
         if self.text_proj is not None:
             text_BH = self.text_proj(masked_mean(text.to(weight.dtype), mask))
-            if self.anchors is not None:
+            if self.token_scale is not None:
                 text_BH, *summaries = (_normalized(part) for part in (text_BH, *summaries))
             summaries = [summary_BH * text_BH for summary_BH in summaries]
         mixed_BH = sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
@@ -187,11 +190,11 @@ class MSEAdapter(Adapter):
             scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
             mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
         up_BRD = self.proj_up(mixed_BH).unflatten(1, (self.proj_tokens.in_features, -1))
-        if self.anchors is not None:
-            up_BRD = _normalized(up_BRD)
         pseudo_BND = self.proj_tokens(up_BRD.transpose(1, 2)).transpose(1, 2)
-        if self.anchors is not None and self.token_scale is not None:
-            pseudo_BND = self.anchors + self.token_scale * pseudo_BND
+        if self.token_scale is not None:
+            pseudo_BND = functional.rms_norm(pseudo_BND, pseudo_BND.shape[2:]) * self.token_scale
+        if self.anchors is not None:
+            pseudo_BND = self.anchors + pseudo_BND
         return pseudo_BND, text if self.use_text else text[:, :0]
 
     @classmethod

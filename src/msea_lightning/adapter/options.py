@@ -19,8 +19,8 @@ class Normalization(enum.Enum):
     none = "none"
     """The paper's adapter."""
     matched = "matched"
-    """Summaries and text are layer-normalised before their Hadamard product, and pseudo tokens are
-    shifts of the last words of the task prompt, in the scale of the language model's embeddings."""
+    """Summaries and text are layer-normalised before their Hadamard product, and pseudo tokens have
+    the norm of the language model's embeddings."""
 
 
 @dataclass
@@ -52,6 +52,10 @@ class MSEOptions(AdapterOptions):
     scales: list[int] = option([8, 32, 16], "hidden sizes of the fusion are text width // scale")
     normalization: Normalization = option(
         Normalization.none, "scale of what the mixer multiplies and of the pseudo tokens"
+    )
+    anchored: bool = option(
+        False,
+        "pseudo tokens are shifts of the task prompt's last words; for orders that end with them",
     )
     token_rank: int = option(
         1, "vectors that pseudo tokens are mixed of; with 1 they are multiples of one", low=1
