@@ -463,7 +463,7 @@ def test_help_names_everything(
         assert info.range in text
     if name != "evaluate":
         names = "cherma, demo, iemocap, meld, meld_text, mosei, mosi, mosi_utterance, sims, simsv2"
-        assert f"dataset    {names}, table" in text
+        assert f"dataset {names}, table" in " ".join(text.split())
     assert max(len(line) for line in text.splitlines()) < 250
 
 
