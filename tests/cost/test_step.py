@@ -156,7 +156,8 @@ def test_few_frames_tell_what_many_take(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(step, "_FEW_FRAMES", 90)
     all_of_them = meter(architecture(LLAMA))
     assert found[0] == pytest.approx(all_of_them.peak(size, training=True), rel=0.01)
-    assert found[1] == pytest.approx(all_of_them.peak(size, training=False), rel=0.01)
+    # With more frames the peak moves from the language model to the adapter.
+    assert found[1] == pytest.approx(all_of_them.peak(size, training=False), rel=0.02)
 
 
 def test_activations_grow_linearly_with_the_batch() -> None:

@@ -437,7 +437,7 @@ def test_plugins_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {
         "status": "ok",
         "engine": "in this process",
-        "plugins": ["sentiment", "emotion", "gate", "padded"],
+        "plugins": ["sentiment", "emotion", "gate", "padded", "calibrated"],
     }
     found = client.get("/plugins").json()
     assert found["sentiment"]["labels"] == "scale"

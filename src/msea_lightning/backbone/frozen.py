@@ -223,7 +223,7 @@ class FrozenBackbone:
         """
         prefix = self.cached_prefix(shared)
         rests = [row[len(shared) :] for row in rows]
-        if not any(rests) or not self.caches_rows:
+        if not any(rests) or not (self.caches_prefix and self.caches_rows):
             return prefix
         if self.read_once is not None:
             layers = self.read_once.layers(shared, rests, partial(self.recorded, prefix))

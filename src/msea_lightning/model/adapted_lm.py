@@ -312,7 +312,7 @@ class AdaptedLM(Model):
     def _read(self, texts: Texts | None, count: int) -> tuple[PrefixCache | None, list[int]]:
         """The KV cache of what never changes at the beginning of B sequences, and its tokens."""
         shared = self.prompt.prefix_ids
-        if not self.backbone.caches_rows:
+        if not (self.backbone.caches_prefix and self.backbone.caches_rows):
             prefix = self.backbone.cached_prefix(shared)
             return prefix, [0 if prefix is None else prefix.tokens] * count
         rows = self.prompt.leading(texts, count)
