@@ -14,22 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.speed.prefix_cache import PrefixCache
-from tests.backbone.test_frozen import CONFIGS, assert_same, bound_of, random_model
+from tests.backbone.test_frozen import assert_same, bound_of, random_model
 
 PREFIX = [5, 9, 3, 17]
 LENGTHS = [6, 2, 9]
 """Tokens of each sequence after the prefix."""
-
-
-@pytest.fixture(params=list(CONFIGS))
-def frozen(request: pytest.FixtureRequest, backbone: FrozenBackbone) -> FrozenBackbone:
-    model = random_model(request.param, backbone.tokenizer, dtype=torch.float64)
-    return FrozenBackbone(model, backbone.tokenizer, pad_token="<pad>")
-
-
-@pytest.fixture
-def llama(backbone: FrozenBackbone) -> FrozenBackbone:
-    return FrozenBackbone(random_model("llama", backbone.tokenizer), backbone.tokenizer)
 
 
 def padded(lengths: list[int]) -> tuple[Tensor, Tensor]:

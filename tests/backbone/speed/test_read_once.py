@@ -20,7 +20,7 @@ from msea_lightning.backbone.speed.read_once import (
     ReadOnce,
     Shelf,
 )
-from tests.backbone.test_frozen import CONFIGS, assert_same, bound_of, random_model
+from tests.backbone.test_frozen import assert_same, bound_of
 
 SHARED = [5, 9]
 TEXTS = [[5, 9, 3, 17, 8], [5, 9], [5, 9, 21]]
@@ -28,17 +28,6 @@ TEXTS = [[5, 9, 3, 17, 8], [5, 9], [5, 9, 21]]
 AFTER = 3
 """Tokens of each sequence that follow."""
 GIB = 2**30
-
-
-@pytest.fixture(params=list(CONFIGS))
-def frozen(request: pytest.FixtureRequest, backbone: FrozenBackbone) -> FrozenBackbone:
-    model = random_model(request.param, backbone.tokenizer, dtype=torch.float64)
-    return FrozenBackbone(model, backbone.tokenizer, pad_token="<pad>")
-
-
-@pytest.fixture
-def llama(backbone: FrozenBackbone) -> FrozenBackbone:
-    return FrozenBackbone(random_model("llama", backbone.tokenizer), backbone.tokenizer)
 
 
 def keep(frozen: FrozenBackbone, shelf: Shelf, how: CacheDtype = CacheDtype.exact) -> None:
