@@ -486,20 +486,18 @@ class TestScales:
         assert_same(self.spoken(adapter).norm(dim=-1), torch.full((6, 3), 2.0))
 
     @pytest.mark.parametrize("normalization", ["none", "matched"])
-    def test_anchored_tokens_are_shifts_of_the_last_words(self, normalization: str) -> None:
-        plain = self.made(normalization=normalization)
+    def test_anchored_tokens_begin_as_the_anchors_and_are_shifted(self, normalization: str) -> None:
         anchored = self.made(normalization=normalization, anchored=True)
-        words = torch.randn(5, 32)
-        for adapter in (plain, anchored):
-            adapter.match_embeddings(2.0, words)
-        shift = 1.0 if normalization == "none" else 0.5
-        assert_same(self.spoken(anchored), words[-3:] + shift * self.spoken(plain))
-
-    def test_fewer_words_than_tokens_are_repeated(self) -> None:
-        adapter = self.made(anchored=True)
-        words = torch.randn(2, 32)
-        adapter.match_embeddings(2.0, words)
-        assert torch.equal(adapter.anchors, words[[1, 0, 1]])
+        anchors = torch.randn(3, 32)
+        anchored.match_embeddings(2.0, anchors)
+        assert torch.equal(self.spoken(anchored), anchors.expand(6, -1, -1))
+        with torch.no_grad():
+            anchored.proj_tokens.weight.copy_(torch.tensor([[1.0], [0.0], [-0.5]]))
+        shifts = self.spoken(anchored) - anchors
+        assert_same(shifts[:, 2], -0.5 * shifts[:, 0])
+        assert not shifts[:, 1].any()
+        if normalization == "matched":
+            assert_same(shifts[:, 0].norm(dim=-1), torch.full((6,), 2.0))
 
     def test_matched_tokens_vary_more_between_utterances(self) -> None:
         def variation(adapter: MSEAdapter) -> float:

@@ -120,12 +120,13 @@ class Adapter(nn.Module, ABC):
         are those that the adapter reads.
         """
 
-    def match_embeddings(self, norm: float, words: Tensor) -> None:
+    def match_embeddings(self, norm: float, anchors: Tensor) -> None:
         """Tells an untrained adapter how the language model's embeddings are.
 
         Args:
             norm: Their mean norm.
-            words: (T, D) those of the task prompt.
+            anchors: (N, D) those of the tokens whose places pseudo tokens take; (0, D) where they
+                take none.
         """
 
     def options(self) -> dict[str, Any]:

@@ -27,10 +27,6 @@ from msea_lightning.adapter.original import NOT_ORIGINAL, check_names, names_in,
 _SCALES = (8, 32, 16)
 """Divisors of the text width, in the order of the original implementation."""
 
-_SHIFT = 0.5
-"""Norm of matched shifts of anchored pseudo tokens, in norms of an embedding: longer ones blur what
-the language model makes of the text (docs/log.md)."""
-
 
 class ModalityBranch(nn.Module):
     """Summarises one modality's frames and projects the summary to the mixer's width (Eq. 3).
@@ -98,8 +94,8 @@ class MSEAdapter(Adapter):
         text_guide: False sums the projected summaries without the Hadamard product ("w/o TGM").
         multi_scale: False passes the mixer's output straight to the projector ("w/o MSF").
         normalization: See :class:`Normalization`. ``matched`` needs :meth:`match_embeddings`.
-        anchored: True makes pseudo tokens shifts of the last words of the task prompt, which
-            :meth:`match_embeddings` tells; for sequences that end with them.
+        anchored: True makes pseudo tokens shifts of the embeddings that :meth:`match_embeddings`
+            tells, those of the task prompt's last tokens; untrained, the shifts are zero.
         token_rank: Vectors R that the pseudo tokens are mixed of; the paper's is 1, with which all
             of them are multiples of one vector, shifted.
 
@@ -163,15 +159,16 @@ class MSEAdapter(Adapter):
             self.conv = nn.Conv2d(1, 1, kernel_size=(1, len(self.scales)))
         self.proj_up = nn.Linear(hidden, token_rank * text_dim)
         self.proj_tokens = nn.Linear(token_rank, pseudo_tokens)
+        if anchored:
+            for parameter in self.proj_tokens.parameters():
+                nn.init.zeros_(parameter)
 
-    def match_embeddings(self, norm: float, words: Tensor) -> None:
-        """See the base class; there are as many anchors as pseudo tokens, the last word last."""
+    def match_embeddings(self, norm: float, anchors: Tensor) -> None:
+        """See the base class."""
         if self.token_scale is not None:
-            share = 1.0 if self.anchors is None else _SHIFT
-            self.token_scale.fill_(share * norm / math.sqrt(words.shape[1]))
+            self.token_scale.fill_(norm / math.sqrt(anchors.shape[1]))
         if self.anchors is not None:
-            places = torch.arange(-len(self.anchors), 0).remainder(len(words))
-            self.anchors.copy_(words[places])
+            self.anchors.copy_(anchors)
 
     def _adapt(
         self, text: Tensor, mask: Tensor, modalities: Sequence[Modality]
@@ -190,12 +187,25 @@ class MSEAdapter(Adapter):
             scales_BHK = torch.stack([scale(mixed_BH) for scale in self.scales], dim=2)
             mixed_BH = self.conv(scales_BHK[:, None])[:, 0, :, 0]
         up_BRD = self.proj_up(mixed_BH).unflatten(1, (self.proj_tokens.in_features, -1))
-        pseudo_BND = self.proj_tokens(up_BRD.transpose(1, 2)).transpose(1, 2)
-        if self.token_scale is not None:
-            pseudo_BND = functional.rms_norm(pseudo_BND, pseudo_BND.shape[2:]) * self.token_scale
         if self.anchors is not None:
-            pseudo_BND = self.anchors + pseudo_BND
+            if self.token_scale is not None:
+                up_BRD = self._scaled(up_BRD)
+            pseudo_BND = self.anchors + self._mixed(up_BRD)
+        else:
+            pseudo_BND = self._mixed(up_BRD)
+            if self.token_scale is not None:
+                pseudo_BND = self._scaled(pseudo_BND)
         return pseudo_BND, text if self.use_text else text[:, :0]
+
+    def _mixed(self, up_BRD: Tensor) -> Tensor:
+        """(B, N, D) of vectors (B, R, D) and shifts of all their numbers (Eq. 6)."""
+        pseudo_BND: Tensor = self.proj_tokens(up_BRD.transpose(1, 2)).transpose(1, 2)
+        return pseudo_BND
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """(..., D) vectors in the norm of the language model's embeddings."""
+        assert self.token_scale is not None
+        return functional.rms_norm(vectors, vectors.shape[-1:]) * self.token_scale
 
     @classmethod
     def from_original(cls, state_dict: Mapping[str, Tensor]) -> MSEAdapter:

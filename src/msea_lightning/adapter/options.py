@@ -55,7 +55,7 @@ class MSEOptions(AdapterOptions):
     )
     anchored: bool = option(
         False,
-        "pseudo tokens are shifts of the task prompt's last words; for orders that end with them",
+        "pseudo tokens are shifts of the task prompt's last tokens, in their places",
     )
     token_rank: int = option(
         1, "vectors that pseudo tokens are mixed of; with 1 they are multiples of one", low=1

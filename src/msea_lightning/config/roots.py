@@ -28,7 +28,7 @@ from msea_lightning.features.options import (
     LogMelOptions,
     VisionOptions,
 )
-from msea_lightning.language.options import Decode, Loss, PromptConfig, TextConfig
+from msea_lightning.language.options import Decode, Loss, Order, PromptConfig, TextConfig
 from msea_lightning.model.options import (
     MODELS,
     AdaptedLMOptions,
@@ -79,6 +79,13 @@ class RunConfig:
             raise ConfigError(
                 "prompt.calibrate=true has no effect with readout=linear, whose layer is trained: "
                 "leave it out."
+            )
+        anchored = self.adapter.arguments().get("anchored", False)
+        if anchored and self.prompt.order is not Order.text_first:
+            raise ConfigError(
+                "adapter.anchored=true puts pseudo tokens in the places of the task prompt's last "
+                f"tokens, but prompt.order={self.prompt.order.value} has them elsewhere: set "
+                "prompt.order=text_first."
             )
         untrained = training.schedule_epochs == 0
         if linear and untrained:

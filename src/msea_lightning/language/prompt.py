@@ -159,10 +159,13 @@ class Prompt:
         attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
         wording: How texts are written before they are tokenised.
         text_changes: Whether the adapter changes the embeddings of the text.
+        anchored: Whether the pseudo tokens, which come last, take the places of the last n fixed
+            tokens, :attr:`anchor_ids`.
 
     Raises:
         PromptError: if a special token of the layout is unknown to the tokenizer, or a string
-            or the template of a context does not survive tokenising.
+            or the template of a context does not survive tokenising; if there are fewer fixed
+            tokens before the pseudo tokens than these take the places of.
     """
 
     layout: Sequence[SegmentConfig]
@@ -176,9 +179,11 @@ class Prompt:
     attend_padding: bool = False
     wording: Wording = field(default_factory=Wording)
     text_changes: bool = False
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         self._segments = [self._ids_and_kind(segment) for segment in self.layout]
+        self.anchor_ids: list[int] = self._take_anchors() if self.anchored else []
         if self.most_context:
             self._check_template()
 
@@ -251,13 +256,16 @@ class Prompt:
         written: list[str] = []
         for segment, (ids, _) in zip(self.layout, self._segments, strict=True):
             if segment.kind is SegmentKind.pseudo:
-                written += [f"P*{self.pseudo_tokens}"] if self.pseudo_tokens else []
+                words = f" ({self.decode(self.anchor_ids)!r})" if self.anchor_ids else ""
+                written += [f"P*{self.pseudo_tokens}{words}"] if self.pseudo_tokens else []
             elif segment.kind is SegmentKind.context:
                 written += ["context"] if self.most_context else []
             elif segment.kind is SegmentKind.text:
                 written.append("text")
             elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
-                written.append(json.dumps(self._string(segment), ensure_ascii=False))
+                kept = len(ids) == len(self.encode(self._string(segment)))
+                string = self._string(segment) if kept else self.decode(ids)
+                written += [json.dumps(string, ensure_ascii=False)] if string else []
             else:
                 written += self._tokens(ids)
         label = " ".join(self._tokens(self.encode(answer)))
@@ -367,6 +375,24 @@ class Prompt:
                 f"change {'prompt.task' if segment.kind is SegmentKind.prompt else 'the layout'}."
             )
         return ids, _FIXED
+
+    def _take_anchors(self) -> list[int]:
+        """Takes the last fixed tokens before the pseudo tokens out of the sequence."""
+        taken: list[int] = []
+        for index in range(len(self._segments) - 2, -1, -1):
+            ids, kind = self._segments[index]
+            missing = self.pseudo_tokens - len(taken)
+            if kind != _FIXED or not missing:
+                break
+            taken = ids[-missing:] + taken
+            self._segments[index] = ids[:-missing], kind
+        if len(taken) < self.pseudo_tokens:
+            raise PromptError(
+                f"adapter.anchored=true puts adapter.pseudo_tokens={self.pseudo_tokens} in the "
+                f"places of the task prompt's last tokens, but {self.task!r} has {len(taken)}: "
+                f"lower adapter.pseudo_tokens, or give a longer prompt.task."
+            )
+        return taken
 
     def _check_template(self) -> None:
         """Refuses a tokenizer that loses what stands around the words of what was said before."""

@@ -73,6 +73,7 @@ def build_prompt(
         attend_padding=text.attend_padding,
         wording=build_wording(dataset, prompt),
         text_changes=ADAPTERS.load(adapter.name).changes_text,
+        anchored=adapter.arguments().get("anchored", False),
     )
     return made, build_answers(made, space, readout)
 
@@ -145,7 +146,7 @@ def answer_prior(backbone: FrozenBackbone, prompt: Prompt, tree: AnswerTree) -> 
     Returns:
         (1 + M, C) log probabilities of the legal tokens at each row of the answer tree.
     """
-    bare = replace(prompt, pseudo_tokens=0)
+    bare = replace(prompt, pseudo_tokens=0, anchored=False)
     model = AdaptedLM(
         backbone,
         NoAdapter(backbone.width, None, None),

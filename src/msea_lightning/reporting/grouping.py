@@ -22,7 +22,7 @@ from msea_lightning.paper import FULL, paper_titles
 from msea_lightning.reporting.folders import Folder, Run, Size, metric_info
 from msea_lightning.reporting.statistics import PairedTest, Summary, holm, paired_test, summarize
 from msea_lightning.runs.folder import Names
-from msea_lightning.runs.identity import comparable, fingerprint
+from msea_lightning.runs.identity import METHOD_OPTIONS, comparable, fingerprint
 
 
 @dataclass
@@ -244,7 +244,7 @@ def _name_differences(configurations: Iterable[Configuration]) -> None:
     for one in configurations:
         by_names[one.names].append(one)
     for same in by_names.values():
-        every = [comparable(one.config) for one in same]
+        every = _with_methods([one.config for one in same])
         differing = [
             key
             for key in dict.fromkeys(key for options in every for key in options)
@@ -252,6 +252,24 @@ def _name_differences(configurations: Iterable[Configuration]) -> None:
         ]
         for one, options in zip(same, every, strict=True):
             one.options = tuple(f"{key}={_written(options.get(key))}" for key in differing)
+
+
+def _with_methods(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    """The options of configurations, with the name of the method for what it sets.
+
+    Where one has no name of a method, or one name stands for different options, the options stay.
+    """
+    every = [comparable(config) for config in configs]
+    meant: dict[str | None, dict[str, Any]] = {}
+    for config, options in zip(configs, every, strict=True):
+        own = {key: value for key, value in options.items() if key in METHOD_OPTIONS}
+        if config.method is None or meant.setdefault(config.method, own) != own:
+            return every
+    return [
+        {"method": config.method}
+        | {key: value for key, value in options.items() if key not in METHOD_OPTIONS}
+        for config, options in zip(configs, every, strict=True)
+    ]
 
 
 def _written(value: Any) -> str:

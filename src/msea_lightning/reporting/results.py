@@ -17,6 +17,7 @@ from msea_lightning.reporting.tables import (
 )
 from msea_lightning.runs.files import csv_text
 from msea_lightning.runs.folder import Names
+from msea_lightning.runs.identity import departures
 
 RESULTS_COLUMNS = (
     *("tables", *Names._fields, "options"),
@@ -84,7 +85,7 @@ def _metric_columns(one: Configuration, metric: str) -> dict[str, str]:
     columns = {
         "metric": metric,
         "unit": "%" if metric != UNKNOWN and metric_info(metric).percent else "",
-        "paper": paper_text(one.names, metric),
+        "paper": "" if departures(one.config) else paper_text(one.names, metric),
         "n": "0",
     }
     summary = one.summaries.get(metric)

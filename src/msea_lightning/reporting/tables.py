@@ -39,6 +39,7 @@ from msea_lightning.reporting.grouping import (
 from msea_lightning.reporting.searches import Search
 from msea_lightning.reporting.statistics import Summary
 from msea_lightning.runs.folder import Names
+from msea_lightning.runs.identity import departures
 
 UNKNOWN = ""
 """Stands for the metrics of a data set of which no run is finished, so that none is known."""
@@ -141,8 +142,13 @@ def paper_text(names: Names, metric: str) -> str:
 
 
 def paper_difference(one: Configuration, metric: str) -> float:
-    """Our mean minus the paper's number, in the unit of the tables; NaN where one is missing."""
+    """Our mean minus the paper's number, in the unit of the tables; NaN where one is missing.
+
+    A run that is not of the published method has none.
+    """
     text, summary = paper_text(one.names, metric), one.summaries.get(metric)
+    if departures(one.config):
+        return math.nan
     return summary.mean - float(text) if text and summary is not None else math.nan
 
 

@@ -27,6 +27,17 @@ _NOT_COMPARED = {
 """Options and sections that say where and how something runs, not what: they may differ between a
 run and its continuation, and a run of one experiment also serves another."""
 
+_DEPARTURES = (
+    *("adapter.normalization", "adapter.anchored", "adapter.token_rank", "readout"),
+    *("training.loss", "training.ordinal", "training.class_weights"),
+    *("prompt.order", "prompt.calibrate", "prompt.context"),
+    *("dataset.labels.words", "dataset.text_case"),
+)
+"""Options of what the paper does in one way; their defaults are the paper's."""
+
+METHOD_OPTIONS = (*_DEPARTURES, "prompt.task", "training.schedule_epochs")
+"""Options that a method sets (``conf/method``)."""
+
 _MAPPINGS = frozenset(info.key for info in options(TrainConfig) if info.type == "mapping")
 """Options that are mappings themselves, not sections of options."""
 
@@ -52,6 +63,25 @@ def written_fingerprint(written: Mapping[str, Any]) -> str:
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run what it is, by dotted key, as plain values."""
     return _effective(dict(_flat(_plain(config))))
+
+
+def departures(config: TrainConfig) -> dict[str, Any]:
+    """The options in which a run differs from the published method, with their values.
+
+    A run that trains nothing differs by ``training.schedule_epochs``.
+    """
+    values = comparable(config)
+    published = _defaults(
+        tuple((where, values[f"{where}.name"]) for where in registries(TrainConfig))
+    )
+    found = {
+        key: values[key]
+        for key in _DEPARTURES
+        if key in values and values[key] != published.get(key)
+    }
+    if config.training.schedule_epochs == 0:
+        found["training.schedule_epochs"] = 0
+    return found
 
 
 def _effective(values: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def make_ready(
     if isinstance(model, AdaptedLM):
         keep_texts(config, model, data)
         if isinstance(model.readout, LinearReadout):
-            start_as_probe(model, data, data.metrics)
+            start_as_probe(model, data)
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )
@@ -239,9 +239,9 @@ def build_adapted_lm(
         config.adapter, config.ablation, width=language_model.width, dims=data.dims
     )
     with torch.no_grad():
-        words = torch.tensor([prompt.encode(prompt.task)], device=language_model.device)
+        anchors = torch.tensor(prompt.anchor_ids, dtype=torch.int64, device=language_model.device)
         adapter.match_embeddings(
-            language_model.embedding_norm, language_model.embed(words)[0].float().cpu()
+            language_model.embedding_norm, language_model.embed(anchors[None])[0].float().cpu()
         )
     loss, space = config.training.loss, tree.space
     prior = answer_prior(language_model, prompt, tree) if config.prompt.calibrate else None

@@ -61,9 +61,14 @@ def log_listening(model: AdaptedLM, train: StoreSplit) -> None:
     """Says once before training how the pseudo tokens stand; warns where they hardly vary.
 
     Nothing where the adapter makes none, reads neither audio nor vision, or there are fewer than
-    two utterances.
+    two utterances. Anchored pseudo tokens begin as words that the language model knows: that is
+    said instead.
     """
     adapter = model.adapter
+    if model.prompt.anchor_ids:
+        words = model.prompt.decode(model.prompt.anchor_ids)
+        _log.info("pseudo tokens begin as the last tokens of the task prompt, %r", words)
+        return
     if not adapter.pseudo_tokens or not (adapter.audio or adapter.vision) or len(train) < 2:
         return
     batch = train.batch(list(range(min(_UTTERANCES, len(train))))).to(model.device)

@@ -20,6 +20,7 @@ from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.options import MODELS
 from msea_lightning.paper import FULL, model_title, paper_result
 from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.identity import departures
 from msea_lightning.training.verdict import Verdict
 
 _NARROW = 9
@@ -89,12 +90,14 @@ def run_title(options: TrainConfig) -> str:
     title = model_title(options.adapter.name, options.backbone.name)
     left_out = options.ablation.name
     ending = "" if left_out == FULL else f", {ABLATIONS.title(left_out)}"
+    differing = [f"{key}={value}" for key, value in departures(options).items()]
+    ending += f", with {', '.join(differing)}" if differing else ""
     return f"{title} on {options.dataset.name}{ending}"
 
 
 def _title(options: TrainConfig) -> tuple[str, Mapping[str, str]]:
     """The title of a run's results, and the paper's numbers where it has them."""
-    if options.model.name != MODELS.name_of(AdaptedLM):
+    if options.model.name != MODELS.name_of(AdaptedLM) or departures(options):
         return run_title(options), {}
     names = options.backbone.name, options.adapter.name, options.ablation.name
     return run_title(options), paper_result(options.dataset.name, *names)
