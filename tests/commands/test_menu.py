@@ -104,7 +104,7 @@ def test_a_command_runs_as_under_its_own_name(
         ("msea pr", ["predict", "prepare"]),
         ("msea nonsense ", []),
         ("msea train dat", ["dataset.", "dataset="]),
-        ("msea train dataset=mos", ["dataset=mosei", "dataset=mosi"]),
+        ("msea train dataset=mos", ["dataset=mosei", "dataset=mosi", "dataset=mosi_utterance"]),
         ("msea train -m dataset=mosi,mose", ["dataset=mosi,mosei"]),
         ("msea train dataset.labels.k", ["dataset.labels.kind="]),
         ("msea train decode=m", ["decode=mean", "decode=median"]),

@@ -288,10 +288,10 @@ def test_every_data_set_has_the_line_that_gets_it(findings: Findings) -> None:
     found = {place.name: place for place in findings.datasets}
     assert {name: place.state for name, place in found.items()} == {
         **dict.fromkeys(
-            ["mosei", "simsv2", "meld", "cherma", "mosi", "sims", "iemocap"], "missing"
+            ["mosei", "simsv2", "meld", "meld_text", "cherma", "mosi", "sims", "iemocap"], "missing"
         ),
         "demo": "built in",
-        "table": "yours",
+        **dict.fromkeys(["table", "mosi_utterance"], "yours"),
     }
     command = "python -m msea_lightning.prepare"
     assert found["mosei"].remedy == f"{command} dataset=mosei dataset.download=true"
@@ -353,6 +353,7 @@ def test_a_folder_is_searched_for_published_files(cache: Path, tmp_path: Path) -
     assert "holds no cherma_train.pkl" in found["cherma"].flaw
     assert {name for name, place in found.items() if place.state == "missing"} == {
         "iemocap",
+        "meld_text",
         "simsv2",
     }
 
