@@ -462,7 +462,9 @@ def test_help_names_everything(
         assert info.help in text
         assert info.range in text
     if name != "evaluate":
-        assert "dataset    cherma, demo, iemocap, meld, meld_text, mosei, mosi, mosi_utterance" in text
+        assert (
+            "dataset    cherma, demo, iemocap, meld, meld_text, mosei, mosi, mosi_utterance" in text
+        )
     assert max(len(line) for line in text.splitlines()) < 250
 
 
