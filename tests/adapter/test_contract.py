@@ -449,4 +449,4 @@ def test_the_sequence_has_room_for_the_pseudo_tokens_and_no_more(
     texts = task.prompt.encode_texts(["a fine day", "no"])
     sequences = task.prompt.assemble(texts, 2)
     assert sequences.pseudo.sum(dim=1).tolist() == [task.adapter.pseudo_tokens] * 2
-    assert ("P*" in task.prompt.describe("0")) == (name == "mse")
+    assert ("P*" in task.prompt.describe("0", None)) == (name == "mse")

@@ -99,7 +99,7 @@ def test_every_pair_has_its_recipe_and_its_sequence(
         config.text,
         config.prompt,
     )
-    assert prompt.describe(tree.space.answers[-1]).startswith(BEGINNINGS[backbone])
+    assert prompt.describe(tree.space.answers[-1], None).startswith(BEGINNINGS[backbone])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msea_lightning.data.options import LabelConfig, LabelKind
+from msea_lightning.data.options import LabelConfig, LabelKind, LabelWords
 from msea_lightning.data.resolve import (
     LabelError,
     bounds,
@@ -101,6 +101,11 @@ def test_inferred_emotions_are_sorted() -> None:
     found = resolve_labels(LabelConfig(), splits(["sad", "joy", "anger", "joy"]))
     assert found == LabelConfig(LabelKind.emotions, names=["anger", "joy", "sad"])
     assert resolve_metrics(MetricKind.infer, found) is MetricKind.emotion
+
+
+def test_how_emotions_are_written_is_not_inferred() -> None:
+    config = LabelConfig(kind=LabelKind.emotions, names=["a", "b"], words=LabelWords.names)
+    assert resolve_labels(config, splits(["a", "b"])) == config
 
 
 def test_label_spaces_in_words() -> None:

@@ -88,8 +88,29 @@ def test_what_was_said_before_stands_where_the_layout_has_it(backbone: FrozenBac
         assert whole.ids[row][whole.mask[row]].tolist() == [*leading, *[backbone.pad_id] * 3]
     assert prompt.longest == make(backbone).longest + 5
     assert make(backbone, layout=layout).longest == make(backbone).longest
-    assert " context text " in prompt.describe("0")
-    assert "context" not in make(backbone, layout=layout).describe("0")
+    assert " context text " in prompt.describe("0", [1])
+    assert "context" not in make(backbone, layout=layout).describe("0", [1])
+
+
+def test_anchored_pseudo_tokens_take_the_places_of_the_prompts_last_tokens(
+    backbone: FrozenBackbone,
+) -> None:
+    layout = ordered(LAYOUT, Order.text_first)
+    plain = make(backbone, layout=layout, pseudo_tokens=0)
+    prompt = make(backbone, layout=layout, pseudo_tokens=2, anchored=True)
+    texts = prompt.encode_texts(["good"])
+    sequences = prompt.assemble(texts, 1)
+    assert prompt.anchor_ids == prompt.encode("The emotion is")[-2:]
+    ids = sequences.ids.clone()
+    ids[sequences.pseudo] = torch.tensor(prompt.anchor_ids)
+    assert torch.equal(ids, plain.assemble(texts, 1).ids)
+    assert prompt.leading(texts, 1)[0] == ids[0, :-2].tolist()
+    assert prompt.longest == plain.longest
+    words = prompt.decode(prompt.anchor_ids)
+    assert prompt.describe("0", None).endswith(f"P*2 ({words!r})")
+    for options in ({"task": "is", "pseudo_tokens": 9}, {"layout": LAYOUT}):
+        with pytest.raises(PromptError, match=r"adapter\.anchored=true"):
+            make(backbone, **{"layout": layout, "anchored": True, **options})
 
 
 def test_a_tokenizer_that_loses_the_template_is_refused(backbone: FrozenBackbone) -> None:
@@ -135,7 +156,7 @@ def test_the_whole_sequence_can_be_described(backbone: FrozenBackbone) -> None:
     layout = [SegmentConfig(SegmentKind.bos), *LAYOUT[1:]]
     prompt = make(backbone, layout=layout, task="情绪为\n", language=Language.zh)
     label = " ".join(backbone.tokenizer.convert_ids_to_tokens(prompt.encode("-0.4")))
-    assert prompt.describe("-0.4") == (
+    assert prompt.describe("-0.4", prompt.encode("-0.4")) == (
         f'<s> "<多模态>" P*3 text "</多模态>" "情绪为\\n" label ("-0.4" as {label})'
     )
 

@@ -15,11 +15,13 @@ import torch
 from msea_lightning import Plugin
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.commands.command_line import compose
+from msea_lightning.commands.compose import set_by_method
 from msea_lightning.config.registry import Choice
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.utterance import DataError
 from msea_lightning.model.readout import LinearReadout
 from msea_lightning.runs.folder import RunFolder
+from msea_lightning.runs.identity import METHOD_OPTIONS
 from msea_lightning.training.build import build_adapted_lm, build_data, make_ready, tokenize
 from msea_lightning.training.fit import fit
 from msea_lightning.training.listening import Listening, log_listening
@@ -162,6 +164,24 @@ def test_features_that_are_left_out_are_not_there(options: Options) -> None:
         build_data(options("dataset.features=[sound]"))
 
 
+def test_an_option_of_the_command_line_makes_another_method() -> None:
+    def method(*words: str) -> str | None:
+        return compose("train", TrainConfig, words).method
+
+    assert method("method=all", "training.learning_rate=0.1") == "all"
+    assert method("method=all", "readout=tokens") is None
+    assert method("dataset=meld", "backbone=qwen") == "published"
+    assert method("dataset=meld", "backbone=qwen", "training.loss=answers") is None
+
+
+def test_emotions_are_written_by_name(options: Options, backbone: FrozenBackbone) -> None:
+    config = options("dataset.labels.words=names")
+    data = build_data(config)
+    model = build_adapted_lm(config, data, backbone)
+    label = data.labels.names[-1]
+    assert model.prompt.decode(model.tree.ids(label)).strip() == label
+
+
 def test_methods_differ_from_the_published_one_as_they_say() -> None:
     def plain(method: str) -> dict[str, object]:
         config = compose("train", TrainConfig, [f"method={method}"])
@@ -196,3 +216,4 @@ def test_methods_differ_from_the_published_one_as_they_say() -> None:
         found = plain(method)
         differing = {key for key in published if found[key] != published[key]}
         assert differing == changed | {"method"}, method
+        assert not set_by_method(method) - {*METHOD_OPTIONS}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -25,7 +26,6 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from msea_lightning.commands.jobs import Job, Root, Task
 from msea_lightning.commands.overrides import Checker, key_of
@@ -88,6 +88,24 @@ def _tell_hydra(config_name: str, root: type[Any]) -> None:
     _told[config_name] = known
 
 
+def set_by_method(name: str) -> set[str]:
+    """The options that a file of ``conf/method`` sets, and the files that it builds on."""
+    written = yaml.safe_load((conf_folder() / "method" / f"{name}.yaml").read_text("utf-8"))
+    others = [
+        one for one in written.pop("defaults", []) if one != "_self_" and isinstance(one, str)
+    ]
+    keys = {key for other in others for key in set_by_method(other)}
+    return keys | set(_flat_keys(written)) - {"method"}
+
+
+def _flat_keys(section: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat_keys(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}"
+
+
 @dataclass
 class Composer(Generic[Root]):
     """Composes and checks the configurations of one command line; see :func:`opened`."""
@@ -111,7 +129,7 @@ class Composer(Generic[Root]):
         """What Hydra makes of overrides; with its own configuration where that is asked for."""
         try:
             return hydra_compose(self.config_name, [*self.hydra, *words], hydra)
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             reasons = [error, error.__cause__] if error.__cause__ else [error]
             lines = [line.strip() for reason in reasons for line in str(reason).splitlines()]
             noise = (
@@ -158,8 +176,12 @@ class Composer(Generic[Root]):
         config = copy.deepcopy(_composed[key])
         rest = [word for word in words if word not in choosing]
         literal = {}
+        method = config.get("method")
+        fixed = set_by_method(method) if method else set()
         for override in OverridesParser.create().parse_overrides(rest):
             name, value = override.key_or_group, override.value()
+            if name in fixed:
+                config.method = None  # what is run may be another one
             if self.checker.options[name].literal and isinstance(value, str):
                 literal[name] = value
             else:

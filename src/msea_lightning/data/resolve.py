@@ -68,7 +68,7 @@ def resolve_labels(config: LabelConfig, splits: Mapping[str, StoreSplit]) -> Lab
         resolved = _scale(config, train)
     else:
         names = config.names or sorted(set(map(str, train)))
-        resolved = LabelConfig(kind=LabelKind.emotions, names=list(names))
+        resolved = LabelConfig(kind=LabelKind.emotions, names=list(names), words=config.words)
     for where, label in everything:
         if not _is_inside(label, resolved):
             given = config.names or config.low is not None or config.high is not None

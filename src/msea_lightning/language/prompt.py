@@ -159,13 +159,13 @@ class Prompt:
         attend_padding: With ``pad_to``: padding is attended to and averaged into the text mean.
         wording: How texts are written before they are tokenised.
         text_changes: Whether the adapter changes the embeddings of the text.
-        anchored: Whether the pseudo tokens, which come last, take the places of the last n fixed
-            tokens, :attr:`anchor_ids`.
+        anchored: Whether the pseudo tokens, which come last, take the places of the task prompt's
+            last n tokens, :attr:`anchor_ids`.
 
     Raises:
         PromptError: if a special token of the layout is unknown to the tokenizer, or a string
-            or the template of a context does not survive tokenising; if there are fewer fixed
-            tokens before the pseudo tokens than these take the places of.
+            or the template of a context does not survive tokenising; if anchored pseudo tokens do
+            not follow a task prompt of as many tokens.
     """
 
     layout: Sequence[SegmentConfig]
@@ -247,14 +247,18 @@ class Prompt:
         # Tidying would take the space out of " ." and make a sound tokenizer look like a bad one.
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    def describe(self, answer: str) -> str:
+    def describe(self, answer: str, ids: Sequence[int] | None) -> str:
         """The whole sequence on one line, as the tokenizer writes it, with an answer as example.
 
         Special tokens stand bare, strings in quotes, ``P*4`` is four pseudo tokens; such as
         ``<s> "<Multimodal>" P*4 text "</Multimodal>" "The emotion is" label ("0" as ▁ 0)``.
+
+        Args:
+            answer: The example.
+            ids: Its token ids; None where no answer is written.
         """
         written: list[str] = []
-        for segment, (ids, _) in zip(self.layout, self._segments, strict=True):
+        for segment, (own, _) in zip(self.layout, self._segments, strict=True):
             if segment.kind is SegmentKind.pseudo:
                 words = f" ({self.decode(self.anchor_ids)!r})" if self.anchor_ids else ""
                 written += [f"P*{self.pseudo_tokens}{words}"] if self.pseudo_tokens else []
@@ -263,13 +267,14 @@ class Prompt:
             elif segment.kind is SegmentKind.text:
                 written.append("text")
             elif segment.kind in (SegmentKind.literal, SegmentKind.prompt):
-                kept = len(ids) == len(self.encode(self._string(segment)))
-                string = self._string(segment) if kept else self.decode(ids)
+                is_cut = self.anchored and segment.kind is SegmentKind.prompt
+                string = self.decode(own) if is_cut else self._string(segment)
                 written += [json.dumps(string, ensure_ascii=False)] if string else []
             else:
-                written += self._tokens(ids)
-        label = " ".join(self._tokens(self.encode(answer)))
-        return f'{" ".join(written)} label ("{answer}" as {label})'
+                written += self._tokens(own)
+        if ids is not None:
+            written.append(f'label ("{answer}" as {" ".join(self._tokens(ids))})')
+        return " ".join(written)
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Tokenises B texts, cuts them on the right and pads them on the left."""
@@ -377,15 +382,13 @@ class Prompt:
         return ids, _FIXED
 
     def _take_anchors(self) -> list[int]:
-        """Takes the last fixed tokens before the pseudo tokens out of the sequence."""
+        """Takes the last tokens of the task prompt out of the sequence."""
         taken: list[int] = []
-        for index in range(len(self._segments) - 2, -1, -1):
-            ids, kind = self._segments[index]
-            missing = self.pseudo_tokens - len(taken)
-            if kind != _FIXED or not missing:
-                break
-            taken = ids[-missing:] + taken
-            self._segments[index] = ids[:-missing], kind
+        *_, task, last = self.layout
+        if (task.kind, last.kind) == (SegmentKind.prompt, SegmentKind.pseudo):
+            ids, kind = self._segments[-2]
+            taken = ids[-self.pseudo_tokens :]
+            self._segments[-2] = ids[: -self.pseudo_tokens], kind
         if len(taken) < self.pseudo_tokens:
             raise PromptError(
                 f"adapter.anchored=true puts adapter.pseudo_tokens={self.pseudo_tokens} in the "
@@ -410,8 +413,8 @@ class Prompt:
             return self.task
         return segment.en if self.language is Language.en else segment.zh
 
-    def _tokens(self, ids: list[int]) -> list[str]:
-        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+    def _tokens(self, ids: Sequence[int]) -> list[str]:
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids))]
 
 
 _PADDING, _FIXED, _PSEUDO, _TEXT, _CONTEXT = range(5)

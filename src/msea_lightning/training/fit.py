@@ -27,7 +27,7 @@ from msea_lightning.data.options import Split
 from msea_lightning.metrics import METRICS, MetricInfo, selection_metric
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
-from msea_lightning.model.options import MODELS
+from msea_lightning.model.options import MODELS, ReadoutKind
 from msea_lightning.paper import FULL
 from msea_lightning.plugin import save_plugin
 from msea_lightning.plugin.facts import backbone_facts, describe, language_of
@@ -213,7 +213,9 @@ def _announce(config: TrainConfig, ready: Ready) -> None:
         if config.backbone.quantization is Quantization.none
         else f", linear layers {config.backbone.quantization.value}",
     )
-    _log.info("sequence: %s", model.prompt.describe(model.space.answers[-1]))
+    last = model.tree.answer_ids[-1]
+    ids = last[last >= 0].tolist() if model.readout.kind is ReadoutKind.tokens else None
+    _log.info("sequence: %s", model.prompt.describe(model.space.answers[-1], ids))
     _log.info("recipe: %s", config.recipe or "none for this pair; general defaults")
 
 

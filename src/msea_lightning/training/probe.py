@@ -85,7 +85,9 @@ def start_as_probe(model: AdaptedLM, data: UtteranceDataModule) -> None:
     if model.space.ordered:
         variance = max(found.loss**2, _LEAST_VARIANCE)
         weight = values[:, None] * coefficients / variance
-        bias = (values * constants - values**2 / 2) / variance
+        # Zero is one intensity, which scales with both signs write in two ways.
+        same = (values[:, None] == values).sum(1)
+        bias = (values * constants - values**2 / 2) / variance - np.log(same)
     else:
         if len(coefficients) == 1:  # of two classes scikit-learn has the difference alone
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
