@@ -22,6 +22,7 @@ from msea_lightning.reporting.folders import read_folder
 from msea_lightning.reporting.report import write_report
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import RunFolder, find_runs, runs_of
+from msea_lightning.runs.identity import settled
 from msea_lightning.runs.start import open_run
 from msea_lightning.sweep import run as sweep
 from tests.sweep.test_sweep import composed, ended
@@ -56,7 +57,7 @@ class Trainer:
     def supervise(
         self, words: Sequence[str], *, prefix: str, environment: Mapping[str, str]
     ) -> CompletedProcess[str]:
-        config = composed(*words[3:])
+        config = settled(composed(*words[3:]))
         self.rates.append(config.training.learning_rate)
         try:
             with open_run(config) as run:
@@ -173,6 +174,19 @@ def test_a_search_that_was_killed_goes_on(trainer: Trainer, search: Callable[...
     assert trainer.rates == [*whole[:2], *whole[1:]]
     assert written()["trials"] == written("whole")["trials"]
     assert len(list(find_runs(Path("runs")))) == 3
+
+
+def test_what_a_language_model_answers_alone_is_searched(
+    trainer: Trainer, search: Callable[..., int]
+) -> None:
+    """An adapter that is not there, and its widths, have no part in it."""
+    tasks = "search.space.prompt.task=[Mood,Feeling]"
+    words = ("training.schedule_epochs=0", "search.space.training.learning_rate=null", tasks)
+    assert search("search.trials=1", *words) == 0
+    (trial,) = written()["trials"]
+    assert list(trial["values"]) == ["prompt.task"]
+    assert trial["valid"] is not None
+    assert trial["test"] is not None  # its run is found
 
 
 def test_a_search_of_which_all_trials_fail_fails(

@@ -72,7 +72,13 @@ def test_a_default_gives_way(composer: Composer[TrainConfig]) -> None:
         ("seed", "1..5", "the best of several seeds is luck"),
         ("dataset", ["demo", "mosei"], "validated on other utterances"),
         ("dataset.labels.low", "-3..-1", "validated on other utterances"),
-        ("trainer.threads", [1, 2], "another value of trainer.threads changes no result"),
+        ("dataset.empty_text", ["keep", "drop"], "validated on other utterances"),
+        (
+            "trainer.threads",
+            [1, 2],
+            "trainer.threads=2 changes no result, beside",
+        ),
+        ("trainer", ["default", "ddp"], "trainer=ddp changes no result, beside trainer=default"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(

@@ -17,7 +17,7 @@ class Said(NamedTuple):
     speaker: str | None = None
 
 
-class ContextEncoder(Protocol):
+class ContextWriter(Protocol):
     """Writes what was said before utterances as token ids.
 
     Attributes:

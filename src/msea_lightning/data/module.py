@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msea_lightning.config.logging import log_once
-from msea_lightning.data.context import ContextEncoder
+from msea_lightning.data.context import ContextWriter
 from msea_lightning.data.options import (
     EVALUATION_BATCH,
     SPLIT_VERSION,
@@ -195,7 +195,7 @@ class UtteranceDataModule(LightningDataModule):
     def tokenize(
         self,
         encode: Callable[[list[str]], Sequence[Sequence[int]]],
-        context: ContextEncoder | None = None,
+        context: ContextWriter | None = None,
     ) -> None:
         """Tokenises all texts, uncut, so that no step has to, and batches go by real lengths.
 

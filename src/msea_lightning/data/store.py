@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from msea_lightning.config.errors import UserError
-from msea_lightning.data.context import ContextEncoder, Said, said_before, token_arrays
+from msea_lightning.data.context import ContextWriter, Said, said_before, token_arrays
 from msea_lightning.data.options import SPLITS
 from msea_lightning.data.utterance import (
     MAIN_LABEL,
@@ -182,7 +182,7 @@ class StoreSplit:
     def tokenized(
         self,
         encode: Callable[[list[str]], Sequence[Sequence[int]]],
-        context: ContextEncoder | None = None,
+        context: ContextWriter | None = None,
     ) -> StoreSplit:
         """The same utterances with the token ids that ``encode`` makes of their N texts.
 

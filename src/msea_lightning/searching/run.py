@@ -34,7 +34,7 @@ from msea_lightning.reporting.searches import FILE, read_search
 from msea_lightning.reporting.tables import search_tables
 from msea_lightning.runs.files import write_json
 from msea_lightning.runs.folder import Names, RunFolder, runs_by_fingerprint, runs_of
-from msea_lightning.runs.identity import fingerprint, with_absolute_places
+from msea_lightning.runs.identity import fingerprint, settled
 from msea_lightning.runs.start import share_start
 from msea_lightning.searching.options import SearchOptions
 from msea_lightning.searching.space import Dimension, read_space
@@ -68,7 +68,7 @@ def search(config: SearchConfig, words: Sequence[str]) -> None:
     own = [word for word in overrides if key_of(word).partition(".")[0] != "search"]
     lines = [*own, *_launcher(own, config.search.parallel)]
     with opened("train", TrainConfig, lines, multirun=True, launches=True) as composer:
-        base = with_absolute_places(composer.typed(composer.words))
+        base = settled(composer.typed(composer.words))
         space, left_out = read_space(config.search.space, overrides, composer)
         for key, reason in left_out.items():
             _log.info("%s is not tried: %s", key, reason)
@@ -206,7 +206,7 @@ class _Search:
     def _composed(self, trial: Trial) -> TrainConfig:
         if trial.number not in self._configs:
             words = [*self._composer.words, *trial.words]
-            self._configs[trial.number] = with_absolute_places(self._composer.typed(words))
+            self._configs[trial.number] = settled(self._composer.typed(words))
         return self._configs[trial.number]
 
     def _fail(self, trial: Trial, error: str) -> None:

@@ -11,7 +11,7 @@ from msea_lightning.commands.compose import Composer
 from msea_lightning.commands.overrides import key_of, written
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.runs.identity import comparable
+from msea_lightning.runs.identity import comparable, settled
 
 _RANGE = re.compile(r"(?P<low>.+?)\.\.(?P<high>[^:]+)(?P<log>:log)?")
 
@@ -21,8 +21,8 @@ _NOTATION = (
 )
 
 _VALIDATED_ON = re.compile(
-    r"dataset(\.(name|reader|path|hub_\w+|columns\..+|split|split_version|labels\..+|metrics"
-    r"|expected_\w+|valid_fraction|demo_\w+))?"
+    r"dataset(\.(name|reader|path|hub_\w+|columns\..+|split|split_version|labels\.(?!words).+"
+    r"|metrics|expected_\w+|valid_fraction|empty_text|demo_\w+))?"
 )
 """Options that decide what the runs are validated on, which has to be one thing for all."""
 
@@ -101,7 +101,7 @@ def read_space(
     """
     asked = {key_of(word).removeprefix("search.space.") for word in words}
     fixed = {key_of(word) for word in composer.words}
-    known = comparable(composer.typed(composer.words)).keys() | composer.checker.groups
+    known = comparable(settled(composer.typed(composer.words))).keys() | composer.checker.groups
     found: dict[str, Dimension] = {}
     left_out: dict[str, str] = {}
     for key, value in _flat(space):
@@ -128,12 +128,6 @@ def read_space(
     for one in dimensions:
         _check_comparable(one)
     _check_values(dimensions, composer)
-    for one in dimensions:
-        if one.key not in known:
-            raise SpaceError(
-                f"search.space.{one.key}={one}: another value of {one.key} changes no result. "
-                "Leave it out."
-            )
     return dimensions, left_out
 
 
@@ -199,26 +193,32 @@ def _check_comparable(one: Dimension) -> None:
 
 
 def _check_values(dimensions: Sequence[Dimension], composer: Composer[TrainConfig]) -> None:
-    """Composes a run with each end of every range and each listed value."""
+    """Composes a run with each end of every range and each listed value: each another run."""
 
-    def flaw(values: Mapping[str, str]) -> ConfigError | None:
+    def made(values: Mapping[str, str]) -> dict[str, Any] | ConfigError:
         words = [f"{key}={value}" for key, value in values.items()]
         try:
             composer.checker.parse(words, multirun=False)
-            composer.typed([*composer.words, *words])
+            return comparable(settled(composer.typed([*composer.words, *words])))
         except ConfigError as error:
             return error
-        return None
 
     first = {one.key: one.ends[0] for one in dimensions}
     for one in dimensions:
+        runs: list[dict[str, Any]] = []
         for end in one.ends:
-            together = flaw({**first, one.key: end})
-            if together is None:
+            together = made({**first, one.key: end})
+            if not isinstance(together, ConfigError):
+                if together in runs:
+                    raise SpaceError(
+                        f"search.space.{one.key}={one}: {one.key}={end} changes no result, "
+                        f"beside {one.key}={one.ends[runs.index(together)]}. Leave it out."
+                    )
+                runs.append(together)
                 continue
             for other in dimensions:
                 for alone in other.ends:
-                    if error := flaw({other.key: alone}):
+                    if isinstance(error := made({other.key: alone}), ConfigError):
                         raise SpaceError(f"search.space.{other.key}={other}: {error}") from error
             values = " ".join(f"{key}={value}" for key, value in {**first, one.key: end}.items())
             raise SpaceError(f"search.space: {values} do not go together: {together}")

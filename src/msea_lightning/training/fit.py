@@ -43,7 +43,7 @@ from msea_lightning.training.listening import log_listening
 from msea_lightning.training.module import TrainingError
 from msea_lightning.training.probe import probe
 from msea_lightning.training.progress import RunProgress
-from msea_lightning.training.ranks import agree, is_first, joined
+from msea_lightning.training.ranks import agree, in_one_group, is_first
 from msea_lightning.training.references import Reference
 from msea_lightning.training.show import show_next, show_results
 from msea_lightning.training.verdict import Verdict, judge
@@ -60,7 +60,7 @@ def fit(config: TrainConfig) -> RunFolder:
     With ``ckpt=auto`` a run that is finished stays as it is.
     """
     config = settled(config)
-    with joined(config.trainer), _shared_run(config) as (run, finished):
+    with in_one_group(config.trainer), _shared_run(config) as (run, finished):
         if finished:
             _log.info("finished earlier: %s", run.path)
             return run

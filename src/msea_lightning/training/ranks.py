@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ model from a slow disk, that others have already."""
 
 
 @contextmanager
-def joined(options: TrainerConfig) -> Iterator[None]:
+def in_one_group(options: TrainerConfig) -> Iterator[None]:
     """Joins the processes of a run that a launcher has started, which then can :func:`agree`.
 
     Does nothing for a run of one process, or one that starts its processes itself.
@@ -39,13 +39,14 @@ def joined(options: TrainerConfig) -> Iterator[None]:
             options say.
     """
     number = options.ranks
+    ranks: AbstractContextManager[None] = nullcontext()
     if TorchElasticEnvironment.detect():
         _check_started("torchrun", _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE"), options)
     elif number > 1 and SLURMEnvironment.detect():
         tasks = _number("SLURM_NTASKS")
         of_machine = _number("SLURM_NTASKS_PER_NODE", tasks // _number("SLURM_NNODES"))
         _check_started("srun", tasks, of_machine, options)
-        _name_ranks(SLURMEnvironment())
+        ranks = _named_ranks(SLURMEnvironment())
     elif options.num_nodes > 1:
         raise TrainingError(
             f"trainer.num_nodes={options.num_nodes}, but nothing has told this process which of "
@@ -60,14 +61,15 @@ def joined(options: TrainerConfig) -> Iterator[None]:
     if number == 1:
         yield
         return
-    device, backend = resolve_device(options.accelerator), "gloo"
-    if device.type == "cuda":
-        backend = "nccl"
-        torch.cuda.set_device(device)
-    # Lightning takes the group that is there.
-    torch.distributed.init_process_group(backend, timeout=_PATIENCE)
-    yield
-    torch.distributed.destroy_process_group()
+    with ranks:
+        device, backend = resolve_device(options.accelerator), "gloo"
+        if device.type == "cuda":
+            backend = "nccl"
+            torch.cuda.set_device(device)
+        # Lightning takes the group that is there.
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+        yield
+        torch.distributed.destroy_process_group()
 
 
 def is_first() -> bool:
@@ -91,7 +93,7 @@ def agree(compute: Callable[[], Found]) -> Found:
     if is_first():
         try:
             told[0] = compute()
-        except Exception as error:
+        except BaseException as error:  # also an interrupt: the others would wait in vain
             told[1] = str(error) if isinstance(error, UserError) else first_line(error)
             torch.distributed.broadcast_object_list(told)
             raise
@@ -121,11 +123,15 @@ def _number(variable: str, default: int = 1) -> int:
     return int(os.environ.get(variable, default))
 
 
-def _name_ranks(slurm: SLURMEnvironment) -> None:
+@contextmanager
+def _named_ranks(slurm: SLURMEnvironment) -> Iterator[None]:
     """Says in torchrun's words what Slurm says in its own, to PyTorch and to all of this project.
 
-    Not for a run of one process: tasks of one job may be runs of their own.
+    Until the end of the run: another one in this process may be of one process alone, as tasks of
+    one job may be runs of their own.
     """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}  # Lightning writes some of them itself
     os.environ |= {
         "RANK": str(slurm.global_rank()),
         "LOCAL_RANK": str(slurm.local_rank()),
@@ -133,3 +139,10 @@ def _name_ranks(slurm: SLURMEnvironment) -> None:
         "MASTER_ADDR": slurm.main_address,
         "MASTER_PORT": str(slurm.main_port),
     }
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
