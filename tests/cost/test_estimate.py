@@ -170,6 +170,23 @@ def test_a_run_that_does_not_fit_is_refused_with_a_batch_that_does(
     run.check(run.estimate(**sizes))
 
 
+def test_texts_are_kept_where_half_of_the_memory_holds_them(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options("prompt.order=text_first", "training.batch_size=8")
+    found = estimator(config).estimate()
+    assert found.texts
+    both = refusal(monkeypatch, config, int(found.needed * HEADROOM) - 1)
+    assert "backbone.cache=none (" in both
+    monkeypatch.setattr(module, "free_bytes", lambda _: found.weights + 2 * found.texts + 2)
+    assert estimator(config).estimate().texts == found.texts
+    config.trainer.devices = 2
+    assert estimator(config).estimate().texts == 0
+    monkeypatch.setattr(module, "free_bytes", lambda _: found.weights + found.texts)
+    config.trainer.devices = 1
+    assert estimator(config).estimate().texts == 0
+
+
 def named_sizes(text: str) -> dict[str, int]:
     """The batches that a refusal names."""
     named = re.search(r"((?:training\.\w+=\d+ ?)+)\(\S+ [MG]iB\)", text)

@@ -7,25 +7,30 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from msea_lightning import Plugin
-from msea_lightning.backbone import FrozenBackbone
+from msea_lightning.backbone import BackboneError, FrozenBackbone
 from msea_lightning.commands.command_line import compose
 from msea_lightning.commands.compose import set_by_method
 from msea_lightning.config.registry import Choice
-from msea_lightning.config.roots import TrainConfig
+from msea_lightning.config.roots import EvaluateConfig, TrainConfig
 from msea_lightning.data.utterance import DataError
+from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.readout import LinearReadout
 from msea_lightning.runs.folder import RunFolder
-from msea_lightning.runs.identity import METHOD_OPTIONS
+from msea_lightning.runs.identity import METHOD_OPTIONS, settled
+from msea_lightning.training import build
 from msea_lightning.training.build import build_adapted_lm, build_data, make_ready, tokenize
+from msea_lightning.training.evaluation import evaluate
 from msea_lightning.training.fit import fit
 from msea_lightning.training.listening import Listening, log_listening
 from msea_lightning.training.probe import last_states, start_as_probe
+from msea_lightning.training.texts import _key, unkept
 
 Options = Callable[..., TrainConfig]
 ALL = (
@@ -104,6 +109,117 @@ def test_memory_that_texts_take_is_estimated(options: Options) -> None:
     assert ready.estimate is not None
     shelf = ready.module.model.backbone.read_once._shelf  # type: ignore[union-attr]
     assert ready.estimate.texts == sum(len(kept) for kept in shelf._kept.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("prompt.order=text_first", "backbone.cache_limit=1e-6"), "more than the 0.0 MiB that"),
+        (("prompt.order=text_first", "training.schedule_epochs=0"), "trains nothing"),
+        (("prompt.order=pseudo_first",), "no text before the pseudo tokens"),
+    ],
+)
+def test_texts_are_not_rounded_where_they_are_not_kept(
+    options: Options, words: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(BackboneError, match=rf"cache_dtype=int8 rounds .* none are: .*{why}"):
+        make_ready(settled(options(*words, "backbone.cache_dtype=int8")))
+
+
+def test_a_run_reports_what_its_plugin_computes_of_texts_that_were_rounded(
+    options: Options,
+) -> None:
+    run = fit(options("prompt.order=text_first", "backbone.cache_dtype=int8"))
+    found = evaluate(EvaluateConfig(run=str(run.path)))
+    assert found == pytest.approx(result(run)["test"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("backbone.checkpoint_activations=true", "leaves no keys and values"),
+        ("backbone.device_map=auto", "several devices"),
+        ("training.schedule_epochs=1", "reads them once"),
+        ("trainer.fast_dev_run=true", "one batch"),
+        ("backbone.cache=none", "backbone.cache=none"),
+    ],
+)
+def test_options_with_which_no_texts_are_kept(options: Options, word: str, why: str) -> None:
+    assert why in (unkept(options(word)) or "")
+    assert unkept(options()) is None
+
+
+def test_why_texts_are_not_kept_is_said(options: Options, caplog: pytest.LogCaptureFixture) -> None:
+    words = ("prompt.order=text_first", "backbone.checkpoint_activations=true")
+    with caplog.at_level(logging.INFO):
+        ready = make_ready(options(*words))
+    assert "every batch, as a part of the whole sequence: backbone.checkpoint" in caplog.text
+    assert ready.estimate is not None
+    assert ready.estimate.texts == 0
+
+
+def test_texts_on_the_disk_belong_to_one_way_to_compute_them(
+    options: Options, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [_key(options(), backbone)]
+    keys.append(_key(options("backbone.double_quantization=false"), backbone))
+    monkeypatch.setattr(backbone.model.config, "_name_or_path", "elsewhere")
+    assert _key(options(), backbone) == keys[0]
+    monkeypatch.setattr(backbone.model.config, "max_position_embeddings", 77)
+    keys.append(_key(options(), backbone))
+    assert len(set(keys)) == 3
+
+
+def test_a_folder_of_texts_that_cannot_be_written_is_named(
+    options: Options, tmp_path: Path
+) -> None:
+    config = options("prompt.order=text_first", "backbone.cache=disk", f"dataset.cache={tmp_path}")
+    (tmp_path / "texts").touch()
+    with pytest.raises(
+        BackboneError, match=r"cache=disk: .*texts cannot be used .*Not a directory"
+    ):
+        make_ready(config)
+
+
+def test_all_of_a_model_is_where_its_language_model_is(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Lightning moves it, and after Lightning has moved it back."""
+
+    def elsewhere(*args: object) -> AdaptedLM:
+        made = build_adapted_lm(*args)  # type: ignore[arg-type]
+        made.backbone.to(torch.device("meta"))
+        return made
+
+    monkeypatch.setattr(build, "build_adapted_lm", elsewhere)
+    ready = make_ready(options("adapter.normalization=matched"))
+    model = ready.module.model
+    assert isinstance(model, AdaptedLM)
+    assert places(model) == {"meta"}
+    model.to_empty(device="cpu")
+    seen: list[set[str]] = []
+
+    def noted(batch: list[object]) -> torch.Tensor:
+        seen.append(places(model))
+        return torch.zeros(len(batch), model.backbone.width)
+
+    monkeypatch.setattr(model, "last_states", noted)
+    last_states(model, ready.data.splits["test"], 64)
+    assert seen[0] == {"meta"}
+
+
+def places(model: AdaptedLM) -> set[str]:
+    return {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_resumed_run_has_its_readout_from_the_checkpoint(
+    options: Options, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    fitted: list[object] = []
+    monkeypatch.setattr(build, "start_as_probe", lambda model, data: fitted.append(model))
+    make_ready(options("training.loss=answers", "readout=linear"), resumed=resumed)
+    assert len(fitted) == (not resumed)
 
 
 @pytest.mark.parametrize("task", ["erc", "msa"])

@@ -23,7 +23,7 @@ from msea_lightning.backbone.loading.spread import computing_device, is_spread, 
 from msea_lightning.backbone.self_check import self_check
 from msea_lightning.backbone.speed.last_layer import at_last_positions
 from msea_lightning.backbone.speed.prefix_cache import PrefixCache, Recorder
-from msea_lightning.backbone.speed.read_once import ReadOnce, joined, padded_rows
+from msea_lightning.backbone.speed.read_once import ReadOnce, extended, padded_rows
 from msea_lightning.backbone.speed.views import checkpointed, replaced, with_attention
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class FrozenBackbone:
         checkpoint_activations: Whether layers recompute their activations.
         caches_prefix: Whether the model can continue from a cached prefix (``self_check.py``).
         caches_rows: Whether it can continue from a prefix of each sequence (``self_check.py``).
-        read_once: Keeps what was read of each sequence; None computes it again for every batch.
+        read_once: Keeps what was read of each sequence, for one thread; None computes it again for
+            every batch.
         last_modules: Names of the modules of the last layer that can be computed at the last
             positions only (``self_check.py``).
 
@@ -214,22 +215,25 @@ class FrozenBackbone:
         """The KV cache of the beginnings of B sequences, computed without gradient.
 
         Args:
-            shared: Token ids that all of them begin with.
+            shared: Token ids that all of them begin with, as far as they go.
             rows: Token ids of each, ``shared`` included.
 
         Returns:
             A prefix of O tokens, the longest of ``rows``, padded on the left after ``shared``. None
             where there are no tokens, or the model has to compute them with every sequence.
         """
+        shared = shared[: min(map(len, rows))]
         prefix = self.cached_prefix(shared)
         rests = [row[len(shared) :] for row in rows]
         if not any(rests) or not (self.caches_prefix and self.caches_rows):
             return prefix
         if self.read_once is not None:
-            layers = self.read_once.layers(shared, rests, partial(self.recorded, prefix))
+            layers = self.read_once.keys_values(
+                shared, rests, partial(self.recorded, prefix), self.device
+            )
         else:
             layers = self.recorded(prefix, rests)
-        return joined(prefix, layers, padded_rows(rests, self.pad_id)[1].to(self.device))
+        return extended(prefix, layers, padded_rows(rests, self.pad_id)[1].to(self.device))
 
     @torch.no_grad()
     def recorded(

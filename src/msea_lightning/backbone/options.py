@@ -46,7 +46,7 @@ class TextCache(enum.Enum):
     """Where keys and values of texts that are read once are kept (``prompt.order``)."""
 
     none = "none"
-    """Nowhere: they are computed for every batch, without gradient."""
+    """Nowhere: they are computed for every batch."""
     memory = "memory"
     disk = "disk"
     """In the folder of stores, for later runs as well."""
@@ -56,7 +56,7 @@ class CacheDtype(enum.Enum):
     """In which type keys and values of texts are kept."""
 
     exact = "exact"
-    """As the language model computes them: changes no result."""
+    """As the language model computes them."""
     bfloat16 = "bfloat16"
     int8 = "int8"
     """With a scale for each head of each token."""
@@ -149,6 +149,11 @@ class BackboneConfig:
     num_layers: int | None = option(
         None, "weights=random: layers instead of the architecture's", low=1
     )
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache_limit`` in bytes."""
+        return int(self.cache_limit * 2**30)
 
     @property
     def special_tokens(self) -> list[str]:

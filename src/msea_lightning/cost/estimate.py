@@ -20,6 +20,7 @@ from msea_lightning.backbone.loading.memory import (
     WeightMemory,
     architecture_on_meta,
     free_bytes,
+    kept_in_memory,
     process_bytes,
     quantizable_layers,
     readable_bytes,
@@ -180,7 +181,8 @@ class MemoryEstimator:
         given_eval_batch: Utterances per evaluation batch and device; None for what fits.
         kept_tokens: Tokens of the texts that are kept in memory once they are read.
         cache_dtype: The type in which they are kept.
-        cache_limit: Bytes that they may take; where they would take more, none is kept.
+        cache_limit: Bytes that all processes of a machine may keep; where they would take more
+            (``kept_in_memory``), none is kept.
         spreads: Whether the language model is spread over all that the machine has.
         max_memory: Most weights at each place then; None for what a step leaves.
         check_memory: Whether places must have it free.
@@ -215,9 +217,11 @@ class MemoryEstimator:
         """Parameters of the adapter and of the readout."""
         return self.meter.trainable
 
-    def _kept_bytes(self) -> int:
-        size = self.meter.kept_bytes(self.kept_tokens, self.cache_dtype)
-        return size if size <= self.cache_limit else 0
+    def _kept_bytes(self, stored: Stored, weights: int) -> int:
+        """Bytes of the texts that are kept beside weights of so many bytes."""
+        size = self._meter(stored).kept_bytes(self.kept_tokens, self.cache_dtype)
+        free = max(0, free_bytes(self.device) - self.devices * weights)
+        return size if size <= kept_in_memory(self.cache_limit, free, self.devices) else 0
 
     def eval_batch_size(self, stored: Stored | None = None) -> int:
         """Utterances per evaluation batch and device.
@@ -269,7 +273,7 @@ class MemoryEstimator:
             files=weights.files + (self._feature_bytes() if on_cpu else 0),
             loading_files=weights.loading_files,
             places={} if spread is None else spread.named_sizes,
-            texts=self._kept_bytes() if on_cpu else 0,
+            texts=self._kept_bytes(stored, weights.weights) if on_cpu else 0,
         )
 
     def spread(self, stored: Stored | None = None) -> Spread | None:
@@ -317,6 +321,9 @@ class MemoryEstimator:
             if sizes:
                 named = " ".join(f"training.{name}={size}" for name, size in sizes.items())
                 changes[named] = partial(needed, **sizes)
+        if estimate.texts:
+            without = replace(self, kept_tokens=0)
+            changes["backbone.cache=none"] = lambda: without.estimate().needed * processes
         what = f"This run ({self.stored}, training.batch_size={self.batch_size})"
         if processes > 1:
             what += f" in {processes} processes"
@@ -452,7 +459,7 @@ def build_estimator(
         max_memory=backbone.max_memory or None,
         check_memory=backbone.check_memory,
         cache_dtype=backbone.cache_dtype,
-        cache_limit=int(backbone.cache_limit * 2**30),
+        cache_limit=backbone.cache_bytes,
     )
     spread = estimator.spread()
     if spread is None or not spread.visiting:

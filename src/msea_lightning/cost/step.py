@@ -34,7 +34,7 @@ from msea_lightning.backbone.errors import MODEL_FAILURES
 from msea_lightning.backbone.loading.load import resolve_attention
 from msea_lightning.backbone.loading.memory import architecture_on_meta, parameter_count
 from msea_lightning.backbone.options import Attention, CacheDtype
-from msea_lightning.backbone.speed.read_once import Layers
+from msea_lightning.backbone.speed.read_once import TokenShape
 from msea_lightning.config.errors import first_line
 from msea_lightning.data.utterance import MAIN_LABEL, Batch, PaddedSequences
 from msea_lightning.language.answers import AnswerTree
@@ -175,7 +175,7 @@ class StepMeter:
         def each(layers: int) -> int:
             with _MetaMode():  # type: ignore[no-untyped-call]
                 found = self._model(layers).backbone.recorded(None, [[0]])
-            return Layers.of(found).bytes(tokens, how, self.dtype)
+            return TokenShape.of(found).size(tokens, how, self.dtype)
 
         return self._whole_depth(each)
 

@@ -61,7 +61,7 @@ from msea_lightning.training.module import TrainingModule
 from msea_lightning.training.options import ClassWeights, TrainerConfig
 from msea_lightning.training.probe import start_as_probe
 from msea_lightning.training.ranks import is_first
-from msea_lightning.training.texts import keep_texts, texts_read_once
+from msea_lightning.training.texts import keep_texts, texts_read_once, unkept
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -80,11 +80,16 @@ class Ready:
 
 
 def make_ready(
-    config: TrainConfig, *, store: Store | None = None, memory_file: Path | None = None
+    config: TrainConfig,
+    *,
+    store: Store | None = None,
+    memory_file: Path | None = None,
+    resumed: bool = False,
 ) -> Ready:
     """Makes everything ready to train; what costs little comes first.
 
-    The memory that the run is expected to take is written to ``memory_file``.
+    The memory that the run is expected to take is written to ``memory_file``. The readout of a run
+    that is ``resumed`` is left to its checkpoint.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
@@ -116,8 +121,11 @@ def make_ready(
         else build_adapted_lm(config, data, language_model)
     )
     if isinstance(model, AdaptedLM):
+        model.to(model.device)  # Lightning moves it later than it is first run
         keep_texts(config, model, data)
-        if isinstance(model.readout, LinearReadout):
+        fitted = not resumed and not config.trainer.fast_dev_run
+        if isinstance(model.readout, LinearReadout) and fitted:
+            log_once(_log, "the linear readout begins as a linear probe, which is fitted now")
             start_as_probe(model, data)
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
@@ -425,7 +433,7 @@ def data_estimator(
     estimator = build_estimator(
         config, data.labels, splits, data.dims, tokenizer, architecture, device
     )
-    if config.backbone.cache is not TextCache.memory:
+    if config.backbone.cache is not TextCache.memory or unkept(config):
         return estimator
     meter = estimator.meter
     texts = texts_read_once(meter.prompt, meter.adapter.use_text, data)

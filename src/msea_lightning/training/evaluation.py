@@ -46,6 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | None]:
     """Metrics of what a run trained, on a split; None where undefined.
 
     With the run's own rule they equal ``metrics.json``, with another batch size up to rounding.
+    Texts are never rounded here: ``backbone.cache_dtype`` is a matter of training.
 
     Writes ``evaluations/<split>-<rule>.json`` and ``.csv`` (predictions) into the run folder; of a
     model that has no rule, ``evaluations/<split>``; of a table at ``dataset_path`` with its name in

@@ -18,7 +18,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from msea_lightning.adapter.options import ABLATIONS, ADAPTERS
 from msea_lightning.backbone.loading.memory import peak_bytes, readable_bytes
-from msea_lightning.backbone.options import Quantization
+from msea_lightning.backbone.options import CacheDtype, Quantization
 from msea_lightning.config.errors import first_line
 from msea_lightning.config.logging import is_rank_zero, log_console
 from msea_lightning.config.roots import TrainConfig
@@ -67,7 +67,8 @@ def fit(config: TrainConfig) -> RunFolder:
         check_classes(config.callbacks, config.logger)
         extra = make_callbacks(config.callbacks)
         own = make_loggers(config.logger.loggers, run.path)
-        ready = make_ready(config, memory_file=run.memory)
+        resumed = agree(lambda: config.ckpt is not None and run.last.exists())
+        ready = make_ready(config, memory_file=run.memory, resumed=resumed)
         _announce(config, ready)
         if isinstance(ready.module.model, AdaptedLM) and is_first():
             log_listening(ready.module.model, ready.data.splits["train"])
@@ -276,6 +277,9 @@ def _finish(
         best = agree(lambda: torch.load(run.best, map_location="cpu", weights_only=True))
         module.load_state_dict(best["state_dict"])
         best_epoch = best["epoch"]
+    if isinstance(module.model, AdaptedLM) and config.backbone.cache_dtype is not CacheDtype.exact:
+        # Rounded texts serve training; what is reported is what `evaluate` and the plugin compute.
+        module.model.backbone.read_once = None
     # What is evaluated now belongs to the best epoch, not to the last step of the curves.
     loggers, trainer.loggers = trainer.loggers, []
     results = {"test": evaluate_split(trainer, module, data, Split.test)}

@@ -152,7 +152,7 @@ def last_states(model: AdaptedLM, split: StoreSplit, batch_size: int) -> NDArray
     order = np.argsort([-len(text) for text in split.texts], kind="stable")
     states = np.zeros((len(split), model.backbone.width), dtype=np.float32)
     was_training = model.training
-    model.eval()
+    model.to(model.device).eval()  # Lightning leaves it on the CPU
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         states[rows] = model.last_states(split.batch(rows.tolist()).to(model.device)).cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.options import CacheDtype
 from msea_lightning.backbone.speed.read_once import (
     DiskShelf,
-    Layers,
     MemoryShelf,
     ReadOnce,
     Shelf,
+    TokenShape,
 )
 from tests.backbone.test_frozen import assert_same, bound_of
 
@@ -31,8 +32,8 @@ GIB = 2**30
 
 
 def keep(frozen: FrozenBackbone, shelf: Shelf, how: CacheDtype = CacheDtype.exact) -> None:
-    layers = Layers.of(frozen.recorded(None, [[5]]))
-    frozen.read_once = ReadOnce(shelf, how, frozen.dtype, frozen.device, layers)
+    shape = TokenShape.of(frozen.recorded(None, [[5]]))
+    frozen.read_once = ReadOnce(shelf, how, frozen.dtype, shape)
 
 
 def fill(frozen: FrozenBackbone, texts: list[list[int]] = TEXTS) -> int:
@@ -99,6 +100,18 @@ def test_what_is_filled_does_not_depend_on_the_order_of_the_texts(llama: FrozenB
         kept.append(llama.read(SHARED, TEXTS))
     for pair in zip(*(found.keys_values for found in kept if found is not None), strict=True):
         assert all(torch.equal(*parts) for parts in zip(*pair, strict=True))
+
+
+def test_a_sequence_may_end_within_the_shared_tokens(llama: FrozenBackbone) -> None:
+    """Of an utterance without words, in front of an empty task prompt."""
+    short, whole = llama.read(SHARED, [[5], [5, 9, 3]]), llama.read([], [[5], [5, 9, 3]])
+    assert short is not None
+    assert whole is not None
+    assert short.tokens == whole.tokens == 3
+    for pair in zip(short.keys_values, whole.keys_values, strict=True):
+        for part, wanted in zip(*pair, strict=True):
+            assert_same(part[1], wanted[1], 1e-5)
+            assert_same(part[0, :, :1], wanted[0, :, -1:], 1e-5)
 
 
 def test_texts_after_another_prefix_are_other_texts(llama: FrozenBackbone) -> None:
@@ -184,9 +197,21 @@ def test_the_oldest_segments_go_when_the_limit_is_reached(
         keep(llama, DiskShelf(tmp_path / name, GIB))
         fill(llama)
     size = next((tmp_path / "new").glob("*.bin")).stat().st_size
-    DiskShelf(tmp_path / "third", size + 1)
+    DiskShelf(tmp_path / "third", 2 * size + 1).make_room(size)
     assert not list((tmp_path / "old").glob("*.bin"))
     assert list((tmp_path / "new").glob("*.bin"))
+
+
+def test_files_are_closed_with_the_shelf(llama: FrozenBackbone, tmp_path: Path) -> None:
+    for _ in range(2):
+        keep(llama, DiskShelf(tmp_path / "llama", GIB))
+        fill(llama)
+    shelf = DiskShelf(tmp_path / "llama", GIB)
+    files = list(shelf._files)
+    assert len(files) == 1  # the second found everything
+    del shelf
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(files[0])
 
 
 @pytest.mark.parametrize(
@@ -208,12 +233,12 @@ def test_smaller_types_are_off_by_their_rounding(
 
 def test_bytes_are_those_that_are_kept(llama: FrozenBackbone) -> None:
     computed = llama.recorded(None, [[3, 17, 8]])
-    layers = Layers.of(computed)
+    shape = TokenShape.of(computed)
     for how in CacheDtype:
         shelf = Sized()
         keep(llama, shelf, how)
-        llama.read([], [[3, 17, 8]])
-        assert shelf.sizes == [layers.bytes(3, how, llama.dtype)]
+        llama.read([], [[3, 17, 8], [4]])  # padded, which is not kept
+        assert shelf.sizes == [shape.size(length, how, llama.dtype) for length in (3, 1)]
 
 
 class Sized(MemoryShelf):
@@ -224,7 +249,7 @@ class Sized(MemoryShelf):
         self.sizes: list[int] = []
 
     def put(self, key: str, kept: Tensor) -> None:
-        self.sizes.append(len(kept))
+        self.sizes.append(kept.untyped_storage().nbytes())
         super().put(key, kept)
 
 

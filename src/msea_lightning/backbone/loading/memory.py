@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 HEADROOM = 1.1
 """What must be free for every byte of an estimate."""
 
+_PART_FOR_TEXTS = 0.5
+"""Of the memory that is free once the weights are loaded: the rest is for training."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -174,6 +177,17 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), _allowed_bytes())
+
+
+def kept_in_memory(limit: int, free: int, processes: int) -> int:
+    """Bytes of texts that each process of a machine may keep (``backbone.cache``).
+
+    Args:
+        limit: Bytes that all of them may keep.
+        free: Bytes of memory that are free beside the weights.
+        processes: How many share them.
+    """
+    return min(limit, int(_PART_FOR_TEXTS * free)) // processes
 
 
 def check_memory(config: PretrainedConfig, stored: Stored, device: torch.device) -> None:

@@ -1,8 +1,9 @@
 """Texts that are read once: keys and values of the tokens before the pseudo tokens are kept.
 
 They never change, so that an epoch can take them from memory or disk instead of computing them
-again. All texts of a run are read before it trains, in batches that depend on the texts alone: a
-run that is resumed, or finds them on the disk, computes the same to the bit.
+again. All texts of a run that are not kept yet are read before it trains, in batches of similar
+length. A text that was read among others, by another run that shares the disk, is the same up to
+rounding.
 
 On disk the cache of one language model is a folder of segments::
 
@@ -10,7 +11,7 @@ On disk the cache of one language model is a folder of segments::
     <name>.json    format version, and of each text its key, offset, bytes and CRC-32
 
 A segment counts once its ``.json`` is there. It is a cache: what is damaged is said and computed
-again.
+again. Runs that fill it at the same time may compute a text twice; either serves.
 
 Shape legend: B texts, R tokens of the longest one, F values of a token: its keys and values in all
 heads of all layers.
@@ -18,6 +19,7 @@ heads of all layers.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -26,6 +28,7 @@ import math
 import os
 import time
 import uuid
+import weakref
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,7 +53,7 @@ _ABANDONED = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
-class Layers(NamedTuple):
+class TokenShape(NamedTuple):
     """How many keys and values a token has.
 
     Attributes:
@@ -62,7 +65,7 @@ class Layers(NamedTuple):
     widths: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[KeysValues]) -> Layers:
+    def of(cls, layers: Sequence[KeysValues]) -> TokenShape:
         """Of what a language model has computed."""
         heads = tuple(keys.shape[1] for keys, _ in layers)
         return cls(heads, tuple((keys.shape[3], values.shape[3]) for keys, values in layers))
@@ -86,7 +89,7 @@ class Layers(NamedTuple):
         """Values that share a scale in int8: a head's, where all heads are of one width."""
         return math.gcd(*itertools.chain(*self.widths))
 
-    def bytes(self, tokens: int, how: CacheDtype, exact: torch.dtype) -> int:
+    def size(self, tokens: int, how: CacheDtype, exact: torch.dtype) -> int:
         """Bytes that so many tokens take."""
         scales = 2 * self.values // self.group if how is CacheDtype.int8 else 0
         return tokens * (self.values * stored_dtype(how, exact).itemsize + scales)
@@ -99,7 +102,7 @@ def stored_dtype(how: CacheDtype, exact: torch.dtype) -> torch.dtype:
 
 
 class Shelf(ABC):
-    """Where bytes are kept by key."""
+    """Where bytes are kept by key, for one thread."""
 
     @abstractmethod
     def take(self, key: str) -> Tensor | None:
@@ -107,7 +110,11 @@ class Shelf(ABC):
 
     @abstractmethod
     def put(self, key: str, kept: Tensor) -> None:
-        """Keeps (N,) uint8; where another thread was faster, either stays."""
+        """Keeps (N,) uint8."""
+
+    @abstractmethod
+    def make_room(self, size: int) -> None:
+        """Prepares for so many bytes that are to be put."""
 
     @abstractmethod
     def publish(self) -> None:
@@ -128,6 +135,9 @@ class MemoryShelf(Shelf):
         """See the base class."""
         self._kept[key] = kept
 
+    def make_room(self, size: int) -> None:
+        """Nothing: who fills it knows what memory there is."""
+
     def publish(self) -> None:
         """Nothing: no other process sees it."""
 
@@ -137,7 +147,7 @@ class _Place(NamedTuple):
 
     file: int
     offset: int
-    bytes: int
+    size: int
     crc: int
 
 
@@ -148,6 +158,9 @@ class DiskShelf(Shelf):
         folder: The folder of one language model, below one for all of them.
         limit: Bytes that all of them may take together; the segments that were not used for the
             longest time go first, those of this language model last.
+
+    Raises:
+        OSError: the folder cannot be written, or has more segments than a process may open.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -157,8 +170,9 @@ class DiskShelf(Shelf):
         self._checked: set[str] = set()
         self._name = uuid.uuid4().hex
         self._own: dict[str, _Place] = {}
+        self._files: list[int] = []
+        weakref.finalize(self, _close, self._files)
         folder.mkdir(parents=True, exist_ok=True)
-        self._make_room()
         for index in sorted(folder.glob("*.json")):
             self._open(index)
 
@@ -167,10 +181,10 @@ class DiskShelf(Shelf):
         place = self._places.get(key)
         if place is None:
             return None
-        buffer = bytearray(place.bytes)
+        buffer = bytearray(place.size)
         read = os.preadv(place.file, [buffer], place.offset)
         # Once is enough: what was right is read again from the same file.
-        if key not in self._checked and (read < place.bytes or zlib.crc32(buffer) != place.crc):
+        if key not in self._checked and (read < place.size or zlib.crc32(buffer) != place.crc):
             _log.warning("%s: a text is damaged and computed again", self._folder)
             del self._places[key]
             return None
@@ -192,7 +206,7 @@ class DiskShelf(Shelf):
         """See the base class."""
         if not self._own:
             return
-        texts = {key: [one.offset, one.bytes, one.crc] for key, one in self._own.items()}
+        texts = {key: [one.offset, one.size, one.crc] for key, one in self._own.items()}
         index = self._folder / f"{self._name}.json"
         partial = index.with_suffix(".partial")
         text = json.dumps({"version": FORMAT_VERSION, "texts": texts})
@@ -204,7 +218,10 @@ class DiskShelf(Shelf):
         """The file that this process writes."""
         if self._own:
             return next(iter(self._own.values())).file
-        return os.open(self._folder / f"{self._name}.bin", os.O_RDWR | os.O_CREAT, 0o644)
+        self._files.append(
+            os.open(self._folder / f"{self._name}.bin", os.O_RDWR | os.O_CREAT, 0o644)
+        )
+        return self._files[-1]
 
     def _open(self, index: Path) -> None:
         try:
@@ -213,36 +230,46 @@ class DiskShelf(Shelf):
                 return
             data = index.with_suffix(".bin")
             file = os.open(data, os.O_RDONLY)
+            self._files.append(file)
             size = os.fstat(file).st_size
             for key, (offset, count, crc) in found["texts"].items():
                 if 0 <= offset <= offset + count <= size:
                     self._places[key] = _Place(file, offset, count, crc)
             os.utime(index)
+        except FileNotFoundError:  # another process has made room
+            return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # nothing is damaged
             _log.warning("%s is damaged (%s): its texts are computed again", index, error)
 
-    def _make_room(self) -> None:
-        """Removes what killed processes left, and segments until the limit is kept."""
+    def make_room(self, size: int) -> None:
+        """Removes what killed processes left, and segments until the limit is kept.
+
+        What other processes write just now is counted, and stays.
+        """
         segments = []
+        total = size
         for data in self._folder.parent.glob("*/*.bin"):
             index = data.with_suffix(".json")
             try:
-                size, written = data.stat().st_size, data.stat().st_mtime
+                found, written = data.stat().st_size, data.stat().st_mtime
                 if index.exists():
                     own = data.parent == self._folder
-                    segments.append((own, index.stat().st_mtime, size, data, index))
+                    segments.append((own, index.stat().st_mtime, found, data, index))
                 elif time.time() - written > _ABANDONED:
                     data.unlink()
+                    continue
+                total += found
             except FileNotFoundError:  # another process makes room too
                 continue
-        total = sum(size for _, _, size, _, _ in segments)
-        for own, _, size, data, index in sorted(segments):
+        for own, _, found, data, index in sorted(segments):
             if total <= self._limit:
                 break
             # Whoever reads it has it open, and goes on reading.
             index.unlink(missing_ok=True)
             data.unlink(missing_ok=True)
-            total -= size
+            total -= found
             _log.info("%s removed: backbone.cache_limit is reached%s", data, " again" * own)
 
 
@@ -253,8 +280,7 @@ class ReadOnce:
         shelf: Where they are kept.
         how: In which type.
         exact: The language model's compute dtype.
-        device: Where the language model is.
-        layers: How many keys and values a token has.
+        shape: How many keys and values a token has.
     """
 
     def __init__(
@@ -262,11 +288,9 @@ class ReadOnce:
         shelf: Shelf,
         how: CacheDtype,
         exact: torch.dtype,
-        device: torch.device,
-        layers: Layers,
+        shape: TokenShape,
     ) -> None:
-        self._shelf, self._how, self._exact, self._device = shelf, how, exact, device
-        self._layers = layers
+        self._shelf, self._how, self._exact, self._shape = shelf, how, exact, shape
 
     def fill(
         self,
@@ -276,31 +300,37 @@ class ReadOnce:
     ) -> int:
         """Reads all texts that are not kept yet, and lets other processes find them.
 
-        They are read in batches of similar length that depend on nothing but the texts.
+        They are read in batches of similar length that depend on nothing but these texts.
 
         Args:
-            shared: See :meth:`layers`.
-            rows: Likewise; none twice.
-            compute: Likewise.
+            shared: Token ids that all texts follow.
+            rows: Token ids of each text; none twice.
+            compute: Gives each layer's keys and values of some texts, (B, heads, R, d), padded on
+                the left.
 
         Returns:
             How many texts were read.
+
+        Raises:
+            OSError: they cannot be written.
         """
         missing = [
             row for row in rows if row and self._kept(text_key(shared, row), len(row)) is None
         ]
         missing.sort(key=lambda row: (len(row), *row))
+        self._shelf.make_room(self._shape.size(sum(map(len, missing)), self._how, self._exact))
         with torch.inference_mode(mode=False), torch.no_grad():
             for start in range(0, len(missing), _BATCH):
                 self._read(shared, missing[start : start + _BATCH], compute)
         self._shelf.publish()
         return len(missing)
 
-    def layers(
+    def keys_values(
         self,
         shared: Sequence[int],
         rows: Sequence[Sequence[int]],
         compute: Callable[[Sequence[Sequence[int]]], Sequence[KeysValues]],
+        device: torch.device,
     ) -> list[KeysValues]:
         """Each layer's keys and values of B texts, (B, heads, R, d), padded on the left.
 
@@ -309,6 +339,7 @@ class ReadOnce:
             rows: Token ids of each text.
             compute: Gives those of some texts, in the same shape; called for those that are not
                 kept.
+            device: Where they are wanted.
         """
         with torch.inference_mode(mode=False), torch.no_grad():
             real = [row for row in rows if row]
@@ -317,19 +348,18 @@ class ReadOnce:
             if lacking:
                 read = iter(self._read(shared, lacking, compute))
                 kept = [next(read) if found is None else found for found in kept]
-            layers = self._layers
             longest = max(map(len, rows))
-            padded = torch.zeros(len(rows), longest, layers.values, dtype=self._exact)
+            padded = torch.zeros(len(rows), longest, self._shape.values, dtype=self._exact)
             places = [(padded[number], row) for number, row in enumerate(rows) if row]
             for (place, row), found in zip(places, kept, strict=True):
                 assert found is not None
-                place[longest - len(row) :] = self._restored(found, len(row), layers)
-            return _split(padded.to(self._device, non_blocking=True), layers)
+                place[longest - len(row) :] = self._restored(found, len(row))
+            return _split(padded.to(device, non_blocking=True), self._shape)
 
     def _kept(self, key: str, tokens: int) -> Tensor | None:
         """What is kept of a text; None where there is nothing, or something else."""
         found = self._shelf.take(key)
-        size = self._layers.bytes(tokens, self._how, self._exact)
+        size = self._shape.size(tokens, self._how, self._exact)
         return found if found is not None and len(found) == size else None
 
     def _read(
@@ -344,30 +374,30 @@ class ReadOnce:
         values = torch.cat(parts, dim=2).cpu()
         found = []
         for row, own in zip(rows, values, strict=True):
-            kept = self._stored(own[len(own) - len(row) :], self._layers)
+            kept = self._stored(own[len(own) - len(row) :])
             self._shelf.put(text_key(shared, row), kept)
             found.append(kept)
         return found
 
-    def _stored(self, values: Tensor, layers: Layers) -> Tensor:
-        """(R, F) values as (N,) uint8."""
+    def _stored(self, values: Tensor) -> Tensor:
+        """(R, F) values as (N,) uint8 of their own, not a part of the batch that was read."""
         if self._how is not CacheDtype.int8:
-            kept = values.to(stored_dtype(self._how, self._exact)).contiguous()
+            kept = values.to(stored_dtype(self._how, self._exact), copy=True)
             return kept.view(torch.uint8).flatten()
-        groups = values.float().view(len(values), -1, layers.group)
+        groups = values.float().view(len(values), -1, self._shape.group)
         scales = (groups.abs().amax(dim=2) / 127).clamp(min=1e-7).half()
         whole = (groups / scales.float()[:, :, None]).round().clamp(-127, 127).to(torch.int8)
         parts = (whole.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
         return torch.cat(parts)
 
-    def _restored(self, kept: Tensor, tokens: int, layers: Layers) -> Tensor:
+    def _restored(self, kept: Tensor, tokens: int) -> Tensor:
         """(N,) uint8 as (R, F) values."""
         if self._how is not CacheDtype.int8:
-            return kept.view(stored_dtype(self._how, self._exact)).view(tokens, layers.values)
-        count = tokens * layers.values
-        whole = kept[:count].view(torch.int8).view(tokens, -1, layers.group)
+            return kept.view(stored_dtype(self._how, self._exact)).view(tokens, -1)
+        count = tokens * self._shape.values
+        whole = kept[:count].view(torch.int8).view(tokens, -1, self._shape.group)
         scales = kept[count:].view(torch.float16).view(tokens, -1, 1)
-        return (whole.float() * scales.float()).view(tokens, layers.values)
+        return (whole.float() * scales.float()).view(tokens, -1)
 
 
 def text_key(shared: Sequence[int], row: Sequence[int]) -> str:
@@ -394,7 +424,7 @@ def padded_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def joined(prefix: PrefixCache | None, layers: Sequence[KeysValues], mask: Tensor) -> PrefixCache:
+def extended(prefix: PrefixCache | None, layers: Sequence[KeysValues], mask: Tensor) -> PrefixCache:
     """A prefix that all sequences share and what follows it in each, as one prefix.
 
     ``layers`` are (B, heads, R, d) each, ``mask`` is (B, R) bool.
@@ -415,14 +445,19 @@ def joined(prefix: PrefixCache | None, layers: Sequence[KeysValues], mask: Tenso
     return PrefixCache(both, torch.cat([everything, mask], dim=1))
 
 
-def _split(padded: Tensor, layers: Layers) -> list[KeysValues]:
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _split(padded: Tensor, shape: TokenShape) -> list[KeysValues]:
     """(B, R, F) values as each layer's keys and values, (B, heads, R, d)."""
-    parts = iter(torch.split(padded, layers.sizes, dim=2))
+    parts = iter(torch.split(padded, shape.sizes, dim=2))
 
     def by_head(heads: int, width: int) -> Tensor:
         return next(parts).view(*padded.shape[:2], heads, width).transpose(1, 2)
 
     return [
         (by_head(heads, wide), by_head(heads, deep))
-        for heads, (wide, deep) in zip(layers.heads, layers.widths, strict=True)
+        for heads, (wide, deep) in zip(shape.heads, shape.widths, strict=True)
     ]
