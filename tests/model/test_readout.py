@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,15 @@ from msea_lightning.language.options import Decode, Loss
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import answer_prior
 from msea_lightning.model.contract import ModelError
+from msea_lightning.model.options import ModelOptions
 from msea_lightning.model.readout import TokenReadout
+from msea_lightning.training.build import build_data
 from tests.model.test_adapted_lm import make
 from tests.rounding import assert_same
 
 Options = Callable[..., TrainConfig]
 ANSWERS = "training.loss=answers"
+UNTRAINED = "training.schedule_epochs=0"
 
 
 def scored(task: AdaptedLM, batch: Batch) -> Tensor:
@@ -164,7 +168,10 @@ def test_a_linear_readout_is_trained_and_the_language_model_is_not(
         (["training.ordinal=1"], "training.ordinal=1.0 needs probabilities of the legal answers"),
         (["prompt.calibrate=true"], "prompt.calibrate=true needs probabilities of the legal"),
         (["readout=linear", ANSWERS, "prompt.calibrate=true"], "no effect with readout=linear"),
-        (["readout=linear", ANSWERS, "training.schedule_epochs=0"], "means nothing untrained"),
+        (["readout=linear", ANSWERS, UNTRAINED], "readout=linear means nothing untrained"),
+        ([UNTRAINED, "training.class_weights=balanced"], "class_weights=balanced means nothing"),
+        ([UNTRAINED, ANSWERS, "training.ordinal=1"], "training.ordinal=1.0 means nothing untrai"),
+        (["backbone.cache_dtype=int8"], "cache_dtype=int8 has no effect with prompt.order=pseudo_"),
         (["adapter=none"], "adapter=none with readout=tokens has nothing to train: set training.s"),
     ],
 )
@@ -175,6 +182,12 @@ def test_parts_that_do_not_go_together_are_refused(
         options(*words)
 
 
+def test_a_model_of_its_own_has_to_be_trained(options: Options) -> None:
+    config = replace(options(UNTRAINED), model=ModelOptions("fusion"))
+    with pytest.raises(ConfigError, match="model=fusion means nothing untrained"):
+        config.check("")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -183,13 +196,17 @@ def test_parts_that_do_not_go_together_are_refused(
             ("dataset.demo_task=msa", "training.class_weights=balanced"),
             "training.class_weights=balanced needs emotions",
         ),
+        (
+            ("dataset.demo_task=msa", "dataset.labels.words=names"),
+            "dataset.labels.words=names needs emotions; the labels of demo are intensities",
+        ),
     ],
 )
-def test_what_the_labels_do_not_allow_is_refused(
-    options: Options, backbone: FrozenBackbone, words: tuple[str, ...], message: str
+def test_what_the_labels_do_not_allow_is_refused_before_a_language_model_is_read(
+    options: Options, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        make(options(*words), backbone)
+        build_data(options(*words))
 
 
 def test_the_default_is_the_paper_s(options: Options, backbone: FrozenBackbone) -> None:

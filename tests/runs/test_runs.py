@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msea_lightning.commands.command_line import compose
+from msea_lightning.commands.compose import conf_folder, set_by_method
 from msea_lightning.config.errors import UserError
 from msea_lightning.config.options import options
 from msea_lightning.config.roots import TrainConfig
@@ -27,7 +29,13 @@ from msea_lightning.runs.folder import (
     runs_by_fingerprint,
     runs_of,
 )
-from msea_lightning.runs.identity import comparable, fingerprint, with_absolute_places
+from msea_lightning.runs.identity import (
+    METHOD_OPTIONS,
+    comparable,
+    departures,
+    fingerprint,
+    with_absolute_places,
+)
 from msea_lightning.runs.start import open_run
 
 BASE = compose("train", TrainConfig)
@@ -92,6 +100,31 @@ def test_where_a_run_happens_has_no_part_in_it(words: list[str]) -> None:
 )
 def test_what_changes_a_result_changes_the_fingerprint(words: list[str]) -> None:
     assert fingerprint(compose("train", TrainConfig, words)) != fingerprint(BASE)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["prompt=meld"], {}),
+        (["prompt.task=null"], {"prompt.task": "another"}),
+        (["dataset.features=[audio]"], {"dataset.features": ["audio"]}),
+        (["dataset.reader=meld_csv"], {"dataset.reader": "meld_csv"}),
+        (["training.loss=answers"], {"training.loss": "answers"}),
+    ],
+)
+def test_what_is_not_as_published_is_told(words: list[str], expected: dict[str, Any]) -> None:
+    """The paper's numbers stand beside no such run."""
+    config = compose("train", TrainConfig, ["dataset=meld", "backbone=qwen", *words])
+    assert departures(config) == expected
+    other = compose("train", TrainConfig, ["dataset=meld_text", "backbone=qwen", "prompt=none"])
+    assert departures(other) == {}
+
+
+def test_what_methods_set_is_known_as_such() -> None:
+    """Reports name the method in place of it."""
+    methods = {path.stem for path in (conf_folder() / "method").glob("*.yaml")} - {"none"}
+    assert {key for method in methods for key in set_by_method(method)} <= set(METHOD_OPTIONS)
 
 
 def test_every_option_is_compared_or_has_a_reason_not_to_be() -> None:

@@ -11,7 +11,11 @@ import torch
 from transformers import AutoConfig
 
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.cost.published import published_estimator, published_flops
+from msea_lightning.cost.published import (
+    is_published,
+    published_estimator,
+    published_flops,
+)
 from msea_lightning.paper import paper_table
 from msea_lightning.paper.lengths import LONGEST
 from msea_lightning.training.size import measure_size
@@ -46,6 +50,12 @@ def test_a_configuration_of_the_paper_is_measured_as_it_is_published(
     assert round(measured["trainable_parameters"] / 1e6, 2) == paper(model, "mosei")
     assert measured["backbone_parameters"] == frozen
     assert measured["memory_bytes"] > 2 * frozen
+
+
+def test_a_part_of_the_features_has_no_published_size(options: Options) -> None:
+    pair = ["dataset=mosei", "backbone=qwen"]
+    assert is_published(options(*pair))
+    assert not is_published(options(*pair, "dataset.features=[audio]"))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Adapter(nn.Module, ABC):
         use_text: False where the language model reads no text.
         changes_text: Whether the language model reads other embeddings of the text than its own.
         pseudo_tokens: Number N of pseudo tokens; 0 where there are none.
+        anchored: Whether pseudo tokens take the places of the task prompt's last tokens.
         audio: Audio encoder; None where the adapter reads none.
         vision: Vision encoder; None where the adapter reads none.
 
@@ -43,6 +44,7 @@ class Adapter(nn.Module, ABC):
     use_text: bool = True
     changes_text: ClassVar[bool] = False
     pseudo_tokens: int = 0
+    anchored: bool = False
     audio: nn.Module | None
     vision: nn.Module | None
 

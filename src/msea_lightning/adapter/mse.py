@@ -129,6 +129,7 @@ class MSEAdapter(Adapter):
         super().__init__(locals())
         self.use_text = use_text
         self.pseudo_tokens = pseudo_tokens
+        self.anchored = anchored
         self.anchors: Tensor | None
         self.token_scale: Tensor | None
         matched = normalization == Normalization.matched.value

@@ -29,9 +29,13 @@ class AdapterOptions(Choice):
 
     Attributes:
         ablations: The options of :class:`AblationConfig` that the adapter has arguments for.
+        pseudo_tokens: Number of pseudo tokens; an option of adapters that make some.
+        anchored: Whether they take the places of the task prompt's last tokens; likewise.
     """
 
     ablations: ClassVar[Sequence[str]] = ("audio", "vision")
+    pseudo_tokens = 0
+    anchored = False
 
 
 ADAPTERS: Registry[type[AdapterOptions]] = Registry("adapter")

@@ -14,7 +14,7 @@ from msea_lightning.adapter.options import (
     MSEOptions,
     NoAdapterOptions,
 )
-from msea_lightning.backbone.options import Accelerator, BackboneConfig, Weights
+from msea_lightning.backbone.options import Accelerator, BackboneConfig, CacheDtype, Weights
 from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
@@ -38,7 +38,7 @@ from msea_lightning.model.options import (
 from msea_lightning.plugin.options import RecordedBackboneConfig
 from msea_lightning.reporting.options import LoggerConfig
 from msea_lightning.searching.options import SearchOptions
-from msea_lightning.training.options import TrainerConfig, TrainingConfig
+from msea_lightning.training.options import ClassWeights, TrainerConfig, TrainingConfig
 
 
 @dataclass
@@ -80,24 +80,40 @@ class RunConfig:
                 "prompt.calibrate=true has no effect with readout=linear, whose layer is trained: "
                 "leave it out."
             )
-        anchored = self.adapter.arguments().get("anchored", False)
-        if anchored and self.prompt.order is not Order.text_first:
+        if self.adapter.anchored and self.prompt.order is not Order.text_first:
             raise ConfigError(
                 "adapter.anchored=true puts pseudo tokens in the places of the task prompt's last "
                 f"tokens, but prompt.order={self.prompt.order.value} has them elsewhere: set "
                 "prompt.order=text_first."
             )
         untrained = training.schedule_epochs == 0
-        if linear and untrained:
-            raise ConfigError(
-                "training.schedule_epochs=0 trains nothing, and readout=linear means nothing "
-                "untrained: leave one of them out."
-            )
+        needing_training = {
+            "readout=linear": linear,
+            f"model={self.model.name}": not isinstance(self.model, AdaptedLMOptions),
+            f"training.ordinal={training.ordinal}": training.ordinal > 0,
+            f"training.class_weights={training.class_weights.value}": (
+                training.class_weights is not ClassWeights.none
+            ),
+        }
+        for what, needs in needing_training.items():
+            if untrained and needs:
+                raise ConfigError(
+                    f"training.schedule_epochs=0 trains nothing, and {what} means nothing "
+                    "untrained: leave one of them out."
+                )
         if isinstance(self.adapter, NoAdapterOptions) and not linear and not untrained:
             raise ConfigError(
                 "adapter=none with readout=tokens has nothing to train: set "
                 "training.schedule_epochs=0 for the zero-shot answers of the language model, or "
                 "readout=linear."
+            )
+        dtype, order = self.backbone.cache_dtype, self.prompt.order
+        varying = self.adapter.pseudo_tokens > 0 and not untrained
+        if dtype is not CacheDtype.exact and order is Order.pseudo_first and varying:
+            raise ConfigError(
+                f"backbone.cache_dtype={dtype.value} has no effect with prompt.order={order.value},"
+                " where texts come after the pseudo tokens and are never kept: leave it out, or "
+                "set prompt.order=text_first or prompt_first."
             )
         if self.backbone.device_map is not None and self.trainer.devices > 1:
             raise ConfigError(

@@ -155,11 +155,12 @@ def published_flops(dataset: DatasetConfig, estimator: MemoryEstimator) -> tuple
 def is_published(config: RunConfig) -> bool:
     """Whether a run is of a data set and a backbone of the paper, whose sizes are published.
 
-    How much was said before an utterance is not: with context the files are read.
+    How much was said before an utterance is not, nor are features apart: the files are read.
     """
     resized = config.backbone.hidden_size or config.backbone.num_layers
     own = config.dataset.reader in (Reader.table, Reader.meld_csv) or config.prompt.context > 0
-    return not resized and not own and (config.dataset.name, config.backbone.name) in LONGEST
+    part = config.dataset.features is not None
+    return not (resized or own or part) and (config.dataset.name, config.backbone.name) in LONGEST
 
 
 def published_estimator(config: RunConfig, device: torch.device) -> MemoryEstimator:

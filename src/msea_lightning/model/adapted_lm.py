@@ -66,7 +66,7 @@ class AdaptedLM(Model):
         ordinal: Weight in the loss of the expected absolute error of the distribution over
             intensities.
         class_weights: (A,) what an utterance counts in the loss by its answer; none where not
-            given.
+            given. They are of emotions, ``ordinal`` of intensities.
 
     Attributes:
         reads: Names of the features that adapters read.
@@ -150,14 +150,10 @@ class AdaptedLM(Model):
         answers = torch.tensor([self.tree.number(label) for label in labels]).to(self.device)
         targets = torch.tensor([self.space.target(label) for label in labels]).to(self.device)
         distance = (tree.values.float() - targets[:, None]).abs()
-        parts = {
-            "cross_entropy": -logp.gather(1, answers[:, None])[:, 0],
-            "expected_error": (logp.exp() * distance).sum(-1),
+        terms = {
+            "cross_entropy": -logp.gather(1, answers[:, None]).sum(),
+            "expected_error": (logp.exp() * distance).sum(),
         }
-        weights = self._utterance_weights(batch)
-        if weights is not None:
-            parts = {name: part * weights for name, part in parts.items()}
-        terms = {name: part.sum() for name, part in parts.items()}
         loss_sum = terms["cross_entropy"] + self._ordinal * terms["expected_error"]
         return Step(loss_sum, len(batch), terms)
 

@@ -66,14 +66,14 @@ def build_prompt(
             if prompt.task is None
             else filled_prompt(prompt.task, space)
         ),
-        pseudo_tokens=adapter.arguments().get("pseudo_tokens", 0),
+        pseudo_tokens=adapter.pseudo_tokens,
         text_tokens=dataset.text_tokens,
         pad_id=pad_id,
         pad_to=text.pad_to,
         attend_padding=text.attend_padding,
         wording=build_wording(dataset, prompt),
         text_changes=ADAPTERS.load(adapter.name).changes_text,
-        anchored=adapter.arguments().get("anchored", False),
+        anchored=adapter.anchored,
     )
     return made, build_answers(made, space, readout)
 

@@ -98,6 +98,13 @@ def paper_parameters(adapter: str, backbone: str, dataset: str) -> str:
     return ""
 
 
+@cache
+def published_prompts(dataset: str) -> set[str]:
+    """The task prompts of a data set, the paper's and the original implementation's."""
+    rows = (*paper_table("prompts_meld"), *paper_table("prompts"))
+    return {row["prompt"] for row in rows if row["dataset"] == dataset}
+
+
 def original_prompt(dataset: str, backbone: str) -> str | None:
     """The task prompt in the original implementation's configuration files, to the letter."""
     for row in (*paper_table("prompts_meld"), *paper_table("prompts")):

@@ -71,7 +71,7 @@ def attach(
             template=facts.prompt.context_template,
         ),
         text_changes=adapter.changes_text,
-        anchored=facts.adapter.get("anchored", False),
+        anchored=adapter.anchored,
     )
     tree = build_answers(prompt, space, facts.readout)
     weights: dict[str, dict[str, Tensor]] = {"adapter": {}, "standardizer": {}, "readout": {}}

@@ -15,7 +15,8 @@ from typing import Any
 from msea_lightning.adapter.options import AblationConfig, NoAdapterOptions
 from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
-from msea_lightning.data.options import EmptyText
+from msea_lightning.data.options import EmptyText, Reader
+from msea_lightning.paper import published_prompts
 
 _NOT_COMPARED = {
     *("ckpt", "runs", "experiment", "method", "logger", "trainer", "training.eval_batch_size"),
@@ -68,7 +69,8 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 def departures(config: TrainConfig) -> dict[str, Any]:
     """The options in which a run differs from the published method, with their values.
 
-    A run that trains nothing differs by ``training.schedule_epochs``.
+    A run that trains nothing differs by ``training.schedule_epochs``; on a data set of the paper
+    one also differs that reads other data of it, or another task prompt.
     """
     values = comparable(config)
     published = _defaults(
@@ -81,6 +83,13 @@ def departures(config: TrainConfig) -> dict[str, Any]:
     }
     if config.training.schedule_epochs == 0:
         found["training.schedule_epochs"] = 0
+    if prompts := published_prompts(config.dataset.name):
+        if config.dataset.reader is Reader.meld_csv:
+            found["dataset.reader"] = Reader.meld_csv.value
+        if config.dataset.features is not None:
+            found["dataset.features"] = config.dataset.features
+        if config.prompt.task not in prompts:
+            found["prompt.task"] = "another"
     return found
 
 

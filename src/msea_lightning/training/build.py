@@ -37,7 +37,7 @@ from msea_lightning.cost.estimate import (
     build_estimator,
 )
 from msea_lightning.data.module import UtteranceDataModule
-from msea_lightning.data.options import Split, TextCase
+from msea_lightning.data.options import LabelConfig, LabelKind, LabelWords, Split, TextCase
 from msea_lightning.data.store import Store, StoreSplit
 from msea_lightning.data.utterance import DataError, complete_labels
 from msea_lightning.language.answers import AnswerTree
@@ -186,6 +186,26 @@ def check_needs(model: type[Model], data: UtteranceDataModule) -> None:
         complete_labels(train.ids, train.labels, name)
 
 
+def check_kind(config: RunConfig, labels: LabelConfig) -> None:
+    """Refuses options for the other kind of labels, intensities or emotions."""
+    training, words = config.training, config.dataset.labels.words
+    scale = labels.kind is LabelKind.scale
+    misfits = {
+        f"training.ordinal={training.ordinal}": training.ordinal > 0 and not scale,
+        f"training.class_weights={training.class_weights.value}": (
+            scale and training.class_weights is not ClassWeights.none
+        ),
+        f"dataset.labels.words={words.value}": scale and words is not LabelWords.digits,
+    }
+    found, needed = ("intensities", "emotions") if scale else ("emotions", "intensities")
+    for what, misfit in misfits.items():
+        if misfit:
+            raise ModelError(
+                f"{what} needs {needed}; the labels of {config.dataset.name} are {found}. "
+                "Leave it out."
+            )
+
+
 def build_data(
     config: RunConfig, *, store: Store | None = None, evaluated: Split | None = None
 ) -> UtteranceDataModule:
@@ -205,6 +225,7 @@ def build_data(
     data.setup()
     if evaluated is None:
         check_needs(kind, data)
+        check_kind(config, data.labels)
     return data
 
 
@@ -251,13 +272,8 @@ def build_adapted_lm(
         adapter.match_embeddings(
             language_model.embedding_norm, language_model.embed(anchors[None])[0].float().cpu()
         )
-    loss, space = config.training.loss, tree.space
+    loss = config.training.loss
     prior = answer_prior(language_model, prompt, tree) if config.prompt.calibrate else None
-    if config.training.ordinal and not space.ordered:
-        raise ModelError(
-            f"training.ordinal={config.training.ordinal} needs intensities; the labels of "
-            f"{config.dataset.name} are emotions, which have no order. Leave it out."
-        )
     return AdaptedLM(
         language_model,
         adapter,
@@ -275,14 +291,8 @@ def _class_weights(
     config: RunConfig, data: UtteranceDataModule, tree: AnswerTree
 ) -> torch.Tensor | None:
     """(A,) what an utterance counts in the loss by its answer; one on average."""
-    how = config.training.class_weights
-    if how is ClassWeights.none:
+    if config.training.class_weights is ClassWeights.none:
         return None
-    if tree.space.ordered:
-        raise ModelError(
-            f"training.class_weights={how.value} needs emotions; the labels of "
-            f"{config.dataset.name} are intensities. Leave it out."
-        )
     numbers = torch.tensor([tree.number(label) for label in data.splits["train"].targets])
     counts = torch.bincount(numbers, minlength=len(tree.answer_ids)).float()
     present = int((counts > 0).sum())

@@ -17,7 +17,6 @@ from sklearn.preprocessing import StandardScaler
 
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import StoreSplit
-from msea_lightning.data.utterance import MAIN_LABEL
 from msea_lightning.metrics import score
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
@@ -116,8 +115,6 @@ def _chosen(model: AdaptedLM, data: UtteranceDataModule) -> _Probe | None:
     how many are right.
     """
     space, train, valid = model.space, data.splits["train"], data.splits["valid"]
-    labels = train.labels[MAIN_LABEL]
-    train = train.select([index for index, label in enumerate(labels) if label is not None])
     taught: list[Any] = [_taught(model, label) for label in train.targets]
     if len(set(taught)) < 2:
         return None
