@@ -232,7 +232,7 @@ def test_a_linear_readout_begins_as_a_linear_probe(
     tokenize(config, data, backbone.tokenizer)
     model = build_adapted_lm(config, data, backbone)
     assert isinstance(model.readout, LinearReadout)
-    start_as_probe(model, data)
+    start_as_probe(model, data, data.metrics)
     train = data.splits["train"]
     states = torch.tensor(last_states(model, train, 16))
     with torch.no_grad():

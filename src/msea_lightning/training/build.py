@@ -126,7 +126,7 @@ def make_ready(
         fitted = not resumed and not config.trainer.fast_dev_run
         if isinstance(model.readout, LinearReadout) and fitted:
             log_once(_log, "the linear readout begins as a linear probe, which is fitted now")
-            start_as_probe(model, data)
+            start_as_probe(model, data, data.metrics)
     module = TrainingModule(
         model, UtteranceScore(data.metrics), training=config.training, seed=config.seed
     )

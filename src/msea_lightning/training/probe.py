@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from msea_lightning.data.module import UtteranceDataModule
 from msea_lightning.data.store import StoreSplit
-from msea_lightning.metrics import score
+from msea_lightning.metrics import score, selection_metric
 from msea_lightning.metrics.options import MetricKind
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.readout import LinearReadout
@@ -48,7 +47,7 @@ def probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> Refe
     Returns:
         None where training has but one label.
     """
-    found = _chosen(model, data)
+    found = _chosen(model, data, kind)
     if found is None:
         return None
     test = data.splits["test"]
@@ -61,7 +60,7 @@ def probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> Refe
     )
 
 
-def start_as_probe(model: AdaptedLM, data: UtteranceDataModule) -> None:
+def start_as_probe(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> None:
     """Gives an untrained linear readout the weights of a linear probe.
 
     So training begins with what the language model knows already, beside pseudo tokens that are yet
@@ -71,10 +70,11 @@ def start_as_probe(model: AdaptedLM, data: UtteranceDataModule) -> None:
     Args:
         model: With a linear readout.
         data: See :func:`probe`.
+        kind: Likewise.
     """
     readout = model.readout
     assert isinstance(readout, LinearReadout)
-    found = _chosen(model, data)
+    found = _chosen(model, data, kind)
     if found is None:
         return
     scaler, linear = found.pipeline[0], found.pipeline[-1]
@@ -82,7 +82,7 @@ def start_as_probe(model: AdaptedLM, data: UtteranceDataModule) -> None:
     constants = np.atleast_1d(linear.intercept_) - coefficients @ scaler.mean_
     values = np.asarray(model.space.values)
     if model.space.ordered:
-        variance = max(found.loss**2, _LEAST_VARIANCE)
+        variance = max(found.error**2, _LEAST_VARIANCE)
         weight = values[:, None] * coefficients / variance
         # Zero is one intensity, which scales with both signs write in two ways.
         same = (values[:, None] == values).sum(1)
@@ -99,48 +99,31 @@ def start_as_probe(model: AdaptedLM, data: UtteranceDataModule) -> None:
 
 
 class _Probe(NamedTuple):
-    """A linear model of last states, and its validation loss.
-
-    The loss is the cross-entropy of emotions, the root of the mean squared error of intensities.
-    """
+    """A linear model of last states, and the root of its mean squared error in validation."""
 
     pipeline: Pipeline
-    loss: float
+    error: float
 
 
-def _chosen(model: AdaptedLM, data: UtteranceDataModule) -> _Probe | None:
-    """The linear model of least validation loss; None where training has but one label.
-
-    That is the cross-entropy, of intensities the squared error: of few utterances it says more than
-    how many are right.
-    """
+def _chosen(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> _Probe | None:
+    """The linear model that does best in validation; None where training has but one label."""
     space, train, valid = model.space, data.splits["train"], data.splits["valid"]
     taught: list[Any] = [_taught(model, label) for label in train.targets]
     if len(set(taught)) < 2:
         return None
     states, held_out = (last_states(model, part, data.eval_batch_size) for part in (train, valid))
-    targets = np.asarray(_targets(model, valid))
-    found: list[tuple[float, _Probe]] = []
+    targets = _targets(model, valid)
+    metric = selection_metric(kind)
+    best: tuple[float, _Probe] | None = None
     for strength in _STRENGTHS:
         learned = _learned(states, taught, strength, ordered=space.ordered)
-        if space.ordered:
-            loss = float(np.sqrt(np.mean((learned.predict(held_out) - targets) ** 2)))
-        else:
-            loss = _cross_entropy(learned, held_out, targets)
-        found.append((loss, _Probe(learned, loss)))
-    return min(found, key=itemgetter(0))[1]
-
-
-def _cross_entropy(
-    learned: Pipeline, states: NDArray[np.float32], targets: NDArray[np.float64]
-) -> float:
-    """Of classes (N,), given states (N, d); classes that training lacks are left out."""
-    known = np.isin(targets, learned.classes_)
-    if not known.any():
-        return 0.0
-    logp = learned.predict_log_proba(states[known])
-    places = np.searchsorted(learned.classes_, targets[known])
-    return float(-logp[np.arange(len(places)), places].mean())
+        error = float(np.sqrt(np.mean((learned.predict(held_out) - np.asarray(targets)) ** 2)))
+        found = _Probe(learned, error)
+        value = score(kind, _answers(model, found, held_out), targets)[metric.name]
+        if best is None or metric.better(value, best[0]):
+            best = value, found
+    assert best is not None
+    return best[1]
 
 
 @torch.no_grad()
