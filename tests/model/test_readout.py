@@ -171,7 +171,6 @@ def test_a_linear_readout_is_trained_and_the_language_model_is_not(
         (["readout=linear", ANSWERS, UNTRAINED], "readout=linear means nothing untrained"),
         ([UNTRAINED, "training.class_weights=balanced"], "class_weights=balanced means nothing"),
         ([UNTRAINED, ANSWERS, "training.ordinal=1"], "training.ordinal=1.0 means nothing untrai"),
-        (["backbone.cache_dtype=int8"], "cache_dtype=int8 has no effect with prompt.order=pseudo_"),
         (["adapter=none"], "adapter=none with readout=tokens has nothing to train: set training.s"),
     ],
 )

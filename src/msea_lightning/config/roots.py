@@ -14,7 +14,7 @@ from msea_lightning.adapter.options import (
     MSEOptions,
     NoAdapterOptions,
 )
-from msea_lightning.backbone.options import Accelerator, BackboneConfig, CacheDtype, Weights
+from msea_lightning.backbone.options import Accelerator, BackboneConfig, Weights
 from msea_lightning.benchmark.options import BenchOptions
 from msea_lightning.config.errors import ConfigError
 from msea_lightning.config.options import option
@@ -106,14 +106,6 @@ class RunConfig:
                 "adapter=none with readout=tokens has nothing to train: set "
                 "training.schedule_epochs=0 for the zero-shot answers of the language model, or "
                 "readout=linear."
-            )
-        dtype, order = self.backbone.cache_dtype, self.prompt.order
-        varying = self.adapter.pseudo_tokens > 0 and not untrained
-        if dtype is not CacheDtype.exact and order is Order.pseudo_first and varying:
-            raise ConfigError(
-                f"backbone.cache_dtype={dtype.value} has no effect with prompt.order={order.value},"
-                " where texts come after the pseudo tokens and are never kept: leave it out, or "
-                "set prompt.order=text_first or prompt_first."
             )
         if self.backbone.device_map is not None and self.trainer.devices > 1:
             raise ConfigError(
