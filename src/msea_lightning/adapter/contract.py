@@ -86,7 +86,7 @@ class Adapter(nn.Module, ABC):
             vision_lengths: (B,) int; as for audio.
 
         Returns:
-            ``(pseudo_tokens, text)``: (B, N, D), read before the text, or None; and the text
+            ``(pseudo_tokens, text)``: (B, N, D), or None; and the text
             embeddings (B, T, D), the very same tensor where they are unchanged, (B, 0, D) where the
             language model reads no text.
 

@@ -298,6 +298,8 @@ def _finish(
     write_atomically(run.predictions, predictions_csv(predictions))
     adapted = module.model if isinstance(module.model, AdaptedLM) else None
     if adapted is not None:
+        if config.training.schedule_epochs:
+            log_listening(adapted, data.splits["train"], trained=True)
         facts = describe(
             adapted,
             metrics=module.score.kind,

@@ -1,4 +1,4 @@
-"""How well a language model can hear an adapter before it is trained.
+"""How well a language model can hear an adapter.
 
 Pseudo tokens that are far longer or shorter than the embeddings that the language model knows, or
 that are the same for every utterance, are what it learns least from.
@@ -57,18 +57,14 @@ class Listening:
         )
 
 
-def log_listening(model: AdaptedLM, train: StoreSplit) -> None:
-    """Says once before training how the pseudo tokens stand; warns where they hardly vary.
+def log_listening(model: AdaptedLM, train: StoreSplit, *, trained: bool = False) -> None:
+    """Says how the pseudo tokens stand; warns where untrained ones hardly vary.
 
     Nothing where the adapter makes none, reads neither audio nor vision, or there are fewer than
-    two utterances. Anchored pseudo tokens begin as words that the language model knows: that is
-    said instead.
+    two utterances. Untrained anchored ones are the same for all: of these it says which words they
+    begin as.
     """
     adapter = model.adapter
-    if model.prompt.anchor_ids:
-        words = model.prompt.decode(model.prompt.anchor_ids)
-        _log.info("pseudo tokens begin as the last tokens of the task prompt, %r", words)
-        return
     if not adapter.pseudo_tokens or not (adapter.audio or adapter.vision) or len(train) < 2:
         return
     batch = train.batch(list(range(min(_UTTERANCES, len(train))))).to(model.device)
@@ -78,11 +74,16 @@ def log_listening(model: AdaptedLM, train: StoreSplit) -> None:
     model.train(was_training)
     assert pseudo is not None
     found = Listening.of(pseudo, text)
-    if found.variation >= _FAINT:
+    if trained:
+        _log.info("after training %s", found)
+    elif model.prompt.anchor_ids:
+        words = model.prompt.decode(model.prompt.anchor_ids)
+        _log.info("%s: they begin as the task prompt's last tokens, %r", found, words)
+    elif found.variation >= _FAINT:
         _log.info("%s", found)
-        return
-    _log.warning(
-        "%s: the language model can hardly tell by them what was heard and seen. "
-        "adapter.normalization=matched makes them differ from the start",
-        found,
-    )
+    else:
+        _log.warning(
+            "%s: the language model can hardly tell by them what was heard and seen. "
+            "adapter.normalization=matched makes them differ from the start",
+            found,
+        )

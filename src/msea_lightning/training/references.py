@@ -31,7 +31,7 @@ class Reference:
 
     Attributes:
         name: Such as ``always neutral``.
-        kind: ``constant`` or ``text``.
+        kind: What it reads: ``constant``, ``text``, or ``state`` of the language model.
         answers: Its answer to each test utterance.
         test: Its metrics, as those of the run are.
     """
