@@ -16,6 +16,8 @@ import torch
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone
 from msea_lightning.backbone.loading.load import tiny_backbone
 from msea_lightning.backbone.options import BackboneConfig, Quantization
+from msea_lightning.language.options import Loss
+from msea_lightning.model.options import ReadoutKind
 from msea_lightning.plugin import (
     Plugin,
     PluginError,
@@ -225,6 +227,52 @@ def test_weights_that_nothing_knows_are_refused(plugin: Plugin, backbone: Frozen
     weights = {**plugin.weights, "head.weight": torch.zeros(1)}
     with pytest.raises(PluginError, match="holds weights of head, which this release does not"):
         attach(replace(plugin, weights=weights), backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("context", -1, r"prompt\.context=-1 is out of range: at least 0"),
+        ("context_tokens", 0, r"prompt\.context_tokens=0 is out of range: at least 1"),
+        ("context_template", "{speaker}", "has to have {text} once"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused(
+    tmp_path: Path, plugin: Plugin, name: str, value: int | str, message: str
+) -> None:
+    prompt = replace(plugin.facts.prompt, **{name: value})
+    replace(plugin, facts=replace(plugin.facts, prompt=prompt)).save_pretrained(tmp_path)
+    with pytest.raises(PluginError, match=rf"plugin\.json cannot be right: .*{message}"):
+        load_plugin(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "shape", "message"),
+    [
+        ({"calibrated": True}, None, r"the shape None, but calibrated=true .* need \(2, 8\)"),
+        ({"calibrated": True}, (1, 1), r"the shape \(1, 1\), but calibrated=true .* need \(2, 8\)"),
+        ({}, (2, 8), r"the shape \(2, 8\), but calibrated=false .* need None"),
+        ({"calibrated": True, "loss": Loss.vocabulary}, None, "calibrated=true, .* loss=vocabu"),
+        ({"readout": ReadoutKind.linear, "loss": Loss.vocabulary}, None, "readout=linear, which"),
+    ],
+)
+def test_a_readout_that_is_not_as_the_facts_say_is_refused(
+    plugin: Plugin,
+    backbone: FrozenBackbone,
+    facts: dict[str, Any],
+    shape: tuple[int, ...] | None,
+    message: str,
+) -> None:
+    prior = {} if shape is None else {"readout.prior": torch.zeros(shape)}
+    said = replace(plugin.facts, **{"loss": Loss.answers, **facts})
+    with pytest.raises(PluginError, match=message):
+        attach(replace(plugin, facts=said, weights={**plugin.weights, **prior}), backbone)
+
+
+def test_anchored_pseudo_tokens_come_last(plugin: Plugin, backbone: FrozenBackbone) -> None:
+    facts = replace(plugin.facts, adapter={**plugin.facts.adapter, "anchored": True})
+    with pytest.raises(PluginError, match=r"anchored=true, .* but prompt is last in its prompt\.l"):
+        attach(replace(plugin, facts=facts), backbone)
 
 
 @pytest.mark.parametrize("device", ["meteor", "cuda:99"])

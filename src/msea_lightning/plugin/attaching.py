@@ -15,11 +15,14 @@ from msea_lightning.adapter.options import ADAPTERS
 from msea_lightning.backbone import FrozenBackbone
 from msea_lightning.backbone.fingerprint import same_model
 from msea_lightning.backbone.frozen import padding_id
+from msea_lightning.language.answers import AnswerTree
 from msea_lightning.language.labels import LabelSpace
+from msea_lightning.language.options import Loss, SegmentKind
 from msea_lightning.language.prompt import Prompt, encode
 from msea_lightning.language.wording import Wording
 from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import build_answers, build_readout
+from msea_lightning.model.options import ReadoutKind
 from msea_lightning.plugin.facts import PluginError, PluginFacts, backbone_title
 
 if TYPE_CHECKING:
@@ -54,6 +57,13 @@ def attach(
     # Without memory: the weights are taken from the plugin.
     with torch.device("meta"):
         adapter = make(**facts.adapter)
+    last = facts.prompt.layout[-1].kind
+    if adapter.anchored and last is not SegmentKind.pseudo:
+        raise PluginError(
+            "The plugin.json has adapter.anchored=true, with which pseudo tokens come last, but "
+            f"{last.value} is last in its prompt.layout: copy the whole plugin/ folder of the run "
+            "again."
+        )
     prompt = Prompt(
         facts.prompt.layout,
         backbone.tokenizer,
@@ -84,6 +94,7 @@ def attach(
             "not know: use the release that wrote it, or copy the plugin again."
         )
     prior = weights["readout"].get("prior")
+    _check_readout(facts, prior, tree)
     readout = build_readout(facts.readout, facts.loss, backbone, tree, prior=prior)
     try:
         adapter.load_state_dict(weights["adapter"], assign=True)
@@ -103,6 +114,25 @@ def attach(
     )
     model.to(backbone.device)
     return model.eval()
+
+
+def _check_readout(facts: PluginFacts, prior: Tensor | None, tree: AnswerTree) -> None:
+    """Refuses a readout, or a prior (1 + M, C), that is not what the facts say."""
+    linear = facts.readout is ReadoutKind.linear
+    if (linear or facts.calibrated) and facts.loss is not Loss.answers:
+        what = "readout=linear" if linear else "calibrated=true"
+        raise PluginError(
+            f"The plugin.json has {what}, which gives probabilities of legal answers, but "
+            f"loss={facts.loss.value}: copy the whole plugin/ folder of the run again."
+        )
+    expected = tuple(tree.follows.shape) if facts.calibrated else None
+    found = None if prior is None else tuple(prior.shape)
+    if found != expected:
+        raise PluginError(
+            "The plugin's weights do not fit its plugin.json: readout.prior has the shape "
+            f"{found}, but calibrated={str(facts.calibrated).lower()} and the labels need "
+            f"{expected} (None: there is none). Copy the whole plugin/ folder of the run again."
+        )
 
 
 def _check_backbone(facts: PluginFacts, backbone: FrozenBackbone, found: Mapping[str, str]) -> None:

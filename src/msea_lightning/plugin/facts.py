@@ -81,6 +81,7 @@ class PluginFacts:
         license: Licence of the weights; None until someone gives them one.
         readout: What gives the probabilities; plugins from before there were several do not say it.
         loss: What the probabilities of its answers are normalised over; likewise.
+        calibrated: Whether the prompt's own prior, which is among the weights, is subtracted.
     """
 
     format: int
@@ -106,6 +107,7 @@ class PluginFacts:
     license: str | None = None
     readout: ReadoutKind = ReadoutKind.tokens
     loss: Loss = Loss.vocabulary
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         """Leaves out extractors of features that the training data did not have after all."""
@@ -236,4 +238,5 @@ def describe(
         language=language,
         readout=model.readout.kind,
         loss=model.readout.loss,
+        calibrated="prior" in model.readout.state_dict(),
     )

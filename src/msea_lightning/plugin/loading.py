@@ -18,7 +18,9 @@ from torch import Tensor
 
 from msea_lightning.backbone import BackboneError, FrozenBackbone, load_backbone, resolve_device
 from msea_lightning.backbone.options import Accelerator, Weights
-from msea_lightning.config.errors import first_line
+from msea_lightning.config.errors import ConfigError, first_line
+from msea_lightning.config.options import check
+from msea_lightning.language.options import PromptConfig
 from msea_lightning.plugin.facts import (
     FACTS,
     FORMAT,
@@ -76,6 +78,21 @@ def read_plugin(place: str | Path, **download: Any) -> tuple[PluginFacts, dict[s
             "plugin/ folder of the run again."
         ) from error
     assert isinstance(facts, PluginFacts)
+    prompt = facts.prompt
+    try:
+        check(
+            PromptConfig(
+                context=prompt.context,
+                context_tokens=prompt.context_tokens,
+                context_template=prompt.context_template,
+            ),
+            "prompt",
+        )
+    except ConfigError as error:
+        raise PluginError(
+            f"{folder / FACTS} cannot be right: {error} Copy the whole plugin/ folder of the run "
+            "again."
+        ) from error
     return facts, weights
 
 
