@@ -116,7 +116,6 @@ def test_memory_that_texts_take_is_estimated(options: Options) -> None:
     [
         (("prompt.order=text_first", "backbone.cache_limit=1e-6"), "more than the 0.0 MiB that"),
         (("prompt.order=text_first", "training.schedule_epochs=0"), "trains nothing"),
-        (("prompt.order=pseudo_first",), "no text before the pseudo tokens"),
     ],
 )
 def test_texts_are_not_rounded_where_they_are_not_kept(
@@ -217,7 +216,7 @@ def test_a_resumed_run_has_its_readout_from_the_checkpoint(
     options: Options, monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
     fitted: list[object] = []
-    monkeypatch.setattr(build, "start_as_probe", lambda model, data: fitted.append(model))
+    monkeypatch.setattr(build, "start_as_probe", lambda model, data, kind: fitted.append(model))
     make_ready(options("training.loss=answers", "readout=linear"), resumed=resumed)
     assert len(fitted) == (not resumed)
 
