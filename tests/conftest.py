@@ -17,6 +17,7 @@ from msea_lightning.runs.folder import RunFolder
 from msea_lightning.training.fit import fit
 
 SMALL = (
+    "method=published",
     "dataset.demo_utterances=90",
     "training.schedule_epochs=2",
     "trainer.accelerator=cpu",

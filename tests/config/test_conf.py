@@ -89,6 +89,10 @@ def test_every_file_composes(path: Path) -> None:
         tried = compose("search", SearchConfig, [f"adapter={parts[1]}"]).search.space
         assert "training" in tried
         assert "adapter" in tried
+    elif parts[0] == "fraction":
+        experiment, _, dataset = parts[1].partition("_")
+        assert train(f"experiment={experiment}", f"dataset={dataset}").dataset.train_fraction < 1
+        assert train(f"dataset={dataset}").dataset.train_fraction == 1
     elif parts[0] == "features":
         words = [*NEEDED["extract"], f"features={parts[1]}"]
         preset = compose("extract", ExtractConfig, words).features

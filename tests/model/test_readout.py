@@ -168,7 +168,6 @@ def test_a_linear_readout_is_trained_and_the_language_model_is_not(
         (["training.ordinal=1"], "training.ordinal=1.0 needs probabilities of the legal answers"),
         (["prompt.calibrate=true"], "prompt.calibrate=true needs probabilities of the legal"),
         (["readout=linear", ANSWERS, "prompt.calibrate=true"], "no effect with readout=linear"),
-        (["readout=linear", ANSWERS, UNTRAINED], "readout=linear means nothing untrained"),
         ([UNTRAINED, "training.class_weights=balanced"], "class_weights=balanced means nothing"),
         ([UNTRAINED, ANSWERS, "training.ordinal=1"], "training.ordinal=1.0 means nothing untrai"),
         (["adapter=none"], "adapter=none with readout=tokens has nothing to train: set training.s"),

@@ -73,7 +73,7 @@ class RunConfig:
         if needing and training.loss is not Loss.answers:
             raise ConfigError(
                 f"{needing[0]} needs probabilities of the legal answers, but training.loss="
-                f"{training.loss.value}: set training.loss=answers."
+                f"{training.loss.value}: set training.loss=answers, or choose method=published."
             )
         if linear and self.prompt.calibrate:
             raise ConfigError(
@@ -84,11 +84,10 @@ class RunConfig:
             raise ConfigError(
                 "adapter.anchored=true puts pseudo tokens in the places of the task prompt's last "
                 f"tokens, but prompt.order={self.prompt.order.value} has them elsewhere: set "
-                "prompt.order=text_first."
+                "prompt.order=text_first, or adapter.anchored=false."
             )
         untrained = training.schedule_epochs == 0
         needing_training = {
-            "readout=linear": linear,
             f"model={self.model.name}": not isinstance(self.model, AdaptedLMOptions),
             f"training.ordinal={training.ordinal}": training.ordinal > 0,
             f"training.class_weights={training.class_weights.value}": (

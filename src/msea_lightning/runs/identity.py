@@ -16,6 +16,7 @@ from msea_lightning.adapter.options import AblationConfig, NoAdapterOptions
 from msea_lightning.config.options import choose, options, registries
 from msea_lightning.config.roots import TrainConfig
 from msea_lightning.data.options import EmptyText, Reader
+from msea_lightning.model.options import ReadoutKind
 from msea_lightning.paper import published_prompts
 
 _NOT_COMPARED = {
@@ -151,12 +152,19 @@ def settled(config: TrainConfig) -> TrainConfig:
     """The options with all that follows from others.
 
     Places are those of :func:`with_absolute_places`. Where nothing is trained, the language model
-    answers alone: an adapter with random weights would only disturb it.
+    answers alone: an adapter with random weights would only disturb it, and a linear readout means
+    nothing untrained.
     """
     config = with_absolute_places(config)
     if config.training.schedule_epochs > 0:
         return config
-    return replace(config, adapter=NoAdapterOptions(), ablation=AblationConfig())
+    return replace(
+        config,
+        adapter=NoAdapterOptions(),
+        ablation=AblationConfig(),
+        readout=ReadoutKind.tokens,
+        method=None if config.readout is ReadoutKind.linear else config.method,
+    )
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:

@@ -201,6 +201,8 @@ def _announce(config: TrainConfig, ready: Ready) -> None:
     if not isinstance(model, AdaptedLM):
         _log.info("model: %s, %s", MODELS.title(config.model.name), size)
         return
+    if config.training.schedule_epochs == 0:
+        _log.info("nothing is trained: the language model writes the answers by itself")
     left_out = config.ablation.name
     _log.info(
         "model: %s%s, %s, in front of %s with %s frozen parameters (%s%s)",
