@@ -43,6 +43,7 @@ def options(name: str, runs: Path) -> TrainConfig:
     sizes = ["audio_hidden=8", "vision_hidden=8", "hidden=16", "scales=[16,16,16]"]
     words = [f"adapter.{size}" for size in sizes]
     words += ["dataset.demo_utterances=60", "training.batch_size=8", f"runs={runs}"]
+    words += ["method=published"]  # the only one that there was
     return compose("train", TrainConfig, [*words, *WORDS[name]])
 
 

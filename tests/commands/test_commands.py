@@ -62,7 +62,7 @@ def predictions(run: Path) -> dict[str, str]:
 def one_process(options: Options) -> Path:
     """The run folder of one process, which several have to equal."""
     words = ("training.schedule_epochs=1", "dataset.demo_utterances=97", "training.batch_size=7")
-    return fit(options(*words)).path
+    return fit(options(*words, "method=all")).path
 
 
 def only_run(folder: Path) -> Path:
@@ -143,7 +143,7 @@ def test_two_sweeps_at_once_share_a_run(cache: Path, tmp_path: Path) -> None:
 
 def test_a_killed_sweep_goes_on_where_it_was(options: Options, cache: Path, tmp_path: Path) -> None:
     words = ["training.schedule_epochs=3", "dataset.demo_utterances=97"]
-    undisturbed = fit(options(*words))
+    undisturbed = fit(options(*words, "method=all"))
     arguments = [*typed(tmp_path, cache, *words), "-m", "seed=1111"]
     sweep = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.DEVNULL)
     runs = tmp_path / "typed"

@@ -72,7 +72,9 @@ Parts = tuple[Adapter, Prompt, AnswerTree]
 def parts(name: str = "mse", *, width: int = WIDTH, device: str = "meta") -> Parts:
     """An adapter with the sequences that it is read in."""
     choice = [] if name == "nothing" else [f"adapter={name}"]
-    config = compose("train", TrainConfig, ["dataset=meld", "backbone=tiny", *choice])
+    config = compose(
+        "train", TrainConfig, ["dataset=meld", "backbone=tiny", "method=published", *choice]
+    )
     prompt, tree = build_prompt(
         TOKENIZER,
         config.dataset.labels,

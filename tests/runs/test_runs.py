@@ -117,7 +117,8 @@ def test_what_is_not_as_published_is_told(words: list[str], expected: dict[str, 
     """The paper's numbers stand beside no such run."""
     config = compose("train", TrainConfig, ["dataset=meld", "backbone=qwen", *words])
     assert departures(config) == expected
-    other = compose("train", TrainConfig, ["dataset=meld_text", "backbone=qwen", "prompt=none"])
+    words = ["dataset=meld_text", "backbone=qwen", "prompt=none", "method=published"]
+    other = compose("train", TrainConfig, words)
     assert departures(other) == {}
 
 

@@ -74,7 +74,7 @@ def test_the_majority_is_that_of_the_labels_as_they_are_written() -> None:
 def test_names_are_shown_as_they_are_in_the_table_of_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = compose("train", TrainConfig)
+    options = compose("train", TrainConfig, ["method=published"])
     options = replace(options, dataset=replace(options.dataset, name="[red]mine[/] \x1b[2J"))
     show_results(options, {"test": {"acc": 0.5, "wf1": 0.4}}, {"acc": (0.4, 0.6)})
     shown = capsys.readouterr().out
