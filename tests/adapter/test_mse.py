@@ -504,9 +504,10 @@ class TestScales:
             pseudo = self.spoken(adapter)
             return float((pseudo - pseudo.mean(0)).norm() / pseudo.norm())
 
-        matched = self.made(normalization="matched")
-        matched.match_embeddings(1.0, torch.randn(3, 32))
-        assert variation(matched) > 10 * variation(self.made())
+        for options in ({}, {"use_text": False}, {"text_guide": False}):
+            matched = self.made(normalization="matched", **options)
+            matched.match_embeddings(1.0, torch.randn(3, 32))
+            assert variation(matched) > 3 * variation(self.made(**options))
 
     def test_the_rank_is_that_of_the_tokens_beside_their_shift(self) -> None:
         sizes = {**self.SIZES, "pseudo_tokens": 6}

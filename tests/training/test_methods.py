@@ -297,6 +297,18 @@ def test_emotions_are_written_by_name(options: Options, backbone: FrozenBackbone
     assert model.prompt.decode(model.tree.ids(label)).strip() == label
 
 
+def test_states_that_are_all_alike_are_no_start(options: Options, backbone: FrozenBackbone) -> None:
+    """Without text nothing tells utterances apart before the pseudo tokens are trained."""
+    config = options("method=all", "ablation=no_text")
+    data = build_data(config)
+    tokenize(config, data, backbone.tokenizer)
+    model = build_adapted_lm(config, data, backbone)
+    before = {name: weight.clone() for name, weight in model.readout.state_dict().items()}
+    start_as_probe(model, data, data.metrics)
+    for name, weight in model.readout.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
 def test_methods_differ_from_the_published_one_as_they_say() -> None:
     def plain(method: str) -> dict[str, object]:
         config = compose("train", TrainConfig, [f"method={method}"])

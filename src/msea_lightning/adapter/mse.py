@@ -178,10 +178,12 @@ class MSEAdapter(Adapter):
         # Text-guided mixer, Equations 3 and 4; zero where every modality is absent.
         weight = self.proj_up.weight
         summaries = [branch(frames_BLF, lengths_B) for branch, frames_BLF, lengths_B in modalities]
+        if self.token_scale is not None:
+            summaries = [_normalized(summary_BH) for summary_BH in summaries]
         if self.text_proj is not None:
             text_BH = self.text_proj(masked_mean(text.to(weight.dtype), mask))
             if self.token_scale is not None:
-                text_BH, *summaries = (_normalized(part) for part in (text_BH, *summaries))
+                text_BH = _normalized(text_BH)
             summaries = [summary_BH * text_BH for summary_BH in summaries]
         mixed_BH = sum(summaries, start=weight.new_zeros(len(text), weight.shape[1]))
         if self.scales is not None and self.conv is not None:

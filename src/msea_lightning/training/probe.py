@@ -29,6 +29,9 @@ _STEPS = 1000
 
 _LEAST_VARIANCE = 1e-4
 
+_ROUNDING = 1e-2
+"""Layer-normalised states that deviate by less are all alike but for rounding."""
+
 _UNSEEN = -5.0
 """Added to the least constant of all classes, for one that training does not have."""
 
@@ -106,12 +109,18 @@ class _Probe(NamedTuple):
 
 
 def _chosen(model: AdaptedLM, data: UtteranceDataModule, kind: MetricKind) -> _Probe | None:
-    """The linear model that does best in validation; None where training has but one label."""
+    """The linear model that does best in validation.
+
+    None where training has but one label, or one state but for rounding, as without text before
+    the pseudo tokens are trained.
+    """
     space, train, valid = model.space, data.splits["train"], data.splits["valid"]
     taught: list[Any] = [_taught(model, label) for label in train.targets]
     if len(set(taught)) < 2:
         return None
     states, held_out = (last_states(model, part, data.eval_batch_size) for part in (train, valid))
+    if states.std(axis=0).max() < _ROUNDING:
+        return None
     targets = _targets(model, valid)
     metric = selection_metric(kind)
     best: tuple[float, _Probe] | None = None
