@@ -19,7 +19,7 @@ from msea_lightning.model.adapted_lm import AdaptedLM
 from msea_lightning.model.build import trainable
 from msea_lightning.model.contract import ModelError
 from msea_lightning.plugin import Plugin, attach
-from msea_lightning.plugin.facts import describe
+from msea_lightning.plugin.facts import PluginFacts, describe
 from msea_lightning.plugin.saving import plugin_weights
 from msea_lightning.training.build import build_adapted_lm, build_data
 from tests.rounding import BOUND, assert_same
@@ -191,34 +191,31 @@ def test_sequences_beyond_the_backbone_are_refused(
         make(options("dataset.text_tokens=5000"), backbone)
 
 
+def described(task: AdaptedLM, data: UtteranceDataModule) -> PluginFacts:
+    """The facts of a plugin of the demo."""
+    return describe(
+        task,
+        metrics=data.metrics,
+        dataset="demo",
+        labels=data.labels,
+        pad_token=None,
+        backbone={},
+        test={},
+    )
+
+
 def test_what_the_tokenizer_decided_about_the_sign_is_kept_with_the_plugin(
     options: Options, backbone: FrozenBackbone
 ) -> None:
     config = options("dataset.demo_task=msa", "backbone.signed_labels=null")
     task, data, _ = make(config, backbone)
-    facts = describe(
-        task,
-        metrics=data.metrics,
-        dataset="demo",
-        labels=data.labels,
-        pad_token=None,
-        backbone={},
-        test={},
-    )
+    facts = described(task, data)
     assert facts.signed_labels is task.tree.space.signed is False
 
 
 def test_a_calibrated_plugin_answers_as_its_run(options: Options, backbone: FrozenBackbone) -> None:
     task, data, batch = make(options("training.loss=answers", "prompt.calibrate=true"), backbone)
-    facts = describe(
-        task,
-        metrics=data.metrics,
-        dataset="demo",
-        labels=data.labels,
-        pad_token=None,
-        backbone={},
-        test={},
-    )
+    facts = described(task, data)
     again = attach(Plugin(facts, plugin_weights(task)), backbone)
     assert facts.calibrated
     assert_same(again.answer_logp(batch), task.eval().answer_logp(batch))
