@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from collections.abc import Mapping
@@ -90,7 +91,10 @@ def run_title(options: TrainConfig) -> str:
     title = model_title(options.adapter.name, options.backbone.name)
     left_out = options.ablation.name
     ending = "" if left_out == FULL else f", {ABLATIONS.title(left_out)}"
-    differing = [f"{key}={value}" for key, value in departures(options).items()]
+    differing = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in departures(options).items()
+    ]
     ending += f", with {', '.join(differing)}" if differing else ""
     return f"{title} on {options.dataset.name}{ending}"
 
